@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types protos protos-check containers bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+setup: $(READY) ## Make .venv with everything that runs, tests and checks the project
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Cairn needs Python 3.11 or newer; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,examples]' \
+		$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"])' | tr -d "'")
+	@touch $(READY)
+
+demo: setup ## Set up, then run the tutorial: an aggregator, bob, alice and a coordinator
+	$(BIN)/cairn demo tutorial --out runs/tutorial --force
+
+test: setup ## Set up, then run the tests (containers apart)
+	$(BIN)/pytest
+
+lint: setup ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## Check types
+	$(BIN)/mypy
+
+protos: setup ## Make the stubs under cairn/v1 from protos/
+	find cairn/v1 -name '*_pb2*' -delete
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. protos/cairn/v1/*.proto
+
+protos-check: protos ## Prove that the checked-in stubs are those of protos/
+	@test -z "$$(git status --porcelain cairn/v1)" || { git status --short cairn/v1; echo "cairn/v1 is not what 'make protos' makes: commit its output" >&2; exit 1; }

@@ -1,0 +1,1 @@
+"""The trusted aggregator: averages what the owners trained."""

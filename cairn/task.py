@@ -1,0 +1,71 @@
+"""What an owner writes: a task, which is three or four plain functions. Imports no torch.
+
+    def model(): ...                    the architecture, without weights
+    def data(site): ...                 the private data, read once per process
+    def train(model, data, round): ...  any PyTorch loop on the model it is given
+    def evaluate(model, data, round): ...
+
+    task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
+
+The framework loads the round's weights into the model before it calls `train` or `evaluate`, and reads
+`model.state_dict()` afterwards, so a task never touches a state_dict.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a task runs: the owner's name and the data path of the owner's own file."""
+
+    name: str
+    data: Path
+
+
+@dataclass(frozen=True)
+class Data:
+    """An owner's data. `train` and `test` are handed to the task as they are, whatever their type.
+
+    `examples` counts the training examples and `test_examples` those that `evaluate` uses; in a job
+    weighted by examples they say how much this owner counts, so they are fixed here, once.
+    """
+
+    train: Any
+    examples: int
+    test: Any = None
+    test_examples: int = 0
+
+
+@dataclass(frozen=True)
+class Round:
+    """The round a task runs in: the job's name, the round's number from 1, and the job's numbers.
+
+    `settings` holds what the job set, each within this owner's ranges. `device` is where the model is:
+    "cuda" when there is one, else "cpu"; the task moves its batches there.
+    """
+
+    job: str
+    number: int
+    settings: Mapping[str, float]
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The functions of a task, bound together. Each is called in a process of its own.
+
+    `train` and `evaluate` return scalars by name, or nothing; the aggregator averages them.
+    """
+
+    model: Callable[[], "nn.Module"]
+    data: Callable[[Site], Data]
+    train: Callable[["nn.Module", Any, Round], Metrics | None]
+    evaluate: Callable[["nn.Module", Any, Round], Metrics | None] | None = None

@@ -1,0 +1,1 @@
+"""The model owner: opens rounds and receives averages."""
