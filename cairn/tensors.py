@@ -143,7 +143,11 @@ class Schema:
 
 
 def _check(tensor: TensorSpec) -> None:
-    if not 1 <= len(tensor.name.encode(errors="replace")) <= MAX_NAME_BYTES:
+    try:
+        name_bytes = len(tensor.name.encode())
+    except UnicodeEncodeError:
+        raise InvalidMessage("a tensor's name is not valid Unicode") from None
+    if not 1 <= name_bytes <= MAX_NAME_BYTES:
         raise InvalidMessage(f"a tensor's name has 1 to {MAX_NAME_BYTES} bytes")
     if tensor.name == "__metadata__":
         raise InvalidMessage(

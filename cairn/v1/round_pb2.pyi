@@ -65,6 +65,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_FETCH_FAILED: _ClassVar[Reason]
     REASON_STOPPING: _ClassVar[Reason]
     REASON_CORRUPT_UPDATE: _ClassVar[Reason]
+    REASON_STORAGE_FAILED: _ClassVar[Reason]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_BOOL: Dtype
 DTYPE_U8: Dtype
@@ -106,6 +107,7 @@ REASON_JOB_REFUSED: Reason
 REASON_FETCH_FAILED: Reason
 REASON_STOPPING: Reason
 REASON_CORRUPT_UPDATE: Reason
+REASON_STORAGE_FAILED: Reason
 
 class Signed(_message.Message):
     __slots__ = ("type", "body", "signature")

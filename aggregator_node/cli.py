@@ -1,0 +1,28 @@
+"""The command `aggregator-node`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--config",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The aggregator's TOML file, as `cairn init` writes it.",
+)
+@click.option("--once", is_flag=True, help="Stop after one job has ended, instead of serving on.")
+@click.version_option(package_name="cairn")
+def main(*, config: Path, once: bool) -> None:
+    """Run the trusted aggregator: it averages what owners push and releases only the average.
+
+    Stops on SIGTERM or Ctrl-C. Exit codes: 0 stopped, 1 failed, 2 a mistake in a file.
+    """
+    # Imported here, so that --help answers at once.
+    from aggregator_node.node import run
+    from aggregator_node.settings import AggregatorSettings
+    from cairn.process import exit_with
+
+    exit_with(lambda: run(AggregatorSettings.load(config), once=once))

@@ -1,0 +1,126 @@
+"""The coordinator's door: jobs, rounds and averages. Receives `cairn.v1.ReleaseService`.
+
+`CollectRelease` is the only method of all that sends tensors to a coordinator.
+"""
+
+from collections.abc import Iterator
+
+import grpc
+
+from aggregator_node.jobs import Jobs
+from aggregator_node.policy import Opening
+from aggregator_node.store import RoundRow, Store
+from cairn.errors import NotFound, WrongState
+from cairn.messages import check_digest, check_owners, check_protocol, known
+from cairn.model_files import read_model
+from cairn.rpc import caller
+from cairn.tensors import CHUNK_BYTES
+from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
+from cairn.v1 import round_pb2 as pb
+
+_ENDED = {aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED}
+_WATCH_SECONDS = 5  # how often a watcher that has left is noticed
+
+
+class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
+    """A coordinator sees its own jobs and nobody else's."""
+
+    def __init__(self, jobs: Jobs, store: Store) -> None:
+        self._jobs = jobs
+        self._store = store
+
+    def RegisterJob(  # noqa: N802 - gRPC calls it so
+        self, request: aggregator_pb2.RegisterJobRequest, context: grpc.ServicerContext
+    ) -> aggregator_pb2.RegisterJobResponse:
+        check_protocol(request.protocol)
+        state = self._jobs.register(caller(context).name, request.job_spec)
+        return aggregator_pb2.RegisterJobResponse(
+            floor=state.floor,
+            last_round=state.last_round,
+            released=state.released,
+            open_manifest=state.open_manifest,
+            last_statement=state.last_statement,
+        )
+
+    def OpenRound(  # noqa: N802 - gRPC calls it so
+        self, request: aggregator_pb2.OpenRoundRequest, context: grpc.ServicerContext
+    ) -> aggregator_pb2.OpenRoundResponse:
+        known(pb.Phase, request.phase, "phase")
+        opening = Opening(
+            round=request.round,
+            phase=request.phase,
+            cohort=check_owners(request.cohort),
+            base_digest=check_digest(request.base_digest, "base_digest"),
+        )
+        manifest = self._jobs.open(caller(context).name, request.job, opening)
+        return aggregator_pb2.OpenRoundResponse(manifest=manifest)
+
+    def WatchRound(  # noqa: N802 - gRPC calls it so
+        self, request: aggregator_pb2.WatchRoundRequest, context: grpc.ServicerContext
+    ) -> Iterator[aggregator_pb2.WatchRoundResponse]:
+        row = self._row(request.manifest_digest, context)
+        live = self._jobs.live_or_none(row.manifest_digest)
+        seen = aggregator_pb2.ROUND_STATE_UNSPECIFIED
+        while live is not None and seen not in _ENDED:
+            state = live.wait_for_change(seen, _WATCH_SECONDS)
+            if not context.is_active():
+                return
+            if state != seen:
+                seen = state
+                if seen not in _ENDED:
+                    yield aggregator_pb2.WatchRoundResponse(state=state)
+        ended = self._row(request.manifest_digest, context)
+        if live is not None and live.reason:
+            yield _ending(live.state, live.reason, live.exclusions)
+        else:
+            yield _ending(ended.state, ended.reason, ended.exclusions)
+
+    def CollectRelease(  # noqa: N802 - gRPC calls it so
+        self, request: aggregator_pb2.CollectReleaseRequest, context: grpc.ServicerContext
+    ) -> Iterator[aggregator_pb2.CollectReleaseResponse]:
+        row = self._row(request.manifest_digest, context)
+        if row.state != aggregator_pb2.ROUND_STATE_RELEASED or row.statement is None:
+            raise WrongState("the round is not released")
+        payload = self._payload(row)
+        statement = pb.Signed.FromString(row.statement)
+        header = aggregator_pb2.ReleaseHeader(statement=statement, total_bytes=len(payload))
+        yield aggregator_pb2.CollectReleaseResponse(header=header)
+        for begin in range(0, len(payload), CHUNK_BYTES):
+            yield aggregator_pb2.CollectReleaseResponse(
+                chunk=bytes(payload[begin : begin + CHUNK_BYTES])
+            )
+
+    def AbortRound(  # noqa: N802 - gRPC calls it so
+        self, request: aggregator_pb2.AbortRoundRequest, context: grpc.ServicerContext
+    ) -> aggregator_pb2.AbortRoundResponse:
+        row = self._row(request.manifest_digest, context)
+        live = self._jobs.live_or_none(row.manifest_digest)
+        if live is not None:
+            live.abort()
+        elif row.state != aggregator_pb2.ROUND_STATE_ABORTED:
+            raise WrongState("the round was released")
+        return aggregator_pb2.AbortRoundResponse()
+
+    def _payload(self, row: RoundRow) -> memoryview:
+        if row.phase != pb.PHASE_TRAIN:
+            return memoryview(b"")
+        path = self._store.release_path(row.manifest_digest)
+        if not path.exists():
+            raise NotFound("a later release has replaced this one")
+        return read_model(path)[1]
+
+    def _row(self, manifest_digest: bytes, context: grpc.ServicerContext) -> RoundRow:
+        digest = check_digest(manifest_digest, "manifest_digest")
+        return self._jobs.row(caller(context).name, digest)
+
+
+def _ending(
+    state: "aggregator_pb2.RoundState",
+    reason: "pb.Reason",
+    exclusions: tuple[tuple[str, "pb.Reason"], ...],
+) -> aggregator_pb2.WatchRoundResponse:
+    return aggregator_pb2.WatchRoundResponse(
+        state=state,
+        reason=reason,
+        exclusions=[pb.Exclusion(owner=owner, reason=why) for owner, why in exclusions],
+    )

@@ -1,0 +1,150 @@
+"""The state machine of one round: who is where, and when it ends. Pure: the clock is passed in.
+
+Everything about a seat's transitions stands in `_SEAT`; an event that has no row there is refused and
+changes nothing. Times are seconds of a monotonic clock.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from cairn.errors import CallerNotAllowed, WrongState
+from cairn.v1 import round_pb2 as pb
+
+
+class Seat(StrEnum):
+    """Where one owner of the cohort stands."""
+
+    INVITED = "invited"
+    JOINED = "joined"
+    ACCEPTED = "accepted"  # its update counts
+    DECLINED = "declined"  # by itself, before or while it trained
+    REFUSED = "refused"  # its update broke a rule
+    LOST = "lost"  # not heard of within its lease; it may come back while the round is open
+
+
+class Event(StrEnum):
+    JOIN = "join"
+    DECLINE = "decline"
+    ACCEPT = "accept"
+    REFUSE = "refuse"
+    EXPIRE = "expire"
+
+
+class Ending(StrEnum):
+    SEAL = "seal"
+    ABORT = "abort"
+
+
+_SEAT: dict[tuple[Seat, Event], Seat] = {
+    (Seat.INVITED, Event.JOIN): Seat.JOINED,
+    (Seat.INVITED, Event.DECLINE): Seat.DECLINED,
+    (Seat.INVITED, Event.EXPIRE): Seat.LOST,
+    (Seat.JOINED, Event.JOIN): Seat.JOINED,
+    (Seat.JOINED, Event.DECLINE): Seat.DECLINED,
+    (Seat.JOINED, Event.ACCEPT): Seat.ACCEPTED,
+    (Seat.JOINED, Event.REFUSE): Seat.REFUSED,
+    (Seat.JOINED, Event.EXPIRE): Seat.LOST,
+    (Seat.LOST, Event.JOIN): Seat.JOINED,
+    (Seat.LOST, Event.DECLINE): Seat.DECLINED,
+    (Seat.ACCEPTED, Event.JOIN): Seat.ACCEPTED,
+    (Seat.DECLINED, Event.DECLINE): Seat.DECLINED,
+}
+_AWAITED = (Seat.INVITED, Seat.JOINED)
+
+
+@dataclass
+class _Owner:
+    lease_until: float
+    seat: Seat = Seat.INVITED
+    reason: "pb.Reason" = pb.REASON_UNSPECIFIED
+
+
+@dataclass
+class Round:
+    """An open round: its cohort, its floor, its lease and its deadline."""
+
+    floor: int
+    lease_seconds: float
+    deadline: float
+    _owners: dict[str, _Owner] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls, cohort: Iterable[str], floor: int, lease_seconds: float, deadline: float, now: float
+    ) -> "Round":
+        """Open a round at `now`; each owner has one lease from then to be heard of."""
+        owners = {owner: _Owner(now + lease_seconds) for owner in cohort}
+        return cls(floor, lease_seconds, deadline, owners)
+
+    def seat(self, owner: str) -> Seat:
+        """Where the owner stands. Raises CallerNotAllowed outside the cohort."""
+        return self._of(owner).seat
+
+    def join(self, owner: str, now: float) -> None:
+        """The owner takes part, or renews its lease."""
+        self._apply(owner, Event.JOIN)
+        self.renew(owner, now)
+
+    def renew(self, owner: str, now: float) -> None:
+        """The owner was heard of."""
+        self._of(owner).lease_until = now + self.lease_seconds
+
+    def decline(self, owner: str, reason: "pb.Reason") -> None:
+        """The owner does not take part, or gives up."""
+        self._apply(owner, Event.DECLINE, reason)
+
+    def accept(self, owner: str) -> None:
+        """The owner's update is complete and good."""
+        self._apply(owner, Event.ACCEPT)
+
+    def refuse(self, owner: str, reason: "pb.Reason") -> None:
+        """The owner's update broke a rule that no retry mends."""
+        self._apply(owner, Event.REFUSE, reason)
+
+    @property
+    def accepted(self) -> list[str]:
+        return sorted(name for name, owner in self._owners.items() if owner.seat is Seat.ACCEPTED)
+
+    def settle(self, now: float) -> Ending | None:
+        """Let leases lapse and say whether the round ends now, and how.
+
+        It ends as soon as nobody is awaited any more, or too few are left for the floor, and at the
+        deadline at the latest.
+        """
+        for name, owner in self._owners.items():
+            if owner.seat in _AWAITED and now >= owner.lease_until:
+                self._apply(name, Event.EXPIRE, pb.REASON_LEASE_EXPIRED)
+        awaited = sum(owner.seat in _AWAITED for owner in self._owners.values())
+        accepted = len(self.accepted)
+        if accepted + awaited < self.floor:
+            return Ending.ABORT
+        if awaited and now < self.deadline:
+            return None
+        return Ending.SEAL if accepted >= self.floor else Ending.ABORT
+
+    def next_event(self) -> float:
+        """When `settle` may have something new to say although nothing happened."""
+        leases = (o.lease_until for o in self._owners.values() if o.seat in _AWAITED)
+        return min(self.deadline, *leases, self.deadline)
+
+    def exclusions(self) -> list[tuple[str, "pb.Reason"]]:
+        """Who was not counted, and why, once the round has ended."""
+        return [
+            (name, owner.reason or pb.REASON_DEADLINE)
+            for name, owner in sorted(self._owners.items())
+            if owner.seat is not Seat.ACCEPTED
+        ]
+
+    def _of(self, owner: str) -> _Owner:
+        if owner not in self._owners:
+            raise CallerNotAllowed(f"{owner} is not in the cohort of this round")
+        return self._owners[owner]
+
+    def _apply(self, owner: str, event: Event, reason: "pb.Reason" = pb.REASON_UNSPECIFIED) -> None:
+        seated = self._of(owner)
+        after = _SEAT.get((seated.seat, event))
+        if after is None:
+            raise WrongState(f"{owner} is {seated.seat} in this round and cannot {event}")
+        if after is not seated.seat:
+            seated.seat, seated.reason = after, reason

@@ -1,0 +1,130 @@
+"""The text of the files that tell each node of a new federation what it must know. Pure."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from cairn.errors import UsageError
+from cairn.federation_plan import Address, FederationPlan, PlannedTask
+
+_RISKY_FLOOR = (
+    "# With a floor of 2, each of two owners can compute the other's update: it subtracts its own from\n"
+    "# the average. Use 3 or more where owners do not trust each other.\n"
+)
+_NODE_FILES = """\
+[identity]
+certificate = "{name}/node.crt"       # who this node is, issued by the authority
+key = "{name}/node.key"               # its private key; it never leaves this machine
+authority = "{name}/authority.crt"    # who issues the certificates of this federation
+"""
+_PINNED = """\
+aggregator = "{name}/aggregator.crt"  # the pinned certificate of the aggregator: no other is trusted
+"""
+_EXAMPLE_TASK = """
+# A task that this owner has read and approved. A job names it; the code and the data stay here.
+# [tasks.NAME]
+# file = "task.py"              # the task's code
+# data = "data"                 # where its private data lies
+# [tasks.NAME.settings]         # what a job may set: [smallest, largest]
+# lr = [0.0, 1.0]
+"""
+
+
+def aggregator_toml(plan: FederationPlan) -> str:
+    return (
+        f"# The aggregator of the federation {plan.name}: averages updates and releases only averages.\n"
+        "# Paths are relative to this file.\n\n"
+        f"federation = {_text(plan.name)}\n"
+        'name = "aggregator"\n'
+        f"listen_owners = {_text(Address.parse(plan.intake_address).listen)}"
+        "        # owners push their updates here\n"
+        f"listen_coordinators = {_text(Address.parse(plan.release_address).listen)}"
+        "  # the coordinator collects averages here\n"
+        'state = "aggregator/state"              # releases and the ledger; never one owner\'s update\n\n'
+        "# The smallest number of owners whose average may be released.\n"
+        f"{_floor(plan)}"
+        f"owners = [{', '.join(_text(owner) for owner in sorted(plan.owners))}]"
+        "  # everybody who may take part\n\n"
+        f"{_NODE_FILES.format(name='aggregator')}"
+        'signing_key = "aggregator/signing.key"    # signs manifests, receipts and statements\n'
+    )
+
+
+def coordinator_toml(plan: FederationPlan, signing_key: str) -> str:
+    return (
+        f"# The coordinator of the federation {plan.name}: owns the model and never sees one owner's update.\n"
+        "# Paths are relative to this file.\n\n"
+        f"federation = {_text(plan.name)}\n"
+        'name = "coordinator"\n'
+        f"listen = {_text(Address.parse(plan.coordinator_address).listen)}"
+        "      # owners attend here\n"
+        f"aggregator = {_text(plan.release_address)}  # where this node dials the aggregator\n"
+        f"{_signing_key(signing_key)}\n"
+        f"{_NODE_FILES.format(name='coordinator')}"
+        f"{_PINNED.format(name='coordinator')}"
+    )
+
+
+def owner_toml(
+    plan: FederationPlan, owner: str, signing_key: str, tasks: Mapping[str, PlannedTask]
+) -> str:
+    return (
+        f"# The owner {owner} of the federation {plan.name}: its data and its updates stay its own.\n"
+        "# Paths are relative to this file.\n\n"
+        f"federation = {_text(plan.name)}\n"
+        f"name = {_text(owner)}\n"
+        f"coordinator = {_text(plan.coordinator_address)}  # where this node dials the coordinator\n"
+        f"aggregator = {_text(plan.intake_address)}   # where this node dials the aggregator\n"
+        f"{_signing_key(signing_key)}\n"
+        "# This owner takes part only where at least so many owners are averaged.\n"
+        f"{_floor(plan)}\n"
+        f"{_NODE_FILES.format(name=owner)}"
+        f"{_PINNED.format(name=owner)}"
+        f"{''.join(_task(name, task, owner, plan.data) for name, task in tasks.items()) or _EXAMPLE_TASK}"
+    )
+
+
+def _floor(plan: FederationPlan) -> str:
+    return f"{_RISKY_FLOOR if plan.floor < 3 else ''}floor = {plan.floor}\n"  # noqa: PLR2004 - see _RISKY_FLOOR
+
+
+def _signing_key(text: str) -> str:
+    return (
+        "# What the aggregator signs is believed only under this key.\n"
+        f"aggregator_signing_key = {_text(text)}\n"
+    )
+
+
+def _data(path: Path, owner: str, directory: Path | None) -> str:
+    """Fill in `{owner}`, and `{data}` at the path's beginning."""
+    text = os.fspath(path).replace("{owner}", owner)
+    _, placeholder, rest = text.partition("{data}")
+    if not placeholder:
+        return text
+    if directory is None:
+        raise UsageError("the tasks file puts its data under {data}: name that directory (--data)")
+    return f"{directory.absolute()}{rest}"
+
+
+def _task(name: str, task: PlannedTask, owner: str, directory: Path | None) -> str:
+    data = _data(task.data, owner, directory)
+    lines = [
+        f"\n[tasks.{_key(name)}]",
+        f"file = {_text(os.fspath(task.file))}  # the task's code, which this owner approves",
+        f"data = {_text(data)}  # where its private data lies",
+    ]
+    if task.settings:
+        lines.append(f"[tasks.{_key(name)}.settings]  # what a job may set: [smallest, largest]")
+    lines += [f"{_key(key)} = [{low!r}, {high!r}]" for key, (low, high) in task.settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else _text(name)
+
+
+def _text(value: str) -> str:
+    """Quote for TOML, whose basic strings are those of JSON but for an unescaped DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

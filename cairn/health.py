@@ -1,0 +1,64 @@
+"""Asks a node's health with the node's own identity, as `cairn health` and containers do.
+
+A coordinator and an aggregator are asked where they listen. An owner listens on nothing: it is
+healthy when the aggregator answers it.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ConfigDict
+
+from cairn.errors import Unavailable
+from cairn.identity import Identity, Role, load_identity, node_named_in
+from cairn.pem import load_certificate
+from cairn.rpc import dial, is_serving
+from cairn.settings import Address, FilePath, IdentityFiles, Settings
+
+
+class _AnyIdentity(IdentityFiles):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    aggregator: FilePath | None = None
+
+
+class _AnyNode(Settings):
+    """What of any node's file is needed here; the node itself checks the rest."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    aggregator: Address | None = None
+    listen: Address | None = None
+    listen_owners: Address | None = None
+    listen_coordinators: Address | None = None
+    identity: _AnyIdentity
+
+
+def check_health(config: Path, seconds: float) -> list[str]:
+    """Ask each address that the file's node answers for, or depends on; returns them.
+
+    Raises UsageError for a bad file, Unavailable where one does not answer or is stopping.
+    """
+    settings = _AnyNode.load(config)
+    node = node_named_in(load_certificate(settings.identity.certificate))
+    identity = load_identity(settings.identity, node, datetime.now(UTC))
+    asked = []
+    for address, trusted in _addresses(settings, identity):
+        with dial(address, identity, trusted) as channel:
+            if not is_serving(channel, seconds):
+                raise Unavailable(f"{address} is not serving")
+        asked.append(address)
+    return asked
+
+
+def _addresses(settings: _AnyNode, identity: Identity) -> Iterator[tuple[str, bytes]]:
+    """Each address with the certificate to trust there."""
+    if identity.node.role is Role.OWNER:
+        pinned = settings.identity.aggregator
+        if settings.aggregator is not None and pinned is not None:
+            yield settings.aggregator, pinned.read_bytes()
+        return
+    for address in (settings.listen, settings.listen_owners, settings.listen_coordinators):
+        if address is not None:
+            yield address.replace("0.0.0.0", "localhost"), identity.authority  # noqa: S104 - we dial it

@@ -1,0 +1,253 @@
+"""Who a node is: the certificate and key it starts with, and the name in a peer's certificate.
+
+A node's name stands in the one URI of its certificate's subject alternative name,
+`spiffe://<federation>/<role>/<name>`. Nothing else in a certificate is ever read as a name: gRPC's own
+list of names mixes URIs with DNS names, and a common name is anybody's to choose.
+"""
+
+import base64
+import binascii
+import hashlib
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol, Self
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from cairn.errors import CallerNotAllowed, InvalidMessage, UsageError
+from cairn.pem import load_certificate, load_key
+
+NAME_PATTERN = "[a-z0-9][a-z0-9-]{0,62}"
+SIGNING_KEY_PREFIX = "ed25519:"
+_URI = re.compile(f"spiffe://({NAME_PATTERN})/([a-z]+)/({NAME_PATTERN})")
+_RENEW = "renew it with `cairn request` on this machine and `cairn sign` at the authority"
+_ASK = "ask whoever runs the aggregator for the present one"
+
+
+class Role(StrEnum):
+    OWNER = "owner"
+    AGGREGATOR = "aggregator"
+    COORDINATOR = "coordinator"
+
+
+# Owners open no port and the aggregator dials nobody, so neither certificate serves for the other end.
+KEY_USES = {
+    Role.OWNER: {ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth"},
+    # The aggregator dials only itself, to ask its own health.
+    Role.AGGREGATOR: {
+        ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
+        ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
+    },
+    Role.COORDINATOR: {
+        ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
+        ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
+    },
+}
+
+
+@dataclass(frozen=True)
+class NodeName:
+    """A node's federation, role and name. Raises InvalidMessage for what cannot be a name."""
+
+    federation: str
+    role: Role
+    name: str
+
+    def __post_init__(self) -> None:
+        for name in (self.federation, self.name):
+            if not re.fullmatch(NAME_PATTERN, name):
+                raise InvalidMessage(
+                    f"{name!r} cannot be a name: a federation and a node are named by 1 to 63 of"
+                    " a-z, 0-9 and '-', and not with '-' first"
+                )
+
+    def __str__(self) -> str:
+        return f"{self.role}/{self.name} in federation {self.federation}"
+
+    @property
+    def uri(self) -> str:
+        return f"spiffe://{self.federation}/{self.role}/{self.name}"
+
+    @classmethod
+    def parse(cls, uri: str) -> Self:
+        """Read the URI of a certificate. Raises InvalidMessage for any other text."""
+        parts = _URI.fullmatch(uri)
+        if parts is None or parts[2] not in list(Role):
+            raise InvalidMessage(f"{uri!r} is not spiffe://FEDERATION/ROLE/NAME")
+        return cls(parts[1], Role(parts[2]), parts[3])
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A node's own certificate and key and its federation's authority, as PEM."""
+
+    node: NodeName
+    certificate: bytes
+    key: bytes = field(repr=False)
+    authority: bytes
+    not_after: datetime
+
+    @property
+    def fingerprint(self) -> str:
+        certificate = x509.load_pem_x509_certificate(self.certificate)
+        return fingerprint(certificate.public_bytes(Encoding.DER))
+
+
+class IdentityFiles(Protocol):
+    """Where a node's settings say that its identity lies."""
+
+    @property
+    def certificate(self) -> Path: ...
+    @property
+    def key(self) -> Path: ...
+    @property
+    def authority(self) -> Path: ...
+
+
+def fingerprint(der: bytes) -> str:
+    return f"sha256:{hashlib.sha256(der).hexdigest()}"
+
+
+def load_identity(files: IdentityFiles, node: NodeName, now: datetime) -> Identity:
+    """Load a node's identity. Raises UsageError for anything that would fail at a peer later."""
+    certificate = load_certificate(files.certificate)
+    authority = load_certificate(files.authority)
+    key, pem = load_key(files.key)
+    _check_name(files.certificate, certificate, node)
+    if key.public_key() != certificate.public_key():
+        raise UsageError(
+            f"the key {files.key} does not belong to the certificate {files.certificate};"
+            " give the two files that were made together"
+        )
+    _check_issuer(files, certificate, authority)
+    _check_time(files.certificate, certificate, now, _RENEW)
+    _check_time(files.authority, authority, now, _ASK)
+    _check_uses(files.certificate, certificate, node.role)
+    return Identity(
+        node=node,
+        certificate=certificate.public_bytes(Encoding.PEM),
+        key=pem,
+        authority=authority.public_bytes(Encoding.PEM),
+        not_after=certificate.not_valid_after_utc,
+    )
+
+
+def load_pinned_aggregator(path: Path, federation: str, now: datetime) -> bytes:
+    """Load the aggregator's certificate that an owner or a coordinator pins, as PEM."""
+    certificate = load_certificate(path)
+    found = _node_of_file(path, certificate)
+    if (found.federation, found.role) != (federation, Role.AGGREGATOR):
+        raise UsageError(
+            f"{path} is the certificate of {found}, but it should be that of the aggregator of"
+            f" federation {federation}; ask whoever runs the aggregator for its node.crt"
+        )
+    _check_time(path, certificate, now, _ASK)
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def load_signing_key(path: Path) -> Ed25519PrivateKey:
+    """Load the key that the aggregator signs manifests, receipts and statements with."""
+    key, _ = load_key(path)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(f"{path} is not an Ed25519 key; `cairn init` makes one as signing.key")
+    return key
+
+
+def public_signing_key_text(key: Ed25519PrivateKey) -> str:
+    """The public half of the signing key, as it stands in the files of owners and coordinator."""
+    raw = key.public_key().public_bytes_raw()
+    return SIGNING_KEY_PREFIX + base64.b64encode(raw).decode()
+
+
+def parse_signing_key_text(text: str) -> Ed25519PublicKey:
+    """Read what `public_signing_key_text` wrote. Raises InvalidMessage for any other text."""
+    encoded = text.removeprefix(SIGNING_KEY_PREFIX)
+    try:
+        raw = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    # One key has one text: base64 leaves bits at the end that decoding ignores.
+    if len(raw) != 32 or SIGNING_KEY_PREFIX + base64.b64encode(raw).decode() != text:  # noqa: PLR2004 - the length of an Ed25519 key
+        raise InvalidMessage(f"{text!r} is not a signing key: ed25519: and 32 bytes in base64")
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
+def node_named_in(document: x509.Certificate | x509.CertificateSigningRequest) -> NodeName:
+    """Return the name in the only URI of the document. Raises InvalidMessage without exactly one."""
+    try:
+        names = document.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        uris = []
+    if len(uris) != 1:
+        raise InvalidMessage(f"it names {len(uris)} nodes by URI where it must name one")
+    return NodeName.parse(uris[0])
+
+
+@lru_cache(maxsize=1024)
+def caller_of(pem: bytes) -> NodeName:
+    """Return who a peer is, by the certificate that its TLS handshake has proven.
+
+    Raises CallerNotAllowed for a certificate without exactly one name. Asked at every call, so the
+    answers are kept; a certificate's answer never changes.
+    """
+    try:
+        return node_named_in(x509.load_pem_x509_certificate(pem))
+    except (ValueError, InvalidMessage) as error:
+        raise CallerNotAllowed(f"the caller's certificate is of no federation: {error}") from error
+
+
+def _node_of_file(path: Path, certificate: x509.Certificate) -> NodeName:
+    try:
+        return node_named_in(certificate)
+    except InvalidMessage as error:
+        raise UsageError(f"{path} is not the certificate of a node: {error}") from error
+
+
+def _check_name(path: Path, certificate: x509.Certificate, node: NodeName) -> None:
+    found = _node_of_file(path, certificate)
+    if found != node:
+        raise UsageError(f"{path} is the certificate of {found}, but this node is {node}")
+
+
+def _check_issuer(
+    files: IdentityFiles, certificate: x509.Certificate, authority: x509.Certificate
+) -> None:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise UsageError(
+            f"{files.certificate} was not issued by the authority {files.authority}; ask whoever runs"
+            " the aggregator for authority.crt, or have the certificate signed again"
+        ) from error
+
+
+def _check_time(path: Path, certificate: x509.Certificate, now: datetime, cure: str) -> None:
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > end:
+        raise UsageError(f"{path} expired on {end:%Y-%m-%d %H:%M} UTC; {cure}")
+    if now < begin:
+        raise UsageError(
+            f"{path} is valid only from {begin:%Y-%m-%d %H:%M} UTC on; set this machine's clock"
+        )
+
+
+def _check_uses(path: Path, certificate: x509.Certificate, role: Role) -> None:
+    try:
+        found = set(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    except x509.ExtensionNotFound:
+        found = set()
+    missing = [name for use, name in KEY_USES[role].items() if use not in found]
+    if missing:
+        raise UsageError(
+            f"{path} may not be used by the role {role}: its extended key usage lacks"
+            f" {' and '.join(missing)}; have it signed again with `cairn sign --role {role}`"
+        )

@@ -1,0 +1,264 @@
+"""Between the wire's messages and the values the code works with: both directions, side by side.
+
+Nothing arrives unchecked: a missing field, an unknown enum value or a number out of range raises
+InvalidMessage, and never becomes a default.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from cairn.errors import InvalidMessage
+from cairn.settings import NAME_PATTERN
+from cairn.tensors import DIGEST_BYTES, Schema, TensorSpec
+from cairn.v1 import round_pb2 as pb
+
+PROTOCOL = 1
+MIN_COHORT = 2
+MAX_COHORT = 1024
+MAX_EXAMPLES = (1 << 31) - 1
+MAX_METRICS = 64
+MAX_METRIC_NAME_BYTES = 64
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One training run; the fields are those of the message of the same name."""
+
+    federation: str
+    name: str
+    task: str
+    settings: Mapping[str, float]
+    owners: tuple[str, ...]
+    floor: int
+    rounds: int
+    weighting: "pb.Weighting"
+    schema: Schema
+    round_deadline_seconds: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The opening of a round; the fields are those of RoundManifest."""
+
+    federation: str
+    job: str
+    job_digest: bytes
+    round: int
+    phase: "pb.Phase"
+    cohort: tuple[str, ...]
+    base_digest: bytes
+    previous_release_digest: bytes
+    weighting: "pb.Weighting"
+    floor: int
+    deadline_unix_ms: int
+    lease_seconds: int
+    nonce: bytes
+    ledger_head: bytes
+
+    @property
+    def trains(self) -> bool:
+        """Whether the updates carry tensors."""
+        return self.phase == pb.PHASE_TRAIN
+
+    def __str__(self) -> str:
+        return f"{self.job} round {self.round}" + ("" if self.trains else " (evaluation)")
+
+
+def digest_of(body: bytes) -> bytes:
+    """The SHA-256 under which signed or registered bytes are named."""
+    return sha256(body).digest()
+
+
+def parse(kind: type[M], body: bytes) -> M:
+    """Parse a message's bytes; raises InvalidMessage where they are none."""
+    try:
+        return kind.FromString(body)
+    except DecodeError:
+        raise InvalidMessage(f"the bytes are not a {kind.DESCRIPTOR.full_name}") from None
+
+
+def schema_to_pb(schema: Schema) -> pb.ModelSchema:
+    return pb.ModelSchema(
+        tensors=[
+            pb.TensorSpec(name=tensor.name, dtype=f"DTYPE_{tensor.dtype}", shape=tensor.shape)
+            for tensor in schema.tensors
+        ]
+    )
+
+
+def schema_from_pb(message: pb.ModelSchema) -> Schema:
+    schema = Schema.of(
+        TensorSpec(
+            tensor.name,
+            known(pb.Dtype, tensor.dtype, "dtype").removeprefix("DTYPE_"),
+            tuple(tensor.shape),
+        )
+        for tensor in message.tensors
+    )
+    if [tensor.name for tensor in schema.tensors] != [tensor.name for tensor in message.tensors]:
+        raise InvalidMessage("the tensors of the schema are not in canonical order")
+    return schema
+
+
+def job_spec_to_bytes(spec: JobSpec) -> bytes:
+    return pb.JobSpec(
+        federation=spec.federation,
+        name=spec.name,
+        task=spec.task,
+        settings=spec.settings,
+        owners=spec.owners,
+        floor=spec.floor,
+        rounds=spec.rounds,
+        rule=pb.RULE_MEAN,
+        weighting=spec.weighting,
+        chain=pb.CHAIN_STRICT,
+        schema=schema_to_pb(spec.schema),
+        round_deadline_seconds=spec.round_deadline_seconds,
+    ).SerializeToString(deterministic=True)
+
+
+def job_spec_from_bytes(body: bytes) -> JobSpec:
+    message = parse(pb.JobSpec, body)
+    known(pb.Rule, message.rule, "rule")
+    known(pb.Chain, message.chain, "chain")
+    known(pb.Weighting, message.weighting, "weighting")
+    check_name(message.federation, "federation")
+    check_name(message.name, "job")
+    check_name(message.task, "task")
+    for key in message.settings:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", key):
+            raise InvalidMessage("a setting's name is not a plain word of at most 64 letters")
+    owners = check_owners(message.owners)
+    if not MIN_COHORT <= message.floor <= len(owners):
+        raise InvalidMessage(
+            f"the job's floor is {message.floor}; it must be at least {MIN_COHORT}, because an"
+            f" average of one is that one's update, and at most its {len(owners)} owners"
+        )
+    return JobSpec(
+        federation=message.federation,
+        name=message.name,
+        task=message.task,
+        settings=dict(message.settings),
+        owners=owners,
+        floor=message.floor,
+        rounds=within(message.rounds, 1, 1_000_000, "rounds"),
+        weighting=message.weighting,
+        schema=schema_from_pb(message.schema),
+        round_deadline_seconds=within(
+            message.round_deadline_seconds, 1, 604_800, "round_deadline_seconds"
+        ),
+    )
+
+
+def manifest_to_bytes(manifest: Manifest) -> bytes:
+    return pb.RoundManifest(
+        federation=manifest.federation,
+        job=manifest.job,
+        job_digest=manifest.job_digest,
+        round=manifest.round,
+        phase=manifest.phase,
+        cohort=manifest.cohort,
+        base_digest=manifest.base_digest,
+        previous_release_digest=manifest.previous_release_digest,
+        rule=pb.RULE_MEAN,
+        weighting=manifest.weighting,
+        floor=manifest.floor,
+        deadline_unix_ms=manifest.deadline_unix_ms,
+        lease_seconds=manifest.lease_seconds,
+        nonce=manifest.nonce,
+        ledger_head=manifest.ledger_head,
+        protocol=PROTOCOL,
+    ).SerializeToString(deterministic=True)
+
+
+def manifest_from_bytes(body: bytes) -> Manifest:
+    message = parse(pb.RoundManifest, body)
+    known(pb.Rule, message.rule, "rule")
+    known(pb.Phase, message.phase, "phase")
+    known(pb.Weighting, message.weighting, "weighting")
+    check_protocol(message.protocol)
+    check_name(message.federation, "federation")
+    check_name(message.job, "job")
+    if message.previous_release_digest:
+        check_digest(message.previous_release_digest, "previous_release_digest")
+    return Manifest(
+        federation=message.federation,
+        job=message.job,
+        job_digest=check_digest(message.job_digest, "job_digest"),
+        round=within(message.round, 1, 1 << 31, "round"),
+        phase=message.phase,
+        cohort=check_owners(message.cohort),
+        base_digest=check_digest(message.base_digest, "base_digest"),
+        previous_release_digest=message.previous_release_digest,
+        weighting=message.weighting,
+        floor=within(message.floor, MIN_COHORT, MAX_COHORT, "floor"),
+        deadline_unix_ms=message.deadline_unix_ms,
+        lease_seconds=within(message.lease_seconds, 1, 604_800, "lease_seconds"),
+        nonce=check_digest(message.nonce, "nonce"),
+        ledger_head=check_digest(message.ledger_head, "ledger_head"),
+    )
+
+
+def check_protocol(theirs: int) -> None:
+    if theirs != PROTOCOL:
+        raise InvalidMessage(
+            f"this node speaks version {PROTOCOL} of the protocol, the peer version {theirs}:"
+            " install the same release of Cairn on both"
+        )
+
+
+def check_name(text: str, field: str) -> str:
+    if not re.match(NAME_PATTERN, text):
+        raise InvalidMessage(f"{field} is not a name of 1 to 63 of a-z, 0-9, '-', '_' and '.'")
+    return text
+
+
+def check_owners(names: Sequence[str]) -> tuple[str, ...]:
+    owners = tuple(names)
+    if list(owners) != sorted(set(owners)) or not MIN_COHORT <= len(owners) <= MAX_COHORT:
+        raise InvalidMessage(
+            f"{len(owners)} owners: there must be {MIN_COHORT} to {MAX_COHORT}, sorted, each once"
+        )
+    for name in owners:
+        check_name(name, "owner")
+    return owners
+
+
+def check_digest(value: bytes, field: str) -> bytes:
+    if len(value) != DIGEST_BYTES:
+        raise InvalidMessage(f"{field} has {len(value)} bytes instead of {DIGEST_BYTES}")
+    return value
+
+
+def known(enum: Any, value: int, field: str) -> str:
+    """The name of an enum value; raises InvalidMessage for the unspecified and for an unknown one."""
+    if value == 0 or value not in enum.values():
+        raise InvalidMessage(f"{field} has the value {value}, which this version does not know")
+    name: str = enum.Name(value)
+    return name
+
+
+def within(value: int, low: int, high: int, field: str) -> int:
+    if not low <= value <= high:
+        raise InvalidMessage(f"{field} is {value}; it must be {low} to {high}")
+    return value
+
+
+def reason_word(reason: int) -> str:
+    """A reason as people read it, for example LEASE_EXPIRED."""
+    return pb.Reason.Name(pb.Reason.ValueType(reason)).removeprefix("REASON_")
+
+
+def reason_of_word(word: str) -> "pb.Reason":
+    """The reason of `reason_word`'s word; unspecified for a word that this version does not know."""
+    for value in pb.Reason.values():
+        if reason_word(value) == word:
+            return pb.Reason.ValueType(value)
+    return pb.REASON_UNSPECIFIED

@@ -1,0 +1,83 @@
+"""What every node's process does the same way: logging, signals, and how it ends on an error."""
+
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import click
+import structlog
+
+from cairn.errors import CairnError, UsageError
+
+EXIT_USAGE = 2
+EXIT_FAILED = 1
+
+
+def start_logging(**ids: str) -> None:
+    """Log to stderr: lines for a person at a terminal, JSON otherwise. `ids` is bound to every line.
+
+    CAIRN_LOG=json or CAIRN_LOG=text overrides the choice; CAIRN_LOG_LEVEL=warning leaves out what
+    went well.
+    """
+    level = logging.getLevelNamesMapping().get(os.environ.get("CAIRN_LOG_LEVEL", "").upper())
+    style = os.environ.get("CAIRN_LOG") or ("text" if sys.stderr.isatty() else "json")
+    processors: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(
+            fmt="iso" if style == "json" else "%H:%M:%S", utc=style == "json"
+        ),
+    ]
+    if style == "json":
+        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        processors += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level or logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(**(ids if style == "json" else {}))
+
+
+def forbid_core_dumps() -> None:
+    """An aggregator's memory holds updates: a crash must not write it to disk."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def on_stop_signal(stop: Callable[[], None]) -> None:
+    """Call `stop` once, in a thread of its own, on SIGTERM or SIGINT."""
+    called = threading.Event()
+
+    def handle(_signal: int, _frame: object) -> None:
+        if not called.is_set():
+            called.set()
+            threading.Thread(target=stop, name="stop", daemon=True).start()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+
+
+def exit_with(run: Callable[[], int]) -> None:
+    """Run a node to its end and exit with its code; our own errors become one sentence on stderr.
+
+    The process leaves by os._exit: Python would first join threads that wait for peers.
+    """
+    try:
+        code = run()
+    except UsageError as error:
+        click.echo(f"error: {error}", err=True)
+        code = EXIT_USAGE
+    except CairnError as error:
+        click.echo(f"error: {error}", err=True)
+        code = EXIT_FAILED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,113 @@
+"""How every node reads its TOML file: strictly, and with errors that a person can act on."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+
+from cairn.errors import UsageError
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+
+def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
+    directory = (info.context or {}).get("directory", Path())
+    return Path(directory) / path.expanduser()
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise ValueError('should be "HOST:PORT", for example "localhost:7443"')
+    return text
+
+
+FilePath = Annotated[
+    Path, AfterValidator(_beside_the_file)
+]  # relative to the TOML file it stands in
+Address = Annotated[str, AfterValidator(_address)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+NodeLabel = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]  # fit for a certificate
+Seconds = Annotated[int, Field(ge=1, le=604_800)]
+
+
+class Settings(BaseModel):
+    """The root of every table of a settings file: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and check the file.
+
+        Raises UsageError that names the file and every key that is wrong.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"{path}: there is no such file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: cannot be read: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{path}: is not valid TOML: {error}") from None
+        try:
+            return cls.model_validate(values, context={"directory": path.parent})
+        except ValidationError as error:
+            lines = [_sentence(cls, detail) for detail in error.errors()]
+            raise UsageError("\n".join(f"{path}: {line}" for line in lines)) from None
+
+
+class IdentityFiles(Settings):
+    """The files of a node's identity (cairn/identity.py)."""
+
+    certificate: FilePath
+    key: FilePath
+    authority: FilePath
+
+
+class PinnedIdentityFiles(IdentityFiles):
+    """The identity of a node that dials the aggregator: with the one certificate it accepts there."""
+
+    aggregator: FilePath
+
+
+def _sentence(model: type[BaseModel], detail: Any) -> str:
+    """Turn one of pydantic's error records into a sentence that names the key."""
+    where = [str(part) for part in detail["loc"]]
+    key = ".".join(where)
+    if detail["type"] == "extra_forbidden":
+        known = _keys(model, where[:-1])
+        near = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else f"; the keys here are {', '.join(known)}"
+        return f"unknown key {key}{hint}"
+    if detail["type"] == "missing":
+        return f"the key {key} is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = detail["input"]
+    if isinstance(given, str | int | float | bool):
+        return f"{key} = {given!r}: {message}"
+    return f"{key}: {message}" if key else message
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """List the keys of the table at `path` below `model`."""
+    current: Any = model
+    for part in path:
+        fields = getattr(current, "model_fields", None)
+        if fields is None or part not in fields:
+            continue  # the name of an entry in a table of tables, such as a task's
+        current = _table_type(fields[part].annotation)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _table_type(annotation: Any) -> Any:
+    """Find the settings class in an annotation such as dict[str, TaskSettings]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in get_args(annotation):
+        found = _table_type(part)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,183 @@
+"""Runs one round of a task in this process: base in, update out, whatever the task does checked."""
+
+import math
+import operator
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from cairn.errors import UsageError
+from cairn.task import Data, Round, Site, Task
+from cairn.task_loading import TaskFailed, own_code
+from cairn.tensors import Schema
+from cairn.torch_state import (
+    WritableBuffer,
+    non_finite_tensor,
+    payload_of,
+    read_state,
+    schema_of,
+    write_state,
+)
+from cairn.v1 import round_pb2 as pb
+
+MAX_EXAMPLES = 2**31 - 1
+MAX_METRICS = 64
+MAX_METRIC_NAME_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What leaves the site besides tensors."""
+
+    examples: int
+    metrics: dict[str, float]
+
+
+def first_model(task: Task, seed: int) -> tuple[Schema, bytearray]:
+    """Build the model a job starts from: `task.model()` after `torch.manual_seed(seed)`.
+
+    Raises TaskFailed where the task's code raises, UsageError for a model that cannot be averaged.
+    """
+    torch.manual_seed(seed)
+    return payload_of(_built(task).state_dict())
+
+
+class TaskRunner:
+    """A task at a site. It reads the data once, before the first round, and builds a model a round."""
+
+    def __init__(self, task: Task, site: Site) -> None:
+        self._task = task
+        self._site = site
+        self._data: Data | None = None
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def train(
+        self, this: Round, schema: Schema, base: WritableBuffer, update: WritableBuffer
+    ) -> Outcome:
+        """Train from `base` and write what came out to `update`. Raises TaskFailed."""
+        data = self._read_data()
+        examples = _checked_examples("examples", data.examples)
+        model = self._loaded_model(schema, base).train()
+        with own_code("train"):
+            returned = self._task.train(model, data, replace(this, device=self._device))
+        metrics = _checked_metrics("train", returned)
+        _write_update(model, schema, update)
+        return Outcome(examples, metrics)
+
+    def evaluate(self, this: Round, schema: Schema, base: WritableBuffer) -> Outcome:
+        """Evaluate `base`. Raises TaskFailed."""
+        if self._task.evaluate is None:
+            raise TaskFailed(
+                "the job evaluates and the task has no evaluate function;"
+                " pass one: cairn.Task(..., evaluate=evaluate)"
+            )
+        data = self._read_data()
+        examples = _checked_examples("test_examples", data.test_examples)
+        model = self._loaded_model(schema, base).eval()
+        with own_code("evaluate"), torch.no_grad():
+            returned = self._task.evaluate(model, data, replace(this, device=self._device))
+        return Outcome(examples, _checked_metrics("evaluate", returned))
+
+    def _read_data(self) -> Data:
+        if self._data is None:
+            with own_code("data"):
+                data = self._task.data(self._site)
+            if not isinstance(data, Data):
+                raise TaskFailed(
+                    f"the task's data returned {type(data).__name__}, expected cairn.Data(...)"
+                )
+            self._data = data
+        return self._data
+
+    def _loaded_model(self, schema: Schema, base: WritableBuffer) -> nn.Module:
+        model = _built(self._task)
+        try:
+            difference = schema.difference(schema_of(model.state_dict()))
+        except UsageError as error:
+            raise TaskFailed(str(error), pb.REASON_SCHEMA_MISMATCH) from None
+        if difference:
+            raise TaskFailed(
+                f"the task's model is not the job's: {difference}", pb.REASON_SCHEMA_MISMATCH
+            )
+        model.to(self._device)
+        model.load_state_dict(read_state(schema, base))
+        return model
+
+
+def _built(task: Task) -> nn.Module:
+    with own_code("model"):
+        model = task.model()
+    if not isinstance(model, nn.Module):
+        raise TaskFailed(
+            f"the task's model returned {type(model).__name__}, expected a torch.nn.Module"
+        )
+    return model
+
+
+def _write_update(model: nn.Module, schema: Schema, update: WritableBuffer) -> None:
+    with own_code("model after training"):
+        state = model.state_dict()
+    try:
+        difference = schema.difference(schema_of(state))
+    except UsageError as error:
+        raise TaskFailed(str(error), pb.REASON_WRONG_TENSORS) from None
+    if difference:
+        raise TaskFailed(
+            f"training changed the model's tensors: {difference}", pb.REASON_WRONG_TENSORS
+        )
+    write_state(state, schema, update)
+    if name := non_finite_tensor(schema, update):
+        raise TaskFailed(
+            f"after training the tensor {name} holds NaN or an infinity", pb.REASON_NON_FINITE
+        )
+
+
+def _checked_examples(field: str, value: Any) -> int:
+    try:
+        examples = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        examples = 0
+    if not 1 <= examples <= MAX_EXAMPLES:
+        raise TaskFailed(
+            f"the task's data has {field} = {value!r}, expected a whole number from 1 to"
+            f" {MAX_EXAMPLES}",
+            pb.REASON_EXAMPLES_REFUSED,
+        )
+    return examples
+
+
+def _checked_metrics(part: str, returned: Any) -> dict[str, float]:
+    if returned is None:
+        return {}
+    if not isinstance(returned, Mapping):
+        raise TaskFailed(
+            f"the task's {part} returned {type(returned).__name__}, expected scalars by name"
+        )
+    if len(returned) > MAX_METRICS:
+        raise TaskFailed(f"the task's {part} returned more than {MAX_METRICS} metrics")
+    metrics = {_metric_name(name): _metric_value(name, value) for name, value in returned.items()}
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            print(f"the metric {name} is {value} and is left out", file=sys.stderr)  # noqa: T201  the owner's console
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _metric_name(name: Any) -> str:
+    if isinstance(name, str) and 1 <= len(name.encode(errors="replace")) <= MAX_METRIC_NAME_BYTES:
+        return name
+    raise TaskFailed(f"a metric is called {name!r}, expected 1 to {MAX_METRIC_NAME_BYTES} bytes")
+
+
+def _metric_value(name: Any, value: Any) -> float:
+    # Scalars of PyTorch and NumPy have no dimension and know their Python value.
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    try:
+        if isinstance(number, int | float):
+            return float(number)
+    except OverflowError:
+        return math.inf
+    raise TaskFailed(f"the metric {name} is of type {type(value).__name__}, expected a number")

@@ -1,0 +1,165 @@
+"""The coordinator's calls to the aggregator. Makes `cairn.v1.ReleaseService`'s.
+
+Everything signed is verified here against the pinned key, so the rest of the coordinator handles only
+what the aggregator really said.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from cairn import __version__
+from cairn.errors import InvalidMessage, Unavailable
+from cairn.messages import PROTOCOL, Manifest, digest_of, known, manifest_from_bytes
+from cairn.patience import patiently
+from cairn.rpc import CALL_SECONDS, translated
+from cairn.statements import MANIFEST, verified, verified_statement
+from cairn.tensors import Schema
+from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
+from cairn.v1 import round_pb2 as pb
+from coordinator.campaign import Step
+
+T = TypeVar("T")
+
+_MARGIN_SECONDS = 60  # beyond a round's deadline, for the seal and the release
+_ENDED = {aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED}
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How far the aggregator says the job is."""
+
+    floor: int
+    last_round: int
+    released: int
+    open_manifest: pb.Signed | None
+    last_statement: pb.Signed | None
+
+
+@dataclass(frozen=True)
+class OpenedRound:
+    """A round with its verified manifest; `digest` is the manifest's."""
+
+    manifest: Manifest
+    digest: bytes
+    signed: pb.Signed
+
+
+@dataclass(frozen=True)
+class Release:
+    """A verified release; `payload` is empty for an evaluation."""
+
+    statement: pb.ReleaseStatement
+    signed: pb.Signed
+    payload: bytearray
+
+
+class AggregatorClient:
+    """Speaks to one aggregator for one job. Waits for it as patiently as the settings say."""
+
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        address: str,
+        key: Ed25519PublicKey,
+        patience_seconds: float,
+        stopping: threading.Event,
+    ) -> None:
+        self._stub = aggregator_pb2_grpc.ReleaseServiceStub(channel)
+        self._peer = f"the aggregator at {address}"
+        self._key = key
+        self._patience_seconds = patience_seconds
+        self._stopping = stopping
+
+    def register(self, job_spec: bytes) -> JobStatus:
+        request = aggregator_pb2.RegisterJobRequest(
+            job_spec=job_spec, protocol=PROTOCOL, software=__version__
+        )
+        answer = self._call(lambda: self._stub.RegisterJob(request, timeout=CALL_SECONDS))
+        return JobStatus(
+            floor=answer.floor,
+            last_round=answer.last_round,
+            released=answer.released,
+            open_manifest=answer.open_manifest if answer.HasField("open_manifest") else None,
+            last_statement=answer.last_statement if answer.HasField("last_statement") else None,
+        )
+
+    def open(self, job: str, step: Step, cohort: list[str], base_digest: bytes) -> OpenedRound:
+        request = aggregator_pb2.OpenRoundRequest(
+            job=job, round=step.round, phase=step.phase, cohort=cohort, base_digest=base_digest
+        )
+        answer = self._call(lambda: self._stub.OpenRound(request, timeout=CALL_SECONDS))
+        opened = self.opened(answer.manifest)
+        asked = (job, step.round, step.phase, tuple(cohort), base_digest)
+        manifest = opened.manifest
+        got = (manifest.job, manifest.round, manifest.phase, manifest.cohort, manifest.base_digest)
+        if asked != got:
+            raise InvalidMessage("the aggregator signed another round than was asked for")
+        return opened
+
+    def opened(self, signed: pb.Signed) -> OpenedRound:
+        body = verified(self._key, MANIFEST, signed)
+        return OpenedRound(manifest_from_bytes(body), digest_of(body), signed)
+
+    def statement(self, signed: pb.Signed) -> pb.ReleaseStatement:
+        return verified_statement(self._key, signed)
+
+    def watch(self, opened: OpenedRound, seconds: float) -> aggregator_pb2.WatchRoundResponse:
+        """Wait for the round's end; `seconds` is its own deadline."""
+        request = aggregator_pb2.WatchRoundRequest(manifest_digest=opened.digest)
+
+        def follow() -> aggregator_pb2.WatchRoundResponse:
+            for answer in self._stub.WatchRound(request, timeout=seconds + _MARGIN_SECONDS):
+                known(aggregator_pb2.RoundState, answer.state, "state")
+                if answer.state in _ENDED:
+                    ending: aggregator_pb2.WatchRoundResponse = answer
+                    return ending
+            raise Unavailable("the stream ended before the round did")
+
+        return self._call(follow)
+
+    def collect(self, manifest_digest: bytes, schema: Schema, seconds: float) -> Release:
+        """Fetch a release and verify its statement and its bytes."""
+        request = aggregator_pb2.CollectReleaseRequest(manifest_digest=manifest_digest)
+
+        def fetch() -> Release:
+            parts = self._stub.CollectRelease(request, timeout=seconds + _MARGIN_SECONDS)
+            first = next(parts, None)
+            if first is None or first.WhichOneof("part") != "header":
+                raise InvalidMessage("the release does not begin with its header")
+            statement = verified_statement(self._key, first.header.statement)
+            trains = statement.phase == pb.PHASE_TRAIN
+            expected = schema.total_bytes if trains else 0
+            payload = bytearray(expected)
+            offset = 0
+            for part in parts:
+                end = offset + len(part.chunk)
+                if not part.chunk or end > expected:
+                    raise InvalidMessage("the release has other bytes than the schema")
+                payload[offset:end] = part.chunk
+                offset = end
+            if offset != expected or (
+                trains and schema.digest(payload) != statement.release_digest
+            ):
+                raise Unavailable("the release arrived incomplete or damaged")
+            if statement.manifest_digest != manifest_digest:
+                raise InvalidMessage("the statement is that of another round")
+            return Release(statement, first.header.statement, payload)
+
+        return self._call(fetch)
+
+    def abort(self, opened: OpenedRound) -> None:
+        request = aggregator_pb2.AbortRoundRequest(manifest_digest=opened.digest)
+        with translated():
+            self._stub.AbortRound(request, timeout=CALL_SECONDS)
+
+    def _call(self, call: Callable[[], T]) -> T:
+        def translated_call() -> T:
+            with translated():
+                return call()
+
+        return patiently(translated_call, self._peer, self._patience_seconds, self._stopping)

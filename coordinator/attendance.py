@@ -1,0 +1,114 @@
+"""Who attends: the owners whose streams are open, and what is to be sent on each."""
+
+import queue
+import threading
+from collections.abc import Collection
+
+from cairn.v1 import coordinator_pb2
+
+_MOMENT_SECONDS = 2.0  # how long an owner that was there a round ago may take to come back
+
+
+class Seat:
+    """One open stream. `None` in its queue is the end of the stream."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[coordinator_pb2.AttendResponse | None] = queue.SimpleQueue()
+
+    def send(self, event: coordinator_pb2.AttendResponse | None) -> None:
+        self._events.put(event)
+
+    def next(self) -> coordinator_pb2.AttendResponse | None:
+        """Wait for the next event. The stream's end puts None, so this never waits for ever."""
+        return self._events.get()
+
+
+class Attendance:
+    """The seats of all owners. Every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._seats: dict[str, Seat] = {}
+        self._changed = threading.Condition()
+        self._invitation: tuple[frozenset[str], coordinator_pb2.AttendResponse] | None = None
+        self._stopped = False
+
+    def enter(self, owner: str) -> Seat:
+        """Seat the owner; a seat it had before is ended, an open invitation is sent again."""
+        seat = Seat()
+        with self._changed:
+            before = self._seats.get(owner)
+            if before is not None:
+                before.send(None)
+            if self._stopped:
+                seat.send(None)
+            else:
+                self._seats[owner] = seat
+            if self._invitation is not None and owner in self._invitation[0]:
+                seat.send(self._invitation[1])
+            self._changed.notify_all()
+        return seat
+
+    def leave(self, owner: str, seat: Seat) -> None:
+        """The owner's stream has ended."""
+        seat.send(None)
+        with self._changed:
+            if self._seats.get(owner) is seat:
+                del self._seats[owner]
+            self._changed.notify_all()
+
+    def gather(
+        self, owners: Collection[str], expected: Collection[str], floor: int, seconds: float
+    ) -> list[str]:
+        """Wait for owners to attend; returns who does, sorted.
+
+        Those `expected` are waited for a moment, and as long as fewer than `floor` attend everybody
+        is, for at most `seconds`.
+        """
+        with self._changed:
+            moment = min(seconds, _MOMENT_SECONDS)
+            self._changed.wait_for(lambda: self._present(expected, len(expected)), moment)
+            self._changed.wait_for(lambda: self._present(owners, floor), seconds)
+            return sorted(self._seats.keys() & set(owners))
+
+    def gather_all(self, owners: Collection[str], seconds: float) -> list[str]:
+        """Wait for all of `owners`, for at most `seconds`; returns who attends, sorted."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._present(owners, len(owners)), seconds)
+            return sorted(self._seats.keys() & set(owners))
+
+    def _present(self, owners: Collection[str], count: int) -> bool:
+        return self._stopped or len(self._seats.keys() & set(owners)) >= count
+
+    def invite(self, cohort: Collection[str], invitation: coordinator_pb2.AttendResponse) -> None:
+        """Send the invitation to the cohort, now and to those of it who come back."""
+        with self._changed:
+            self._invitation = (frozenset(cohort), invitation)
+            for owner in cohort:
+                if owner in self._seats:
+                    self._seats[owner].send(invitation)
+
+    def tell(self, owners: Collection[str], event: coordinator_pb2.AttendResponse) -> None:
+        """The round has ended: withdraw the invitation and tell the outcome."""
+        with self._changed:
+            self._invitation = None
+            for owner in owners:
+                if owner in self._seats:
+                    self._seats[owner].send(event)
+
+    def wake(self) -> None:
+        """End all waiting for owners: the job is being stopped."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def dismiss(self, last: coordinator_pb2.AttendResponse | None, seconds: float) -> None:
+        """Send everybody the last event, end all streams and wait for that, at most so long."""
+        with self._changed:
+            self._stopped = True
+            self._invitation = None
+            for seat in self._seats.values():
+                if last is not None:
+                    seat.send(last)
+                seat.send(None)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._seats, timeout=seconds)

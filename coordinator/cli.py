@@ -1,0 +1,54 @@
+"""The command `coordinator`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+@click.version_option(package_name="cairn")
+def main() -> None:
+    """Run jobs for a model owner, who receives averages and never one owner's update."""
+
+
+@main.command()
+@click.argument("job", metavar="JOB.toml", type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The coordinator's TOML file, as `cairn init` writes it.",
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The run's folder; by default runs/ and the job's name. A run that was cut short goes on.",
+)
+@click.option(
+    "--initial-model",
+    metavar="F.safetensors",
+    type=click.Path(path_type=Path),
+    help="Start from this model instead of the job's.",
+)
+@click.option("--rounds", metavar="N", type=click.IntRange(1), help="Instead of the job's.")
+def run(
+    job: Path, config: Path, out: Path | None, initial_model: Path | None, rounds: int | None
+) -> None:
+    """Run the job to its end, and print a line for every round.
+
+    Leaves model.safetensors, release.json and history.jsonl in the run's folder. Exit codes: 0 all
+    rounds released, 1 the job could not be ended, 2 a mistake in a file.
+    """
+    # Imported here, so that --help answers at once.
+    from cairn.process import exit_with
+    from coordinator.node import run as run_job
+    from coordinator.settings import CoordinatorSettings, JobSettings
+
+    def whole() -> int:
+        settings = JobSettings.load(job).changed(model=initial_model, rounds=rounds)
+        folder = out or Path("runs") / settings.name
+        return run_job(settings, CoordinatorSettings.load(config), folder)
+
+    exit_with(whole)

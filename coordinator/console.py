@@ -1,0 +1,55 @@
+"""What the coordinator shows a person: a line a round, and at the end where the model is."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cairn.messages import JobSpec, reason_word
+from cairn.v1 import round_pb2 as pb
+from coordinator.campaign import Step
+
+
+class Console:
+    """Prints to stdout; the log goes to stderr."""
+
+    def __init__(self, spec: JobSpec, aggregator: str) -> None:
+        self._spec = spec
+        self._aggregator = aggregator
+
+    def started(self, floor: int, released: int) -> None:
+        owners = ", ".join(self._spec.owners)
+        click.echo(
+            f"Job {self._spec.name}: {_count(self._spec.rounds, 'round')} of {owners}"
+            f" (at least {floor}), averaged by {self._aggregator}"
+        )
+        if released:
+            click.echo(f"Going on after {_count(released, 'round')}")
+
+    def round(self, released: int, line: Mapping[str, Any]) -> None:
+        width = len(str(self._spec.rounds))
+        metrics = "".join(f"   {name} {value:.4f}" for name, value in line["metrics"].items())
+        click.echo(
+            f"Round {released:>{width}}/{self._spec.rounds}   {line['contributors']} owners"
+            f"{metrics}   {line['seconds']:.2f} s"
+        )
+
+    def excluded(self, step: Step, exclusions: Sequence[pb.Exclusion]) -> None:
+        for exclusion in exclusions:
+            click.echo(
+                f"Round {step.round}: {exclusion.owner} was not counted ({reason_word(exclusion.reason)})"
+            )
+
+    def aborted(self, step: Step, reason: "pb.Reason") -> None:
+        what = "" if step.trains else " evaluation"
+        click.echo(f"Round {step.round}{what}: no release ({reason_word(reason)})")
+
+    def finished(self, model: Path, digest: str) -> None:
+        click.echo(f"Finished. Model: {model}")
+        click.echo(f"SHA-256: {digest}")
+        click.echo(f'Load it: safetensors.torch.load_file("{model}")')
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,152 @@
+"""Drives a job from where its folder and the aggregator say it is to its end."""
+
+import threading
+import time
+from dataclasses import dataclass, field, replace
+
+from cairn.errors import CairnError
+from cairn.v1 import round_pb2 as pb
+from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound, Release
+from coordinator.campaign import Campaign, Step
+from coordinator.console import Console
+from coordinator.rounds import Base, Ended, Job, Rounds
+from coordinator.run_folder import Checkpoint, RunFolder
+
+
+@dataclass
+class _Line:
+    """What the history will say of a round, once its evaluation is in."""
+
+    round: int
+    contributors: int
+    metrics: dict[str, float]
+    seconds: float = 0.0
+
+
+@dataclass
+class _Standing:
+    """Where the job is."""
+
+    checkpoint: Checkpoint
+    base: Base
+    campaign: Campaign
+    line: _Line | None = field(default=None)
+
+
+class Driver:
+    """Runs one job in the calling thread."""
+
+    def __init__(
+        self,
+        job: Job,
+        folder: RunFolder,
+        aggregator: AggregatorClient,
+        rounds: Rounds,
+        console: Console,
+        stopping: threading.Event,
+    ) -> None:
+        self._job = job
+        self._folder = folder
+        self._aggregator = aggregator
+        self._rounds = rounds
+        self._console = console
+        self._stopping = stopping
+
+    def run(self, checkpoint: Checkpoint) -> None:
+        """Run the job to its end. Raises CairnError with the reason where it cannot be ended."""
+        status = self._aggregator.register(self._job.spec_bytes)
+        standing = self._take_up(status, checkpoint)
+        self._console.started(status.floor, standing.checkpoint.released)
+        left_over = status.open_manifest
+        opened = self._aggregator.opened(left_over) if left_over is not None else None
+        while (step := _step_of(opened) or standing.campaign.next()) is not None:
+            begun = time.monotonic()
+            ended = self._carry_out(step, opened, standing.base, status.floor)
+            opened = None
+            self._note(standing, step, ended, time.monotonic() - begun)
+            self._check_stop()
+            if standing.line is not None and not standing.campaign.awaits_evaluation:
+                self._finish_round(standing)
+        self._folder.finish(standing.checkpoint)
+
+    def _carry_out(self, step: Step, opened: OpenedRound | None, base: Base, floor: int) -> Ended:
+        if opened is not None:
+            return self._rounds.see_to_end(opened, base)
+        cohort = self._rounds.gather(floor)
+        self._check_stop()
+        return self._rounds.carry_out(step, cohort, base)
+
+    def _take_up(self, status: JobStatus, checkpoint: Checkpoint) -> _Standing:
+        """Reconcile the folder with what the aggregator has released."""
+        if checkpoint.released > status.released:
+            raise CairnError(
+                f"the aggregator knows {status.released} releases of {self._job.spec.name}, this run"
+                f" has {checkpoint.released}: its state was lost or replaced. Go on under a new job"
+                f" name, with model = {self._folder.model_path}"
+            )
+        self._folder.prune_history(checkpoint.round)
+        schema, payload = self._folder.model()
+        base = Base(schema, payload, schema.digest(payload))
+        campaign = Campaign(
+            self._job.spec.rounds, self._job.evaluates, status.last_round, status.released
+        )
+        standing = _Standing(checkpoint, base, campaign)
+        if status.last_statement is not None:
+            statement = self._aggregator.statement(status.last_statement)
+            if statement.release_digest != base.digest:
+                self._keep(standing, self._rounds.collect(statement.manifest_digest, schema))
+            if statement.round > checkpoint.round:
+                standing.line = _line_of(statement, 0.0)
+                campaign.resume_evaluation(statement.round)
+                if not campaign.awaits_evaluation:
+                    self._finish_round(standing)
+        return standing
+
+    def _note(self, standing: _Standing, step: Step, ended: Ended, seconds: float) -> None:
+        """Keep what a step brought."""
+        self._console.excluded(step, ended.exclusions)
+        if ended.release is None:
+            self._console.aborted(step, ended.reason)
+            self._check_stop()
+            standing.campaign.was_aborted(step, ended.reason)
+            return
+        standing.campaign.was_released(step)
+        if step.trains:
+            self._keep(standing, ended.release)
+            standing.line = _line_of(ended.release.statement, seconds)
+        else:
+            self._folder.save_evaluation(ended.release.signed)
+            if standing.line is not None:
+                standing.line.metrics |= dict(ended.release.statement.metrics)
+                standing.line.seconds += seconds
+
+    def _keep(self, standing: _Standing, release: Release) -> None:
+        schema = standing.base.schema
+        self._folder.save_release(release.signed, schema, release.payload)
+        digest = release.statement.release_digest
+        standing.base = Base(schema, memoryview(release.payload), digest)
+
+    def _finish_round(self, standing: _Standing) -> None:
+        line = standing.line
+        if line is None:
+            return
+        standing.checkpoint = replace(
+            standing.checkpoint, round=line.round, released=standing.campaign.released
+        )
+        values = {**line.__dict__, "seconds": round(line.seconds, 3)}
+        self._folder.finish_round(standing.checkpoint, values)
+        self._console.round(standing.campaign.released, values)
+        standing.line = None
+
+    def _check_stop(self) -> None:
+        if self._stopping.is_set():
+            raise CairnError("stopped; the same command goes on from the checkpoint")
+
+
+def _step_of(opened: OpenedRound | None) -> Step | None:
+    return Step(opened.manifest.round, opened.manifest.phase) if opened is not None else None
+
+
+def _line_of(statement: pb.ReleaseStatement, seconds: float) -> _Line:
+    metrics = dict(sorted(statement.metrics.items()))
+    return _Line(statement.round, statement.contributors, metrics, seconds)

@@ -1,0 +1,67 @@
+"""The owners' door: invitations and the model. Receives `cairn.v1.InvitationService`."""
+
+import threading
+from collections.abc import Collection, Iterator
+
+import grpc
+
+from cairn.errors import InvalidMessage, NotFound, WrongState
+from cairn.messages import check_digest, check_protocol
+from cairn.rpc import caller
+from cairn.tensors import CHUNK_BYTES
+from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
+from coordinator.attendance import Attendance
+
+
+class InvitationService(coordinator_pb2_grpc.InvitationServiceServicer):
+    """Serves the owners of one job."""
+
+    def __init__(
+        self, federation: str, job: str, owners: Collection[str], attendance: Attendance
+    ) -> None:
+        self._federation = federation
+        self._job = job
+        self._owners = frozenset(owners)
+        self._attendance = attendance
+        self._lock = threading.Lock()
+        self._base = (b"", memoryview(b""))
+
+    def offer(self, digest: bytes, payload: memoryview) -> None:
+        """Let owners fetch this model, and no other."""
+        with self._lock:
+            self._base = (digest, payload)
+
+    def Attend(  # noqa: N802 - gRPC calls it so
+        self, request: coordinator_pb2.AttendRequest, context: grpc.ServicerContext
+    ) -> Iterator[coordinator_pb2.AttendResponse]:
+        owner = caller(context).name
+        if request.federation != self._federation:
+            raise WrongState(f"this coordinator belongs to the federation {self._federation}")
+        check_protocol(request.protocol)
+        self._check_listed(owner)
+        seat = self._attendance.enter(owner)
+        if not context.add_callback(lambda: self._attendance.leave(owner, seat)):
+            self._attendance.leave(owner, seat)
+        while (event := seat.next()) is not None:
+            yield event
+
+    def FetchModel(  # noqa: N802 - gRPC calls it so
+        self, request: coordinator_pb2.FetchModelRequest, context: grpc.ServicerContext
+    ) -> Iterator[coordinator_pb2.FetchModelResponse]:
+        self._check_listed(caller(context).name)
+        with self._lock:
+            digest, payload = self._base
+        if check_digest(request.digest, "digest") != digest:
+            raise NotFound("this coordinator does not hold a model of that digest now")
+        if request.offset > len(payload):
+            raise InvalidMessage(f"the model has {len(payload)} bytes")
+        header = coordinator_pb2.FetchModelHeader(total_bytes=len(payload))
+        yield coordinator_pb2.FetchModelResponse(header=header)
+        for begin in range(request.offset, len(payload), CHUNK_BYTES):
+            yield coordinator_pb2.FetchModelResponse(
+                chunk=bytes(payload[begin : begin + CHUNK_BYTES])
+            )
+
+    def _check_listed(self, owner: str) -> None:
+        if owner not in self._owners:
+            raise NotFound(f"the job {self._job} does not list {owner} among its owners")

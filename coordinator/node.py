@@ -1,0 +1,125 @@
+"""Assembles a coordinator and runs one job with it."""
+
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cairn.errors import CairnError, UsageError
+from cairn.identity import (
+    Identity,
+    NodeName,
+    Role,
+    load_identity,
+    load_pinned_aggregator,
+    parse_signing_key_text,
+)
+from cairn.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
+from cairn.process import on_stop_signal, start_logging
+from cairn.rpc import Listener, dial
+from cairn.tensors import Schema
+from cairn.v1 import coordinator_pb2
+from cairn.v1 import round_pb2 as pb
+from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
+from coordinator.aggregator_client import AggregatorClient
+from coordinator.attendance import Attendance
+from coordinator.console import Console
+from coordinator.driver import Driver
+from coordinator.first_model import first_model
+from coordinator.invitation_service import InvitationService
+from coordinator.rounds import Job, Rounds
+from coordinator.run_folder import Checkpoint, RunFolder
+from coordinator.settings import CoordinatorSettings, JobSettings
+
+_DISMISSAL_SECONDS = 2.0
+_WEIGHTING = {"equal": pb.WEIGHTING_EQUAL, "examples": pb.WEIGHTING_EXAMPLES}
+
+
+def run(job: JobSettings, settings: CoordinatorSettings, out: Path) -> int:
+    """Run the job to its end; returns the exit code 0.
+
+    Raises UsageError for a mistake in a file, CairnError where the job cannot be ended.
+    """
+    start_logging(federation=settings.federation, node=settings.name, job=job.name)
+    now = datetime.now(UTC)
+    node = NodeName(settings.federation, Role.COORDINATOR, settings.name)
+    identity = load_identity(settings.identity, node, now)
+    folder = RunFolder(out)
+    checkpoint = folder.checkpoint()
+    schema, payload = folder.model() if checkpoint else first_model(job.model, job.seed)
+    plan = _plan(job, settings.federation, schema)
+    if checkpoint is None:
+        checkpoint = Checkpoint(job=job.name, job_digest=plan.digest)
+        folder.begin(checkpoint, schema, payload)
+    elif checkpoint.job_digest != plan.digest:
+        raise UsageError(
+            f"{out} holds a run of the job {checkpoint.job} with other settings: choose another --out,"
+            " or give the changed job a new name and a folder of its own"
+        )
+    console = Console(plan.spec, f"the aggregator at {settings.aggregator}")
+    if not checkpoint.completed:
+        _serve(plan, settings, identity, folder, checkpoint, console)
+    schema, payload = folder.model()
+    console.finished(folder.model_path, schema.digest(payload).hex())
+    return 0
+
+
+def _serve(
+    job: Job,
+    settings: CoordinatorSettings,
+    identity: Identity,
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    console: Console,
+) -> None:
+    pin = load_pinned_aggregator(
+        settings.identity.aggregator, settings.federation, datetime.now(UTC)
+    )
+    stopping = threading.Event()
+    aggregator = AggregatorClient(
+        dial(settings.aggregator, identity, pin),
+        settings.aggregator,
+        parse_signing_key_text(settings.aggregator_signing_key),
+        settings.patience_seconds,
+        stopping,
+    )
+    attendance = Attendance()
+    service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
+    rounds = Rounds(job, aggregator, attendance, service)
+    listener = Listener(identity, long_calls=3 * len(job.spec.owners) + 4)
+    listener.add(add_InvitationServiceServicer_to_server, service)
+    listener.start(settings.listen)
+
+    def stop() -> None:
+        stopping.set()
+        attendance.wake()
+        rounds.abort_open_round()
+
+    on_stop_signal(stop)
+    finished = coordinator_pb2.Finished(job=job.spec.name)
+    try:
+        Driver(job, folder, aggregator, rounds, console, stopping).run(checkpoint)
+        finished.completed = True
+    finally:
+        attendance.dismiss(coordinator_pb2.AttendResponse(finished=finished), _DISMISSAL_SECONDS)
+        listener.stop(0.0)
+
+
+def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
+    spec = JobSpec(
+        federation=federation,
+        name=job.name,
+        task=job.task,
+        settings=job.settings,
+        owners=tuple(sorted(job.owners)),
+        floor=job.floor,
+        rounds=job.rounds,
+        weighting=_WEIGHTING[job.weighting],
+        schema=schema,
+        round_deadline_seconds=job.round_deadline_seconds,
+    )
+    body = job_spec_to_bytes(spec)
+    try:
+        job_spec_from_bytes(body)  # what the aggregator will check, said before anything is sent
+    except CairnError as error:
+        raise UsageError(f"the job {job.name} cannot be run: {error}") from None
+    return Job(spec, body, job.evaluate, job.gather_seconds)

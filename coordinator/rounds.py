@@ -1,0 +1,160 @@
+"""Takes one round from its opening to its collected release, between owners and aggregator."""
+
+import threading
+from dataclasses import dataclass
+
+import structlog
+
+from cairn.errors import CairnError, InvalidMessage, WrongState
+from cairn.messages import JobSpec, digest_of
+from cairn.tensors import Schema
+from cairn.v1 import aggregator_pb2, coordinator_pb2
+from cairn.v1 import round_pb2 as pb
+from coordinator.aggregator_client import AggregatorClient, OpenedRound, Release
+from coordinator.attendance import Attendance
+from coordinator.campaign import Step
+from coordinator.invitation_service import InvitationService
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it is registered, and what only the coordinator needs to know of it."""
+
+    spec: JobSpec
+    spec_bytes: bytes
+    evaluates: bool
+    gather_seconds: float
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.spec_bytes).hex()
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that the next round starts from."""
+
+    schema: Schema
+    payload: memoryview
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a round ended: with a release, or without one for a reason."""
+
+    release: Release | None
+    reason: "pb.Reason"
+    exclusions: tuple[pb.Exclusion, ...]
+
+
+class Rounds:
+    """Carries out the rounds of one job, one after the other."""
+
+    def __init__(
+        self,
+        job: Job,
+        aggregator: AggregatorClient,
+        attendance: Attendance,
+        service: InvitationService,
+    ) -> None:
+        self._job = job
+        self._aggregator = aggregator
+        self._attendance = attendance
+        self._service = service
+        self._lock = threading.Lock()
+        self._open: OpenedRound | None = None
+        self._counted: list[str] = []
+
+    def gather(self, floor: int) -> list[str]:
+        """Wait for owners and return the next cohort. Raises CairnError where too few attend."""
+        owners, seconds = self._job.spec.owners, self._job.gather_seconds
+        if self._counted:
+            present = self._attendance.gather(owners, self._counted, floor, seconds)
+        else:
+            present = self._attendance.gather_all(owners, seconds)
+        if len(present) < floor:
+            missing = ", ".join(sorted(set(owners) - set(present)))
+            raise CairnError(
+                f"{len(present)} of at least {floor} owners attend after {seconds:g} seconds."
+                f" Not there: {missing}. Start their owner nodes and run this again: the job goes on"
+                " from its checkpoint"
+            )
+        return present
+
+    def carry_out(self, step: Step, cohort: list[str], base: Base) -> Ended:
+        """Open the round and see it to its end."""
+        try:
+            opened = self._aggregator.open(self._job.spec.name, step, cohort, base.digest)
+        except WrongState as error:
+            if step.trains:
+                raise
+            log.warning("evaluation left out", round=step.round, reason=str(error))
+            return Ended(None, pb.REASON_UNSPECIFIED, ())
+        return self.see_to_end(opened, base)
+
+    def see_to_end(self, opened: OpenedRound, base: Base) -> Ended:
+        """Invite the cohort of an open round, wait for its end and tell everybody of it."""
+        if opened.manifest.base_digest != base.digest:
+            raise InvalidMessage(
+                "the open round starts from another model than the run's folder has"
+            )
+        with self._lock:
+            self._open = opened
+        self._service.offer(base.digest, base.payload)
+        invitation = coordinator_pb2.Invitation(
+            manifest=opened.signed, job_spec=self._job.spec_bytes
+        )
+        cohort = opened.manifest.cohort
+        self._attendance.invite(cohort, coordinator_pb2.AttendResponse(invitation=invitation))
+        ending = self._aggregator.watch(opened, self._job.spec.round_deadline_seconds)
+        excluded = tuple(ending.exclusions)
+        release = None
+        if ending.state == aggregator_pb2.ROUND_STATE_RELEASED:
+            release = self.collect(opened.digest, base.schema)
+            _check(release, opened)
+        with self._lock:
+            self._open = None
+        self._announce(opened, release, ending.reason)
+        self._counted = sorted(set(cohort) - {exclusion.owner for exclusion in excluded})
+        return Ended(release, ending.reason, excluded)
+
+    def collect(self, manifest_digest: bytes, schema: Schema) -> Release:
+        return self._aggregator.collect(
+            manifest_digest, schema, self._job.spec.round_deadline_seconds
+        )
+
+    def abort_open_round(self) -> None:
+        """Have the aggregator end the round that is under way in another thread, if one is."""
+        with self._lock:
+            opened = self._open
+        if opened is not None:
+            try:
+                self._aggregator.abort(opened)
+            except CairnError as error:
+                log.warning("the open round could not be ended", reason=str(error))
+
+    def _announce(self, opened: OpenedRound, release: Release | None, reason: "pb.Reason") -> None:
+        outcome = coordinator_pb2.Outcome(
+            manifest_digest=opened.digest,
+            statement=release.signed if release else None,
+            reason=reason,
+        )
+        event = coordinator_pb2.AttendResponse(outcome=outcome)
+        self._attendance.tell(opened.manifest.cohort, event)
+
+
+def _check(release: Release, opened: OpenedRound) -> None:
+    """Raise InvalidMessage where a statement does not keep what the manifest said."""
+    statement, manifest = release.statement, opened.manifest
+    if (statement.round, statement.phase, statement.base_digest) != (
+        manifest.round,
+        manifest.phase,
+        manifest.base_digest,
+    ):
+        raise InvalidMessage("the release statement is that of another round")
+    counted = len(manifest.cohort) - len(statement.exclusions)
+    if statement.contributors != counted or statement.contributors < manifest.floor:
+        raise InvalidMessage("the release statement counts other owners than the round had")

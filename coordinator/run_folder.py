@@ -1,0 +1,117 @@
+"""The folder of a run: the model, its statement, the history, and where to go on after a crash.
+
+    model.safetensors   the model of the last release; before the first, the model it starts from
+    release.json        the last signed release statement of a model
+    evaluation.json     the last signed statement of an evaluation
+    history.jsonl       a line for each round: round, contributors, metrics, seconds
+    checkpoint.json     which job this is and how far it is
+
+Each file is replaced in one step and the checkpoint comes last, so a crash leaves the state of the
+round before or after, and what was done in between is done again.
+"""
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cairn.errors import UsageError
+from cairn.model_files import read_model, write_atomically, write_model
+from cairn.statements import envelope
+from cairn.tensors import Buffer, Schema
+from cairn.v1 import round_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`round` is the number of the last round whose line is in the history."""
+
+    job: str
+    job_digest: str
+    round: int = 0
+    released: int = 0
+    completed: bool = False
+
+
+class RunFolder:
+    """One run on disk. One process at a time may open it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the folder. Raises UsageError where it cannot be used."""
+        self.path = path
+        self.model_path = path / "model.safetensors"
+        self._history_path = path / "history.jsonl"
+        self._checkpoint_path = path / "checkpoint.json"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{path} is in use by another coordinator: wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise UsageError(f"{path} cannot be used for the run: {error}") from None
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Where the run stands, or None for a new folder."""
+        try:
+            values = json.loads(self._checkpoint_path.read_text(encoding="utf-8"))
+            return Checkpoint(**values)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, OSError) as error:
+            raise UsageError(
+                f"{self._checkpoint_path} cannot be read ({error}): move the folder away to start"
+                " the job anew"
+            ) from None
+
+    def begin(self, checkpoint: Checkpoint, schema: Schema, payload: Buffer) -> None:
+        """Write what a new run starts from."""
+        write_model(self.model_path, schema, payload)
+        self._save(checkpoint)
+
+    def model(self) -> tuple[Schema, memoryview]:
+        return read_model(self.model_path)
+
+    def save_release(self, statement: pb.Signed, schema: Schema, payload: Buffer) -> None:
+        """Keep a release and its statement."""
+        write_model(self.model_path, schema, payload)
+        self._write_json("release.json", envelope(statement))
+
+    def save_evaluation(self, statement: pb.Signed) -> None:
+        self._write_json("evaluation.json", envelope(statement))
+
+    def finish_round(self, checkpoint: Checkpoint, line: dict[str, Any]) -> None:
+        """Add the round's line to the history, and move the checkpoint behind it."""
+        with self._history_path.open("a", encoding="utf-8") as history:
+            history.write(json.dumps(line) + "\n")
+            history.flush()
+            os.fsync(history.fileno())
+        self._save(checkpoint)
+
+    def finish(self, checkpoint: Checkpoint) -> None:
+        self._save(replace(checkpoint, completed=True))
+
+    def prune_history(self, last_round: int) -> None:
+        """Drop lines behind the checkpoint, left by a crash; their rounds are done again."""
+        if not self._history_path.exists():
+            return
+        kept = []
+        for line in self._history_path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["round"] <= last_round:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                break  # the torn end of a line that was being written
+        text = "".join(f"{line}\n" for line in kept)
+        write_atomically(self._history_path, [text.encode()])
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        self._write_json("checkpoint.json", checkpoint.__dict__)
+
+    def _write_json(self, name: str, values: dict[str, Any]) -> None:
+        text = json.dumps(values, indent=2) + "\n"
+        write_atomically(self.path / name, [text.encode()])

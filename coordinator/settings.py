@@ -1,0 +1,71 @@
+"""The coordinator's TOML file, and the job's."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cairn.messages import MAX_COHORT, MIN_COHORT
+from cairn.settings import (
+    Address,
+    FilePath,
+    Name,
+    NodeLabel,
+    PinnedIdentityFiles,
+    Seconds,
+    Settings,
+)
+
+
+class CoordinatorSettings(Settings):
+    """Everything a coordinator is told beside its job.
+
+    `patience_seconds` is how long a peer that cannot be reached is waited for.
+    """
+
+    federation: NodeLabel
+    name: NodeLabel
+    listen: Address
+    aggregator: Address
+    aggregator_signing_key: str
+    patience_seconds: Seconds = 60
+    identity: PinnedIdentityFiles
+
+
+class JobSettings(Settings):
+    """A training run.
+
+    `model` is what it starts from: a .safetensors file, or a task's .py file whose `model()` is built
+    after `torch.manual_seed(seed)`. `settings` are the numbers handed to the task. `evaluate` has the
+    owners evaluate the release of every round. `gather_seconds` is how long the job waits for owners
+    that do not attend.
+    """
+
+    name: Name
+    task: Name
+    model: FilePath
+    seed: int = 0
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)]
+    owners: Annotated[list[NodeLabel], Field(min_length=MIN_COHORT, max_length=MAX_COHORT)]
+    floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
+    weighting: Literal["equal", "examples"] = "equal"
+    evaluate: bool = False
+    round_deadline_seconds: Seconds = 600
+    gather_seconds: Seconds = 60
+    settings: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_owners(self) -> "JobSettings":
+        if len(set(self.owners)) != len(self.owners):
+            raise ValueError("owners: each owner may stand there once")
+        if self.floor > len(self.owners):
+            raise ValueError(
+                f"floor = {self.floor} is more than the {len(self.owners)} owners of the job: no"
+                " round could ever be released"
+            )
+        return self
+
+    def changed(self, *, model: Path | None, rounds: int | None) -> "JobSettings":
+        """The job with what the command line sets instead of the file."""
+        given = {"model": model, "rounds": rounds}
+        return self.model_copy(update={k: v for k, v in given.items() if v is not None})

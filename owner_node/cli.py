@@ -1,0 +1,29 @@
+"""The command `owner-node`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--config",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The owner's TOML file, as `cairn init` writes it.",
+)
+@click.option("--once", is_flag=True, help="Stop when the coordinator's job has ended.")
+@click.version_option(package_name="cairn")
+def main(*, config: Path, once: bool) -> None:
+    """Run a data owner's node: it trains on private data, and sends updates to the aggregator only.
+
+    It dials out and listens on nothing. Stops on SIGTERM or Ctrl-C. Exit codes: 0 stopped, 1 the
+    coordinator could not be reached or refused this owner, 2 a mistake in a file.
+    """
+    # Imported here, so that --help answers at once.
+    from cairn.process import exit_with
+    from owner_node.node import run
+    from owner_node.settings import OwnerSettings
+
+    exit_with(lambda: run(OwnerSettings.load(config), once=once))

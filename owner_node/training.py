@@ -1,0 +1,109 @@
+"""The training process: the only place where an owner's task runs, and the only one with PyTorch.
+
+Started by `training_process`, with its end of a socket and no other way out.
+"""
+
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cairn.errors import UsageError
+from cairn.task import Round, Site
+from cairn.task_loading import TaskFailed, load_task, own_traceback
+from cairn.task_running import Outcome, TaskRunner
+from owner_node.training_link import Link, ModelMemory, schema_from
+
+_EXIT_SECONDS = 2.0
+
+Order = tuple[ModelMemory, Mapping[str, Any]]
+
+
+class Training:
+    """Carries out the work of one task, message by message."""
+
+    def __init__(self, file: str, site: Site) -> None:
+        self._file = file
+        self._site = site
+        self._runner: TaskRunner | None = None
+
+    def warm_up(self) -> None:
+        """Load the task before the first round asks for it, so that a mistake shows at once."""
+        try:
+            self._load()
+        except TaskFailed as failed:
+            _show(failed)
+
+    def answer(self, memory: ModelMemory, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Do one piece of work and say how it went."""
+        try:
+            outcome = self._carry_out(memory, message)
+        except TaskFailed as failed:
+            _show(failed)
+            return {"reason": failed.reason, "text": str(failed)}
+        return {"examples": outcome.examples, "metrics": outcome.metrics}
+
+    def _carry_out(self, memory: ModelMemory, message: Mapping[str, Any]) -> Outcome:
+        runner = self._load()
+        this = Round(message["job"], message["round"], message["settings"])
+        if message["phase"] == "evaluate":
+            return runner.evaluate(this, memory.schema, memory.base)
+        return runner.train(this, memory.schema, memory.base, memory.update)
+
+    def _load(self) -> TaskRunner:
+        if self._runner is None:
+            try:
+                self._runner = TaskRunner(load_task(self._file), self._site)
+            except UsageError as error:
+                raise TaskFailed(str(error)) from None
+        return self._runner
+
+
+def main(arguments: list[str]) -> None:
+    """Work until the owner's process closes the socket."""
+    descriptor, owner, file, data = arguments
+    # Ctrl-C is for the owner's process: when that ends, this one does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end = socket.socket(fileno=int(descriptor))
+    # What the task itself starts, or forks off, must not keep the socket open.
+    end.set_inheritable(False)
+    os.register_at_fork(after_in_child=end.close)
+    link = Link(end)
+    orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(link, orders), daemon=True).start()
+    training = Training(file, Site(owner, Path(data)))
+    training.warm_up()
+    for memory, message in iter(orders.get, None):
+        try:
+            link.send(training.answer(memory, message))
+        except OSError:  # the owner's process has gone
+            return
+
+
+def _listen(link: Link, orders: "queue.SimpleQueue[Order | None]") -> None:
+    """Read messages, also while the task runs, so that this process never outlives its owner's."""
+    memory: ModelMemory | None = None
+    while (message := link.receive()) is not None:
+        if "schema" in message:
+            memory = ModelMemory(schema_from(message), link.received_descriptor())
+            memory.close()  # the mapping stays
+        elif memory is not None:
+            orders.put((memory, message))
+    orders.put(None)
+    time.sleep(_EXIT_SECONDS)  # an idle process is gone by then
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _show(failed: TaskFailed) -> None:
+    """Print what the task's own code raised on the owner's console; it goes nowhere else."""
+    print(own_traceback(failed), end="", file=sys.stderr)  # noqa: T201  the owner's console
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

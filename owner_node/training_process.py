@@ -1,0 +1,208 @@
+"""Keeps the owner's training process: starts it, gives it work, and notices when it dies.
+
+The task's code runs there and nowhere else. That process is spawned, not forked, so it holds no key
+and no channel; all it gets is its end of a socket, the memory of the model and an environment without
+secrets. This module imports no torch.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cairn.task_loading import TaskFailed
+from cairn.tensors import Schema
+from owner_node.training_link import Link, ModelMemory, schema_message
+
+__all__ = ["TaskFailed", "TaskSource", "Trained", "TrainingProcess", "Work"]
+
+_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+_EXIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """A task of the owner's own file: its name there, its code and its data.
+
+    `file` is the path of a .py file or "package.module:attribute".
+    """
+
+    name: str
+    file: str
+    data: Path
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a round asks of the task."""
+
+    job: str
+    round: int
+    phase: Literal["train", "evaluate"]
+    settings: Mapping[str, float]
+    schema: Schema
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out. `payload` is valid until the next run, and empty after an evaluation."""
+
+    payload: memoryview
+    examples: int
+    metrics: dict[str, float]
+
+
+@dataclass
+class _Child:
+    process: "subprocess.Popen[bytes]"
+    link: Link
+    memory: ModelMemory | None = None
+
+
+class TrainingProcess:
+    """The training process of one task, started anew whenever it is needed and not there."""
+
+    def __init__(self, owner: str, source: TaskSource) -> None:
+        self._owner = owner
+        self._source = source
+        self._lock = threading.Lock()  # over the three fields that `cancel` shares with `run`
+        self._child: _Child | None = None
+        self._running = False
+        self._cancelled = False
+        self._memory: ModelMemory | None = None
+
+    def start(self) -> None:
+        """Start the process and return at once: it imports PyTorch and the task meanwhile."""
+        with self._lock:
+            self._live_child()
+
+    def base_buffer(self, schema: Schema) -> memoryview:
+        """Where the base belongs before `run`. The same memory for every round of a schema."""
+        return self._memory_of(schema).base
+
+    def run(self, work: Work) -> Trained:
+        """Do the work and wait for it. Raises TaskFailed, also where the process died or was killed."""
+        memory = self._memory_of(work.schema)
+        with self._lock:
+            child = self._live_child()
+            self._running, self._cancelled = True, False
+        try:
+            answer = _ask(child, memory, work)
+        finally:
+            with self._lock:
+                self._running = False
+        if answer is None:
+            raise TaskFailed(self._bury(child))
+        if "reason" in answer:
+            raise TaskFailed(answer["text"], answer["reason"])
+        payload = memory.update if work.phase == "train" else memory.update[:0]
+        return Trained(payload, answer["examples"], answer["metrics"])
+
+    def cancel(self) -> None:
+        """End the run that is under way in another thread, if one is: it raises TaskFailed."""
+        with self._lock:
+            if self._running and self._child is not None:
+                self._cancelled = True
+                _kill(self._child)
+
+    def close(self) -> None:
+        """End the process and give its memory back."""
+        self.cancel()
+        with self._lock:
+            child, self._child = self._child, None
+        if child is not None:
+            _end(child)
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def _live_child(self) -> _Child:
+        if self._child is not None and self._child.process.poll() is not None:
+            self._child.link.close()
+            self._child = None
+        if self._child is None:
+            self._child = _spawn(self._owner, self._source)
+        return self._child
+
+    def _memory_of(self, schema: Schema) -> ModelMemory:
+        if self._memory is None or self._memory.schema != schema:
+            if self._memory is not None:
+                self._memory.close()
+            self._memory = ModelMemory.create(schema)
+        return self._memory
+
+    def _bury(self, child: _Child) -> str:
+        status = _end(child)
+        with self._lock:
+            if self._child is child:
+                self._child = None
+            if self._cancelled:
+                return "the training was cancelled"
+        return f"the training process {status} in the middle of its work"
+
+
+def _spawn(owner: str, source: TaskSource) -> _Child:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-P", "-m", "owner_node.training"]
+        process = subprocess.Popen(
+            [*command, str(theirs.fileno()), owner, source.file, str(source.data)],
+            stdin=subprocess.DEVNULL,
+            close_fds=True,
+            pass_fds=[theirs.fileno()],
+            env=_environment(os.environ),
+            process_group=0,  # Ctrl-C is for the owner node, which ends its training process itself
+        )
+    return _Child(process, Link(ours))
+
+
+def _environment(ours: Mapping[str, str]) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in ours.items()
+        if not any(word in name.upper() for word in _SECRET_WORDS)
+    }
+    return kept | {"GRPC_ENABLE_FORK_SUPPORT": "0", "PYTHONUNBUFFERED": "1"}
+
+
+def _ask(child: _Child, memory: ModelMemory, work: Work) -> dict[str, Any] | None:
+    try:
+        if child.memory is not memory:
+            child.link.send(schema_message(memory.schema), memory.descriptor)
+            child.memory = memory
+        child.link.send(
+            {
+                "job": work.job,
+                "round": work.round,
+                "phase": work.phase,
+                "settings": dict(work.settings),
+            }
+        )
+        return child.link.receive()
+    except OSError:  # the process died before it had read all of it
+        return None
+
+
+def _kill(child: _Child) -> None:
+    # The whole group, so that the worker processes of a DataLoader go too.
+    if child.process.poll() is None:
+        os.killpg(child.process.pid, signal.SIGKILL)
+
+
+def _end(child: _Child) -> str:
+    """Close the socket, which ends an idle process, and say how it ended."""
+    child.link.close()
+    try:
+        status = child.process.wait(_EXIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        _kill(child)
+        status = child.process.wait()
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with exit status {status}"

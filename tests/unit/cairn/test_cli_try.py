@@ -1,0 +1,101 @@
+"""`cairn try` shows exactly what would leave, and explains mistakes."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+from torch import nn
+
+from cairn.cli_try import try_task
+
+TASK = """
+import cairn
+from torch import nn
+
+def model(): return nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+def data(site): return cairn.Data(train=site.data.read_text(), examples=3, test_examples=2)
+
+def train(model, data, round):
+    model[1].bias.data += round.settings["add"]
+    return {"loss": 0.125}
+
+def evaluate(model, data, round):
+    return {"bias": model[1].bias.item()}
+
+task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("site_task.py").write_text(TASK)
+    Path("rows.csv").write_text("1,2\n")
+
+
+def tried(*arguments: str) -> Result:
+    return CliRunner().invoke(try_task, [*arguments])
+
+
+def a_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+
+
+def test_it_lists_every_tensor_and_the_digest_of_what_would_leave(tmp_path: Path) -> None:
+    model = a_model()
+    with torch.no_grad():
+        model[1].bias += 0.5  # type: ignore[index]  # a Sequential can be indexed
+    save_file(model.state_dict(), tmp_path / "expected.safetensors")
+    expected = hashlib.sha256((tmp_path / "expected.safetensors").read_bytes()).hexdigest()
+    result = tried("site_task.py", "--data", "rows.csv", "--set", "add=0.5")
+    assert result.exit_code == 0, result.output
+    assert [name for name in model.state_dict() if name not in result.output] == []
+    assert f"52 bytes, SHA-256 {expected}" in result.output
+    assert "train: 3 examples\n  loss = 0.125\n" in result.output
+    assert "evaluate: 2 examples\n  bias = " in result.output
+    assert "Nothing was sent" in result.output
+
+
+def test_it_starts_from_a_given_model() -> None:
+    state = {name: torch.zeros_like(tensor) for name, tensor in a_model().state_dict().items()}
+    save_file(state, "zero.safetensors")
+    arguments = ("--data", "rows.csv", "--set", "add=0.25", "--initial-model", "zero.safetensors")
+    assert "bias = 0.25" in tried("site_task.py", *arguments).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("absent.py", "--data", "rows.csv"), "there is no task file absent.py"),
+        (("json:task", "--data", "rows.csv"), "json:task has no 'task'"),
+        (("site_task.py", "--data", "absent.csv"), "there is no absent.csv"),
+        (("site_task.py", "--data", "rows.csv", "--set", "add"), "expected NAME=NUMBER"),
+        (("site_task.py", "--data", "rows.csv", "--set", "add=nan"), "expected NAME=NUMBER"),
+        (
+            ("site_task.py", "--data", "rows.csv", "--initial-model", "rows.csv"),
+            "Error: rows.csv is ",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence_without_a_traceback(
+    arguments: tuple[str, ...], words: str
+) -> None:
+    result = tried(*arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert result.output.count(os.linesep) == 1
+
+
+def test_the_tasks_own_failure_shows_its_own_traceback() -> None:
+    result = tried("site_task.py", "--data", "rows.csv")
+    assert result.exit_code == 2
+    assert "site_task.py" in result.output
+    assert "KeyError: 'add'" in result.output
+    assert "Error: the task's train raised KeyError" in result.output
+    assert "task_running.py" not in result.output

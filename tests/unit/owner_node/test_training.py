@@ -1,0 +1,81 @@
+"""The training process seen from inside: it answers every piece of work, whatever the task does."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cairn.task import Site
+from cairn.tensors import Schema, TensorSpec
+from cairn.v1 import round_pb2 as pb
+from owner_node.training import Training
+from owner_node.training_link import ModelMemory
+
+SCHEMA = Schema.of([TensorSpec("weight", "F32", (1, 1)), TensorSpec("bias", "F32", (1,))])
+ORDER: dict[str, Any] = {"job": "j", "round": 2, "phase": "train", "settings": {}}
+TASK = """
+import cairn
+from torch import nn
+
+def model(): return nn.Linear(1, 1)
+def data(site): return cairn.Data(train=None, examples=6)
+def train(model, data, round): {train}
+task = cairn.Task(model=model, data=data, train=train)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _a_path_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+
+
+def training(path: Path, train: str) -> Training:
+    path.write_text(TASK.format(train=train))
+    return Training(str(path), Site("bob", path.parent))
+
+
+def test_it_answers_with_examples_and_metrics(tmp_path: Path) -> None:
+    memory = ModelMemory.create(SCHEMA)
+    answer = training(tmp_path / "good_task.py", "return {'loss': 0.5}").answer(memory, ORDER)
+    memory.close()
+    assert answer == {"examples": 6, "metrics": {"loss": 0.5}}
+
+
+def test_it_answers_a_failure_with_a_reason_and_the_console_gets_the_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    memory = ModelMemory.create(SCHEMA)
+    answer = training(tmp_path / "bad_task.py", "raise ValueError('patient 7')").answer(
+        memory, ORDER
+    )
+    memory.close()
+    assert answer == {
+        "reason": pb.REASON_TASK_FAILED,
+        "text": "the task's train raised ValueError",
+    }
+    console = capfd.readouterr().err
+    assert "bad_task.py" in console
+    assert "patient 7" in console
+
+
+def test_a_task_that_cannot_be_loaded_is_shown_at_once_and_answered_later(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = training(tmp_path / "broken_task.py", "pass")
+    (tmp_path / "broken_task.py").write_text("1 / 0")
+    broken.warm_up()
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    memory = ModelMemory.create(SCHEMA)
+    answer = broken.answer(memory, ORDER)
+    memory.close()
+    assert answer["text"] == "the task's file raised ZeroDivisionError"
+
+
+def test_a_missing_task_file_is_answered_with_its_name(tmp_path: Path) -> None:
+    memory = ModelMemory.create(SCHEMA)
+    absent = Training(str(tmp_path / "absent.py"), Site("bob", tmp_path))
+    answer = absent.answer(memory, ORDER)
+    memory.close()
+    assert answer["reason"] == pb.REASON_TASK_FAILED
+    assert "absent.py" in answer["text"]

@@ -1,0 +1,355 @@
+"""The training process seen from the owner's process, with a real child."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cairn.tensors import Schema
+from cairn.torch_state import payload_of, read_state, write_state
+from cairn.v1 import round_pb2 as pb
+from owner_node.training_process import (
+    TaskFailed,
+    TaskSource,
+    Trained,
+    TrainingProcess,
+    Work,
+    _environment,
+)
+
+TASK = """
+import os, signal, sys, threading
+import cairn, torch
+from torch import nn
+
+def model(): return nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+def data(site): return cairn.Data(train=site, examples=5, test_examples=3)
+
+def train(model, data, round):
+    site = data.train
+    {train}
+
+def evaluate(model, data, round):
+    return {{"bias": model[1].bias.item()}}
+
+task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
+"""
+Start = Callable[[str], TrainingProcess]
+
+
+def a_model() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+
+
+SCHEMA, BASE = payload_of(a_model().state_dict())
+
+
+def work(phase: Literal["train", "evaluate"] = "train", schema: Schema = SCHEMA) -> Work:
+    return Work("job", 4, phase, {"lr": 0.5}, schema)
+
+
+def run(process: TrainingProcess, order: Work | None = None) -> Trained:
+    process.base_buffer(SCHEMA)[:] = BASE
+    return process.run(order or work())
+
+
+def failure(process: TrainingProcess) -> tuple[str, str]:
+    with pytest.raises(TaskFailed) as caught:
+        run(process)
+    return pb.Reason.Name(caught.value.reason), str(caught.value)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[TrainingProcess] = []
+
+    def start(train: str) -> TrainingProcess:
+        (tmp_path / "task.py").write_text(TASK.format(train=train.replace("\n", "\n    ")))
+        source = TaskSource("toy", str(tmp_path / "task.py"), tmp_path)
+        started.append(TrainingProcess("bob", source))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.close()
+
+
+def test_the_base_goes_in_and_the_update_comes_out_bit_by_bit(start: Start) -> None:
+    process = start(
+        "model(torch.ones(2, 2)).sum().backward()\n"
+        "torch.optim.SGD(model.parameters(), lr=round.settings['lr']).step()\n"
+        "return {'round': round.number}"
+    )
+    expected = a_model().train()
+    expected(torch.ones(2, 2)).sum().backward()
+    torch.optim.SGD(expected.parameters(), lr=0.5).step()
+    trained = run(process)
+    assert (trained.examples, trained.metrics) == (5, {"round": 4.0})
+    state: dict[str, Tensor] = read_state(SCHEMA, trained.payload)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.state_dict().items())
+
+
+def test_rounds_share_one_process_one_memory_and_one_reading_of_the_data(start: Start) -> None:
+    process = start("return {'pid': os.getpid(), 'data': id(data)}")
+    buffer = process.base_buffer(SCHEMA)
+    first, second = run(process).metrics, run(process).metrics
+    assert first == second
+    assert first["pid"] != os.getpid()
+    buffer[:1] = b"\x07"
+    assert process.base_buffer(SCHEMA)[0] == 7
+
+
+def test_an_evaluation_returns_metrics_and_no_tensors(start: Start) -> None:
+    trained = run(start("pass"), work("evaluate"))
+    assert trained.payload.nbytes == 0
+    assert trained.examples == 3
+    assert trained.metrics == {"bias": a_model().state_dict()["1.bias"].item()}
+
+
+def test_another_job_of_another_model_gets_a_memory_of_its_own(start: Start) -> None:
+    process = start("pass")
+    run(process)
+    other, _ = payload_of(nn.Linear(3, 3).state_dict())
+    with pytest.raises(TaskFailed) as caught:
+        process.run(work(schema=other))
+    assert caught.value.reason == pb.REASON_SCHEMA_MISMATCH
+    assert bytes(run(process).payload[:8]) == bytes(8)  # num_batches_tracked
+
+
+def test_a_model_larger_than_the_sockets_buffers_is_no_matter(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(
+        "import cairn, torch\n"
+        "from torch import nn\n"
+        "def model():\n"
+        "    return nn.ParameterDict({f'{n:04}': nn.Parameter(torch.zeros(500)) for n in range(4000)})\n"
+        "def data(site): return cairn.Data(train=None, examples=1)\n"
+        "def train(model, data, round): model['3999'].data += 1\n"
+        "task = cairn.Task(model=model, data=data, train=train)\n"
+    )
+    state = {f"{n:04}": torch.full((500,), n / 7) for n in range(4000)}
+    schema, payload = payload_of(state)
+    state["3999"] += 1
+    process = TrainingProcess("bob", TaskSource("big", str(tmp_path / "task.py"), tmp_path))
+    try:
+        process.base_buffer(schema)[:] = payload
+        trained = process.run(work(schema=schema))
+        write_state(state, schema, payload)
+        assert trained.payload == payload
+    finally:
+        process.close()
+
+
+@pytest.mark.parametrize(
+    ("train", "reason", "words"),
+    [
+        ("raise ValueError('patient 7')", "REASON_TASK_FAILED", "train raised ValueError"),
+        ("sys.exit(0)", "REASON_TASK_FAILED", "train raised SystemExit"),
+        (
+            "model[1] = nn.Linear(2, 3)",
+            "REASON_WRONG_TENSORS",
+            "1.bias F32[3] should be 1.bias F32[1]",
+        ),
+        ("model[1].bias.data[0] = float('nan')", "REASON_NON_FINITE", "1.bias"),
+        ("return 3", "REASON_TASK_FAILED", "returned int"),
+        ("os._exit(3)", "REASON_TASK_FAILED", "ended with exit status 3"),
+        ("os.kill(os.getpid(), 9)", "REASON_TASK_FAILED", "was killed by SIGKILL"),
+        ("os.kill(os.getpid(), 15)", "REASON_TASK_FAILED", "was killed by SIGTERM"),
+    ],
+)
+def test_each_way_to_fail_has_its_reason_and_the_next_round_its_chance(
+    start: Start, tmp_path: Path, train: str, reason: str, words: str
+) -> None:
+    process = start(
+        f"if not (site.data / 'failed').exists():\n"
+        f"    (site.data / 'failed').touch()\n"
+        f"    {train}\n"
+        f"return {{'loss': 0.5}}"
+    )
+    code, text = failure(process)
+    assert code == reason
+    assert words in text
+    assert "patient" not in text
+    assert run(process).metrics == {"loss": 0.5}
+    assert (tmp_path / "failed").exists()
+
+
+def test_the_traceback_is_on_the_owners_console(
+    start: Start, capfd: pytest.CaptureFixture[str]
+) -> None:
+    failure(start("raise ValueError('patient 7')"))
+    console = capfd.readouterr().err
+    assert console.startswith("Traceback (most recent call last):\n")
+    assert "task.py" in console.splitlines()[1]
+    assert console.endswith("ValueError: patient 7\n")
+
+
+def test_a_cancelled_run_ends_at_once_and_the_next_one_runs(start: Start, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "training")
+    process = start("(site.data / 'training').open('w')\nthreading.Event().wait()")
+    ended: list[str] = []
+    thread = threading.Thread(target=lambda: ended.append(failure(process)[1]))
+    thread.start()
+    (tmp_path / "training").open().close()  # waits until the task runs
+    process.cancel()
+    thread.join(30)
+    assert ended == ["the training was cancelled"]
+    assert run(process, work("evaluate")).examples == 3
+
+
+def test_to_cancel_when_nothing_runs_leaves_the_process_alone(start: Start) -> None:
+    process = start("return {'pid': os.getpid()}")
+    first = run(process).metrics
+    process.cancel()
+    assert run(process).metrics == first
+
+
+def test_closing_ends_an_idle_process_in_the_ordinary_way(start: Start, tmp_path: Path) -> None:
+    process = start(
+        "import atexit\natexit.register((site.data / 'goodbye').touch)\nreturn {'pid': os.getpid()}"
+    )
+    pid = int(run(process).metrics["pid"])
+    process.close()
+    assert (tmp_path / "goodbye").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_ctrl_c_does_not_reach_the_task(start: Start) -> None:
+    process = start("os.kill(os.getpid(), signal.SIGINT)\nreturn {'group': os.getpgrp()}")
+    assert run(process).metrics["group"] != os.getpgrp()
+
+
+def test_the_training_process_dies_with_the_owners_process_even_while_it_trains(
+    tmp_path: Path,
+) -> None:
+    train = (
+        "(site.data / 'training').open('w').write(str(os.getpid()))\n    threading.Event().wait()"
+    )
+    (tmp_path / "task.py").write_text(TASK.format(train=train))
+    os.mkfifo(tmp_path / "training")
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from cairn.tensors import Schema, TensorSpec\n"
+        "from owner_node.training_process import *\n"
+        f"schema = Schema.of(TensorSpec(n, d, tuple(s)) for n, d, s in {specs(SCHEMA)})\n"
+        "process = TrainingProcess('bob', TaskSource('toy', sys.argv[1], Path(sys.argv[2])))\n"
+        "process.run(Work('job', 1, 'train', {}, schema))\n"
+    )
+    arguments = [sys.executable, "-c", script, str(tmp_path / "task.py"), str(tmp_path)]
+    with subprocess.Popen(arguments) as owner:
+        pid = int((tmp_path / "training").read_text())
+        child = os.pidfd_open(pid)
+        owner.kill()
+    # A descriptor of a process is readable once the process has ended.
+    assert readable(child, seconds=30)
+    os.close(child)
+
+
+def specs(schema: Schema) -> list[tuple[str, str, list[int]]]:
+    return [(spec.name, spec.dtype, list(spec.shape)) for spec in schema.tensors]
+
+
+def readable(descriptor: int, seconds: float) -> bool:
+    return bool(select.select([descriptor], [], [], seconds)[0])
+
+
+def test_the_task_has_no_socket_but_one_and_cannot_pass_it_on(start: Start) -> None:
+    process = start(
+        "import stat, subprocess\n"
+        "def sockets():\n"
+        "    modes = []\n"
+        "    for name in os.listdir('/proc/self/fd'):\n"
+        "        try: modes.append(os.fstat(int(name)).st_mode)\n"
+        "        except OSError: pass\n"
+        "    return sum(map(stat.S_ISSOCK, modes))\n"
+        "mine = sockets()\n"
+        "forked = os.fork()\n"
+        "if not forked: os._exit(sockets())\n"
+        "inherited = os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])\n"
+        "listing = subprocess.run(['ls', '-l', '/proc/self/fd'], close_fds=False,\n"
+        "    stdout=subprocess.PIPE, text=True).stdout\n"
+        "return {'mine': mine, 'forked': inherited, 'executed': listing.count('socket:')}"
+    )
+    with open_socket():
+        metrics = run(process).metrics
+    assert metrics == {"mine": 1.0, "forked": 0.0, "executed": 0.0}
+
+
+def open_socket() -> socket.socket:
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.set_inheritable(True)
+    return listening
+
+
+def test_the_environment_of_the_task_has_no_secrets() -> None:
+    ours = {"HOME": "/h", "API_KEY": "1", "hf_token": "2", "DB_PASSWORD": "3", "AWS_SECRET": "4"}
+    assert _environment(ours) == {
+        "HOME": "/h",
+        "GRPC_ENABLE_FORK_SUPPORT": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def test_the_task_gets_that_environment_and_no_grpc(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEDGER_PASSWORD", "x")
+    process = start(
+        "return {'secrets': 'LEDGER_PASSWORD' in os.environ, 'grpc': 'grpc' in sys.modules,\n"
+        "    'fork': os.environ['GRPC_ENABLE_FORK_SUPPORT'] == '0'}"
+    )
+    assert run(process).metrics == {"secrets": 0.0, "grpc": 0.0, "fork": 1.0}
+
+
+def test_workers_of_a_dataloader_can_be_forked_or_spawned(start: Start, tmp_path: Path) -> None:
+    process = start(
+        "from torch.utils.data import DataLoader\n"
+        "loaders = [DataLoader(Squares(), num_workers=1, multiprocessing_context=c)\n"
+        "    for c in ('fork', 'spawn')]\n"
+        "return {str(n): sum(int(x) for x in loader) for n, loader in enumerate(loaders)}"
+    )
+    with (tmp_path / "task.py").open("a") as file:
+        file.write(
+            "class Squares:\n"
+            "    def __len__(self): return 4\n"
+            "    def __getitem__(self, n): return n * n\n"
+        )
+    assert run(process).metrics == {"0": 14.0, "1": 14.0}
+
+
+def test_the_owners_process_imports_no_torch_and_no_grpc() -> None:
+    script = "import sys, owner_node.training_process\nprint({'torch', 'grpc'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_starting_returns_before_the_task_is_loaded_and_twice_is_once(start: Start) -> None:
+    process = start("return {'pid': os.getpid()}")
+    process.start()
+    assert process._child is not None
+    pid = process._child.process.pid
+    process.start()
+    assert run(process).metrics == {"pid": float(pid)}
+
+
+def test_a_process_that_died_between_rounds_is_replaced(start: Start) -> None:
+    process = start("return {'pid': os.getpid()}")
+    first = run(process).metrics["pid"]
+    os.kill(int(first), signal.SIGKILL)
+    assert process._child is not None
+    process._child.process.wait()
+    assert run(process).metrics["pid"] != first
