@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
@@ -260,5 +260,5 @@ def reason_of_word(word: str) -> "pb.Reason":
     """The reason of `reason_word`'s word; unspecified for a word that this version does not know."""
     for value in pb.Reason.values():
         if reason_word(value) == word:
-            return pb.Reason.ValueType(value)
+            return cast("pb.Reason", value)
     return pb.REASON_UNSPECIFIED
