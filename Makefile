@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,examples]' \
-		$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"])' | tr -d "'")
+		$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"])')
 	@touch $(READY)
 
 demo: setup ## Set up, then run the tutorial: an aggregator, bob, alice and a coordinator
@@ -38,3 +38,9 @@ protos: setup ## Make the stubs under cairn/v1 from protos/
 
 protos-check: protos ## Prove that the checked-in stubs are those of protos/
 	@test -z "$$(git status --porcelain cairn/v1)" || { git status --short cairn/v1; echo "cairn/v1 is not what 'make protos' makes: commit its output" >&2; exit 1; }
+
+bench: setup ## Measure the tutorial: its cold start, and seconds a round
+	$(BIN)/python bench/tutorial.py
+
+clean: ## Remove what was built; runs stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,5 +1,6 @@
 """The owners' door: joins, updates and receipts. Receives `cairn.v1.IntakeService`."""
 
+import math
 from collections.abc import Iterator
 
 import grpc
@@ -28,9 +29,11 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         owner = caller(context).name
         live = self._live(request.manifest_digest)
         if request.join:
-            accepted = live.join(owner)
+            joined = live.join(owner)
             return aggregator_pb2.JoinRoundResponse(
-                lease_seconds=live.manifest.lease_seconds, update_accepted=accepted
+                lease_seconds=live.manifest.lease_seconds,
+                update_accepted=joined.update_accepted,
+                open_seconds=math.ceil(joined.open_seconds),
             )
         known(pb.Reason, request.reason, "reason")
         live.decline(owner, request.reason)

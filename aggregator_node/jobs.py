@@ -8,12 +8,13 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator_node.live_round import Closing, LiveRound
+from aggregator_node.live_round import ENDED, Closing, LiveRound
 from aggregator_node.policy import Opening, Policy, check_opening
 from aggregator_node.store import JobRow, RoundRow, Store
 from cairn import __version__
@@ -35,6 +36,7 @@ from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()
 
+_RECORD_SECONDS = 5.0
 _KEPT_ROUNDS = 64  # ended rounds whose receipts can still be asked for
 
 
@@ -72,6 +74,7 @@ class Jobs:
         self._on_job_end: Callable[[], None] = lambda: None
         for row in store.open_rounds():
             self._record_abort(row, pb.REASON_AGGREGATOR_RESTARTED, ())
+        store.clear_left_over_releases()
 
     def register(self, coordinator: str, body: bytes) -> JobState:
         """Register a job, or tell the state of a known one."""
@@ -151,12 +154,14 @@ class Jobs:
             return self._live.get(manifest_digest)
 
     def abort_all(self) -> None:
-        """End every open round, because the process is about to end."""
+        """End every open round, because the process is about to end, and wait for the records."""
         with self._lock:
-            live = list(self._live.values())
-        for round_ in live:
-            if round_.is_open:
-                round_.abort()
+            under_way = [live for live in self._live.values() if live.state not in ENDED]
+        for live in under_way:
+            with suppress(WrongState):  # sealed meanwhile: then it is released
+                live.abort(pb.REASON_AGGREGATOR_RESTARTED)
+        for live in under_way:
+            live.wait_for_end(_RECORD_SECONDS)
 
     def _state_of(self, spec: JobSpec) -> JobState:
         progress = self._store.progress(spec.name)

@@ -25,6 +25,7 @@ from cairn.v1 import round_pb2 as pb
 log = structlog.get_logger()
 T = TypeVar("T")
 
+ENDED = frozenset({aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED})
 IDLE_SECONDS = 30  # a push that brings nothing for so long is ended
 
 
@@ -35,6 +36,14 @@ class Accepted:
     header: aggregator_pb2.UpdateHeader
     payload_digest: bytes
     receipt: pb.Signed
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The answer to a join: whether there is anything left to do, and for how long at the most."""
+
+    update_accepted: bool
+    open_seconds: float
 
 
 @dataclass(frozen=True)
@@ -79,11 +88,12 @@ class LiveRound:
         self._abort_reason: pb.Reason = pb.REASON_UNSPECIFIED
         self._changed = threading.Condition()
 
-    def join(self, owner: str) -> bool:
-        """Take the owner in or renew its lease; returns whether its update was accepted already."""
+    def join(self, owner: str) -> Joined:
+        """Take the owner in, or renew its lease."""
         with self._while_open():
-            self._round.join(owner, self._clock.monotonic())
-            return owner in self._accepted
+            now = self._clock.monotonic()
+            self._round.join(owner, now)
+            return Joined(owner in self._accepted, max(0.0, self._round.deadline - now))
 
     def decline(self, owner: str, reason: "pb.Reason") -> None:
         """The owner does not take part."""
@@ -156,13 +166,13 @@ class LiveRound:
         self._wake()
         return receipt
 
-    def abort(self) -> None:
+    def abort(self, reason: "pb.Reason") -> None:
         """End the round without a release. Raises WrongState where it is sealed or released."""
         with self._changed:
-            if self.state == aggregator_pb2.ROUND_STATE_ABORTED:
+            if self.state == aggregator_pb2.ROUND_STATE_ABORTED or self._abort_reason:
                 return
             self._check_open()
-            self._abort_reason = pb.REASON_ABORTED
+            self._abort_reason = reason
             self._changed.notify_all()
 
     def await_seal(self) -> Closing | None:
@@ -197,6 +207,11 @@ class LiveRound:
         with self._changed:
             self._changed.wait_for(lambda: self.state != seen, timeout_seconds)
             return self.state
+
+    def wait_for_end(self, timeout_seconds: float) -> None:
+        """Wait until the round's end is recorded, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.state in ENDED, timeout_seconds)
 
     @property
     def is_open(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import grpc
 
 from aggregator_node.jobs import Jobs
+from aggregator_node.live_round import ENDED
 from aggregator_node.policy import Opening
 from aggregator_node.store import RoundRow, Store
 from cairn.errors import NotFound, WrongState
@@ -18,7 +19,6 @@ from cairn.tensors import CHUNK_BYTES
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
-_ENDED = {aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED}
 _WATCH_SECONDS = 5  # how often a watcher that has left is noticed
 
 
@@ -61,13 +61,13 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         row = self._row(request.manifest_digest, context)
         live = self._jobs.live_or_none(row.manifest_digest)
         seen = aggregator_pb2.ROUND_STATE_UNSPECIFIED
-        while live is not None and seen not in _ENDED:
+        while live is not None and seen not in ENDED:
             state = live.wait_for_change(seen, _WATCH_SECONDS)
             if not context.is_active():
                 return
             if state != seen:
                 seen = state
-                if seen not in _ENDED:
+                if seen not in ENDED:
                     yield aggregator_pb2.WatchRoundResponse(state=state)
         ended = self._row(request.manifest_digest, context)
         if live is not None and live.reason:
@@ -96,7 +96,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         row = self._row(request.manifest_digest, context)
         live = self._jobs.live_or_none(row.manifest_digest)
         if live is not None:
-            live.abort()
+            live.abort(pb.REASON_ABORTED)
         elif row.state != aggregator_pb2.ROUND_STATE_ABORTED:
             raise WrongState("the round was released")
         return aggregator_pb2.AbortRoundResponse()

@@ -192,6 +192,18 @@ class Store:
         """Where the average of a round is kept until that of a later one replaces it."""
         return self._directory / "releases" / f"{manifest_digest.hex()}.safetensors"
 
+    def clear_left_over_releases(self) -> None:
+        """Delete files of releases that a crash kept from being recorded, and of replaced ones."""
+        rows = self._execute(
+            "SELECT manifest_digest, max(number) FROM round WHERE phase = ? AND state = ? GROUP BY job",
+            pb.PHASE_TRAIN,
+            aggregator_pb2.ROUND_STATE_RELEASED,
+        )
+        current = {self.release_path(row[0]) for row in rows}
+        for path in (self._directory / "releases").iterdir():
+            if path not in current:
+                path.unlink()
+
     def _execute(self, statement: str, *values: object) -> list[Any]:
         with self._lock:
             return self._db.execute(statement, values).fetchall()

@@ -25,6 +25,7 @@ from cairn.messages import reason_of_word, reason_word
 from cairn.tensors import CHUNK_BYTES
 
 CALL_SECONDS = 10  # the deadline of every short call
+_LONGEST_CALL_SECONDS = 8 * 24 * 3600  # a round lasts a week at most
 _SHORT_CALL_THREADS = 8
 _MESSAGE_BYTES = CHUNK_BYTES + (
     1 << 18
@@ -231,8 +232,11 @@ class _Guard(grpc.ServerInterceptor):
             )
         if not may_call(node.role, method):
             raise CallerNotAllowed(f"{node} has the role {node.role}, which may not call {method}")
-        if context.time_remaining() is None:
-            raise errors.InvalidMessage("the call has no deadline; every call must have one")
+        # gRPC reports a call without a deadline as one that has billions of years left.
+        if context.time_remaining() > _LONGEST_CALL_SECONDS:
+            raise errors.InvalidMessage(
+                f"the call has no deadline within {_LONGEST_CALL_SECONDS} seconds; every call must have one"
+            )
 
 
 @contextmanager

@@ -15,14 +15,14 @@ from cairn.model_files import read_model, write_model
 from cairn.tensors import Schema
 
 
-def first_model(source: Path, seed: int) -> tuple[Schema, memoryview]:
-    """Read a .safetensors file, or build the model of a task's .py file.
+def first_model(source: Path, seed: int, workspace: Path) -> tuple[Schema, memoryview]:
+    """Read a .safetensors file, or build the model of a task's .py file, by way of `workspace`.
 
     Raises UsageError where that fails; the traceback of the task's own code goes to stderr.
     """
     if source.suffix != ".py":
         return read_model(source)
-    with TemporaryDirectory() as directory:
+    with TemporaryDirectory(dir=workspace, prefix=".first-model-") as directory:
         built = Path(directory) / "model.safetensors"
         command = [
             sys.executable,

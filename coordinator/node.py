@@ -45,7 +45,7 @@ def run(job: JobSettings, settings: CoordinatorSettings, out: Path) -> int:
     identity = load_identity(settings.identity, node, now)
     folder = RunFolder(out)
     checkpoint = folder.checkpoint()
-    schema, payload = folder.model() if checkpoint else first_model(job.model, job.seed)
+    schema, payload = folder.model() if checkpoint else first_model(job.model, job.seed, out)
     plan = _plan(job, settings.federation, schema)
     if checkpoint is None:
         checkpoint = Checkpoint(job=job.name, job_digest=plan.digest)

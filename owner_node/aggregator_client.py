@@ -35,14 +35,16 @@ class AggregatorClient:
     def statement(self, signed: pb.Signed) -> pb.ReleaseStatement:
         return verified_statement(self._key, signed)
 
-    def join(self, manifest_digest: bytes) -> tuple[int, bool]:
-        """Take part, or renew the lease: its seconds, and whether our update is accepted already."""
+    def join(self, manifest_digest: bytes) -> aggregator_pb2.JoinRoundResponse:
+        """Take part, or renew the lease."""
         request = aggregator_pb2.JoinRoundRequest(manifest_digest=manifest_digest, join=True)
         with translated():
-            answer = self._stub.JoinRound(request, timeout=CALL_SECONDS)
+            answer: aggregator_pb2.JoinRoundResponse = self._stub.JoinRound(
+                request, timeout=CALL_SECONDS
+            )
         if not answer.lease_seconds:
             raise InvalidMessage("the aggregator grants no lease")
-        return answer.lease_seconds, answer.update_accepted
+        return answer
 
     def decline(self, manifest_digest: bytes, reason: "pb.Reason") -> None:
         request = aggregator_pb2.JoinRoundRequest(

@@ -5,8 +5,7 @@ The order is the promise: decide first, then join, then fetch and check the mode
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
 
 import structlog
 
@@ -31,7 +30,8 @@ from owner_node.policy import Declined, Policy
 from owner_node.training_process import Trained, TrainingProcess, Work
 
 log = structlog.get_logger()
-T = TypeVar("T")
+
+_AGGREGATOR = "the aggregator"
 
 
 class Rounds:
@@ -97,8 +97,14 @@ class Rounds:
 
     def _work(self, manifest: Manifest, digest: bytes, job: JobSpec) -> None:
         process = self._tasks[job.task]
-        lease_seconds, accepted = self._patiently(lambda: self._aggregator.join(digest), manifest)
-        if accepted:
+        joined = patiently(
+            lambda: self._aggregator.join(digest),
+            _AGGREGATOR,
+            manifest.lease_seconds,
+            self._stopping,
+        )
+        deadline = time.monotonic() + joined.open_seconds
+        if joined.update_accepted:
             log.info("update was accepted before", job=job.name, round=manifest.round)
             return
         with self._lock:
@@ -107,16 +113,20 @@ class Rounds:
             self._current = (digest, process)
         try:
             with Lease(
-                lambda: self._aggregator.join(digest), lease_seconds, lambda: self.drop(digest)
+                lambda: self._aggregator.join(digest),
+                joined.lease_seconds,
+                lambda: self.drop(digest),
             ):
-                self._fetch(manifest, job, process)
+                self._fetch(manifest, job, process, deadline)
                 trained = self._train(manifest, digest, job, process)
-                self._push(manifest, digest, job, trained)
+                self._push(manifest, digest, job, trained, deadline)
         finally:
             with self._lock:
                 self._current = None
 
-    def _fetch(self, manifest: Manifest, job: JobSpec, process: TrainingProcess) -> None:
+    def _fetch(
+        self, manifest: Manifest, job: JobSpec, process: TrainingProcess, deadline: float
+    ) -> None:
         """Bring the base into the training process's memory, unless it is there already."""
         base = process.base_buffer(job.schema)
         if self._cached.get(job.task) == manifest.base_digest:
@@ -124,12 +134,11 @@ class Rounds:
         self._cached.pop(job.task, None)
 
         def fetch() -> None:
-            self._coordinator.fetch(
-                manifest.base_digest, job.schema, base, max(1.0, _remaining(manifest))
-            )
+            seconds = _until(deadline)
+            self._coordinator.fetch(manifest.base_digest, job.schema, base, seconds)
 
         try:
-            self._patiently(fetch, manifest, "the coordinator")
+            patiently(fetch, "the coordinator", _until(deadline), self._stopping)
         except InvalidMessage as error:
             raise Declined(str(error), pb.REASON_BASE_MISMATCH) from None
         except (Unavailable, NotFound) as error:
@@ -155,7 +164,14 @@ class Rounds:
                 raise WrongState("the round ended while this owner was training") from None
             raise
 
-    def _push(self, manifest: Manifest, digest: bytes, job: JobSpec, trained: Trained) -> None:
+    def _push(
+        self,
+        manifest: Manifest,
+        digest: bytes,
+        job: JobSpec,
+        trained: Trained,
+        deadline: float,
+    ) -> None:
         payload_digest = job.schema.digest(trained.payload) if manifest.trains else b""
         header = aggregator_pb2.UpdateHeader(
             manifest_digest=digest,
@@ -175,7 +191,7 @@ class Rounds:
                 self._aggregator.join(digest)
             tried = True
             try:
-                seconds = max(1.0, _remaining(manifest))
+                seconds = _until(deadline)
                 return self._aggregator.submit(header, trained.payload, payload_digest, seconds)
             except UpdateRefused as error:
                 if error.reason == pb.REASON_CORRUPT_UPDATE:
@@ -183,7 +199,7 @@ class Rounds:
                 raise
 
         try:
-            receipt = self._patiently(push, manifest)
+            receipt = patiently(push, _AGGREGATOR, _until(deadline), self._stopping)
         except (UpdateRefused, Conflict) as error:
             log.error("update refused", job=job.name, round=manifest.round, reason=str(error))
             return
@@ -201,13 +217,7 @@ class Rounds:
         except CairnError as error:
             log.warning("could not decline", reason=str(error))
 
-    def _patiently(
-        self, call: Callable[[], T], manifest: Manifest, peer: str = "the aggregator"
-    ) -> T:
-        """Repeat a call until it succeeds or the round's deadline has passed."""
-        return patiently(call, peer, max(1.0, _remaining(manifest)), self._stopping)
 
-
-def _remaining(manifest: Manifest) -> float:
-    """The seconds to the round's deadline, by this machine's clock."""
-    return manifest.deadline_unix_ms / 1000 - time.time()
+def _until(deadline: float) -> float:
+    """The seconds left to a moment of the monotonic clock, but never none at all."""
+    return max(1.0, deadline - time.monotonic())

@@ -32,12 +32,14 @@ class JoinRoundRequest(_message.Message):
     def __init__(self, manifest_digest: _Optional[bytes] = ..., join: _Optional[bool] = ..., reason: _Optional[_Union[_round_pb2.Reason, str]] = ...) -> None: ...
 
 class JoinRoundResponse(_message.Message):
-    __slots__ = ("lease_seconds", "update_accepted")
+    __slots__ = ("lease_seconds", "update_accepted", "open_seconds")
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     UPDATE_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    OPEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     lease_seconds: int
     update_accepted: bool
-    def __init__(self, lease_seconds: _Optional[int] = ..., update_accepted: _Optional[bool] = ...) -> None: ...
+    open_seconds: int
+    def __init__(self, lease_seconds: _Optional[int] = ..., update_accepted: _Optional[bool] = ..., open_seconds: _Optional[int] = ...) -> None: ...
 
 class SubmitUpdateRequest(_message.Message):
     __slots__ = ("header", "chunk", "commit")

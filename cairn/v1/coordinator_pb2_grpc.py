@@ -73,7 +73,7 @@ class InvitationServiceServicer:
         The caller must be an owner. Reads only, and may be repeated; a broken transfer continues at
         `offset`. The caller must compare the digest of all bytes with the manifest's before it uses them.
         Errors: PERMISSION_DENIED, NOT_FOUND where the coordinator does not hold a model of that digest,
-        OUT_OF_RANGE for an offset behind the last byte.
+        INVALID_ARGUMENT for an offset behind the last byte.
 
         Stream: 1. one `header`; 2. `chunk` until all bytes from `offset` on were sent.
         """

@@ -434,7 +434,7 @@ def test_no_step_needs_memory_in_proportion_to_the_model() -> None:
 
 
 def test_metrics_are_the_exact_weighted_mean_rounded_once() -> None:
-    generator = random.Random(5)  # noqa: S311  # data of a test, no secret
+    generator = random.Random(5)  # data of a test, no secret
     reports = [({"loss": generator.uniform(-1, 1)}, generator.randint(1, 1000)) for _ in range(50)]
     exact = sum(Fraction(m["loss"]) * w for m, w in reports) / sum(w for _, w in reports)
     assert average_metrics(reports) == {"loss": float(exact)}

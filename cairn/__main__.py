@@ -1,0 +1,5 @@
+"""Lets `python -m cairn` do what `cairn` does."""
+
+from cairn.cli import main
+
+main()

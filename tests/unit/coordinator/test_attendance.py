@@ -1,0 +1,89 @@
+"""Who attends, and what is sent to whom."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from cairn.v1 import coordinator_pb2
+from coordinator.attendance import Attendance
+
+INVITATION = coordinator_pb2.AttendResponse(invitation=coordinator_pb2.Invitation(job_spec=b"job"))
+OUTCOME = coordinator_pb2.AttendResponse(outcome=coordinator_pb2.Outcome(manifest_digest=b"round"))
+LONG = 30.0
+
+
+def test_a_gathering_ends_as_soon_as_the_last_owner_comes() -> None:
+    attendance = Attendance()
+    attendance.enter("alice")
+    with ThreadPoolExecutor(1) as pool:
+        gathered = pool.submit(attendance.gather_all, ["alice", "bob"], LONG)
+        attendance.enter("bob")
+        assert gathered.result(LONG) == ["alice", "bob"]
+
+
+def test_a_gathering_ends_in_time_with_those_who_came() -> None:
+    attendance = Attendance()
+    attendance.enter("alice")
+    attendance.enter("stranger")
+    assert attendance.gather_all(["alice", "bob"], 0.01) == ["alice"]
+
+
+def test_a_later_gathering_does_not_wait_for_an_owner_that_was_gone_before() -> None:
+    attendance = Attendance()
+    attendance.enter("alice")
+    attendance.enter("bob")
+    present = attendance.gather(
+        ["alice", "bob", "carol"], expected=["alice", "bob"], floor=2, seconds=LONG
+    )
+    assert present == ["alice", "bob"]
+
+
+def test_an_invitation_is_sent_again_to_an_owner_that_comes_back() -> None:
+    attendance = Attendance()
+    first = attendance.enter("alice")
+    attendance.invite(["alice", "bob"], INVITATION)
+    assert first.next() == INVITATION
+    attendance.leave("alice", first)
+    assert attendance.enter("alice").next() == INVITATION
+
+
+def test_an_owner_outside_the_cohort_is_not_invited() -> None:
+    attendance = Attendance()
+    attendance.invite(["alice", "bob"], INVITATION)
+    seat = attendance.enter("carol")
+    attendance.tell(["alice", "carol"], OUTCOME)
+    assert seat.next() == OUTCOME
+
+
+def test_an_ended_rounds_invitation_is_withdrawn() -> None:
+    attendance = Attendance()
+    attendance.invite(["alice"], INVITATION)
+    attendance.tell(["alice"], OUTCOME)
+    seat = attendance.enter("alice")
+    seat.send(None)
+    assert seat.next() is None
+
+
+def test_a_second_stream_of_an_owner_ends_the_first() -> None:
+    attendance = Attendance()
+    first = attendance.enter("alice")
+    second = attendance.enter("alice")
+    assert first.next() is None
+    attendance.leave("alice", first)  # the late end of the first must not unseat the second
+    attendance.invite(["alice"], INVITATION)
+    assert second.next() == INVITATION
+
+
+def test_dismissal_sends_the_last_event_and_ends_every_stream() -> None:
+    attendance = Attendance()
+    seats = [attendance.enter(owner) for owner in ("alice", "bob")]
+    attendance.dismiss(OUTCOME, seconds=0.01)
+    for seat in seats:
+        assert seat.next() == OUTCOME
+        assert seat.next() is None
+
+
+def test_waiting_for_owners_ends_when_the_job_is_stopped() -> None:
+    attendance = Attendance()
+    with ThreadPoolExecutor(1) as pool:
+        gathered = pool.submit(attendance.gather_all, ["alice"], LONG)
+        attendance.wake()
+        assert gathered.result(LONG) == []

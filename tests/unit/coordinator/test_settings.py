@@ -1,0 +1,54 @@
+"""The job's file."""
+
+from pathlib import Path
+
+import pytest
+
+from cairn.errors import UsageError
+from coordinator.settings import JobSettings
+
+JOB = """
+name = "tumours"
+task = "tumours"
+model = "first.safetensors"
+rounds = 3
+owners = ["alice", "bob", "carol"]
+[settings]
+lr = 0.1
+"""
+
+
+def load(tmp_path: Path, text: str) -> JobSettings:
+    path = tmp_path / "job.toml"
+    path.write_text(text, encoding="utf-8")
+    return JobSettings.load(path)
+
+
+def test_a_jobs_model_is_found_beside_its_file(tmp_path: Path) -> None:
+    assert load(tmp_path, JOB).model == tmp_path / "first.safetensors"
+
+
+def test_the_usual_floor_is_three(tmp_path: Path) -> None:
+    assert load(tmp_path, JOB).floor == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("rounds = 3", "rounds = 0", "rounds = 0"),
+        ("rounds = 3", "round = 3", "unknown key round; did you mean rounds"),
+        ("rounds = 3", "", "the key rounds is missing"),
+        ('"carol"]', '"bob"]', "each owner may stand there once"),
+        ('"carol"]', "]", "floor = 3 is more than the 2 owners"),
+        ("lr = 0.1", 'lr = "fast"', "settings.lr = 'fast'"),
+        ('name = "tumours"', 'name = "Tumours!"', "name = 'Tumours!'"),
+        ("[settings]", "floor = 1\n[settings]", "floor = 1"),
+        ("[settings]", 'weighting = "size"\n[settings]', "weighting = 'size'"),
+        ("[settings]", "[settings", "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_a_job_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:
+    with pytest.raises(UsageError) as mistake:
+        load(tmp_path, JOB.replace(old, new))
+    assert words in str(mistake.value)
+    assert str(tmp_path / "job.toml") in str(mistake.value)

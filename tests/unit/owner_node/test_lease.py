@@ -1,0 +1,49 @@
+"""Keeping a place in a round."""
+
+import threading
+
+from cairn.errors import Unavailable, WrongState
+from owner_node.lease import Lease
+
+LONG = 30.0
+SHORT = 0.003
+
+
+def test_a_lease_is_renewed_until_the_work_is_done() -> None:
+    renewed = threading.Semaphore(0)
+    with Lease(renewed.release, SHORT, lost=lambda: None) as lease:
+        for _ in range(3):
+            assert renewed.acquire(timeout=LONG)
+    lease._thread.join(LONG)
+    assert not lease._thread.is_alive()
+
+
+def test_a_round_that_has_ended_is_told_once() -> None:
+    told: list[bool] = []
+    done = threading.Event()
+
+    def renew() -> None:
+        raise WrongState("the round has ended")
+
+    def lost() -> None:
+        told.append(True)
+        done.set()
+
+    with Lease(renew, SHORT, lost) as lease:
+        assert done.wait(LONG)
+        lease._thread.join(LONG)
+    assert told == [True]
+
+
+def test_a_network_that_fails_does_not_lose_the_lease() -> None:
+    tries = threading.Semaphore(0)
+    lost = threading.Event()
+
+    def renew() -> None:
+        tries.release()
+        raise Unavailable("no answer")
+
+    with Lease(renew, SHORT, lost.set):
+        for _ in range(5):
+            assert tries.acquire(timeout=LONG)
+    assert not lost.is_set()
