@@ -13,7 +13,9 @@ import click
     type=click.Path(path_type=Path),
     help="The aggregator's TOML file, as `cairn init` writes it.",
 )
-@click.option("--once", is_flag=True, help="Stop after one job has ended, instead of serving on.")
+@click.option(
+    "--once", is_flag=True, help="Stop once the coordinator has collected its job and left."
+)
 @click.version_option(package_name="cairn")
 def main(*, config: Path, once: bool) -> None:
     """Run the trusted aggregator: it averages what owners push and releases only the average.

@@ -1,23 +1,22 @@
-"""The aggregator's jobs and rounds: registers, opens, closes and releases them.
+"""The aggregator's jobs and rounds: registers jobs, opens rounds and sees them to their end.
 
-What may be opened is decided by `policy`, how a round goes by `live_round`; this module ties them to
-the store, so that whatever was promised to a peer is on the disk first.
+What may be opened is decided by `policy`, how a round goes by `live_round`, and `recording` makes what
+is promised to a peer durable first.
 """
 
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator_node.live_round import ENDED, Closing, LiveRound
+from aggregator_node.live_round import ENDED, LiveRound
 from aggregator_node.policy import Opening, Policy, check_opening
+from aggregator_node.recording import Recorder
 from aggregator_node.store import JobRow, RoundRow, Store
-from cairn import __version__
 from cairn.clock import Clock
 from cairn.errors import CairnError, CallerNotAllowed, Conflict, NotFound, WrongState
 from cairn.messages import (
@@ -27,10 +26,8 @@ from cairn.messages import (
     job_spec_from_bytes,
     manifest_from_bytes,
     manifest_to_bytes,
-    reason_word,
 )
-from cairn.model_files import write_model
-from cairn.statements import MANIFEST, RECEIPT, STATEMENT, sign
+from cairn.statements import MANIFEST, RECEIPT, sign
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
@@ -68,12 +65,13 @@ class Jobs:
         self._store = store
         self._key = signing_key
         self._clock = clock
+        self._recorder = Recorder(store, signing_key, clock)
         self._lock = threading.RLock()
         self._live: dict[bytes, LiveRound] = {}
         self._ended: deque[bytes] = deque()
-        self._on_job_end: Callable[[], None] = lambda: None
+        self._registered: dict[str, int] = {}  # job → its rounds, since this process began
         for row in store.open_rounds():
-            self._record_abort(row, pb.REASON_AGGREGATOR_RESTARTED, ())
+            self._recorder.abort(row, pb.REASON_AGGREGATOR_RESTARTED, ())
         store.clear_left_over_releases()
 
     def register(self, coordinator: str, body: bytes) -> JobState:
@@ -95,6 +93,7 @@ class Jobs:
                     f"another job was registered under the name {spec.name}: give the changed job"
                     " a new name"
                 )
+            self._registered[spec.name] = spec.rounds
             return self._state_of(spec)
 
     def open(self, coordinator: str, job: str, opening: Opening) -> pb.Signed:
@@ -105,7 +104,9 @@ class Jobs:
             known = self._store.find_round(job, opening.round, opening.phase)
             if known is not None:
                 return _same_opening(known, opening)
-            if any(live.is_open and live.manifest.job == job for live in self._live.values()):
+            # A sealed round counts as open: its release, which the next base must be, is yet to come.
+            under_way = (live for live in self._live.values() if live.state not in ENDED)
+            if any(live.manifest.job == job for live in under_way):
                 raise WrongState(f"a round of {job} is open")
             progress = self._store.progress(job)
             check_opening(self._policy, spec, progress, opening)
@@ -145,9 +146,11 @@ class Jobs:
         self._row_of(coordinator, row.job)
         return row
 
-    def when_job_ends(self, call: Callable[[], None]) -> None:
-        """Call this when a job has been collected to its end."""
-        self._on_job_end = call
+    def are_released(self) -> bool:
+        """Whether coordinators have come with jobs, and all of these have their last release."""
+        with self._lock:
+            jobs = dict(self._registered)
+        return bool(jobs) and all(self._store.progress(j).released >= n for j, n in jobs.items())
 
     def live_or_none(self, manifest_digest: bytes) -> LiveRound | None:
         with self._lock:
@@ -192,18 +195,13 @@ class Jobs:
         row = RoundRow(
             digest, manifest.job, manifest.round, manifest.phase, signed.SerializeToString()
         )
-        with self._store.transaction():
-            self._store.save_round(row)
-            self._store.append("open", _facts(row, cohort=list(manifest.cohort)))
+        self._recorder.open(row, manifest.cohort)
         live = LiveRound(digest, manifest, spec.schema, self._clock, self._sign_receipt)
         self._live[digest] = live
         name = f"round-{manifest.job}-{manifest.round}"
         threading.Thread(
             target=self._see_to_end, args=(live, row, spec), name=name, daemon=True
         ).start()
-        log.info(
-            "round opened", job=manifest.job, round=manifest.round, cohort=len(manifest.cohort)
-        )
         return signed
 
     def _sign_receipt(self, receipt: aggregator_pb2.Receipt) -> pb.Signed:
@@ -216,14 +214,14 @@ class Jobs:
             closing = live.await_seal()
             if closing is None:
                 reason = live.reason
-                self._record_abort(row, reason, live.exclusions)
+                self._recorder.abort(row, reason, live.exclusions)
             else:
-                self._record_release(live, row, spec, closing)
+                self._recorder.release(row, live.manifest, spec.schema, closing)
                 reason = pb.REASON_UNSPECIFIED
         except CairnError as error:
             reason = pb.REASON_NON_FINITE
             log.error("round not released", job=row.job, round=row.number, error=str(error))
-            self._record_abort(row, reason, live.exclusions)
+            self._recorder.abort(row, reason, live.exclusions)
         except Exception:
             log.exception("round could not be recorded", job=row.job, round=row.number)
         state = (
@@ -231,83 +229,12 @@ class Jobs:
         )
         live.end(state, reason)
         self._forget_old(live.digest)
-        if not reason and self._is_complete(spec):
-            self._on_job_end()
-
-    def _is_complete(self, spec: JobSpec) -> bool:
-        return self._store.progress(spec.name).released >= spec.rounds
-
-    def _record_release(
-        self, live: LiveRound, row: RoundRow, spec: JobSpec, closing: Closing
-    ) -> None:
-        manifest = live.manifest
-        release_digest = manifest.base_digest
-        if manifest.trains:
-            path = self._store.release_path(row.manifest_digest)
-            release_digest = write_model(path, spec.schema, closing.payload)
-        replaced = self._store.last_release(row.job) if manifest.trains else None
-        with self._store.transaction():
-            statement = pb.ReleaseStatement(
-                manifest_digest=row.manifest_digest,
-                federation=manifest.federation,
-                job=manifest.job,
-                round=manifest.round,
-                phase=manifest.phase,
-                release_digest=release_digest,
-                base_digest=manifest.base_digest,
-                contributors=closing.contributors,
-                exclusions=[pb.Exclusion(owner=o, reason=r) for o, r in closing.exclusions],
-                rule=pb.RULE_MEAN,
-                weighting=manifest.weighting,
-                metrics=closing.metrics,
-                ledger_head=self._store.head(),
-                sealed_unix_ms=self._clock.unix_ms(),
-                software=__version__,
-            )
-            signed = sign(self._key, STATEMENT, statement.SerializeToString(deterministic=True))
-            released = replace(
-                row,
-                state=aggregator_pb2.ROUND_STATE_RELEASED,
-                exclusions=closing.exclusions,
-                statement=signed.SerializeToString(),
-                release_digest=release_digest,
-            )
-            self._store.save_round(released)
-            facts = _facts(
-                row, release_digest=release_digest.hex(), contributors=closing.contributors
-            )
-            self._store.append("release", facts)
-        if replaced is not None:
-            self._store.release_path(replaced.manifest_digest).unlink(missing_ok=True)
-        log.info("released", job=row.job, round=row.number, contributors=closing.contributors)
-
-    def _record_abort(
-        self, row: RoundRow, reason: "pb.Reason", exclusions: tuple[tuple[str, "pb.Reason"], ...]
-    ) -> None:
-        aborted = replace(
-            row, state=aggregator_pb2.ROUND_STATE_ABORTED, reason=reason, exclusions=exclusions
-        )
-        with self._store.transaction():
-            self._store.save_round(aborted)
-            self._store.append("abort", _facts(row, reason=reason_word(reason)))
-        log.warning("round aborted", job=row.job, round=row.number, reason=reason_word(reason))
 
     def _forget_old(self, digest: bytes) -> None:
         with self._lock:
             self._ended.append(digest)
             while len(self._ended) > _KEPT_ROUNDS:
                 self._live.pop(self._ended.popleft(), None)
-
-
-def _facts(row: RoundRow, **more: object) -> dict[str, object]:
-    """What the ledger says of a round; digests and names, no values."""
-    return {
-        "job": row.job,
-        "round": row.number,
-        "phase": pb.Phase.Name(row.phase).removeprefix("PHASE_").lower(),
-        "manifest_digest": row.manifest_digest.hex(),
-        **more,
-    }
 
 
 def _same_opening(known: RoundRow, opening: Opening) -> pb.Signed:

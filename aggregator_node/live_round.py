@@ -190,7 +190,8 @@ class LiveRound:
                 self.state = aggregator_pb2.ROUND_STATE_SEALED
                 self._changed.notify_all()
             else:
-                self.reason = self._abort_reason or pb.REASON_BELOW_FLOOR
+                self._abort_reason = self._abort_reason or pb.REASON_BELOW_FLOOR
+                self.reason = self._abort_reason
         return self._close() if sealed else None
 
     def end(self, state: "aggregator_pb2.RoundState", reason: "pb.Reason") -> None:

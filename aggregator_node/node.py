@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from aggregator_node.departure import Departure
 from aggregator_node.intake_service import IntakeService
 from aggregator_node.jobs import Jobs
 from aggregator_node.policy import Policy
@@ -27,10 +28,11 @@ log = structlog.get_logger()
 _COORDINATOR_STREAMS = 16
 _LARGEST_JOB_SPEC_BYTES = 64 << 20
 _GRACE_SECONDS = 5.0
+_LOOK_SECONDS = 0.5  # how often an aggregator for one job looks whether it may stop
 
 
 def run(settings: AggregatorSettings, *, once: bool) -> int:
-    """Serve until SIGTERM or SIGINT, or with `once` until a job has released its last round.
+    """Serve until SIGTERM or SIGINT, or with `once` until its coordinator has left.
 
     Raises UsageError for an identity, an address or a state directory that cannot be used.
     """
@@ -43,6 +45,7 @@ def run(settings: AggregatorSettings, *, once: bool) -> int:
     store = Store(settings.state)
     policy = Policy(settings.federation, frozenset(settings.owners), settings.floor)
     jobs = Jobs(policy, settings.lease_seconds, store, signing_key, clock)
+    departure = Departure(settings.patience_seconds, clock)
 
     intake = Listener(identity, long_calls=2 * len(settings.owners) + 4)
     intake.add(add_IntakeServiceServicer_to_server, IntakeService(jobs, clock))
@@ -50,13 +53,11 @@ def run(settings: AggregatorSettings, *, once: bool) -> int:
     release = Listener(
         identity, long_calls=_COORDINATOR_STREAMS, message_bytes=_LARGEST_JOB_SPEC_BYTES
     )
-    release.add(add_ReleaseServiceServicer_to_server, ReleaseService(jobs, store))
+    release.add(add_ReleaseServiceServicer_to_server, ReleaseService(jobs, store, departure))
     release.add(add_RecordServiceServicer_to_server, RecordService(store))
 
     stopping = threading.Event()
     on_stop_signal(stopping.set)
-    if once:
-        jobs.when_job_ends(stopping.set)
     intake.start(settings.listen_owners)
     release.start(settings.listen_coordinators)
     log.info(
@@ -66,7 +67,9 @@ def run(settings: AggregatorSettings, *, once: bool) -> int:
         floor=settings.floor,
         fingerprint=identity.fingerprint,
     )
-    stopping.wait()
+    while not stopping.wait(_LOOK_SECONDS):
+        if once and departure.is_due(completed=jobs.are_released()):
+            break
     log.info("aggregator is stopping")
     jobs.abort_all()
     for listener in (intake, release):

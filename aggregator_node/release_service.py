@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import grpc
 
+from aggregator_node.departure import Departure
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_round import ENDED
 from aggregator_node.policy import Opening
@@ -19,21 +20,24 @@ from cairn.tensors import CHUNK_BYTES
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
+_ABORT_SECONDS = 5.0  # until the end is on the disk, so that the next round can be opened
 _WATCH_SECONDS = 5  # how often a watcher that has left is noticed
 
 
 class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
     """A coordinator sees its own jobs and nobody else's."""
 
-    def __init__(self, jobs: Jobs, store: Store) -> None:
+    def __init__(self, jobs: Jobs, store: Store, departure: Departure) -> None:
         self._jobs = jobs
         self._store = store
+        self._departure = departure
 
     def RegisterJob(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.RegisterJobRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.RegisterJobResponse:
         check_protocol(request.protocol)
-        state = self._jobs.register(caller(context).name, request.job_spec)
+        with self._departure.call():
+            state = self._jobs.register(caller(context).name, request.job_spec)
         return aggregator_pb2.RegisterJobResponse(
             floor=state.floor,
             last_round=state.last_round,
@@ -52,43 +56,46 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
             cohort=check_owners(request.cohort),
             base_digest=check_digest(request.base_digest, "base_digest"),
         )
-        manifest = self._jobs.open(caller(context).name, request.job, opening)
+        with self._departure.call():
+            manifest = self._jobs.open(caller(context).name, request.job, opening)
         return aggregator_pb2.OpenRoundResponse(manifest=manifest)
 
     def WatchRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.WatchRoundRequest, context: grpc.ServicerContext
     ) -> Iterator[aggregator_pb2.WatchRoundResponse]:
-        row = self._row(request.manifest_digest, context)
-        live = self._jobs.live_or_none(row.manifest_digest)
-        seen = aggregator_pb2.ROUND_STATE_UNSPECIFIED
-        while live is not None and seen not in ENDED:
-            state = live.wait_for_change(seen, _WATCH_SECONDS)
-            if not context.is_active():
-                return
-            if state != seen:
-                seen = state
-                if seen not in ENDED:
-                    yield aggregator_pb2.WatchRoundResponse(state=state)
-        ended = self._row(request.manifest_digest, context)
-        if live is not None and live.reason:
-            yield _ending(live.state, live.reason, live.exclusions)
-        else:
-            yield _ending(ended.state, ended.reason, ended.exclusions)
+        with self._departure.call():
+            row = self._row(request.manifest_digest, context)
+            live = self._jobs.live_or_none(row.manifest_digest)
+            seen = aggregator_pb2.ROUND_STATE_UNSPECIFIED
+            while live is not None and seen not in ENDED:
+                state = live.wait_for_change(seen, _WATCH_SECONDS)
+                if not context.is_active():
+                    return
+                if state != seen:
+                    seen = state
+                    if seen not in ENDED:
+                        yield aggregator_pb2.WatchRoundResponse(state=state)
+            ended = self._row(request.manifest_digest, context)
+            if live is not None and live.reason:
+                yield _ending(live.state, live.reason, live.exclusions)
+            else:
+                yield _ending(ended.state, ended.reason, ended.exclusions)
 
     def CollectRelease(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.CollectReleaseRequest, context: grpc.ServicerContext
     ) -> Iterator[aggregator_pb2.CollectReleaseResponse]:
-        row = self._row(request.manifest_digest, context)
-        if row.state != aggregator_pb2.ROUND_STATE_RELEASED or row.statement is None:
-            raise WrongState("the round is not released")
-        payload = self._payload(row)
-        statement = pb.Signed.FromString(row.statement)
-        header = aggregator_pb2.ReleaseHeader(statement=statement, total_bytes=len(payload))
-        yield aggregator_pb2.CollectReleaseResponse(header=header)
-        for begin in range(0, len(payload), CHUNK_BYTES):
-            yield aggregator_pb2.CollectReleaseResponse(
-                chunk=bytes(payload[begin : begin + CHUNK_BYTES])
-            )
+        with self._departure.call():
+            row = self._row(request.manifest_digest, context)
+            if row.state != aggregator_pb2.ROUND_STATE_RELEASED or row.statement is None:
+                raise WrongState("the round is not released")
+            payload = self._payload(row)
+            statement = pb.Signed.FromString(row.statement)
+            header = aggregator_pb2.ReleaseHeader(statement=statement, total_bytes=len(payload))
+            yield aggregator_pb2.CollectReleaseResponse(header=header)
+            for begin in range(0, len(payload), CHUNK_BYTES):
+                yield aggregator_pb2.CollectReleaseResponse(
+                    chunk=bytes(payload[begin : begin + CHUNK_BYTES])
+                )
 
     def AbortRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.AbortRoundRequest, context: grpc.ServicerContext
@@ -97,6 +104,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         live = self._jobs.live_or_none(row.manifest_digest)
         if live is not None:
             live.abort(pb.REASON_ABORTED)
+            live.wait_for_end(_ABORT_SECONDS)
         elif row.state != aggregator_pb2.ROUND_STATE_ABORTED:
             raise WrongState("the round was released")
         return aggregator_pb2.AbortRoundResponse()

@@ -19,7 +19,8 @@ class AggregatorSettings(Settings):
 
     `owners` is the roster: nobody else is taken into a cohort. `floor` is the smallest cohort that may
     be released, whatever a job says. `lease_seconds` is how long an owner that is not heard of stays
-    in a round. `state` is a directory for the releases and the ledger.
+    in a round. `patience_seconds` is how long an aggregator that runs for one job waits for a coordinator
+    that does not call. `state` is a directory for the releases and the ledger.
     """
 
     federation: NodeLabel
@@ -30,4 +31,5 @@ class AggregatorSettings(Settings):
     owners: list[NodeLabel]
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
     lease_seconds: Seconds = 15
+    patience_seconds: Seconds = 3600
     identity: AggregatorIdentityFiles

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from cairn.errors import CairnError, UsageError
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
 
 
 def start_logging(**ids: str) -> None:
@@ -75,9 +77,12 @@ def exit_with(run: Callable[[], int]) -> None:
     except UsageError as error:
         click.echo(f"error: {error}", err=True)
         code = EXIT_USAGE
-    except CairnError as error:
+    except (CairnError, OSError) as error:  # an OSError names the file, and a full disk is no bug
         click.echo(f"error: {error}", err=True)
         code = EXIT_FAILED
-    sys.stdout.flush()
-    sys.stderr.flush()
+    except KeyboardInterrupt:  # before the node could set its own way of stopping
+        code = EXIT_INTERRUPTED
+    with suppress(OSError):  # nobody may be left to read it
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)

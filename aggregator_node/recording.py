@@ -1,0 +1,112 @@
+"""Makes durable how rounds begin and end, and signs the statement of a release.
+
+The average is on the disk before its row, and the row and the ledger's entry are one transaction, so
+nothing is released that is not recorded.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from aggregator_node.live_round import Closing
+from aggregator_node.store import RoundRow, Store
+from cairn import __version__
+from cairn.clock import Clock
+from cairn.messages import Manifest, reason_word
+from cairn.model_files import write_model
+from cairn.statements import STATEMENT, sign
+from cairn.tensors import Schema
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+
+log = structlog.get_logger()
+
+
+class Recorder:
+    """Writes the beginnings and ends of rounds to the store."""
+
+    def __init__(self, store: Store, signing_key: Ed25519PrivateKey, clock: Clock) -> None:
+        self._store = store
+        self._key = signing_key
+        self._clock = clock
+
+    def open(self, row: RoundRow, cohort: Sequence[str]) -> None:
+        """Record a signed manifest, before anybody receives it."""
+        with self._store.transaction():
+            self._store.save_round(row)
+            self._store.append("open", _facts(row, cohort=list(cohort)))
+        log.info("round opened", job=row.job, round=row.number, cohort=len(cohort))
+
+    def release(self, row: RoundRow, manifest: Manifest, schema: Schema, closing: Closing) -> None:
+        """Keep the average, and sign and record its statement."""
+        release_digest = manifest.base_digest
+        if manifest.trains:
+            path = self._store.release_path(row.manifest_digest)
+            release_digest = write_model(path, schema, closing.payload)
+        replaced = self._store.last_release(row.job) if manifest.trains else None
+        with self._store.transaction():
+            signed = self._state(row, manifest, closing, release_digest)
+            released = replace(
+                row,
+                state=aggregator_pb2.ROUND_STATE_RELEASED,
+                exclusions=closing.exclusions,
+                statement=signed.SerializeToString(),
+                release_digest=release_digest,
+            )
+            self._store.save_round(released)
+            facts = _facts(
+                row, release_digest=release_digest.hex(), contributors=closing.contributors
+            )
+            self._store.append("release", facts)
+        if replaced is not None:
+            with suppress(OSError):  # the next start clears what is left over
+                self._store.release_path(replaced.manifest_digest).unlink()
+        log.info("released", job=row.job, round=row.number, contributors=closing.contributors)
+
+    def abort(
+        self, row: RoundRow, reason: "pb.Reason", exclusions: tuple[tuple[str, "pb.Reason"], ...]
+    ) -> None:
+        """Record that the round ended without a release; its number is burnt."""
+        aborted = replace(
+            row, state=aggregator_pb2.ROUND_STATE_ABORTED, reason=reason, exclusions=exclusions
+        )
+        with self._store.transaction():
+            self._store.save_round(aborted)
+            self._store.append("abort", _facts(row, reason=reason_word(reason)))
+        log.warning("round aborted", job=row.job, round=row.number, reason=reason_word(reason))
+
+    def _state(
+        self, row: RoundRow, manifest: Manifest, closing: Closing, release_digest: bytes
+    ) -> pb.Signed:
+        statement = pb.ReleaseStatement(
+            manifest_digest=row.manifest_digest,
+            federation=manifest.federation,
+            job=manifest.job,
+            round=manifest.round,
+            phase=manifest.phase,
+            release_digest=release_digest,
+            base_digest=manifest.base_digest,
+            contributors=closing.contributors,
+            exclusions=[pb.Exclusion(owner=o, reason=r) for o, r in closing.exclusions],
+            rule=pb.RULE_MEAN,
+            weighting=manifest.weighting,
+            metrics=closing.metrics,
+            ledger_head=self._store.head(),
+            sealed_unix_ms=self._clock.unix_ms(),
+            software=__version__,
+        )
+        return sign(self._key, STATEMENT, statement.SerializeToString(deterministic=True))
+
+
+def _facts(row: RoundRow, **more: object) -> dict[str, object]:
+    """What the ledger says of a round; digests and names, no values."""
+    return {
+        "job": row.job,
+        "round": row.number,
+        "phase": pb.Phase.Name(row.phase).removeprefix("PHASE_").lower(),
+        "manifest_digest": row.manifest_digest.hex(),
+        **more,
+    }

@@ -1,0 +1,89 @@
+"""How a node logs, and how its process ends."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(sys.path), **environment},
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        ("UsageError('bob.toml: no key')", 2, "error: bob.toml: no key"),
+        ("CairnError('too few owners')", 1, "error: too few owners"),
+        ("OSError(28, 'No space left on device', 'run/model')", 1, "run/model"),
+        ("KeyboardInterrupt()", 130, ""),
+    ],
+)
+def test_a_node_ends_with_a_sentence_and_its_exit_code(raised: str, code: int, words: str) -> None:
+    ended = run(
+        "from cairn.errors import *; from cairn.process import exit_with\n"
+        f"def fail(): raise {raised}\n"
+        "exit_with(fail)"
+    )
+    assert ended.returncode == code
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_bug_is_shown_whole() -> None:
+    ended = run(
+        "from cairn.process import exit_with\ndef fail(): raise ValueError('a bug')\nexit_with(fail)"
+    )
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+
+
+def test_threads_that_wait_for_peers_do_not_hold_up_the_end() -> None:
+    ended = run(
+        "import threading; from cairn.process import exit_with\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        "exit_with(lambda: 0)"
+    )
+    assert ended.returncode == 0
+
+
+LOGS = (
+    "import structlog; from cairn.process import start_logging\n"
+    "start_logging(federation='clinics', node='bob')\n"
+    "structlog.get_logger().info('accepted', job='tumours', round=3)\n"
+)
+
+
+def test_away_from_a_terminal_every_line_is_json_with_its_ids() -> None:
+    line = json.loads(run(LOGS).stderr)
+    ids = {key: line[key] for key in ("event", "federation", "node", "job", "round", "level")}
+    assert ids == {
+        "event": "accepted",
+        "federation": "clinics",
+        "node": "bob",
+        "job": "tumours",
+        "round": 3,
+        "level": "info",
+    }
+    assert "timestamp" in line
+
+
+def test_a_person_may_ask_for_text_and_for_warnings_only() -> None:
+    assert "accepted" in run(LOGS, CAIRN_LOG="text").stderr
+    assert not run(LOGS, CAIRN_LOG_LEVEL="warning").stderr
+
+
+def test_an_aggregator_leaves_no_core_dump() -> None:
+    ended = run(
+        "import resource; from cairn.process import forbid_core_dumps\n"
+        "forbid_core_dumps(); print(resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    assert ended.stdout.strip() == "(0, 0)"
