@@ -159,7 +159,7 @@ def request(directory: Path, federation: str, role: str, name: str, hosts: tuple
         f"  cairn sign node.csr --authority DIR/authority --role {role} --name {name}{also}"
         f" --out {name}.crt\n"
         f"and send back {name}.crt, which becomes {directory / 'node.crt'}, with authority.crt and the"
-        " aggregator's node.crt and signing key."
+        " aggregator's node.crt, and the line aggregator_signing_key of any node's file."
     )
 
 
@@ -212,7 +212,8 @@ def sign(
         f"Issued {out} to {node}, valid until {end:%Y-%m-%d}\n"
         f"  public key  {public_key}\n"
         "Hand it out only if the node's `cairn request` printed the same public key. With it go"
-        f" {home / 'authority.crt'} and the aggregator's node.crt and signing key."
+        f" {home / 'authority.crt'} the aggregator's node.crt, and"
+        " the line aggregator_signing_key of any node's file."
     )
     if node.role is Role.OWNER:
         click.echo(

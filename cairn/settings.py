@@ -79,7 +79,7 @@ def _sentence(model: type[BaseModel], detail: Any) -> str:
     key = ".".join(where)
     if detail["type"] == "extra_forbidden":
         known = _keys(model, where[:-1])
-        near = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.6)
         hint = f"; did you mean {near[0]}?" if near else f"; the keys here are {', '.join(known)}"
         return f"unknown key {key}{hint}"
     if detail["type"] == "missing":
