@@ -39,6 +39,12 @@ protos: setup ## Make the stubs under cairn/v1 from protos/
 protos-check: protos ## Prove that the checked-in stubs are those of protos/
 	@test -z "$$(git status --porcelain cairn/v1)" || { git status --short cairn/v1; echo "cairn/v1 is not what 'make protos' makes: commit its output" >&2; exit 1; }
 
+containers: setup ## Build the images and run the tests that need a Docker engine
+	@docker compose version >/dev/null 2>&1 || { echo "make containers needs Docker with Compose v2; on a bare Debian 12, as root, .ci/docker-up installs it" >&2; exit 1; }
+	@docker info >/dev/null 2>&1 || { echo "make containers needs a running Docker engine, and this user's leave to use it" >&2; exit 1; }
+	docker compose build --quiet
+	$(BIN)/pytest -m containers tests/containers
+
 bench: setup ## Measure the tutorial: its cold start, and seconds a round
 	$(BIN)/python bench/tutorial.py
 

@@ -127,7 +127,8 @@ class LiveRound:
             yield push
         finally:
             with self._changed:
-                del self._pushes[owner]
+                if self._pushes.get(owner) is push:
+                    del self._pushes[owner]
 
     def heard(self, owner: str) -> None:
         """A chunk arrived, which renews the owner's lease."""
@@ -152,6 +153,8 @@ class LiveRound:
         )
         with self._summing:
             with self._changed:
+                # Complete: the seal, which ends what is under way, must not take its answer away.
+                self._pushes.pop(owner, None)
                 before = self._accepted.get(owner)
                 if before is not None:
                     if (before.header, before.payload_digest) != (push.header, digest):

@@ -212,7 +212,7 @@ def sign(
         f"Issued {out} to {node}, valid until {end:%Y-%m-%d}\n"
         f"  public key  {public_key}\n"
         "Hand it out only if the node's `cairn request` printed the same public key. With it go"
-        f" {home / 'authority.crt'} the aggregator's node.crt, and"
+        f" {home / 'authority.crt'}, the aggregator's node.crt, and"
         " the line aggregator_signing_key of any node's file."
     )
     if node.role is Role.OWNER:

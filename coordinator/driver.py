@@ -74,6 +74,7 @@ class Driver:
             return self._rounds.see_to_end(opened, base)
         cohort = self._rounds.gather(floor)
         self._check_stop()
+        self._rounds.check_floor(cohort, floor)
         return self._rounds.carry_out(step, cohort, base)
 
     def _take_up(self, status: JobStatus, checkpoint: Checkpoint) -> _Standing:

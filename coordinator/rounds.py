@@ -1,6 +1,7 @@
 """Takes one round from its opening to its collected release, between owners and aggregator."""
 
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import structlog
@@ -69,20 +70,21 @@ class Rounds:
         self._counted: list[str] = []
 
     def gather(self, floor: int) -> list[str]:
-        """Wait for owners and return the next cohort. Raises CairnError where too few attend."""
+        """Wait for owners and return who attends: the next cohort, or too few of them."""
         owners, seconds = self._job.spec.owners, self._job.gather_seconds
         if self._counted:
-            present = self._attendance.gather(owners, self._counted, floor, seconds)
-        else:
-            present = self._attendance.gather_all(owners, seconds)
+            return self._attendance.gather(owners, self._counted, floor, seconds)
+        return self._attendance.gather_all(owners, seconds)
+
+    def check_floor(self, present: Collection[str], floor: int) -> None:
+        """Raise CairnError where too few attend."""
         if len(present) < floor:
-            missing = ", ".join(sorted(set(owners) - set(present)))
+            missing = ", ".join(sorted(set(self._job.spec.owners) - set(present)))
             raise CairnError(
-                f"{len(present)} of at least {floor} owners attend after {seconds:g} seconds."
-                f" Not there: {missing}. Start their owner nodes and run this again: the job goes on"
-                " from its checkpoint"
+                f"{len(present)} of at least {floor} owners attend after"
+                f" {self._job.gather_seconds:g} seconds. Not there: {missing}. Start their owner"
+                " nodes and run this again: the job goes on from its checkpoint"
             )
-        return present
 
     def carry_out(self, step: Step, cohort: list[str], base: Base) -> Ended:
         """Open the round and see it to its end."""
