@@ -1,0 +1,295 @@
+"""What the aggregator refuses a coordinator: each refusal over the real network, with its sentence."""
+
+import dataclasses
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from cairn.messages import JobSpec, job_spec_to_bytes
+from cairn.tensors import Schema, TensorSpec
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+from tests.service.network import SECONDS, SMALL, Job, Network, refused
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+
+
+def register(job: Job, body: bytes, protocol: int = 1) -> None:
+    request = aggregator_pb2.RegisterJobRequest(job_spec=body, protocol=protocol)
+    job.coordinator.RegisterJob(request, timeout=SECONDS)
+
+
+def changed(spec: JobSpec, **changes: Any) -> bytes:
+    return job_spec_to_bytes(dataclasses.replace(spec, **changes))
+
+
+def new_job(network: Network, **changes: Any) -> bytes:
+    """The bytes of a job that is good but for the changes, under a name of its own."""
+    spec = network.job().spec
+    return changed(spec, **{"name": f"{spec.name}-changed", **changes})
+
+
+def test_a_cohort_of_one_is_refused(network: Network) -> None:
+    with refused(INVALID, "there must be 2"):
+        network.job().open(["alice"])
+
+
+def test_an_empty_cohort_is_refused(network: Network) -> None:
+    with refused(INVALID, "there must be 2"):
+        network.job().open([])
+
+
+def test_a_cohort_below_the_jobs_floor_is_refused(network: Network) -> None:
+    with refused(INVALID, "a cohort of 3 is below the floor of 4"):
+        network.job(floor=4).open(["alice", "bob", "carol"])
+
+
+def test_a_jobs_floor_below_the_aggregators_is_raised_to_it(hasty_network: Network) -> None:
+    job = hasty_network.job(floor=2)
+    assert job.register().floor == 3
+    with refused(INVALID, "a cohort of 2 is below the floor of 3"):
+        job.open(["alice", "bob"])
+    assert job.open(["alice", "bob", "carol"]).manifest.floor == 3
+
+
+def test_a_job_with_fewer_owners_than_the_aggregators_floor_is_refused(
+    hasty_network: Network,
+) -> None:
+    with refused(INVALID, "no round could ever be released"):
+        hasty_network.job(floor=2, owners=["alice", "bob"])
+
+
+@pytest.mark.parametrize("floor", [0, 1, 6])
+def test_a_job_with_an_impossible_floor_is_refused(network: Network, floor: int) -> None:
+    with refused(INVALID, f"the job's floor is {floor}"):
+        network.job(floor=floor)
+
+
+def test_a_stranger_in_the_cohort_is_refused(network: Network) -> None:
+    with refused(INVALID, "zoe cannot be in a cohort"):
+        network.job().open(["alice", "bob", "zoe"])
+
+
+def test_an_owner_that_the_job_does_not_list_is_refused_in_its_cohort(network: Network) -> None:
+    with refused(INVALID, "carol cannot be in a cohort"):
+        network.job(owners=["alice", "bob"]).open(["alice", "bob", "carol"])
+
+
+@pytest.mark.parametrize("cohort", [["bob", "alice"], ["alice", "alice", "bob"]])
+def test_a_cohort_that_is_not_sorted_and_unique_is_refused(
+    network: Network, cohort: list[str]
+) -> None:
+    with refused(INVALID, "sorted, each once"):
+        network.job().open(cohort)
+
+
+@pytest.mark.parametrize("number", [0, 2, 7])
+def test_a_round_out_of_turn_is_refused(network: Network, number: int) -> None:
+    with refused(PRECONDITION, "out of turn"):
+        network.job().open(number=number)
+
+
+def test_a_second_open_round_is_refused(network: Network) -> None:
+    job = network.job()
+    job.open()
+    with refused(PRECONDITION, "is open"):
+        job.open(number=2)
+
+
+def test_an_open_round_keeps_its_cohort_and_its_base(network: Network) -> None:
+    job = network.job()
+    job.open(["alice", "bob"])
+    with refused(PRECONDITION, "another cohort or base"):
+        job.open(["alice", "bob", "carol"])
+    with refused(PRECONDITION, "another cohort or base"):
+        job.open(["alice", "bob"], base=bytes([1]) * 16)
+
+
+def test_the_same_request_is_answered_with_the_same_manifest(network: Network) -> None:
+    job = network.job()
+    assert job.open().signed == job.open().signed
+
+
+def test_a_released_rounds_number_is_never_used_again(network: Network) -> None:
+    job = network.job()
+    job.run({"alice": bytes(16), "bob": bytes(16)})
+    with refused(PRECONDITION, "another cohort or base"):
+        job.open(["alice", "carol"], number=1)
+
+
+def test_an_aborted_rounds_number_is_burnt(network: Network) -> None:
+    job = network.job()
+    job.open().abort()
+    with refused(PRECONDITION, "another cohort or base"):
+        job.open(["alice", "carol"], number=1)
+    assert job.open(number=2).manifest.round == 2
+
+
+def test_the_base_of_a_round_must_be_the_last_release(network: Network) -> None:
+    job = network.job()
+    released = job.run({"alice": bytes([0, 0, 128, 63] * 4), "bob": bytes(16)}).payload
+    with refused(PRECONDITION, "the base is not the last release"):
+        job.open(number=2)
+    assert job.open(number=2, base=released).manifest.base_digest == SMALL.digest(released)
+
+
+def test_after_the_last_round_of_a_job_none_can_be_opened(network: Network) -> None:
+    job = network.job(rounds=1)
+    released = job.run({"alice": bytes(16), "bob": bytes(16)}).payload
+    with refused(PRECONDITION, "all 1 rounds"):
+        job.open(number=2, base=released)
+
+
+def test_only_the_last_release_can_be_evaluated_and_once(network: Network) -> None:
+    job = network.job()
+    with refused(PRECONDITION, "cannot be evaluated"):
+        job.open(phase=pb.PHASE_EVALUATE)
+    released = job.run({"alice": bytes(16), "bob": bytes(16)}).payload
+    job.open(base=released, phase=pb.PHASE_EVALUATE).abort()
+    with refused(PRECONDITION, "another cohort or base"):
+        job.open(["alice", "carol"], base=released, phase=pb.PHASE_EVALUATE)
+    with refused(PRECONDITION, "cannot be evaluated"):
+        job.open(number=2, base=released, phase=pb.PHASE_EVALUATE)
+
+
+def test_an_unknown_phase_is_refused(network: Network) -> None:
+    with refused(INVALID, "phase"):
+        network.job().open(phase=cast("pb.Phase", 9))
+
+
+def test_a_round_of_an_unknown_job_is_refused(network: Network) -> None:
+    job = network.job()
+    job.spec = dataclasses.replace(job.spec, name="nowhere")
+    with refused(grpc.StatusCode.NOT_FOUND, "there is no job nowhere"):
+        job.open()
+
+
+def test_other_bytes_under_a_jobs_name_are_refused(network: Network) -> None:
+    job = network.job()
+    with refused(grpc.StatusCode.ALREADY_EXISTS, "give the changed job a new name"):
+        register(job, changed(job.spec, rounds=6))
+
+
+def test_registering_again_tells_how_far_the_job_is(network: Network) -> None:
+    job = network.job()
+    job.run({"alice": bytes(16), "bob": bytes(16)})
+    opened = job.open(number=2)
+    state = job.register()
+    assert (state.last_round, state.released) == (2, 1)
+    assert state.open_manifest == opened.signed
+    assert state.HasField("last_statement")
+
+
+def test_another_version_of_the_protocol_is_refused(network: Network) -> None:
+    job = network.job()
+    with refused(INVALID, "version 2"):
+        register(job, job.body, protocol=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"federation": "elsewhere"}, "elsewhere"),
+        ({"owners": ("alice", "zoe")}, "zoe"),
+        ({"rounds": 0}, "rounds"),
+        ({"round_deadline_seconds": 0}, "round_deadline_seconds"),
+        ({"round_deadline_seconds": 604_801}, "round_deadline_seconds"),
+        ({"name": "../x"}, "job"),
+        ({"task": "a/b"}, "task"),
+        ({"settings": {"not a word": 1.0}}, "setting"),
+        ({"weighting": pb.WEIGHTING_UNSPECIFIED}, "weighting"),
+    ],
+)
+def test_a_job_that_breaks_a_rule_is_refused(
+    network: Network, changes: dict[str, Any], words: str
+) -> None:
+    with refused(INVALID, words):
+        register(network.job(), new_job(network, **changes))
+
+
+def test_bytes_that_are_no_job_are_refused(network: Network) -> None:
+    with refused(INVALID, "not a cairn.v1.JobSpec"):
+        register(network.job(), b"\xff\xff\xff")
+
+
+def test_a_model_without_tensors_is_refused(network: Network) -> None:
+    body = pb.JobSpec.FromString(new_job(network))
+    body.schema.ClearField("tensors")
+    with refused(INVALID, "1 to"):
+        register(network.job(), body.SerializeToString())
+
+
+def test_a_model_larger_than_any_machine_is_refused(network: Network) -> None:
+    body = pb.JobSpec.FromString(new_job(network))
+    body.schema.tensors[0].shape[:] = [1 << 62]
+    with refused(INVALID, "larger than"):
+        register(network.job(), body.SerializeToString())
+
+
+def test_tensors_out_of_canonical_order_are_refused(network: Network) -> None:
+    two = Schema.of([TensorSpec("a", "F32", (1,)), TensorSpec("b", "F32", (1,))])
+    body = pb.JobSpec.FromString(new_job(network, schema=two))
+    body.schema.tensors.reverse()
+    with refused(INVALID, "canonical order"):
+        register(network.job(), body.SerializeToString())
+
+
+def test_an_unknown_manifest_is_not_found(network: Network) -> None:
+    opened = network.job().open()
+    opened.digest = bytes(32)
+    for attempt in (opened.collect, opened.abort, opened.ends, lambda: opened.join("alice")):
+        with refused(grpc.StatusCode.NOT_FOUND):
+            attempt()
+
+
+def test_a_release_cannot_be_collected_before_there_is_one(network: Network) -> None:
+    opened = network.job().open()
+    with refused(PRECONDITION, "not released"):
+        opened.collect()
+    opened.abort()
+    with refused(PRECONDITION, "not released"):
+        opened.collect()
+
+
+def test_a_released_round_cannot_be_aborted(network: Network) -> None:
+    job = network.job()
+    opened = job.open()
+    for owner in ("alice", "bob"):
+        opened.join(owner)
+        opened.push(owner, bytes(16))
+    opened.ends()
+    with refused(PRECONDITION, "ended"):
+        opened.abort()
+
+
+def test_an_aborted_round_may_be_aborted_again_and_says_so_to_all(network: Network) -> None:
+    opened = network.job().open()
+    opened.abort()
+    opened.abort()
+    ended = opened.ends()
+    assert (ended.state, ended.reason) == (aggregator_pb2.ROUND_STATE_ABORTED, "ABORTED")
+    with refused(PRECONDITION, "ended"):
+        opened.join("alice")
+
+
+def test_a_replaced_release_is_gone(network: Network) -> None:
+    job = network.job()
+    updates = {"alice": bytes(16), "bob": bytes(16)}
+    first = job.open(sorted(updates))
+    for owner, update in updates.items():
+        first.join(owner)
+        first.push(owner, update)
+    released = first.ends().payload
+    job.run(updates, number=2, base=released)
+    with refused(grpc.StatusCode.NOT_FOUND, "later release"):
+        first.collect()
+
+
+@pytest.mark.parametrize("limit", [0, 1001])
+def test_the_ledger_is_listed_in_parts_of_at_most_a_thousand(network: Network, limit: int) -> None:
+    with refused(INVALID, "limit"):
+        network.record("alice").ListEntries(
+            aggregator_pb2.ListEntriesRequest(first=1, limit=limit), timeout=SECONDS
+        )

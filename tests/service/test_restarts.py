@@ -1,0 +1,150 @@
+"""An aggregator that ends and starts again: what was promised still stands, and nothing else is left."""
+
+import hashlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cairn.v1 import aggregator_pb2
+from tests.scenarios.processes import BIN, Node, free_port
+from tests.service.network import SECONDS, Network, OpenRound, refused
+
+UPDATES = {"alice": bytes([0, 0, 128, 63] * 4), "bob": bytes(16)}  # ones and zeros
+HALVES = bytes([0, 0, 0, 63] * 4)
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator[Network]:
+    """An aggregator of its own."""
+    network = Network(tmp_path)
+    yield network
+    network.stop()
+
+
+def open_again(opened: OpenRound, network: Network) -> OpenRound:
+    """The same round, asked about over new connections."""
+    opened.job.coordinator = network.release()
+    return opened
+
+
+@pytest.mark.parametrize("kill", [True, False], ids=["SIGKILL", "SIGTERM"])
+def test_an_open_round_is_aborted_by_a_restart_and_the_job_goes_on(
+    network: Network, *, kill: bool
+) -> None:
+    job = network.job()
+    opened = job.open()
+    opened.join("alice")
+    opened.push("alice", UPDATES["alice"])
+    network.restart(kill=kill)
+    ended = open_again(opened, network).ends()
+    assert ended.state == aggregator_pb2.ROUND_STATE_ABORTED
+    assert ended.reason == "AGGREGATOR_RESTARTED"
+    for owner in UPDATES:
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "the round has ended"):
+            opened.join(owner)
+    state = job.register()
+    assert (state.last_round, state.released) == (1, 0)
+    assert not state.HasField("open_manifest")
+    assert job.run(UPDATES, number=2).payload == HALVES
+
+
+@pytest.mark.parametrize("kill", [True, False], ids=["SIGKILL", "SIGTERM"])
+def test_the_last_release_is_collected_after_a_restart_byte_by_byte(
+    network: Network, *, kill: bool
+) -> None:
+    job = network.job()
+    opened = job.open()
+    for owner, update in UPDATES.items():
+        opened.join(owner)
+        opened.push(owner, update)
+    opened.ends()
+    before = opened.collect()
+    network.restart(kill=kill)
+    assert open_again(opened, network).collect() == before
+    assert job.register().last_statement == before[0]
+    assert job.run(UPDATES, number=2, base=before[1]).payload == HALVES
+
+
+def test_no_update_ever_touches_the_disk(network: Network) -> None:
+    secret = b"\x3f\x12\x34\x56\x3f\x65\x43\x21" * 2
+    job = network.job()
+    opened = job.open(["alice", "bob", "carol"])
+    for owner in ("alice", "bob", "carol"):
+        opened.join(owner)
+    opened.push("alice", secret)
+    opened.push("bob", bytes(16))
+
+    def files() -> list[bytes]:
+        return [path.read_bytes() for path in network.state.rglob("*") if path.is_file()]
+
+    digest = job.spec.schema.digest(secret)
+    assert not any(secret in content or digest in content for content in files())
+    opened.push("carol", bytes(16))
+    opened.ends()
+    network.node.kill()
+    assert not any(secret in content or digest in content for content in files())
+    assert secret.hex() not in network.node.output()
+    assert digest.hex() not in network.node.output()
+    network.restart(kill=True)
+
+
+def test_the_ledger_is_chained_over_restarts_and_holds_no_owners_value(network: Network) -> None:
+    job = network.job()
+    job.run(UPDATES)
+    network.restart(kill=True)
+    job.coordinator = network.release()
+    job.open(number=2, base=HALVES).abort()
+    request = aggregator_pb2.ListEntriesRequest(first=1, limit=1000)
+    entries = network.record("alice").ListEntries(request, timeout=SECONDS).entries
+    assert [entry.kind for entry in entries] == ["job", "open", "release", "open", "abort"]
+    head = bytes(32)
+    for number, entry in enumerate(entries, 1):
+        head = hashlib.sha256(head + entry.kind.encode() + b"\0" + entry.body).digest()
+        assert (entry.number, entry.head) == (number, head)
+        allowed = {"job", "job_digest", "round", "phase", "manifest_digest", "cohort", "reason"}
+        assert set(json.loads(entry.body)) <= allowed | {"release_digest", "contributors"}
+    request.first = 4
+    assert len(network.record("coordinator").ListEntries(request, timeout=SECONDS).entries) == 2
+
+
+def aggregator(network: Network, config: str, tmp_path: Path) -> Node:
+    path = network.directory / "second.toml"
+    path.write_text(config)
+    return Node("second", tmp_path / "second.log", BIN / "aggregator-node", "--config", path)
+
+
+def test_a_second_aggregator_on_the_same_ports_is_refused(network: Network, tmp_path: Path) -> None:
+    config = (network.directory / "aggregator.toml").read_text()
+    second = aggregator(network, config.replace("aggregator/state", "second/state"), tmp_path)
+    assert second.ends() == 2
+    port = network.intake_at.rpartition(":")[2]
+    assert f"error: cannot listen on 127.0.0.1:{port}: another process has" in second.output()
+    assert "Traceback" not in second.output()
+
+
+def test_a_second_aggregator_on_the_same_state_is_refused(network: Network, tmp_path: Path) -> None:
+    config = (network.directory / "aggregator.toml").read_text()
+    for address in (network.intake_at, network.release_at):
+        config = config.replace(address.rpartition(":")[2], str(free_port()))
+    second = aggregator(network, config, tmp_path)
+    assert second.ends() == 2
+    assert "is in use by another aggregator" in second.output()
+    assert "Traceback" not in second.output()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_at_once_though_owners_are_pushing_and_coordinators_watching(
+    network: Network, number: signal.Signals
+) -> None:
+    opened = network.job().open()
+    opened.join("alice")
+    watching = opened.watch()
+    next(watching)
+    network.node.send(number)
+    assert network.node.ends(15) == 0
+    assert "Traceback" not in network.node.output()
+    network.restart(kill=True)
