@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from cairn import __version__
+
 
 @click.command()
 @click.option(
@@ -16,7 +18,7 @@ import click
 @click.option(
     "--once", is_flag=True, help="Stop once the coordinator has collected its job and left."
 )
-@click.version_option(package_name="cairn")
+@click.version_option(__version__)
 def main(*, config: Path, once: bool) -> None:
     """Run the trusted aggregator: it averages what owners push and releases only the average.
 

@@ -1,7 +1,13 @@
 """Cairn: federated averaging in which the model owner never sees one owner's update."""
 
+import os
+
 from cairn.task import Data, Round, Site, Task
 
 __all__ = ["Data", "Round", "Site", "Task", "__version__"]
 
 __version__ = "0.1.0"
+
+# gRPC reads these once, when it is imported, which is after this.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters of it arrives as a status
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # our processes spawn and never fork

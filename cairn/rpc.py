@@ -5,14 +5,11 @@ each handler: it authorises the caller by the access table, refuses a call witho
 our errors to statuses. The dialling side maps them back, so both ends speak of the same errors.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters of it arrives as a status
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # our processes never fork; see THREATS
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
-from cairn.errors import UsageError
+from cairn.errors import InvalidMessage, UsageError
+from cairn.identity import parse_signing_key_text
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
@@ -24,10 +25,19 @@ def _address(text: str) -> str:
     return text
 
 
+def _signing_key(text: str) -> str:
+    try:
+        parse_signing_key_text(text)
+    except InvalidMessage as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
 FilePath = Annotated[
     Path, AfterValidator(_beside_the_file)
 ]  # relative to the TOML file it stands in
 Address = Annotated[str, AfterValidator(_address)]
+SigningKeyText = Annotated[str, AfterValidator(_signing_key)]  # "ed25519:" and base64
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 NodeLabel = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]  # fit for a certificate
 Seconds = Annotated[int, Field(ge=1, le=604_800)]

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
+from cairn import __version__
+
 
 @click.group()
-@click.version_option(package_name="cairn")
+@click.version_option(__version__)
 def main() -> None:
     """Run jobs for a model owner, who receives averages and never one owner's update."""
 

@@ -14,6 +14,7 @@ from cairn.settings import (
     PinnedIdentityFiles,
     Seconds,
     Settings,
+    SigningKeyText,
 )
 
 
@@ -27,7 +28,7 @@ class CoordinatorSettings(Settings):
     name: NodeLabel
     listen: Address
     aggregator: Address
-    aggregator_signing_key: str
+    aggregator_signing_key: SigningKeyText
     patience_seconds: Seconds = 60
     identity: PinnedIdentityFiles
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from cairn import __version__
+
 
 @click.command()
 @click.option(
@@ -14,7 +16,7 @@ import click
     help="The owner's TOML file, as `cairn init` writes it.",
 )
 @click.option("--once", is_flag=True, help="Stop when the coordinator's job has ended.")
-@click.version_option(package_name="cairn")
+@click.version_option(__version__)
 def main(*, config: Path, once: bool) -> None:
     """Run a data owner's node: it trains on private data, and sends updates to the aggregator only.
 

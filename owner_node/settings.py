@@ -14,6 +14,7 @@ from cairn.settings import (
     PinnedIdentityFiles,
     Seconds,
     Settings,
+    SigningKeyText,
 )
 
 
@@ -57,7 +58,7 @@ class OwnerSettings(Settings):
     name: NodeLabel
     coordinator: Address
     aggregator: Address
-    aggregator_signing_key: str
+    aggregator_signing_key: SigningKeyText
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
     patience_seconds: Seconds = 3600
     identity: PinnedIdentityFiles

@@ -311,6 +311,13 @@ def test_no_nodes_own_process_imports_torch(node: str) -> None:
     assert not loaded & {"torch", "safetensors"}
 
 
+@pytest.mark.parametrize("command", ["aggregator_node", "coordinator", "owner_node", "cairn"])
+def test_grpc_is_told_to_be_quiet_before_a_command_imports_it(command: str) -> None:
+    """It reads its environment once, when it is imported, and would write to a node's stderr."""
+    statement = f"import {command}.cli, os; assert os.environ['GRPC_VERBOSITY'] == 'NONE'"
+    assert "grpc" not in loaded_by(statement)
+
+
 HELPS = {
     ("cairn",): ["demo", "health", "identity", "init", "request", "sign", "try"],
     ("aggregator-node",): ["--config", "--once", "Exit codes"],

@@ -13,7 +13,7 @@ federation = "clinics"
 name = "bob"
 coordinator = "localhost:7441"
 aggregator = "localhost:7443"
-aggregator_signing_key = "ed25519:AAAA"
+aggregator_signing_key = "ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 [identity]
 certificate = "bob/node.crt"
 key = "/keys/node.key"
@@ -56,6 +56,7 @@ def test_an_installed_task_is_named_as_it_is(tmp_path: Path) -> None:
         ("localhost:7441", "localhost", 'should be "HOST:PORT"'),
         ("localhost:7441", "localhost:99999", 'should be "HOST:PORT"'),
         ("[identity]", "floor = 1\n[identity]", "floor = 1"),
+        ("ed25519:", "rsa:", "aggregator_signing_key = 'rsa:AAAA"),
         ("[0.0, 0.5]", "[0.5, 0.0]", "the smaller comes first"),
         ("[0.0, 0.5]", "0.5", "tasks.tumours.settings.lr = 0.5"),
         ("[identity]", "[identity", "is not valid TOML"),
