@@ -1,0 +1,139 @@
+"""The examples as a person runs them: `cairn demo`, real processes, and weights that can be predicted."""
+
+import copy
+import csv
+import hashlib
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn, optim
+
+from cairn.identity import parse_signing_key_text
+from cairn.statements import from_envelope, verified_statement
+from tests.scenarios.processes import BIN, ROOT, Node, descendants_of, is_alive, until
+
+TUTORIAL = ROOT / "examples/tutorial"
+State = dict[str, torch.Tensor]
+
+
+def demo(directory: Path, out: Path, name: str, *options: str | Path) -> Node:
+    log = directory / f"{out.name}.log"
+    return Node("demo", log, BIN / "cairn", "demo", name, "--out", out, *options)
+
+
+def plain_training(model: nn.Linear, owner: str) -> None:
+    """The tutorial's loop over one owner's rows, in plain PyTorch."""
+    rows = list(csv.reader((TUTORIAL / f"data/{owner}.csv").read_text().splitlines()))[1:]
+    table = torch.tensor([[float(value) for value in row] for row in rows])
+    data, target = table[:, :2], table[:, 2:]
+    opt = optim.SGD(params=model.parameters(), lr=0.1)
+    for _ in range(5):
+        opt.zero_grad()
+        loss = ((model(data) - target) ** 2).sum()
+        loss.backward()
+        opt.step()
+
+
+def plain_loop(initial: State, rounds: int) -> State:
+    """The whole tutorial in one process: train two copies, average them, and again."""
+    model = nn.Linear(2, 1)
+    model.load_state_dict(initial)
+    for _ in range(rounds):
+        bobs, alices = copy.deepcopy(model), copy.deepcopy(model)
+        plain_training(bobs, "bob")
+        plain_training(alices, "alice")
+        with torch.no_grad():
+            model.weight.copy_((alices.weight.data + bobs.weight.data) / 2)
+            model.bias.copy_((alices.bias.data + bobs.bias.data) / 2)
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def some_model(seed: int, scale: float) -> State:
+    torch.manual_seed(seed)
+    state = nn.Linear(2, 1).state_dict()
+    return {name: tensor * scale for name, tensor in state.items()}
+
+
+def same_bits(model: State, expected: State) -> bool:
+    return all(
+        model[name].numpy().tobytes() == tensor.numpy().tobytes()
+        for name, tensor in expected.items()
+    )
+
+
+@pytest.mark.parametrize(("seed", "scale", "rounds"), [(5, 1.0, 3), (6, 100.0, 17)])
+def test_the_tutorial_ends_with_the_weights_of_a_plain_loop_bit_by_bit_and_every_time(
+    tmp_path: Path, seed: int, scale: float, rounds: int
+) -> None:
+    initial = some_model(seed, scale)
+    save_file(initial, tmp_path / "initial.safetensors")
+    options = ("--initial-model", tmp_path / "initial.safetensors", "--rounds", str(rounds))
+    outs = [tmp_path / "first", tmp_path / "second"]
+    for out in outs:
+        assert demo(tmp_path, out, "tutorial", *options).ends() == 0
+        assert same_bits(load_file(out / "model.safetensors"), plain_loop(initial, rounds))
+        history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+        assert [line["round"] for line in history] == list(range(1, rounds + 1))
+        assert all(line["contributors"] == 2 for line in history)
+    files = [(out / "model.safetensors").read_bytes() for out in outs]
+    assert files[0] == files[1]
+
+
+def test_the_tutorial_as_it_stands_learns_and_leaves_what_a_verifier_needs(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    running = demo(tmp_path, out, "tutorial")
+    assert running.ends() == 0
+    torch.manual_seed(1)
+    assert same_bits(
+        load_file(out / "model.safetensors"), plain_loop(nn.Linear(2, 1).state_dict(), 10)
+    )
+    lines = (out / "federation/coordinator.toml").read_text().splitlines()
+    (pinned,) = [line for line in lines if line.startswith("aggregator_signing_key")]
+    key = parse_signing_key_text(pinned.split('"')[1])
+    statement = verified_statement(key, from_envelope((out / "release.json").read_text()))
+    digest = hashlib.sha256((out / "model.safetensors").read_bytes()).digest()
+    assert statement.release_digest == digest
+    assert (statement.round, statement.contributors) == (10, 2)
+    assert f"SHA-256: {digest.hex()}" in running.output()
+    assert "predictions:" in running.output()
+    assert "Traceback" not in running.output()
+    assert "error" not in running.output()
+
+
+def test_the_breast_cancer_job_reaches_an_accuracy_of_93_per_cent(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert demo(tmp_path, out, "breast_cancer").ends(110) == 0
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert len(history) == 20
+    assert all(line["contributors"] == 5 for line in history)
+    assert history[-1]["metrics"]["accuracy"] >= 0.93
+    assert json.loads((out / "evaluation.json").read_text())["statement"]["phase"] == "evaluate"
+
+
+def test_a_demo_that_is_interrupted_stops_all_it_started_and_goes_on_where_it_was(
+    tmp_path: Path,
+) -> None:
+    initial = some_model(7, 1.0)
+    save_file(initial, tmp_path / "initial.safetensors")
+    options = ("--initial-model", tmp_path / "initial.safetensors", "--rounds", "300")
+    out = tmp_path / "out"
+    first = demo(tmp_path, out, "tutorial", *options)
+    history = out / "history.jsonl"
+    until(lambda: history.exists() and len(history.read_bytes().splitlines()) >= 5, "5 rounds")
+    started = descendants_of(first.pid)
+    assert len(started) == 6  # the aggregator, two owners that train, and the coordinator
+    first.send(signal.SIGINT)
+    assert first.ends(30) == 130
+    until(lambda: not any(map(is_alive, started)), "all processes are gone", 5)
+    assert f"The checkpoint is in {out}; the same command goes on from it" in first.output()
+    assert "Traceback" not in first.output()
+    assert len(history.read_bytes().splitlines()) < 300
+    second = demo(tmp_path, out, "tutorial", *options)
+    assert second.ends() == 0
+    assert "Going on after" in second.output()
+    assert len(history.read_bytes().splitlines()) == 300
+    assert same_bits(load_file(out / "model.safetensors"), plain_loop(initial, 300))
