@@ -23,7 +23,7 @@ demo: setup ## Set up, then run the tutorial: an aggregator, bob, alice and a co
 	$(BIN)/cairn demo tutorial --out runs/tutorial --force
 
 test: setup ## Set up, then run the tests (containers apart)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: setup ## Check style and format
 	$(BIN)/ruff check .

@@ -1,19 +1,24 @@
 """The owners' door: joins, updates and receipts. Receives `cairn.v1.IntakeService`."""
 
 import math
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import grpc
 
 from aggregator_node.jobs import Jobs
-from aggregator_node.live_round import LiveRound
+from aggregator_node.live_round import IDLE_SECONDS, LiveRound
 from aggregator_node.push import Push
 from cairn.clock import Clock
-from cairn.errors import InvalidMessage, Unavailable
+from cairn.errors import InvalidMessage, TooMuch, Unavailable
 from cairn.messages import check_digest, known
 from cairn.rpc import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
+
+STREAMS_OF_ONE_OWNER = 2  # a broken one may still be held when its repetition comes
 
 
 class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
@@ -22,6 +27,8 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
     def __init__(self, jobs: Jobs, clock: Clock) -> None:
         self._jobs = jobs
         self._clock = clock
+        self._lock = threading.Lock()
+        self._streams: Counter[str] = Counter()
 
     def JoinRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.JoinRoundRequest, context: grpc.ServicerContext
@@ -45,21 +52,50 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         context: grpc.ServicerContext,
     ) -> aggregator_pb2.SubmitUpdateResponse:
         owner = caller(context).name
-        header = _expect(request_iterator, "header").header
-        live = self._live(header.manifest_digest)
-        with live.push(owner, header, context.cancel) as push:
-            commit = self._receive(live, owner, push, request_iterator)
-            if next(request_iterator, None) is not None:
-                raise InvalidMessage("something follows the commit")
-            if not context.is_active():
-                raise Unavailable("the owner broke off before its update was accepted")
-            return aggregator_pb2.SubmitUpdateResponse(receipt=live.commit(owner, push, commit))
+        with self._stream_of(owner):
+            return self._take(owner, request_iterator, context)
 
     def GetReceipt(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.GetReceiptRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.GetReceiptResponse:
         live = self._live(request.manifest_digest)
         return aggregator_pb2.GetReceiptResponse(receipt=live.receipt(caller(context).name))
+
+    def _take(
+        self,
+        owner: str,
+        requests: Iterator[aggregator_pb2.SubmitUpdateRequest],
+        context: grpc.ServicerContext,
+    ) -> aggregator_pb2.SubmitUpdateResponse:
+        silence = threading.Timer(
+            IDLE_SECONDS, context.cancel
+        )  # the round watches from the header on
+        silence.start()
+        try:
+            header = _expect(requests, "header").header
+        finally:
+            silence.cancel()
+        live = self._live(header.manifest_digest)
+        with live.push(owner, header, context.cancel) as push:
+            commit = self._receive(live, owner, push, requests)
+            if next(requests, None) is not None:
+                raise InvalidMessage("something follows the commit")
+            if not context.is_active():
+                raise Unavailable("the owner broke off before its update was accepted")
+            return aggregator_pb2.SubmitUpdateResponse(receipt=live.commit(owner, push, commit))
+
+    @contextmanager
+    def _stream_of(self, owner: str) -> Iterator[None]:
+        """Count an owner's streams, so that one owner cannot keep the others from pushing."""
+        with self._lock:
+            if self._streams[owner] >= STREAMS_OF_ONE_OWNER:
+                raise TooMuch(f"{owner} has {STREAMS_OF_ONE_OWNER} pushes under way already")
+            self._streams[owner] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._streams[owner] -= 1
 
     def _receive(
         self,

@@ -169,12 +169,19 @@ class Jobs:
     def _state_of(self, spec: JobSpec) -> JobState:
         progress = self._store.progress(spec.name)
         last = self._store.last_release(spec.name)
-        open_rows = [row for row in self._store.open_rounds() if row.job == spec.name]
+        under_way = [
+            row
+            for row in self._store.open_rounds()
+            if row.job == spec.name
+            and row.manifest_digest in self._live
+            # A round whose end could not be recorded is open in the store only.
+            and self._live[row.manifest_digest].state not in ENDED
+        ]
         return JobState(
             floor=self._policy.floor_of(spec),
             last_round=progress.opened,
             released=progress.released,
-            open_manifest=pb.Signed.FromString(open_rows[0].manifest) if open_rows else None,
+            open_manifest=pb.Signed.FromString(under_way[0].manifest) if under_way else None,
             last_statement=pb.Signed.FromString(last.statement)
             if last and last.statement
             else None,

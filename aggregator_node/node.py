@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import structlog
 
 from aggregator_node.departure import Departure
-from aggregator_node.intake_service import IntakeService
+from aggregator_node.intake_service import STREAMS_OF_ONE_OWNER, IntakeService
 from aggregator_node.jobs import Jobs
 from aggregator_node.policy import Policy
 from aggregator_node.record_service import RecordService
@@ -47,7 +47,7 @@ def run(settings: AggregatorSettings, *, once: bool) -> int:
     jobs = Jobs(policy, settings.lease_seconds, store, signing_key, clock)
     departure = Departure(settings.patience_seconds, clock)
 
-    intake = Listener(identity, long_calls=2 * len(settings.owners) + 4)
+    intake = Listener(identity, long_calls=STREAMS_OF_ONE_OWNER * len(settings.owners) + 4)
     intake.add(add_IntakeServiceServicer_to_server, IntakeService(jobs, clock))
     intake.add(add_RecordServiceServicer_to_server, RecordService(store))
     release = Listener(

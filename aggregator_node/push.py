@@ -56,7 +56,10 @@ class Push:
         self.header = header
         self.cancel = cancel
         self.heard_at = now
-        self.payload = bytearray(header.total_bytes)
+        try:
+            self.payload = bytearray(header.total_bytes)
+        except MemoryError:
+            raise TooMuch("the aggregator has no memory for an update of this size") from None
         self._schema = schema
         self._hasher = schema.hasher()
         self._offset = 0

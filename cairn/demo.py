@@ -66,6 +66,7 @@ def run_demo(demo: Demo) -> int:
                 nodes.start(owner, "owner_node", "--config", f"{config}/{owner}.toml")
             code = nodes.start("coordinator", "coordinator", *_coordinator_arguments(demo)).wait()
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is stopping already
             nodes.stop()
             click.echo(
                 f"Stopped. The checkpoint is in {demo.out}; the same command goes on from it"

@@ -35,8 +35,19 @@ def main() -> None:
     help="Start from this model instead of the job's.",
 )
 @click.option("--rounds", metavar="N", type=click.IntRange(1), help="Instead of the job's.")
+@click.option(
+    "--dismiss",
+    is_flag=True,
+    help="Where the job has ended already: wait for its owners and tell them, so that they stop too.",
+)
 def run(
-    job: Path, config: Path, out: Path | None, initial_model: Path | None, rounds: int | None
+    *,
+    job: Path,
+    config: Path,
+    out: Path | None,
+    initial_model: Path | None,
+    rounds: int | None,
+    dismiss: bool,
 ) -> None:
     """Run the job to its end, and print a line for every round.
 
@@ -51,6 +62,6 @@ def run(
     def whole() -> int:
         settings = JobSettings.load(job).changed(model=initial_model, rounds=rounds)
         folder = out or Path("runs") / settings.name
-        return run_job(settings, CoordinatorSettings.load(config), folder)
+        return run_job(settings, CoordinatorSettings.load(config), folder, dismiss=dismiss)
 
     exit_with(whole)

@@ -34,8 +34,10 @@ _DISMISSAL_SECONDS = 2.0
 _WEIGHTING = {"equal": pb.WEIGHTING_EQUAL, "examples": pb.WEIGHTING_EXAMPLES}
 
 
-def run(job: JobSettings, settings: CoordinatorSettings, out: Path) -> int:
+def run(job: JobSettings, settings: CoordinatorSettings, out: Path, *, dismiss: bool) -> int:
     """Run the job to its end; returns the exit code 0.
+
+    With `dismiss`, a job that has ended before is not opened again, but its owners are told so.
 
     Raises UsageError for a mistake in a file, CairnError where the job cannot be ended.
     """
@@ -56,7 +58,7 @@ def run(job: JobSettings, settings: CoordinatorSettings, out: Path) -> int:
             " or give the changed job a new name and a folder of its own"
         )
     console = Console(plan.spec, f"the aggregator at {settings.aggregator}")
-    if not checkpoint.completed:
+    if dismiss or not checkpoint.completed:
         _serve(plan, settings, identity, folder, checkpoint, console)
     schema, payload = folder.model()
     console.finished(folder.model_path, schema.digest(payload).hex())
@@ -97,6 +99,8 @@ def _serve(
     on_stop_signal(stop)
     finished = coordinator_pb2.Finished(job=job.spec.name)
     try:
+        if checkpoint.completed:
+            attendance.gather_all(job.spec.owners, job.gather_seconds)
         Driver(job, folder, aggregator, rounds, console, stopping).run(checkpoint)
         finished.completed = True
     finally:

@@ -14,6 +14,7 @@ from cairn.errors import (
     Conflict,
     InvalidMessage,
     NotFound,
+    TooMuch,
     Unavailable,
     UpdateRefused,
     WrongState,
@@ -197,6 +198,8 @@ class Rounds:
                 if error.reason == pb.REASON_CORRUPT_UPDATE:
                     raise Unavailable(str(error)) from None
                 raise
+            except TooMuch as error:  # a push that broke off is still held; its watchdog ends it
+                raise Unavailable(str(error)) from None
 
         try:
             receipt = patiently(push, _AGGREGATOR, _until(deadline), self._stopping)
