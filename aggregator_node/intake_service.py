@@ -2,9 +2,7 @@
 
 import math
 import threading
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import grpc
 
@@ -12,13 +10,11 @@ from aggregator_node.jobs import Jobs
 from aggregator_node.live_round import IDLE_SECONDS, LiveRound
 from aggregator_node.push import Push
 from cairn.clock import Clock
-from cairn.errors import InvalidMessage, TooMuch, Unavailable
+from cairn.errors import InvalidMessage, Unavailable
 from cairn.messages import check_digest, known
 from cairn.rpc import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
-
-STREAMS_OF_ONE_OWNER = 2  # a broken one may still be held when its repetition comes
 
 
 class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
@@ -27,8 +23,6 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
     def __init__(self, jobs: Jobs, clock: Clock) -> None:
         self._jobs = jobs
         self._clock = clock
-        self._lock = threading.Lock()
-        self._streams: Counter[str] = Counter()
 
     def JoinRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.JoinRoundRequest, context: grpc.ServicerContext
@@ -51,9 +45,7 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         request_iterator: Iterator[aggregator_pb2.SubmitUpdateRequest],
         context: grpc.ServicerContext,
     ) -> aggregator_pb2.SubmitUpdateResponse:
-        owner = caller(context).name
-        with self._stream_of(owner):
-            return self._take(owner, request_iterator, context)
+        return self._take(caller(context).name, request_iterator, context)
 
     def GetReceipt(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.GetReceiptRequest, context: grpc.ServicerContext
@@ -83,19 +75,6 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
             if not context.is_active():
                 raise Unavailable("the owner broke off before its update was accepted")
             return aggregator_pb2.SubmitUpdateResponse(receipt=live.commit(owner, push, commit))
-
-    @contextmanager
-    def _stream_of(self, owner: str) -> Iterator[None]:
-        """Count an owner's streams, so that one owner cannot keep the others from pushing."""
-        with self._lock:
-            if self._streams[owner] >= STREAMS_OF_ONE_OWNER:
-                raise TooMuch(f"{owner} has {STREAMS_OF_ONE_OWNER} pushes under way already")
-            self._streams[owner] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._streams[owner] -= 1
 
     def _receive(
         self,

@@ -18,7 +18,7 @@ from aggregator_node.policy import Opening, Policy, check_opening
 from aggregator_node.recording import Recorder
 from aggregator_node.store import JobRow, RoundRow, Store
 from cairn.clock import Clock
-from cairn.errors import CairnError, CallerNotAllowed, Conflict, NotFound, WrongState
+from cairn.errors import CallerNotAllowed, Conflict, NotFound, TooMuch, WrongState
 from cairn.messages import (
     JobSpec,
     Manifest,
@@ -225,17 +225,26 @@ class Jobs:
             else:
                 self._recorder.release(row, live.manifest, spec.schema, closing)
                 reason = pb.REASON_UNSPECIFIED
-        except CairnError as error:
-            reason = pb.REASON_NON_FINITE
+        except TooMuch as error:  # the average of finite values is not
             log.error("round not released", job=row.job, round=row.number, error=str(error))
-            self._recorder.abort(row, reason, live.exclusions)
+            reason = self._abort_or_fail(row, pb.REASON_NON_FINITE, live)
         except Exception:
-            log.exception("round could not be recorded", job=row.job, round=row.number)
+            log.exception("round not released", job=row.job, round=row.number)
+            self._abort_or_fail(row, reason, live)
         state = (
             aggregator_pb2.ROUND_STATE_ABORTED if reason else aggregator_pb2.ROUND_STATE_RELEASED
         )
         live.end(state, reason)
         self._forget_old(live.digest)
+
+    def _abort_or_fail(self, row: RoundRow, reason: "pb.Reason", live: LiveRound) -> "pb.Reason":
+        """Record an abort where that is still possible; returns the reason that is told."""
+        try:
+            self._recorder.abort(row, reason, live.exclusions)
+        except Exception:
+            log.exception("round could not be recorded", job=row.job, round=row.number)
+            return pb.REASON_STORAGE_FAILED
+        return reason
 
     def _forget_old(self, digest: bytes) -> None:
         with self._lock:

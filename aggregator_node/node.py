@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import structlog
 
 from aggregator_node.departure import Departure
-from aggregator_node.intake_service import STREAMS_OF_ONE_OWNER, IntakeService
+from aggregator_node.intake_service import IntakeService
 from aggregator_node.jobs import Jobs
 from aggregator_node.policy import Policy
 from aggregator_node.record_service import RecordService
@@ -25,7 +25,7 @@ from cairn.v1.aggregator_pb2_grpc import (
 
 log = structlog.get_logger()
 
-_COORDINATOR_STREAMS = 16
+_COORDINATORS = 4
 _LARGEST_JOB_SPEC_BYTES = 64 << 20
 _GRACE_SECONDS = 5.0
 _LOOK_SECONDS = 0.5  # how often an aggregator for one job looks whether it may stop
@@ -47,12 +47,10 @@ def run(settings: AggregatorSettings, *, once: bool) -> int:
     jobs = Jobs(policy, settings.lease_seconds, store, signing_key, clock)
     departure = Departure(settings.patience_seconds, clock)
 
-    intake = Listener(identity, long_calls=STREAMS_OF_ONE_OWNER * len(settings.owners) + 4)
+    intake = Listener(identity, long_callers=len(settings.owners))
     intake.add(add_IntakeServiceServicer_to_server, IntakeService(jobs, clock))
     intake.add(add_RecordServiceServicer_to_server, RecordService(store))
-    release = Listener(
-        identity, long_calls=_COORDINATOR_STREAMS, message_bytes=_LARGEST_JOB_SPEC_BYTES
-    )
+    release = Listener(identity, long_callers=_COORDINATORS, message_bytes=_LARGEST_JOB_SPEC_BYTES)
     release.add(add_ReleaseServiceServicer_to_server, ReleaseService(jobs, store, departure))
     release.add(add_RecordServiceServicer_to_server, RecordService(store))
 

@@ -1,8 +1,9 @@
 """Waits for a peer that cannot be reached: visibly, with growing pauses, and not for ever."""
 
 import threading
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 from tenacity import (
@@ -10,8 +11,6 @@ from tenacity import (
     RetryError,
     Retrying,
     retry_if_exception_type,
-    stop_after_delay,
-    stop_when_event_set,
     wait_random_exponential,
 )
 from tenacity.nap import sleep_using_event
@@ -23,41 +22,64 @@ log = structlog.get_logger()
 
 _LONGEST_PAUSE_SECONDS = 5
 _SILENT_SECONDS = 5.0  # nodes that are started together need a moment to find each other
+_WORKING_SECONDS = 30.0  # a call that lasted longer had reached its peer: patience begins anew
 
 
 def patiently(call: Callable[[], T], peer: str, seconds: float, stopping: threading.Event) -> T:
     """Repeat `call`, which must be safe to repeat, while it raises Unavailable.
 
-    Raises Unavailable, with the last trouble, after `seconds` or once `stopping` is set. Any other
-    error passes at once.
+    Raises Unavailable, with the last trouble, after `seconds` of trouble or once `stopping` is set. Any
+    other error passes at once.
     """
-    tell_at = _SILENT_SECONDS
-
-    def tell(state: RetryCallState) -> None:
-        nonlocal tell_at
-        waited = state.seconds_since_start or 0.0
-        if waited < tell_at:
-            return
-        tell_at = 2 * waited  # a log is not for counting
-        trouble = state.outcome.exception() if state.outcome else None
-        log.warning(
-            "cannot reach a peer, trying again",
-            peer=peer,
-            trouble=str(trouble),
-            waited_seconds=round(waited, 1),
-            patience_seconds=seconds,
-        )
-
+    trouble = _Trouble(call, peer, seconds, stopping)
     try:
         return Retrying(
             retry=retry_if_exception_type(Unavailable),
             wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_PAUSE_SECONDS),
-            stop=stop_after_delay(seconds) | stop_when_event_set(stopping),
+            stop=trouble.is_too_long,
             sleep=sleep_using_event(stopping),
-            before_sleep=tell,
-        )(call)
+            before_sleep=trouble.tell,
+        )(trouble.timed_call)
     except RetryError as error:
-        trouble = error.last_attempt.exception()
+        last = error.last_attempt.exception()
         if stopping.is_set():
-            raise Unavailable(f"stopped while {peer} could not be reached: {trouble}") from None
-        raise Unavailable(f"gave up on {peer} after {seconds:g} seconds: {trouble}") from None
+            raise Unavailable(f"stopped while {peer} could not be reached: {last}") from None
+        raise Unavailable(f"gave up on {peer} after {seconds:g} seconds: {last}") from None
+
+
+class _Trouble(Generic[T]):
+    """How long a peer has not been reached, counted from the last call that did reach it."""
+
+    def __init__(
+        self, call: Callable[[], T], peer: str, seconds: float, stopping: threading.Event
+    ) -> None:
+        self._call = call
+        self._peer = peer
+        self._seconds = seconds
+        self._stopping = stopping
+        self._begun = self._since = time.monotonic()
+        self._tell_at = _SILENT_SECONDS
+
+    def timed_call(self) -> T:
+        self._begun = time.monotonic()
+        return self._call()
+
+    def is_too_long(self, _: RetryCallState) -> bool:
+        now = time.monotonic()
+        if now - self._begun > _WORKING_SECONDS:
+            self._since = now
+            self._tell_at = _SILENT_SECONDS
+        return now - self._since >= self._seconds or self._stopping.is_set()
+
+    def tell(self, state: RetryCallState) -> None:
+        waited = time.monotonic() - self._since
+        if waited < self._tell_at:
+            return
+        self._tell_at = 2 * waited  # a log is not for counting
+        log.warning(
+            "cannot reach a peer, trying again",
+            peer=self._peer,
+            trouble=str(state.outcome.exception() if state.outcome else ""),
+            waited_seconds=round(waited, 1),
+            patience_seconds=self._seconds,
+        )

@@ -38,7 +38,13 @@ def start_logging(**ids: str) -> None:
     if style == "json":
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        processors += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        processors += [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                # A richer one shows the variables of every frame, and one of them may be an update.
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level or logging.INFO),
@@ -55,11 +61,13 @@ def forbid_core_dumps() -> None:
 
 
 def on_stop_signal(stop: Callable[[], None]) -> None:
-    """Call `stop` once, in a thread of its own, on SIGTERM or SIGINT."""
+    """Call `stop`, in a thread of its own, on SIGTERM or SIGINT; a second signal ends the process."""
     called = threading.Event()
 
     def handle(_signal: int, _frame: object) -> None:
-        if not called.is_set():
+        if called.is_set():
+            os._exit(EXIT_INTERRUPTED)  # asked a second time: at once
+        else:
             called.set()
             threading.Thread(target=stop, name="stop", daemon=True).start()
 

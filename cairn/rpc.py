@@ -5,6 +5,8 @@ each handler: it authorises the caller by the access table, refuses a call witho
 our errors to statuses. The dialling side maps them back, so both ends speak of the same errors.
 """
 
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from cairn.identity import Identity, NodeName, caller_of
 from cairn.messages import reason_of_word, reason_word
 from cairn.tensors import CHUNK_BYTES
 
+LONG_CALLS_OF_ONE_CALLER = 4  # a broken one may still be held when its repetition comes
 CALL_SECONDS = 10  # the deadline of every short call
 _LONGEST_CALL_SECONDS = 8 * 24 * 3600  # a round lasts a week at most
 _SHORT_CALL_THREADS = 8
@@ -50,7 +53,7 @@ _KEEPALIVE = [
 _LISTENING = [
     *_KEEPALIVE,
     ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     (
         "grpc.so_reuseport",
         0,
@@ -75,14 +78,16 @@ class Listener:
     """A gRPC server on one address with the guard, the health service and two pools."""
 
     def __init__(
-        self, identity: Identity, *, long_calls: int, message_bytes: int = _MESSAGE_BYTES
+        self, identity: Identity, *, long_callers: int, message_bytes: int = _MESSAGE_BYTES
     ) -> None:
         """Prepare to listen.
 
-        `long_calls` is how many streams can be under way at once; `message_bytes` the largest single
+        `long_callers` is how many nodes may have streams under way; `message_bytes` the largest single
         message to accept.
         """
-        self._long_pool = ThreadPoolExecutor(long_calls, thread_name_prefix="stream")
+        self._long_pool = ThreadPoolExecutor(
+            LONG_CALLS_OF_ONE_CALLER * long_callers + 4, thread_name_prefix="stream"
+        )
         self._grpc = grpc.server(
             ThreadPoolExecutor(_SHORT_CALL_THREADS, thread_name_prefix="call"),
             interceptors=[_Guard(identity.node.federation, self._long_pool)],
@@ -183,6 +188,8 @@ class _Guard(grpc.ServerInterceptor):
     def __init__(self, federation: str, long_pool: ThreadPoolExecutor) -> None:
         self._federation = federation
         self._long_pool = long_pool
+        self._lock = threading.Lock()
+        self._long_calls: Counter[NodeName] = Counter()
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         method = handler_call_details.method
@@ -207,21 +214,38 @@ class _Guard(grpc.ServerInterceptor):
 
     def _single(self, method: str, behaviour: Any) -> Any:
         def guarded(request: Any, context: grpc.ServicerContext) -> Any:
-            with _mapped(method, context):
-                self._authorise(method, context)
+            with _mapped(method, context), self._admitted(method, context):
                 return behaviour(request, context)
 
         return guarded
 
     def _streaming(self, method: str, behaviour: Any) -> Any:
         def guarded(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            with _mapped(method, context):
-                self._authorise(method, context)
+            with _mapped(method, context), self._admitted(method, context):
                 yield from behaviour(request, context)
 
         return guarded
 
-    def _authorise(self, method: str, context: grpc.ServicerContext) -> None:
+    @contextmanager
+    def _admitted(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
+        """Authorise, and count long calls, so that one caller cannot take the others' threads."""
+        node = self._authorised(method, context)
+        if method not in LONG_CALLS:
+            yield
+            return
+        with self._lock:
+            if self._long_calls[node] >= LONG_CALLS_OF_ONE_CALLER:
+                raise errors.TooMuch(
+                    f"{node} has {LONG_CALLS_OF_ONE_CALLER} long calls under way already"
+                )
+            self._long_calls[node] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._long_calls[node] -= 1
+
+    def _authorised(self, method: str, context: grpc.ServicerContext) -> NodeName:
         node = caller(context)
         if node.federation != self._federation:
             raise CallerNotAllowed(
@@ -234,6 +258,7 @@ class _Guard(grpc.ServerInterceptor):
             raise errors.InvalidMessage(
                 f"the call has no deadline within {_LONGEST_CALL_SECONDS} seconds; every call must have one"
             )
+        return node
 
 
 @contextmanager

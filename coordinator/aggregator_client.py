@@ -25,6 +25,7 @@ from coordinator.campaign import Step
 
 T = TypeVar("T")
 
+_PARTING_SECONDS = 5  # a coordinator that is told to stop does not wait long
 _MARGIN_SECONDS = 60  # beyond a round's deadline, for the seal and the release
 _ENDED = {aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED}
 
@@ -155,7 +156,7 @@ class AggregatorClient:
     def abort(self, opened: OpenedRound) -> None:
         request = aggregator_pb2.AbortRoundRequest(manifest_digest=opened.digest)
         with translated():
-            self._stub.AbortRound(request, timeout=CALL_SECONDS)
+            self._stub.AbortRound(request, timeout=_PARTING_SECONDS)
 
     def _call(self, call: Callable[[], T]) -> T:
         def translated_call() -> T:

@@ -71,8 +71,6 @@ class Campaign:
             self.opened = step.round
         else:
             self._evaluation_due = 0  # an evaluation is not repeated; its round goes without
-        if reason == pb.REASON_ABORTED:
-            raise CairnError(f"round {step.round} was ended by the coordinator")
         if self._aborts >= MAX_ABORTS_IN_A_ROW:
             raise CairnError(
                 f"{self._aborts} rounds in a row ended without a release, the last because of"

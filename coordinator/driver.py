@@ -94,7 +94,8 @@ class Driver:
         standing = _Standing(checkpoint, base, campaign)
         if status.last_statement is not None:
             statement = self._aggregator.statement(status.last_statement)
-            if statement.release_digest != base.digest:
+            # A crash may have come between the model and its statement: then both are written again.
+            if statement.release_digest != base.digest or statement.round > checkpoint.round:
                 self._keep(standing, self._rounds.collect(statement.manifest_digest, schema))
             if statement.round > checkpoint.round:
                 standing.line = _line_of(statement, 0.0)

@@ -31,6 +31,7 @@ from coordinator.run_folder import Checkpoint, RunFolder
 from coordinator.settings import CoordinatorSettings, JobSettings
 
 _DISMISSAL_SECONDS = 2.0
+_PARTING_SECONDS = 5.0
 _WEIGHTING = {"equal": pb.WEIGHTING_EQUAL, "examples": pb.WEIGHTING_EXAMPLES}
 
 
@@ -76,9 +77,10 @@ def _serve(
     pin = load_pinned_aggregator(
         settings.identity.aggregator, settings.federation, datetime.now(UTC)
     )
-    stopping = threading.Event()
+    stopping, ended = threading.Event(), threading.Event()
+    channel = dial(settings.aggregator, identity, pin)
     aggregator = AggregatorClient(
-        dial(settings.aggregator, identity, pin),
+        channel,
         settings.aggregator,
         parse_signing_key_text(settings.aggregator_signing_key),
         settings.patience_seconds,
@@ -86,8 +88,8 @@ def _serve(
     )
     attendance = Attendance()
     service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
-    rounds = Rounds(job, aggregator, attendance, service)
-    listener = Listener(identity, long_calls=3 * len(job.spec.owners) + 4)
+    rounds = Rounds(job, aggregator, attendance, service, stopping)
+    listener = Listener(identity, long_callers=len(job.spec.owners))
     listener.add(add_InvitationServiceServicer_to_server, service)
     listener.start(settings.listen)
 
@@ -95,6 +97,8 @@ def _serve(
         stopping.set()
         attendance.wake()
         rounds.abort_open_round()
+        if not ended.wait(_PARTING_SECONDS):
+            channel.close()  # whatever still waits for the aggregator ends now
 
     on_stop_signal(stop)
     finished = coordinator_pb2.Finished(job=job.spec.name)
@@ -104,7 +108,10 @@ def _serve(
         Driver(job, folder, aggregator, rounds, console, stopping).run(checkpoint)
         finished.completed = True
     finally:
-        attendance.dismiss(coordinator_pb2.AttendResponse(finished=finished), _DISMISSAL_SECONDS)
+        ended.set()
+        # A job that was only stopped goes on later: its owners stay.
+        last = None if stopping.is_set() else coordinator_pb2.AttendResponse(finished=finished)
+        attendance.dismiss(last, _DISMISSAL_SECONDS)
         listener.stop(0.0)
 
 

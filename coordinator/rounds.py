@@ -60,11 +60,13 @@ class Rounds:
         aggregator: AggregatorClient,
         attendance: Attendance,
         service: InvitationService,
+        stopping: threading.Event,
     ) -> None:
         self._job = job
         self._aggregator = aggregator
         self._attendance = attendance
         self._service = service
+        self._stopping = stopping
         self._lock = threading.Lock()
         self._open: OpenedRound | None = None
         self._counted: list[str] = []
@@ -105,6 +107,8 @@ class Rounds:
             )
         with self._lock:
             self._open = opened
+        if self._stopping.is_set():  # told to stop while the round was being opened
+            self.abort_open_round()
         self._service.offer(base.digest, base.payload)
         invitation = coordinator_pb2.Invitation(
             manifest=opened.signed, job_spec=self._job.spec_bytes

@@ -46,12 +46,12 @@ class AggregatorClient:
             raise InvalidMessage("the aggregator grants no lease")
         return answer
 
-    def decline(self, manifest_digest: bytes, reason: "pb.Reason") -> None:
+    def decline(self, manifest_digest: bytes, reason: "pb.Reason", seconds: float) -> None:
         request = aggregator_pb2.JoinRoundRequest(
             manifest_digest=manifest_digest, join=False, reason=reason
         )
         with translated():
-            self._stub.JoinRound(request, timeout=CALL_SECONDS)
+            self._stub.JoinRound(request, timeout=seconds)
 
     def submit(
         self,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import grpc
 import structlog
 
-from cairn.errors import CairnError, Unavailable
+from cairn.errors import CairnError, NotFound, Unavailable
 from cairn.identity import (
     NodeName,
     Role,
@@ -29,6 +29,7 @@ from owner_node.training_process import TaskSource, TrainingProcess
 
 log = structlog.get_logger()
 
+_UNLISTED_PAUSE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.2  # between a stream that broke off and the next
 
 
@@ -113,6 +114,9 @@ class _Attending:
             except Unavailable:
                 if not self._stopping.is_set():
                     raise
+            except NotFound as error:  # its present job is not for us; a later one may be
+                log.warning("the coordinator has no job for this owner", reason=str(error))
+                self._stopping.wait(_UNLISTED_PAUSE_SECONDS)
             self._stopping.wait(_PAUSE_SECONDS)
 
     def _check_serving(self) -> None:

@@ -21,6 +21,7 @@ from cairn.errors import (
 )
 from cairn.messages import JobSpec, Manifest, job_spec_from_bytes, reason_word
 from cairn.patience import patiently
+from cairn.rpc import CALL_SECONDS
 from cairn.task_loading import TaskFailed
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -33,6 +34,7 @@ from owner_node.training_process import Trained, TrainingProcess, Work
 log = structlog.get_logger()
 
 _AGGREGATOR = "the aggregator"
+_PARTING_SECONDS = 3.0  # a node that is told to stop does not wait long for an answer
 
 
 class Rounds:
@@ -80,6 +82,9 @@ class Rounds:
             log.warning("left out of the round", **ids, reason=str(error))
         except CairnError as error:
             log.error("round failed", **ids, reason=str(error))
+        except Exception:  # the thread that takes part in rounds must outlive any one of them
+            log.exception("round failed", **ids)
+            self._decline(digest, pb.REASON_TASK_FAILED)
 
     def drop(self, manifest_digest: bytes) -> None:
         """The round has ended: give up the work on it, if there is any. From any thread."""
@@ -93,7 +98,7 @@ class Rounds:
         with self._lock:
             current = self._current
         if current is not None:
-            self._decline(current[0], pb.REASON_STOPPING)
+            self._decline(current[0], pb.REASON_STOPPING, _PARTING_SECONDS)
             current[1].cancel()
 
     def _work(self, manifest: Manifest, digest: bytes, job: JobSpec) -> None:
@@ -149,6 +154,9 @@ class Rounds:
     def _train(
         self, manifest: Manifest, digest: bytes, job: JobSpec, process: TrainingProcess
     ) -> Trained:
+        with self._lock:
+            if digest in self._dropped:
+                raise WrongState("the round ended before this owner could train")
         work = Work(
             job=job.name,
             round=manifest.round,
@@ -214,9 +222,9 @@ class Rounds:
             sha256=receipt.payload_digest.hex(),
         )
 
-    def _decline(self, digest: bytes, reason: "pb.Reason") -> None:
+    def _decline(self, digest: bytes, reason: "pb.Reason", seconds: float = CALL_SECONDS) -> None:
         try:
-            self._aggregator.decline(digest, reason)
+            self._aggregator.decline(digest, reason, seconds)
         except CairnError as error:
             log.warning("could not decline", reason=str(error))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,7 +98,8 @@ def children_of(pid: int) -> list[int]:
     """The processes that a process has started and that live."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
+        with suppress(FileNotFoundError):  # a thread that has ended since it was listed
+            found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 

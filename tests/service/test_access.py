@@ -46,7 +46,7 @@ def invitations(network: Network) -> Iterator[str]:
     )
     node = NodeName(FEDERATION, Role.COORDINATOR, "coordinator")
     identity = load_identity(files, node, datetime.now(UTC))
-    listener = Listener(identity, long_calls=8)
+    listener = Listener(identity, long_callers=4)
     service = InvitationService(FEDERATION, "job", ["alice"], Attendance())
     listener.add(add_InvitationServiceServicer_to_server, service)
     listener.start(network.coordinator_at)

@@ -40,7 +40,7 @@ class Door:
         self.network = network
         self.attendance = Attendance()
         self.service = InvitationService(FEDERATION, "job", ["alice", "bob"], self.attendance)
-        self.listener = Listener(load_identity(files, node, datetime.now(UTC)), long_calls=8)
+        self.listener = Listener(load_identity(files, node, datetime.now(UTC)), long_callers=4)
         self.listener.add(add_InvitationServiceServicer_to_server, self.service)
         self.address = f"127.0.0.1:{free_port()}"
         self.listener.start(self.address)

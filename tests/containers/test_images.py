@@ -1,0 +1,44 @@
+"""What is in the two images."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.containers.compose import DOCKER, docker
+
+pytestmark = pytest.mark.containers
+
+
+def inside(image: str, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [DOCKER, "run", "--rm", "--network", "none", image, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("image", ["cairn-node", "cairn-aggregator"])
+def test_an_image_runs_as_a_user_that_is_not_root(image: str) -> None:
+    described = json.loads(docker("image", "inspect", image))
+    assert described[0]["Config"]["User"] == "10001:10001"
+    assert inside(image, "id", "-u").stdout.strip() == "10001"
+
+
+def test_the_aggregators_image_has_no_pytorch_and_the_nodes_has() -> None:
+    code = "import importlib.util as u; print(u.find_spec('torch') is not None)"
+    assert inside("cairn-aggregator", "python", "-c", code).stdout.strip() == "False"
+    assert inside("cairn-node", "python", "-c", code).stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("image", ["cairn-node", "cairn-aggregator"])
+def test_nothing_can_be_installed_into_an_image_and_no_test_or_key_is_in_it(image: str) -> None:
+    assert inside(image, "python", "-m", "pip", "--version").returncode != 0
+    found = inside(image, "find", "/", "-xdev", "-user", "10001", "-type", "f")
+    assert found.stdout == ""
+
+
+def test_the_health_command_imports_no_pytorch() -> None:
+    code = "import sys, cairn.cli_health, cairn.health; print('torch' in sys.modules)"
+    assert inside("cairn-node", "python", "-c", code).stdout.strip() == "False"
