@@ -17,7 +17,7 @@ from aggregator_node.push import Push, check_header
 from aggregator_node.round import Ending, Round, Seat
 from cairn.clock import Clock
 from cairn.errors import Conflict, NotFound, TooMuch, UpdateRefused, WrongState
-from cairn.messages import Manifest, reason_word
+from cairn.messages import Manifest, digest_of, reason_word
 from cairn.tensors import Schema
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -33,7 +33,7 @@ IDLE_SECONDS = 30  # a push that brings nothing for so long is ended
 class Accepted:
     """What is kept of an accepted update beside its share in the sum."""
 
-    header: aggregator_pb2.UpdateHeader
+    header_digest: bytes
     payload_digest: bytes
     receipt: pb.Signed
 
@@ -85,6 +85,7 @@ class LiveRound:
         self._summing = threading.Lock()
         self._pushes: dict[str, Push] = {}
         self._accepted: dict[str, Accepted] = {}
+        self._reports: dict[str, tuple[dict[str, float], int]] = {}  # metrics and weight, by owner
         self._abort_reason: pb.Reason = pb.REASON_UNSPECIFIED
         self._changed = threading.Condition()
 
@@ -143,6 +144,7 @@ class LiveRound:
         the round has ended.
         """
         digest = self._refusing(owner, lambda: push.finish(commit, trains=self.manifest.trains))
+        header_digest = digest_of(push.header.SerializeToString(deterministic=True))
         receipt = self._sign_receipt(
             aggregator_pb2.Receipt(
                 manifest_digest=self.digest,
@@ -157,12 +159,13 @@ class LiveRound:
                 self._pushes.pop(owner, None)
                 before = self._accepted.get(owner)
                 if before is not None:
-                    if (before.header, before.payload_digest) != (push.header, digest):
+                    if (before.header_digest, before.payload_digest) != (header_digest, digest):
                         raise Conflict("another update of this owner was accepted in this round")
                     return before.receipt
                 self._check_open()
                 self._round.accept(owner)
-                self._accepted[owner] = Accepted(push.header, digest, receipt)
+                self._accepted[owner] = Accepted(header_digest, digest, receipt)
+                self._reports[owner] = (dict(push.header.metrics), self._weight(push.header))
             if self.manifest.trains:
                 self._sum.add(owner, push.payload, self._weight(push.header))
         log.info("accepted", **self._ids, owner=owner)
@@ -202,6 +205,7 @@ class LiveRound:
         with self._changed:
             self.state, self.reason = state, reason
             self._sum = OrderedSum(self._schema, ())
+            self._reports.clear()
             self._changed.notify_all()
 
     def wait_for_change(
@@ -227,11 +231,8 @@ class LiveRound:
 
     def _close(self) -> Closing:
         with self._summing:
-            payload = self._sum.result() if self.manifest.trains else bytearray()
-        reports = [
-            (dict(accepted.header.metrics), self._weight(accepted.header))
-            for _, accepted in sorted(self._accepted.items())
-        ]
+            reports = [report for _, report in sorted(self._reports.items())]
+            payload = self._sum.result(len(reports)) if self.manifest.trains else bytearray()
         return Closing(payload, len(reports), average_metrics(reports), self.exclusions)
 
     def _weight(self, header: aggregator_pb2.UpdateHeader) -> int:
@@ -261,9 +262,12 @@ class LiveRound:
         except UpdateRefused as error:
             if error.reason not in {pb.REASON_CORRUPT_UPDATE, pb.REASON_UNSPECIFIED}:
                 with self._changed:
-                    if self.is_open and self._round.seat(owner) is Seat.JOINED:
+                    # An owner whose update was accepted before stays in: its share is in the sum.
+                    out = self.is_open and self._round.seat(owner) in {Seat.JOINED, Seat.LOST}
+                    if out:
                         self._round.refuse(owner, error.reason)
-                self._skip(owner)
+                if out:
+                    self._skip(owner)
             raise
 
     def _skip(self, owner: str) -> None:

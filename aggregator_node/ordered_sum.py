@@ -17,11 +17,14 @@ class OrderedSum:
         """Prepare for updates of the owners in `cohort`."""
         self._schema = schema
         self._mean: Mean | None = None
+        self._added = 0
         self._ahead = sorted(cohort)
         self._waiting: dict[str, tuple[bytearray, int]] = {}
 
     def add(self, owner: str, payload: bytearray, weight: int) -> None:
         """Take a complete and accepted update."""
+        if owner not in self._ahead:
+            raise AssertionError(f"{owner} was added or passed over before")
         self._waiting[owner] = (payload, weight)
         while self._ahead and self._ahead[0] in self._waiting:
             self._add_next()
@@ -33,13 +36,16 @@ class OrderedSum:
         while self._ahead and self._ahead[0] in self._waiting:
             self._add_next()
 
-    def result(self) -> bytearray:
-        """The average of all updates that were taken."""
+    def result(self, count: int) -> bytearray:
+        """The average of all updates that were taken, which must be `count`.
+
+        To count an update and not to add it would release an average of fewer than is stated.
+        """
         self._ahead = [owner for owner in self._ahead if owner in self._waiting]
         while self._ahead:
             self._add_next()
-        if self._mean is None:
-            raise AssertionError("an average of nothing")
+        if self._mean is None or self._added != count:
+            raise AssertionError(f"{self._added} updates were added where {count} are counted")
         out = bytearray(self._schema.total_bytes)
         self._mean.result(out)
         return out
@@ -49,3 +55,4 @@ class OrderedSum:
         if self._mean is None:
             self._mean = Mean(self._schema)
         self._mean.add(payload, weight)
+        self._added += 1

@@ -47,6 +47,8 @@ _SEAT: dict[tuple[Seat, Event], Seat] = {
     (Seat.JOINED, Event.EXPIRE): Seat.LOST,
     (Seat.LOST, Event.JOIN): Seat.JOINED,
     (Seat.LOST, Event.DECLINE): Seat.DECLINED,
+    (Seat.LOST, Event.ACCEPT): Seat.ACCEPTED,  # the lease lapsed while its last bytes were checked
+    (Seat.LOST, Event.REFUSE): Seat.REFUSED,
     (Seat.ACCEPTED, Event.JOIN): Seat.ACCEPTED,
     (Seat.DECLINED, Event.DECLINE): Seat.DECLINED,
 }

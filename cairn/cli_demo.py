@@ -22,7 +22,9 @@ _path = click.Path(path_type=Path)
     metavar="F.safetensors",
     help="Start from this model instead of the job's.",
 )
-@click.option("--rounds", type=click.IntRange(1), metavar="N", help="Instead of the job's.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 1_000_000), metavar="N", help="Instead of the job's."
+)
 @click.option("--force", is_flag=True, help="Start anew where DIR holds an earlier demo.")
 @mistakes_explained
 def demo(

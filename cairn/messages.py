@@ -215,7 +215,7 @@ def check_protocol(theirs: int) -> None:
 
 
 def check_name(text: str, field: str) -> str:
-    if not re.match(NAME_PATTERN, text):
+    if not re.fullmatch(NAME_PATTERN, text):
         raise InvalidMessage(f"{field} is not a name of 1 to 63 of a-z, 0-9, '-', '_' and '.'")
     return text
 

@@ -1,5 +1,6 @@
 """What every node's process does the same way: logging, signals, and how it ends on an error."""
 
+import io
 import logging
 import os
 import resource
@@ -8,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO, cast
 
 import click
 import structlog
@@ -18,6 +19,19 @@ from cairn.errors import CairnError, UsageError
 EXIT_USAGE = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+
+
+class _Unbreakable(io.TextIOBase):
+    """Stderr for the log: where nobody reads it any more, the node works on."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def start_logging(**ids: str) -> None:
@@ -48,7 +62,7 @@ def start_logging(**ids: str) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level or logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Unbreakable())),
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.clear_contextvars()

@@ -24,6 +24,7 @@ from cairn.messages import reason_of_word, reason_word
 from cairn.tensors import CHUNK_BYTES
 
 LONG_CALLS_OF_ONE_CALLER = 4  # a broken one may still be held when its repetition comes
+_SENTENCE_CHARACTERS = 1000  # metadata beyond 8 KiB may be refused
 CALL_SECONDS = 10  # the deadline of every short call
 _LONGEST_CALL_SECONDS = 8 * 24 * 3600  # a round lasts a week at most
 _SHORT_CALL_THREADS = 8
@@ -287,7 +288,9 @@ def _refuse(method: str, context: grpc.ServicerContext, error: CairnError) -> No
     context.set_trailing_metadata(
         (("cairn-error", type(error).__name__), ("cairn-reason", reason_word(error.reason)))
     )
-    context.abort(_STATUS.get(type(error), grpc.StatusCode.INTERNAL), str(error))
+    context.abort(
+        _STATUS.get(type(error), grpc.StatusCode.INTERNAL), str(error)[:_SENTENCE_CHARACTERS]
+    )
     raise AssertionError  # abort raises; this tells the type checker
 
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity import parse_signing_key_text
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
 
 
 def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
@@ -38,7 +38,7 @@ FilePath = Annotated[
 ]  # relative to the TOML file it stands in
 Address = Annotated[str, AfterValidator(_address)]
 SigningKeyText = Annotated[str, AfterValidator(_signing_key)]  # "ed25519:" and base64
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 NodeLabel = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]  # fit for a certificate
 Seconds = Annotated[int, Field(ge=1, le=604_800)]
 

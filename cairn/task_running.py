@@ -4,6 +4,7 @@ import math
 import operator
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -167,8 +168,10 @@ def _checked_metrics(part: str, returned: Any) -> dict[str, float]:
 
 
 def _metric_name(name: Any) -> str:
-    if isinstance(name, str) and 1 <= len(name.encode(errors="replace")) <= MAX_METRIC_NAME_BYTES:
-        return name
+    if isinstance(name, str):
+        with suppress(UnicodeEncodeError):  # half a surrogate pair is no text
+            if 1 <= len(name.encode()) <= MAX_METRIC_NAME_BYTES:
+                return name
     raise TaskFailed(f"a metric is called {name!r}, expected 1 to {MAX_METRIC_NAME_BYTES} bytes")
 
 

@@ -34,7 +34,9 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="Start from this model instead of the job's.",
 )
-@click.option("--rounds", metavar="N", type=click.IntRange(1), help="Instead of the job's.")
+@click.option(
+    "--rounds", metavar="N", type=click.IntRange(1, 1_000_000), help="Instead of the job's."
+)
 @click.option(
     "--dismiss",
     is_flag=True,

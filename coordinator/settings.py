@@ -45,7 +45,7 @@ class JobSettings(Settings):
     name: Name
     task: Name
     model: FilePath
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] = 0  # what torch.manual_seed takes
     rounds: Annotated[int, Field(ge=1, le=1_000_000)]
     owners: Annotated[list[NodeLabel], Field(min_length=MIN_COHORT, max_length=MAX_COHORT)]
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3

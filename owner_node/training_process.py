@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -192,7 +193,8 @@ def _ask(child: _Child, memory: ModelMemory, work: Work) -> dict[str, Any] | Non
 def _kill(child: _Child) -> None:
     # The whole group, so that the worker processes of a DataLoader go too.
     if child.process.poll() is None:
-        os.killpg(child.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended meanwhile
+            os.killpg(child.process.pid, signal.SIGKILL)
 
 
 def _end(child: _Child) -> str:

@@ -94,6 +94,24 @@ def test_refused_declined_and_half_pushed_updates_are_not_in_the_average(network
     assert stated == {"bob": "REASON_NON_FINITE", "carol": "REASON_STOPPING"}
 
 
+def test_a_bad_push_after_an_accepted_one_does_not_take_the_update_out_of_the_average(
+    network: Network,
+) -> None:
+    """Else the release would be the average of fewer owners than its statement counts."""
+    opened = network.job(schema=HOT).open(["alice", "bob"])
+    for owner in ("alice", "bob"):
+        opened.join(owner)
+    opened.push("bob", one_hot("bob"))  # waits for alice's, whose name comes first
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, reason="EXAMPLES_REFUSED"):
+        opened.push("bob", one_hot("bob"), examples=0)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, reason="NON_FINITE"):
+        opened.push("bob", floats(0, np.nan, 0, 0, 0))
+    opened.push("alice", one_hot("alice"))
+    ended = opened.ends()
+    assert counted(ended.payload, 2) == ["alice", "bob"]
+    assert ended.statement.contributors == 2
+
+
 def test_an_update_that_is_pushed_again_and_again_is_counted_once(network: Network) -> None:
     opened = network.job(schema=HOT).open(["alice", "bob"])
     for owner in ("alice", "bob"):

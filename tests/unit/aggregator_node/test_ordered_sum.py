@@ -4,6 +4,8 @@ import itertools
 import random
 import struct
 
+import pytest
+
 from aggregator_node.ordered_sum import OrderedSum
 from cairn.tensors import Schema, TensorSpec
 
@@ -38,7 +40,7 @@ def test_every_order_of_arrival_gives_the_sum_in_the_order_of_names() -> None:
         total = OrderedSum(SCHEMA, OWNERS)
         for owner in arrival:
             total.add(owner, bytearray(pushed[owner]), 1)
-        assert bytes(total.result()) == expected
+        assert bytes(total.result(4)) == expected
 
 
 def test_owners_that_do_not_come_are_passed_over() -> None:
@@ -50,7 +52,7 @@ def test_owners_that_do_not_come_are_passed_over() -> None:
             total.skip("bob")
         for owner in ("dora", "carol", "alice"):
             total.add(owner, bytearray(pushed[owner]), 1)
-        assert bytes(total.result()) == expected
+        assert bytes(total.result(3)) == expected
 
 
 def test_an_update_whose_turn_has_come_is_not_kept() -> None:
@@ -60,3 +62,17 @@ def test_an_update_whose_turn_has_come_is_not_kept() -> None:
     assert list(total._waiting) == ["carol"]
     total.skip("bob")
     assert list(total._waiting) == []
+
+
+def test_an_average_of_another_number_than_is_counted_is_never_made() -> None:
+    total = OrderedSum(SCHEMA, OWNERS)
+    total.add("alice", bytearray(SCHEMA.total_bytes), 1)
+    with pytest.raises(AssertionError, match="1 updates were added where 2 are counted"):
+        total.result(2)
+
+
+def test_an_owner_that_was_passed_over_cannot_be_added_afterwards() -> None:
+    total = OrderedSum(SCHEMA, OWNERS)
+    total.skip("bob")
+    with pytest.raises(AssertionError, match="bob"):
+        total.add("bob", bytearray(SCHEMA.total_bytes), 1)

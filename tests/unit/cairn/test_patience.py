@@ -65,3 +65,18 @@ def test_a_peer_that_stays_away_is_told_of(monkeypatch: pytest.MonkeyPatch) -> N
         patiently(call, "the peer", 0.05, threading.Event())
     assert logs[0]["peer"] == "the peer"
     assert logs[0]["trouble"] == "nothing listens there"
+
+
+def test_patience_begins_anew_after_a_call_that_had_reached_its_peer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(patience, "_WORKING_SECONDS", -1.0)  # every call counts as a long one
+    calls: list[None] = []
+
+    def call() -> str:
+        calls.append(None)
+        if len(calls) < 4:
+            raise Unavailable("the stream broke off")
+        return "the end"
+
+    assert patiently(call, "the peer", 0.001, threading.Event()) == "the end"

@@ -87,3 +87,31 @@ def test_an_aggregator_leaves_no_core_dump() -> None:
         "forbid_core_dumps(); print(resource.getrlimit(resource.RLIMIT_CORE))"
     )
     assert ended.stdout.strip() == "(0, 0)"
+
+
+def test_an_unexpected_error_shows_no_variable_of_its_frames() -> None:
+    code = (
+        "import structlog; from cairn.process import start_logging\n"
+        "start_logging()\n"
+        "def receive(update):\n"
+        "    raise ValueError('a bug')\n"
+        "try:\n"
+        "    receive(b'BOBS' + b'-UPDATE')\n"
+        "except ValueError:\n"
+        "    structlog.get_logger().exception('failed')\n"
+    )
+    for style in ("text", "json"):
+        log = run(code, CAIRN_LOG=style).stderr
+        assert "a bug" in log
+        assert "BOBS-UPDATE" not in log
+
+
+def test_a_log_that_nobody_reads_any_more_does_not_end_a_node() -> None:
+    code = (
+        "import os, structlog; from cairn.process import start_logging\n"
+        "start_logging()\n"
+        "reader, writer = os.pipe(); os.dup2(writer, 2); os.close(reader); os.close(writer)\n"
+        "structlog.get_logger().info('into the void')\n"
+        "print('goes on')\n"
+    )
+    assert run(code).stdout == "goes on\n"

@@ -75,3 +75,13 @@ def test_a_resumed_job_first_evaluates_the_release_that_was_not() -> None:
     campaign.resume_evaluation(3)
     assert campaign.next() == evaluate(3)
     assert campaign.awaits_evaluation
+
+
+@pytest.mark.parametrize("reason", [pb.REASON_ABORTED, pb.REASON_AGGREGATOR_RESTARTED])
+def test_a_resumed_job_goes_on_where_its_evaluation_was_ended_by_a_stop(
+    reason: "pb.Reason",
+) -> None:
+    campaign = Campaign(rounds=5, evaluates=True, opened=1, released=1)
+    campaign.resume_evaluation(1)
+    campaign.was_aborted(evaluate(1), reason)
+    assert campaign.next() == train(2)
