@@ -20,7 +20,7 @@ from cairn.errors import Unavailable
 T = TypeVar("T")
 log = structlog.get_logger()
 
-_LONGEST_PAUSE_SECONDS = 5
+_LONGEST_PAUSE_SECONDS = 1.0
 _SILENT_SECONDS = 5.0  # nodes that are started together need a moment to find each other
 _WORKING_SECONDS = 30.0  # a call that lasted longer had reached its peer: patience begins anew
 
@@ -35,7 +35,7 @@ def patiently(call: Callable[[], T], peer: str, seconds: float, stopping: thread
     try:
         return Retrying(
             retry=retry_if_exception_type(Unavailable),
-            wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_PAUSE_SECONDS),
+            wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_PAUSE_SECONDS),
             stop=trouble.is_too_long,
             sleep=sleep_using_event(stopping),
             before_sleep=trouble.tell,

@@ -66,8 +66,8 @@ _DIALLING = [
     *_KEEPALIVE,
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.min_reconnect_backoff_ms", 10_000),  # how long one attempt to connect may take
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),  # a call is repeated by the code that knows whether it may be
     ("grpc.max_receive_message_length", _SCHEMA_BYTES),
 ]
