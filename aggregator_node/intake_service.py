@@ -11,8 +11,8 @@ from aggregator_node.live_round import IDLE_SECONDS, LiveRound
 from aggregator_node.push import Push
 from cairn.clock import Clock
 from cairn.errors import InvalidMessage, Unavailable
+from cairn.guard import caller
 from cairn.messages import check_digest, known
-from cairn.rpc import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 

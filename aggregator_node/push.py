@@ -5,10 +5,8 @@ from collections.abc import Callable
 
 from aggregator_node.averaging import check_values
 from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
+from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.messages import (
-    MAX_EXAMPLES,
-    MAX_METRIC_NAME_BYTES,
-    MAX_METRICS,
     Manifest,
     check_digest,
 )

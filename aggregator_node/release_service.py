@@ -13,9 +13,9 @@ from aggregator_node.live_round import ENDED
 from aggregator_node.policy import Opening
 from aggregator_node.store import RoundRow, Store
 from cairn.errors import NotFound, WrongState
+from cairn.guard import caller
 from cairn.messages import check_digest, check_owners, check_protocol, known
 from cairn.model_files import read_model
-from cairn.rpc import caller
 from cairn.tensors import CHUNK_BYTES
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb

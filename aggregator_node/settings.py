@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from cairn.messages import MAX_COHORT, MIN_COHORT
+from cairn.limits import MAX_COHORT, MIN_COHORT
 from cairn.settings import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
 
 

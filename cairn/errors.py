@@ -11,7 +11,7 @@
      ├── TooMuch               beyond an agreed limit
      └── Unavailable           the peer cannot be reached now
 
-Pure code raises these; `cairn/rpc.py` alone maps them to gRPC statuses and back.
+Pure code raises these; `cairn/guard.py` maps them to gRPC statuses and `cairn/rpc.py` back.
 """
 
 from cairn.v1 import round_pb2 as pb

@@ -13,16 +13,12 @@ from typing import Any, TypeVar, cast
 from google.protobuf.message import DecodeError, Message
 
 from cairn.errors import InvalidMessage
+from cairn.limits import MAX_COHORT, MIN_COHORT
 from cairn.settings import NAME_PATTERN
 from cairn.tensors import DIGEST_BYTES, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 
 PROTOCOL = 1
-MIN_COHORT = 2
-MAX_COHORT = 1024
-MAX_EXAMPLES = (1 << 31) - 1
-MAX_METRICS = 64
-MAX_METRIC_NAME_BYTES = 64
 
 M = TypeVar("M", bound=Message)
 

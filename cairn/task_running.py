@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cairn.errors import UsageError
+from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.task import Data, Round, Site, Task
 from cairn.task_loading import TaskFailed, own_code
 from cairn.tensors import Schema
@@ -24,10 +25,6 @@ from cairn.torch_state import (
     write_state,
 )
 from cairn.v1 import round_pb2 as pb
-
-MAX_EXAMPLES = 2**31 - 1
-MAX_METRICS = 64
-MAX_METRIC_NAME_BYTES = 64
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 import grpc
 
 from cairn.errors import InvalidMessage, NotFound, WrongState
+from cairn.guard import caller
 from cairn.messages import check_digest, check_protocol
-from cairn.rpc import caller
 from cairn.tensors import CHUNK_BYTES
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 from coordinator.attendance import Attendance

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from cairn.messages import MAX_COHORT, MIN_COHORT
+from cairn.limits import MAX_COHORT, MIN_COHORT
 from cairn.settings import (
     Address,
     FilePath,

@@ -1,0 +1,7 @@
+"""The limits that owners and aggregator agree on."""
+
+MIN_COHORT = 2  # an average of one is that one's update
+MAX_COHORT = 1024
+MAX_EXAMPLES = (1 << 31) - 1
+MAX_METRICS = 64
+MAX_METRIC_NAME_BYTES = 64
