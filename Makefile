@@ -2,9 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types protos protos-check containers bench clean
+.PHONY: help setup demo test lint types protos protos-check fuzz containers bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -38,6 +39,9 @@ protos: setup ## Make the stubs under cairn/v1 from protos/
 
 protos-check: protos ## Prove that the checked-in stubs are those of protos/
 	@test -z "$$(git status --porcelain cairn/v1)" || { git status --short cairn/v1; echo "cairn/v1 is not what 'make protos' makes: commit its output" >&2; exit 1; }
+
+fuzz: setup ## Send spoilt messages to an aggregator and a coordinator for five minutes, or SECONDS=...
+	$(BIN)/python -m tests.hostile.fuzz --seconds $(SECONDS)
 
 containers: setup ## Build the images and run the tests that need a Docker engine
 	@docker compose version >/dev/null 2>&1 || { echo "make containers needs Docker with Compose v2; on a bare Debian 12, as root, .ci/docker-up installs it" >&2; exit 1; }

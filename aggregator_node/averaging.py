@@ -21,54 +21,24 @@ Metrics: the exact weighted mean, rounded once to binary64.
 Memory: the sums (8 bytes an element; 16 for I32, 24 for I64) and a few blocks of 512 KiB.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cairn.errors import TooMuch, UpdateRefused, WrongState
-from cairn.tensors import DTYPES, FLOATS, Buffer, Schema
+from cairn.tensors import FLOATS, Buffer, Schema
 from cairn.v1 import round_pb2 as pb
+from cairn.values import BLOCK, check_length, runs_of
 
 MAX_WEIGHT = 2**31 - 1
 MAX_TOTAL_WEIGHT = 2**41
 
-_BLOCK = 1 << 16  # elements, so that a block of binary64 is 512 KiB and stays in the cache
 _LIMB_BITS = 22
 _LIMB_BASE = 1 << _LIMB_BITS
 _LIMBS = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 1, "I32": 2, "I64": 3}
-
-
-def check_values(schema: Schema, payload: Buffer) -> None:
-    """Refuse an update that must not be added: a wrong length, a NaN, an infinity, a bool beyond 0 and 1.
-
-    Raises UpdateRefused with a reason; its text names the tensor and never a value. It reads the
-    payload in place and does no arithmetic on it.
-    """
-    _check_length(schema, payload)
-    for run in _runs(schema):
-        if run.dtype not in FLOATS and run.dtype != "BOOL":
-            continue
-        values = run.values(payload)
-        for block in run.blocks():
-            with np.errstate(invalid="ignore"):  # ml_dtypes' own test computes with signalling NaNs
-                good = values[block] <= 1 if run.dtype == "BOOL" else np.isfinite(values[block])
-            if good.all():
-                continue
-            name = run.tensor_name(schema, block.start + int(good.argmin()))
-            if run.dtype == "BOOL":
-                raise UpdateRefused(
-                    f"tensor {name} is BOOL and has a byte other than 0 and 1",
-                    pb.REASON_CORRUPT_UPDATE,
-                )
-            raise UpdateRefused(
-                f"tensor {name} has a value that is NaN or infinite", pb.REASON_NON_FINITE
-            )
 
 
 class Mean:
@@ -77,7 +47,7 @@ class Mean:
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
         self._total_weight = 0
-        self._runs = tuple(_runs(schema))
+        self._runs = tuple(runs_of(schema))
         # The first update overwrites the sums of floats, so a mean of negative zeros is one as well.
         self._sums: tuple[NDArray[Any], ...] = tuple(
             np.empty(run.count)
@@ -85,7 +55,7 @@ class Mean:
             else np.zeros((_LIMBS[run.dtype], run.count), np.int64)
             for run in self._runs
         )
-        self._scratch = np.empty(_BLOCK)
+        self._scratch = np.empty(BLOCK)
 
     def add(self, payload: Buffer, weight: int) -> None:
         """Add one complete update that `check_values` has passed; it counts `weight` times.
@@ -93,7 +63,7 @@ class Mean:
         Raises UpdateRefused for another length or a weight outside 1 to `MAX_WEIGHT`, and TooMuch
         where all weights together exceed `MAX_TOTAL_WEIGHT`; the sums are then as before.
         """
-        _check_length(self._schema, payload)
+        check_length(self._schema, payload)
         if not 1 <= weight <= MAX_WEIGHT:
             raise UpdateRefused(f"a weight is 1 to {MAX_WEIGHT}", pb.REASON_EXAMPLES_REFUSED)
         if self._total_weight + weight > MAX_TOTAL_WEIGHT:
@@ -154,45 +124,6 @@ def average_metrics(reports: Sequence[tuple[Mapping[str, float], int]]) -> dict[
         name: float(sum(Fraction(metrics[name]) * weight for metrics, weight in reports) / total)
         for name in sorted(shared)
     }
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """All tensors of one type: in the canonical order they lie side by side."""
-
-    dtype: str
-    begin: int
-    count: int
-
-    def values(self, payload: Buffer) -> NDArray[Any]:
-        """The elements, in place; bools as the bytes they are."""
-        dtype = np.dtype(np.uint8) if self.dtype == "BOOL" else DTYPES[self.dtype]
-        return np.frombuffer(payload, dtype, self.count, self.begin)
-
-    def blocks(self) -> Iterator[slice]:
-        for start in range(0, self.count, _BLOCK):
-            yield slice(start, min(start + _BLOCK, self.count))
-
-    def tensor_name(self, schema: Schema, element: int) -> str:
-        position = self.begin + element * DTYPES[self.dtype].itemsize
-        return schema.tensors[bisect_right(schema.offsets, position) - 1].name
-
-
-def _runs(schema: Schema) -> Iterator[_Run]:
-    begin = 0
-    for dtype, tensors in groupby(schema.tensors, key=lambda tensor: tensor.dtype):
-        nbytes = sum(tensor.nbytes for tensor in tensors)
-        if nbytes:
-            yield _Run(dtype, begin, nbytes // DTYPES[dtype].itemsize)
-        begin += nbytes
-
-
-def _check_length(schema: Schema, payload: Buffer) -> None:
-    if (nbytes := memoryview(payload).nbytes) != schema.total_bytes:
-        raise UpdateRefused(
-            f"the update has {nbytes} bytes, the model {schema.total_bytes}",
-            pb.REASON_CORRUPT_UPDATE,
-        )
 
 
 def _to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -25,8 +25,11 @@ def main(*, config: Path, once: bool) -> None:
     Stops on SIGTERM or Ctrl-C. Exit codes: 0 stopped, 1 failed, 2 a mistake in a file.
     """
     # Imported here, so that --help answers at once.
+    from aggregator_node.erasure import erase_freed_memory
+
+    erases = erase_freed_memory()  # before the rest is imported: it may start the process anew
+
     from aggregator_node.node import run
-    from aggregator_node.settings import AggregatorSettings
     from cairn.process import exit_with
 
-    exit_with(lambda: run(AggregatorSettings.load(config), once=once))
+    exit_with(lambda: run(config, once=once, erases=erases))

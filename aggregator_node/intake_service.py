@@ -3,16 +3,21 @@
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import grpc
 
 from aggregator_node.jobs import Jobs
-from aggregator_node.live_round import IDLE_SECONDS, LiveRound
+from aggregator_node.live_round import LiveRound
 from aggregator_node.push import Push
+from aggregator_node.pushes import IDLE_SECONDS, watched
+from aggregator_node.roster import Roster
+from aggregator_node.witness import Witness
 from cairn.clock import Clock
 from cairn.errors import InvalidMessage, Unavailable
 from cairn.guard import caller
-from cairn.messages import check_digest, known
+from cairn.identity import NodeName
+from cairn.messages import check_digest, check_protocol, known
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
@@ -20,21 +25,29 @@ from cairn.v1 import round_pb2 as pb
 class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
     """An owner is who its certificate says; no message names one."""
 
-    def __init__(self, jobs: Jobs, clock: Clock) -> None:
+    def __init__(self, jobs: Jobs, roster: Roster, witness: Witness, clock: Clock) -> None:
         self._jobs = jobs
+        self._roster = roster
+        self._witness = witness
         self._clock = clock
 
     def JoinRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.JoinRoundRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.JoinRoundResponse:
         owner = caller(context).name
+        check_protocol(request.protocol, request.software)
+        if request.HasField("seen_head"):
+            self._witness.check(request.seen_head)
         live = self._live(request.manifest_digest)
         if request.join:
+            if request.reason:
+                raise InvalidMessage("a reason is given where the owner takes part")
             joined = live.join(owner)
             return aggregator_pb2.JoinRoundResponse(
                 lease_seconds=live.manifest.lease_seconds,
                 update_accepted=joined.update_accepted,
                 open_seconds=math.ceil(joined.open_seconds),
+                ledger_head=self._witness.head(),
             )
         known(pb.Reason, request.reason, "reason")
         live.decline(owner, request.reason)
@@ -45,7 +58,7 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         request_iterator: Iterator[aggregator_pb2.SubmitUpdateRequest],
         context: grpc.ServicerContext,
     ) -> aggregator_pb2.SubmitUpdateResponse:
-        return self._take(caller(context).name, request_iterator, context)
+        return self._take(caller(context), request_iterator, context)
 
     def GetReceipt(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.GetReceiptRequest, context: grpc.ServicerContext
@@ -55,10 +68,11 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
 
     def _take(
         self,
-        owner: str,
+        node: NodeName,
         requests: Iterator[aggregator_pb2.SubmitUpdateRequest],
         context: grpc.ServicerContext,
     ) -> aggregator_pb2.SubmitUpdateResponse:
+        owner = node.name
         silence = threading.Timer(
             IDLE_SECONDS, context.cancel
         )  # the round watches from the header on
@@ -67,14 +81,21 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
             header = _expect(requests, "header").header
         finally:
             silence.cancel()
+        if header.HasField("seen_head"):
+            self._witness.check(header.seen_head)
         live = self._live(header.manifest_digest)
-        with live.push(owner, header, context.cancel) as push:
+        with live.push(owner, header, context.cancel) as push, self._watched(live, push):
             commit = self._receive(live, owner, push, requests)
             if next(requests, None) is not None:
                 raise InvalidMessage("something follows the commit")
             if not context.is_active():
                 raise Unavailable("the owner broke off before its update was accepted")
+            self._roster.check(node)  # it may have been removed while it pushed
             return aggregator_pb2.SubmitUpdateResponse(receipt=live.commit(owner, push, commit))
+
+    def _watched(self, live: LiveRound, push: Push) -> AbstractContextManager[None]:
+        """An open round ends its idle pushes itself, and all of them when it is sealed."""
+        return nullcontext() if live.is_open else watched(push, self._clock)
 
     def _receive(
         self,

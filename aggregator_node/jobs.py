@@ -7,16 +7,27 @@ is promised to a peer durable first.
 import secrets
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from aggregator_node.averages import Averages
+from aggregator_node.ending import see_to_end
 from aggregator_node.live_round import ENDED, LiveRound
-from aggregator_node.policy import Opening, Policy, check_opening
+from aggregator_node.policy import (
+    MAX_OPEN_ROUNDS,
+    MAX_UNRELEASED_BYTES,
+    Opening,
+    Policy,
+    check_opening,
+)
+from aggregator_node.push import Terms
 from aggregator_node.recording import Recorder
-from aggregator_node.store import JobRow, RoundRow, Store
+from aggregator_node.rows import JobRow, RoundRow
+from aggregator_node.store import Store
 from cairn.clock import Clock
 from cairn.errors import CallerNotAllowed, Conflict, NotFound, TooMuch, WrongState
 from cairn.messages import (
@@ -53,20 +64,26 @@ class Jobs:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Callable[[], Policy],
         lease_seconds: int,
         store: Store,
         signing_key: Ed25519PrivateKey,
         clock: Clock,
+        averages: Averages,
     ) -> None:
-        """Take up the store; rounds that were open when the last process ended are aborted."""
+        """Take up the store; rounds that were open when the last process ended are aborted.
+
+        `policy` returns the rules with the roster as it stands at the moment.
+        """
         self._policy = policy
         self._lease_seconds = lease_seconds
         self._store = store
         self._key = signing_key
         self._clock = clock
-        self._recorder = Recorder(store, signing_key, clock)
+        self._averages = averages
+        self._recorder = Recorder(store, signing_key, clock, averages)
         self._lock = threading.RLock()
+        self._parsing = threading.Lock()  # one large specification at a time in memory
         self._live: dict[bytes, LiveRound] = {}
         self._ended: deque[bytes] = deque()
         self._registered: dict[str, int] = {}  # job → its rounds, since this process began
@@ -76,11 +93,17 @@ class Jobs:
 
     def register(self, coordinator: str, body: bytes) -> JobState:
         """Register a job, or tell the state of a known one."""
-        spec = job_spec_from_bytes(body)
-        self._policy.check_job(spec)
+        with self._parsing:
+            spec = job_spec_from_bytes(body)
         with self._lock:
             row = self._store.job(spec.name)
             if row is None:
+                self._policy().check_job(spec)
+                if self._store.unreleased_bytes(coordinator) + len(body) > MAX_UNRELEASED_BYTES:
+                    raise TooMuch(
+                        "too many jobs of this coordinator have no release yet: finish one of them"
+                        " first"
+                    )
                 with self._store.transaction():
                     self._store.add_job(JobRow(spec.name, coordinator, body))
                     facts = {"job": spec.name, "job_digest": digest_of(body).hex()}
@@ -101,15 +124,21 @@ class Jobs:
         with self._lock:
             row = self._row_of(coordinator, job)
             spec = job_spec_from_bytes(row.spec)
+            policy = self._policy()
             known = self._store.find_round(job, opening.round, opening.phase)
             if known is not None:
                 return _same_opening(known, opening)
             # A sealed round counts as open: its release, which the next base must be, is yet to come.
-            under_way = (live for live in self._live.values() if live.state not in ENDED)
+            under_way = [live for live in self._live.values() if live.state not in ENDED]
             if any(live.manifest.job == job for live in under_way):
                 raise WrongState(f"a round of {job} is open")
+            if len(under_way) >= MAX_OPEN_ROUNDS:
+                raise TooMuch(
+                    f"{MAX_OPEN_ROUNDS} rounds are open here: try again when one has ended"
+                )
             progress = self._store.progress(job)
-            check_opening(self._policy, spec, progress, opening)
+            check_opening(policy, spec, progress, opening)
+            number, head = self._store.ledger_head()
             manifest = Manifest(
                 federation=spec.federation,
                 job=job,
@@ -120,13 +149,16 @@ class Jobs:
                 base_digest=opening.base_digest,
                 previous_release_digest=progress.release_digest,
                 weighting=spec.weighting,
-                floor=self._policy.floor_of(spec),
+                floor=policy.floor_of(spec),
                 deadline_unix_ms=self._clock.unix_ms() + 1000 * spec.round_deadline_seconds,
                 lease_seconds=self._lease_seconds,
                 nonce=secrets.token_bytes(32),
-                ledger_head=self._store.head(),
+                ledger_head=head,
+                ledger_number=number,
             )
-            return self._start(manifest, spec)
+            terms = Terms(manifest, spec, policy.bounds)
+            self._averages.check(terms, opening.cohort)
+            return self._start(terms)
 
     def live(self, manifest_digest: bytes) -> LiveRound:
         """A round that is open or has just ended.
@@ -137,7 +169,7 @@ class Jobs:
             live = self._live.get(manifest_digest)
         if live is None:
             self._store.round(manifest_digest)
-            raise WrongState("the round has ended")
+            raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
         return live
 
     def row(self, coordinator: str, manifest_digest: bytes) -> RoundRow:
@@ -178,7 +210,7 @@ class Jobs:
             and self._live[row.manifest_digest].state not in ENDED
         ]
         return JobState(
-            floor=self._policy.floor_of(spec),
+            floor=self._policy().floor_of(spec),
             last_round=progress.opened,
             released=progress.released,
             open_manifest=pb.Signed.FromString(under_way[0].manifest) if under_way else None,
@@ -195,7 +227,8 @@ class Jobs:
             raise CallerNotAllowed(f"{job} is another coordinator's job")
         return row
 
-    def _start(self, manifest: Manifest, spec: JobSpec) -> pb.Signed:
+    def _start(self, terms: Terms) -> pb.Signed:
+        manifest = terms.manifest
         body = manifest_to_bytes(manifest)
         digest = digest_of(body)
         signed = sign(self._key, MANIFEST, body)
@@ -203,48 +236,20 @@ class Jobs:
             digest, manifest.job, manifest.round, manifest.phase, signed.SerializeToString()
         )
         self._recorder.open(row, manifest.cohort)
-        live = LiveRound(digest, manifest, spec.schema, self._clock, self._sign_receipt)
+        live = LiveRound(digest, terms, self._clock, self._sign_receipt)
         self._live[digest] = live
         name = f"round-{manifest.job}-{manifest.round}"
         threading.Thread(
-            target=self._see_to_end, args=(live, row, spec), name=name, daemon=True
+            target=self._see_to_end, args=(live, row, terms), name=name, daemon=True
         ).start()
         return signed
 
     def _sign_receipt(self, receipt: aggregator_pb2.Receipt) -> pb.Signed:
         return sign(self._key, RECEIPT, receipt.SerializeToString(deterministic=True))
 
-    def _see_to_end(self, live: LiveRound, row: RoundRow, spec: JobSpec) -> None:
-        """Wait for the round's end and make it durable before anybody is told of it."""
-        reason: pb.Reason = pb.REASON_STORAGE_FAILED
-        try:
-            closing = live.await_seal()
-            if closing is None:
-                reason = live.reason
-                self._recorder.abort(row, reason, live.exclusions)
-            else:
-                self._recorder.release(row, live.manifest, spec.schema, closing)
-                reason = pb.REASON_UNSPECIFIED
-        except TooMuch as error:  # the average of finite values is not
-            log.error("round not released", job=row.job, round=row.number, error=str(error))
-            reason = self._abort_or_fail(row, pb.REASON_NON_FINITE, live)
-        except Exception:
-            log.exception("round not released", job=row.job, round=row.number)
-            self._abort_or_fail(row, reason, live)
-        state = (
-            aggregator_pb2.ROUND_STATE_ABORTED if reason else aggregator_pb2.ROUND_STATE_RELEASED
-        )
-        live.end(state, reason)
+    def _see_to_end(self, live: LiveRound, row: RoundRow, terms: Terms) -> None:
+        see_to_end(live, row, terms, self._recorder)
         self._forget_old(live.digest)
-
-    def _abort_or_fail(self, row: RoundRow, reason: "pb.Reason", live: LiveRound) -> "pb.Reason":
-        """Record an abort where that is still possible; returns the reason that is told."""
-        try:
-            self._recorder.abort(row, reason, live.exclusions)
-        except Exception:
-            log.exception("round could not be recorded", job=row.job, round=row.number)
-            return pb.REASON_STORAGE_FAILED
-        return reason
 
     def _forget_old(self, digest: bytes) -> None:
         with self._lock:
@@ -258,6 +263,7 @@ def _same_opening(known: RoundRow, opening: Opening) -> pb.Signed:
     manifest = manifest_from_bytes(signed.body)
     if (manifest.cohort, manifest.base_digest) != (opening.cohort, opening.base_digest):
         raise WrongState(
-            f"round {opening.round} was opened with another cohort or base; neither can change"
+            f"round {opening.round} was opened with another cohort or base; neither can change",
+            pb.REASON_CONFLICT,
         )
     return signed

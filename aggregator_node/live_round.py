@@ -3,22 +3,24 @@
 Updates live here and nowhere else, in memory, until the round is sealed; then they are let go.
 """
 
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
 
 from aggregator_node.averaging import average_metrics
+from aggregator_node.closing import Accepted, Closing, Joined
 from aggregator_node.ordered_sum import OrderedSum
-from aggregator_node.push import Push, check_header
+from aggregator_node.push import Push, Terms, check_header
+from aggregator_node.pushes import Pushes
 from aggregator_node.round import Ending, Round, Seat
 from cairn.clock import Clock
-from cairn.errors import Conflict, NotFound, TooMuch, UpdateRefused, WrongState
-from cairn.messages import Manifest, digest_of, reason_word
-from cairn.tensors import Schema
+from cairn.errors import Conflict, NotFound, UpdateRefused, WrongState
+from cairn.messages import digest_of, reason_word
+from cairn.statements import commitment_of
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
@@ -26,34 +28,6 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 ENDED = frozenset({aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED})
-IDLE_SECONDS = 30  # a push that brings nothing for so long is ended
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """What is kept of an accepted update beside its share in the sum."""
-
-    header_digest: bytes
-    payload_digest: bytes
-    receipt: pb.Signed
-
-
-@dataclass(frozen=True)
-class Joined:
-    """The answer to a join: whether there is anything left to do, and for how long at the most."""
-
-    update_accepted: bool
-    open_seconds: float
-
-
-@dataclass(frozen=True)
-class Closing:
-    """What a sealed round hands to its release. `payload` is empty for an evaluation."""
-
-    payload: bytearray
-    contributors: int
-    metrics: dict[str, float]
-    exclusions: tuple[tuple[str, "pb.Reason"], ...]
 
 
 class LiveRound:
@@ -62,28 +36,27 @@ class LiveRound:
     def __init__(
         self,
         digest: bytes,
-        manifest: Manifest,
-        schema: Schema,
+        terms: Terms,
         clock: Clock,
         sign_receipt: Callable[[aggregator_pb2.Receipt], pb.Signed],
     ) -> None:
         """Open the round now."""
-        now = clock.monotonic()
+        now, manifest = clock.monotonic(), terms.manifest
         remaining = (manifest.deadline_unix_ms - clock.unix_ms()) / 1000
         self.digest = digest
         self.manifest = manifest
         self.state = aggregator_pb2.ROUND_STATE_OPEN
         self.reason: pb.Reason = pb.REASON_UNSPECIFIED
         self.exclusions: tuple[tuple[str, pb.Reason], ...] = ()
-        self._schema = schema
+        self._terms = terms
         self._clock = clock
         self._sign_receipt = sign_receipt
         self._round = Round.open(
             manifest.cohort, manifest.floor, manifest.lease_seconds, now + remaining, now
         )
-        self._sum = OrderedSum(schema, manifest.cohort)
+        self._sum = OrderedSum(terms.job.schema, manifest.cohort)
         self._summing = threading.Lock()
-        self._pushes: dict[str, Push] = {}
+        self._pushes = Pushes()
         self._accepted: dict[str, Accepted] = {}
         self._reports: dict[str, tuple[dict[str, float], int]] = {}  # metrics and weight, by owner
         self._abort_reason: pb.Reason = pb.REASON_UNSPECIFIED
@@ -118,18 +91,17 @@ class LiveRound:
         """Let the owner push inside; one push of an owner at a time."""
         with self._changed:
             self._check_may_push(owner)
-        self._refusing(owner, lambda: check_header(header, self.manifest, self._schema))
-        push = Push(header, self._schema, cancel, self._clock.monotonic())
+        self._refusing(owner, lambda: check_header(header, self._terms))
+        push = Push(header, self._terms, cancel, self._clock.monotonic())
         with self._changed:
             self._check_may_push(owner)
-            self._pushes[owner] = push
+            self._pushes.begin(owner, push)
             self._changed.notify_all()
         try:
             yield push
         finally:
             with self._changed:
-                if self._pushes.get(owner) is push:
-                    del self._pushes[owner]
+                self._pushes.end(owner, push)
 
     def heard(self, owner: str) -> None:
         """A chunk arrived, which renews the owner's lease."""
@@ -143,20 +115,23 @@ class LiveRound:
         Raises UpdateRefused for a bad update, Conflict where another was accepted, WrongState where
         the round has ended.
         """
-        digest = self._refusing(owner, lambda: push.finish(commit, trains=self.manifest.trains))
-        header_digest = digest_of(push.header.SerializeToString(deterministic=True))
+        digest = self._refusing(owner, lambda: push.finish(commit))
+        header_digest = _digest_of(push.header)
         receipt = self._sign_receipt(
             aggregator_pb2.Receipt(
                 manifest_digest=self.digest,
                 owner=owner,
                 payload_digest=digest,
                 examples=push.header.examples,
+                metrics=push.header.metrics,
+                salt=secrets.token_bytes(32),
             )
         )
+        weight = self._terms.weight(push.header.examples)
         with self._summing:
             with self._changed:
                 # Complete: the seal, which ends what is under way, must not take its answer away.
-                self._pushes.pop(owner, None)
+                self._pushes.end(owner, push)
                 before = self._accepted.get(owner)
                 if before is not None:
                     if (before.header_digest, before.payload_digest) != (header_digest, digest):
@@ -165,9 +140,9 @@ class LiveRound:
                 self._check_open()
                 self._round.accept(owner)
                 self._accepted[owner] = Accepted(header_digest, digest, receipt)
-                self._reports[owner] = (dict(push.header.metrics), self._weight(push.header))
+                self._reports[owner] = (dict(push.header.metrics), weight)
             if self.manifest.trains:
-                self._sum.add(owner, push.payload, self._weight(push.header))
+                self._sum.add(owner, push.payload, weight)
         log.info("accepted", **self._ids, owner=owner)
         self._wake()
         return receipt
@@ -185,13 +160,12 @@ class LiveRound:
         """Wait until the round ends; returns what is to be released, or None for an aborted round."""
         with self._changed:
             while (ending := self._ending()) is None:
-                self._end_idle_pushes()
+                self._pushes.end_idle(self._clock.monotonic())
                 wait = self._next_event() - self._clock.monotonic()
                 self._changed.wait(max(0.0, wait))
-            for push in self._pushes.values():
-                push.cancel()
+            self._pushes.cancel_all()
             sealed = ending is Ending.SEAL
-            self.exclusions = tuple(self._round.exclusions())
+            self.exclusions = tuple(self._round.exclusions(self._clock.monotonic()))
             if sealed:
                 self.state = aggregator_pb2.ROUND_STATE_SEALED
                 self._changed.notify_all()
@@ -204,7 +178,7 @@ class LiveRound:
         """Let the watchers know how the round ended."""
         with self._changed:
             self.state, self.reason = state, reason
-            self._sum = OrderedSum(self._schema, ())
+            self._sum = OrderedSum(self._terms.job.schema, ())
             self._reports.clear()
             self._changed.notify_all()
 
@@ -231,12 +205,15 @@ class LiveRound:
 
     def _close(self) -> Closing:
         with self._summing:
-            reports = [report for _, report in sorted(self._reports.items())]
-            payload = self._sum.result(len(reports)) if self.manifest.trains else bytearray()
-        return Closing(payload, len(reports), average_metrics(reports), self.exclusions)
-
-    def _weight(self, header: aggregator_pb2.UpdateHeader) -> int:
-        return header.examples if self.manifest.weighting == pb.WEIGHTING_EXAMPLES else 1
+            owners = tuple(sorted(self._reports))
+            payload = self._sum.result(len(owners)) if self.manifest.trains else bytearray()
+        return Closing(
+            payload=payload,
+            contributors=owners,
+            commitments=tuple(sorted(commitment_of(self._accepted[o].receipt) for o in owners)),
+            metrics=average_metrics([self._reports[owner] for owner in owners]),
+            exclusions=self.exclusions,
+        )
 
     def _ending(self) -> Ending | None:
         if self._abort_reason:
@@ -244,23 +221,14 @@ class LiveRound:
         return self._round.settle(self._clock.monotonic())
 
     def _next_event(self) -> float:
-        idle = [push.heard_at + IDLE_SECONDS for push in self._pushes.values()]
-        return min([self._round.next_event(), *idle])
-
-    def _end_idle_pushes(self) -> None:
-        now = self._clock.monotonic()
-        for owner, push in self._pushes.items():
-            if now >= push.heard_at + IDLE_SECONDS:
-                log.warning("idle push ended", **self._ids, owner=owner)
-                push.heard_at = now
-                push.cancel()
+        return min([self._round.next_event(), *self._pushes.next_idle()])
 
     def _refusing(self, owner: str, check: Callable[[], T]) -> T:
         """Run a check of an update; where no retry can mend it, the owner is out of the round."""
         try:
             return check()
         except UpdateRefused as error:
-            if error.reason not in {pb.REASON_CORRUPT_UPDATE, pb.REASON_UNSPECIFIED}:
+            if error.reason != pb.REASON_CORRUPT_UPDATE:
                 with self._changed:
                     # An owner whose update was accepted before stays in: its share is in the sum.
                     out = self.is_open and self._round.seat(owner) in {Seat.JOINED, Seat.LOST}
@@ -288,8 +256,7 @@ class LiveRound:
 
     def _check_may_push(self, owner: str) -> None:
         seat = self._round.seat(owner)
-        if owner in self._pushes:
-            raise TooMuch("another push of this owner is under way")
+        self._pushes.check_free(owner)
         if owner not in self._accepted:
             self._check_open()
             if seat is not Seat.JOINED:
@@ -297,4 +264,12 @@ class LiveRound:
 
     def _check_open(self) -> None:
         if not self.is_open:
-            raise WrongState("the round has ended")
+            raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
+
+
+def _digest_of(header: aggregator_pb2.UpdateHeader) -> bytes:
+    """What makes two headers those of one update: all but how far the owner knows the ledger."""
+    same = aggregator_pb2.UpdateHeader()
+    same.CopyFrom(header)
+    same.ClearField("seen_head")
+    return digest_of(same.SerializeToString(deterministic=True))

@@ -1,22 +1,33 @@
 """Assembles an aggregator and runs it until it is told to stop."""
 
+import os
 import threading
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import structlog
 
+from aggregator_node.audit import Audit
+from aggregator_node.averages import Averages
 from aggregator_node.departure import Departure
 from aggregator_node.intake_service import IntakeService
 from aggregator_node.jobs import Jobs
-from aggregator_node.policy import Policy
 from aggregator_node.record_service import RecordService
 from aggregator_node.release_service import ReleaseService
+from aggregator_node.roster import Roster
 from aggregator_node.settings import AggregatorSettings
 from aggregator_node.store import Store
+from aggregator_node.witness import Witness
 from cairn.clock import Clock
-from cairn.identity import NodeName, Role, load_identity, load_signing_key
-from cairn.process import forbid_core_dumps, on_stop_signal, start_logging
-from cairn.rpc import Listener
+from cairn.identity import Identity, NodeName, Role, load_identity, load_signing_key
+from cairn.process import (
+    allow_many_connections,
+    forbid_core_dumps,
+    on_stop_signal,
+    start_logging,
+)
+from cairn.rpc import JOB_MESSAGE_BYTES, Listener
 from cairn.v1.aggregator_pb2_grpc import (
     add_IntakeServiceServicer_to_server,
     add_RecordServiceServicer_to_server,
@@ -26,35 +37,43 @@ from cairn.v1.aggregator_pb2_grpc import (
 log = structlog.get_logger()
 
 _COORDINATORS = 4
-_LARGEST_JOB_SPEC_BYTES = 64 << 20
+_OWNERS = 64  # room for a roster that grows
 _GRACE_SECONDS = 5.0
+# gRPC keeps the last 8 KiB that a connection brought, the end of an update, until the connection ends.
+_IDLE_SECONDS = 1
 _LOOK_SECONDS = 0.5  # how often an aggregator for one job looks whether it may stop
 
 
-def run(settings: AggregatorSettings, *, once: bool) -> int:
+@dataclass(frozen=True)
+class _Parts:
+    """What an aggregator is made of."""
+
+    identity: Identity
+    store: Store
+    roster: Roster
+    witness: Witness
+    jobs: Jobs
+    departure: Departure
+    audit: Audit
+    clock: Clock
+
+
+def run(config: Path, *, once: bool, erases: bool) -> int:
     """Serve until SIGTERM or SIGINT, or with `once` until its coordinator has left.
 
-    Raises UsageError for an identity, an address or a state directory that cannot be used.
+    `erases` says whether freed memory is overwritten. Returns 1 where the ledger turned out to be rolled
+    back. Raises UsageError for a file, an identity, an address or a state directory that cannot be used.
     """
+    settings = AggregatorSettings.load(config)
     forbid_core_dumps()
+    os.umask(0o077)  # whatever it writes is for this account only
     start_logging(federation=settings.federation, node=settings.name)
-    clock = Clock()
-    node = NodeName(settings.federation, Role.AGGREGATOR, settings.name)
-    identity = load_identity(settings.identity, node, datetime.now(UTC))
-    signing_key = load_signing_key(settings.identity.signing_key)
-    store = Store(settings.state)
-    policy = Policy(settings.federation, frozenset(settings.owners), settings.floor)
-    jobs = Jobs(policy, settings.lease_seconds, store, signing_key, clock)
-    departure = Departure(settings.patience_seconds, clock)
-
-    intake = Listener(identity, long_callers=len(settings.owners))
-    intake.add(add_IntakeServiceServicer_to_server, IntakeService(jobs, clock))
-    intake.add(add_RecordServiceServicer_to_server, RecordService(store))
-    release = Listener(identity, long_callers=_COORDINATORS, message_bytes=_LARGEST_JOB_SPEC_BYTES)
-    release.add(add_ReleaseServiceServicer_to_server, ReleaseService(jobs, store, departure))
-    release.add(add_RecordServiceServicer_to_server, RecordService(store))
-
+    allow_many_connections()
+    if not erases:
+        log.warning("freed memory is not overwritten: this system's C library cannot do that")
     stopping = threading.Event()
+    parts = _assemble(config, settings, stopping)
+    intake, release = _intake(parts, len(settings.owners)), _release(parts)
     on_stop_signal(stopping.set)
     intake.start(settings.listen_owners)
     release.start(settings.listen_coordinators)
@@ -63,14 +82,76 @@ def run(settings: AggregatorSettings, *, once: bool) -> int:
         owners_at=settings.listen_owners,
         coordinators_at=settings.listen_coordinators,
         floor=settings.floor,
-        fingerprint=identity.fingerprint,
+        fingerprint=parts.identity.fingerprint,
     )
     while not stopping.wait(_LOOK_SECONDS):
-        if once and departure.is_due(completed=jobs.are_released()):
+        if once and parts.departure.is_due(completed=parts.jobs.are_released()):
             break
     log.info("aggregator is stopping")
-    jobs.abort_all()
+    parts.jobs.abort_all()
     for listener in (intake, release):
         listener.stop(_GRACE_SECONDS)
-    store.close()
-    return 0
+    parts.store.close()
+    return 1 if parts.witness.rolled_back else 0
+
+
+def _assemble(config: Path, settings: AggregatorSettings, stopping: threading.Event) -> _Parts:
+    clock = Clock()
+    node = NodeName(settings.federation, Role.AGGREGATOR, settings.name)
+    identity = load_identity(settings.identity, node, datetime.now(UTC))
+    signing_key = load_signing_key(settings.identity.signing_key)
+    roster = Roster(config, lambda path: AggregatorSettings.load(path).owners)
+    store = Store(settings.state, clock)
+    # Before the jobs, which write to the ledger: not to one that was rolled back.
+    witness = Witness(settings.federation, store, signing_key, stopping.set)
+    rules = settings.policy()
+    jobs = Jobs(
+        lambda: replace(rules, owners=roster.owners()),
+        settings.lease_seconds,
+        store,
+        signing_key,
+        clock,
+        Averages(any_base=settings.compare_releases == "same_model"),
+    )
+    return _Parts(
+        identity=identity,
+        store=store,
+        roster=roster,
+        witness=witness,
+        jobs=jobs,
+        departure=Departure(settings.patience_seconds, clock),
+        audit=Audit(store, clock),
+        clock=clock,
+    )
+
+
+def _intake(parts: _Parts, owners: int) -> Listener:
+    """The owners' door."""
+    intake = Listener(
+        parts.identity,
+        long_callers=max(_OWNERS, owners),
+        idle_seconds=_IDLE_SECONDS,
+        admits=parts.roster.check,
+        refused=parts.audit.refused,
+    )
+    service = IntakeService(parts.jobs, parts.roster, parts.witness, parts.clock)
+    intake.add(add_IntakeServiceServicer_to_server, service)
+    record = RecordService(parts.store, parts.witness)
+    intake.add(add_RecordServiceServicer_to_server, record)
+    return intake
+
+
+def _release(parts: _Parts) -> Listener:
+    """The coordinators' door."""
+    release = Listener(
+        parts.identity,
+        long_callers=_COORDINATORS,
+        message_bytes=JOB_MESSAGE_BYTES,
+        admits=parts.roster.check,
+        refused=parts.audit.refused,
+    )
+    service = ReleaseService(parts.jobs, parts.store, parts.departure)
+    release.add(add_ReleaseServiceServicer_to_server, service)
+    record = RecordService(parts.store, parts.witness)
+    release.add(add_RecordServiceServicer_to_server, record)
+    return release

@@ -1,27 +1,37 @@
-"""What the aggregator allows of a job and of a round. Pure."""
+"""What the aggregator allows of a job, of a round and of a release. Pure."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 
-from cairn.errors import InvalidMessage, WrongState
+from cairn.errors import InvalidMessage, TooMuch, WrongState
 from cairn.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
+from cairn.values import Bounds
+
+MAX_OPEN_ROUNDS = 64  # of all jobs: each has a thread, and memory for its updates
+MAX_ABORTS_IN_A_ROW = 20  # a coordinator gives up long before
+MAX_UNRELEASED_BYTES = (
+    256 << 20
+)  # of the specifications of one coordinator's jobs without a release
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The aggregator's own rules, from its file."""
+    """The aggregator's own rules, from its file; `owners` is the roster as it stands now."""
 
     federation: str
     owners: Collection[str]
     floor: int
+    weight_ratio: int = 1000
+    model_bytes: int = 8 << 30
+    bounds: Bounds = field(default_factory=Bounds)
 
     def floor_of(self, job: JobSpec) -> int:
         """The smallest cohort that may be released: the larger of the job's and the aggregator's."""
         return max(job.floor, self.floor)
 
     def check_job(self, job: JobSpec) -> None:
-        """Raise InvalidMessage for a job that this aggregator does not serve."""
+        """Raise InvalidMessage or TooMuch for a job that this aggregator does not serve."""
         if job.federation != self.federation:
             raise InvalidMessage(
                 f"the job is for the federation {job.federation}, this aggregator serves"
@@ -31,12 +41,30 @@ class Policy:
         if strangers:
             raise InvalidMessage(
                 f"the aggregator does not know {', '.join(strangers)}: its file lists under owners"
-                f" {', '.join(sorted(self.owners))}"
+                f" {', '.join(sorted(self.owners))}",
+                pb.REASON_UNKNOWN_OWNER,
             )
         if len(job.owners) < self.floor_of(job):
             raise InvalidMessage(
                 f"the job has {len(job.owners)} owners, the floor is {self.floor_of(job)}: no round"
-                " could ever be released"
+                " could ever be released",
+                pb.REASON_COHORT_TOO_SMALL,
+            )
+        if job.schema.total_bytes > self.model_bytes:
+            raise TooMuch(
+                f"the model has {job.schema.total_bytes} bytes, this aggregator takes"
+                f" {self.model_bytes}: raise largest_model_megabytes in its file"
+            )
+        self._check_weights(job)
+
+    def _check_weights(self, job: JobSpec) -> None:
+        """An update that outweighs all others would be what is released."""
+        ratio = -(-job.max_examples // job.min_examples)
+        if job.weighting == pb.WEIGHTING_EXAMPLES and ratio > self.weight_ratio:
+            raise InvalidMessage(
+                f"the job lets one update count {ratio} times as much as another, this aggregator"
+                f" {self.weight_ratio} times: narrow examples = [fewest, most] in the job's file",
+                pb.REASON_EXAMPLES_REFUSED,
             )
 
 
@@ -46,7 +74,8 @@ class Progress:
 
     `opened` is the number of the last training round that was opened, in whatever way it ended;
     `released` counts the releases with a model; `release_round` and `release_digest` name the last of
-    them; `evaluated` is the number of the last round whose evaluation was opened.
+    them; `evaluated` is the number of the last round whose evaluation was opened; `aborts` is how
+    many rounds since the last release its coordinator ended.
     """
 
     opened: int = 0
@@ -54,6 +83,7 @@ class Progress:
     release_round: int = 0
     release_digest: bytes = b""
     evaluated: int = 0
+    aborts: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,10 +100,15 @@ def check_opening(policy: Policy, job: JobSpec, progress: Progress, opening: Ope
     """Raise InvalidMessage or WrongState for a round that may not be opened."""
     strangers = sorted(set(opening.cohort) - (set(job.owners) & set(policy.owners)))
     if strangers:
-        raise InvalidMessage(f"{', '.join(strangers)} cannot be in a cohort of {job.name}")
+        raise InvalidMessage(
+            f"{', '.join(strangers)} cannot be in a cohort of {job.name}", pb.REASON_UNKNOWN_OWNER
+        )
     floor = policy.floor_of(job)
     if len(opening.cohort) < floor:
-        raise InvalidMessage(f"a cohort of {len(opening.cohort)} is below the floor of {floor}")
+        raise InvalidMessage(
+            f"a cohort of {len(opening.cohort)} is below the floor of {floor}",
+            pb.REASON_COHORT_TOO_SMALL,
+        )
     if opening.phase == pb.PHASE_TRAIN:
         _check_training(job, progress, opening)
     else:
@@ -81,8 +116,41 @@ def check_opening(policy: Policy, job: JobSpec, progress: Progress, opening: Ope
     if progress.release_digest and opening.base_digest != progress.release_digest:
         raise WrongState(
             "the base is not the last release: in a strict chain a round starts from the release of"
-            f" round {progress.release_round}, bit by bit"
+            f" round {progress.release_round}, bit by bit",
+            pb.REASON_CHAIN_BROKEN,
         )
+    if progress.aborts >= MAX_ABORTS_IN_A_ROW:
+        raise WrongState(
+            f"{progress.aborts} rounds of {job.name} in a row were ended by its coordinator: the job is"
+            " closed; go on under a new name",
+            pb.REASON_TOO_MANY_ABORTS,
+        )
+
+
+@dataclass(frozen=True)
+class Average:
+    """What an average is over: the counted owners, and the least and the most that one may count."""
+
+    owners: frozenset[str]
+    least: int
+    most: int
+
+
+def check_difference(average: Average, earlier: Iterable[Average]) -> None:
+    """Raise WrongState where an average and earlier ones together would tell of too few owners.
+
+    Averages over S and over S without v tell what v alone contributed; so do several sets that overlap,
+    each differing from the others by many; and equal and unequal shares in the same updates are two
+    equations for them. Comparable releases therefore count the same owners in the same way, or have
+    nobody in common: then no sum of them is over fewer owners than one of them.
+    """
+    for other in earlier:
+        if average != other and average.owners & other.owners:
+            raise WrongState(
+                "an earlier release counts some of these owners together with others, or weights them"
+                " otherwise: several such averages together would tell of single owners",
+                pb.REASON_COHORT_DIFFERENCE,
+            )
 
 
 def _check_training(job: JobSpec, progress: Progress, opening: Opening) -> None:

@@ -2,30 +2,52 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from aggregator_node.averaging import check_values
 from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
 from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
-from cairn.messages import (
-    Manifest,
-    check_digest,
-)
-from cairn.tensors import Schema
+from cairn.messages import JobSpec, Manifest, check_digest
+from cairn.tensors import CHUNK_BYTES
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
+from cairn.values import Bounds, check_values
+
+MIN_CHUNK_BYTES = 64 << 10  # of all but the last: a stream of single bytes would last for ever
 
 
-def check_header(header: aggregator_pb2.UpdateHeader, manifest: Manifest, schema: Schema) -> None:
+@dataclass(frozen=True)
+class Terms:
+    """What an update must keep to."""
+
+    manifest: Manifest
+    job: JobSpec
+    bounds: Bounds
+
+    @property
+    def total_bytes(self) -> int:
+        return self.job.schema.total_bytes if self.manifest.trains else 0
+
+    def weight(self, examples: int) -> int:
+        """How much an update counts.
+
+        Fewer or more examples than the job's bounds count as these. To refuse such an update would let a
+        coordinator find out an owner's number by moving the bounds.
+        """
+        if self.job.weighting != pb.WEIGHTING_EXAMPLES:
+            return 1
+        return min(max(examples, self.job.min_examples), self.job.max_examples)
+
+
+def check_header(header: aggregator_pb2.UpdateHeader, terms: Terms) -> None:
     """Raise InvalidMessage or UpdateRefused for an update that cannot belong to the round."""
-    if header.base_digest != manifest.base_digest:
+    if header.base_digest != terms.manifest.base_digest:
         raise UpdateRefused(
             "the update was trained from another model than the round's base",
             pb.REASON_BASE_MISMATCH,
         )
-    expected = schema.total_bytes if manifest.trains else 0
-    if header.total_bytes != expected:
+    if header.total_bytes != terms.total_bytes:
         raise InvalidMessage(
-            f"the update declares {header.total_bytes} bytes, the schema has {expected}"
+            f"the update declares {header.total_bytes} bytes, the schema has {terms.total_bytes}"
         )
     if not 1 <= header.examples <= MAX_EXAMPLES:
         raise UpdateRefused(
@@ -46,7 +68,7 @@ class Push:
     def __init__(
         self,
         header: aggregator_pb2.UpdateHeader,
-        schema: Schema,
+        terms: Terms,
         cancel: Callable[[], object],
         now: float,
     ) -> None:
@@ -58,8 +80,8 @@ class Push:
             self.payload = bytearray(header.total_bytes)
         except MemoryError:
             raise TooMuch("the aggregator has no memory for an update of this size") from None
-        self._schema = schema
-        self._hasher = schema.hasher()
+        self._terms = terms
+        self._hasher = terms.job.schema.hasher()
         self._offset = 0
 
     def write(self, chunk: bytes, now: float) -> None:
@@ -67,25 +89,29 @@ class Push:
         end = self._offset + len(chunk)
         if end > len(self.payload):
             raise TooMuch(f"more bytes than the {len(self.payload)} that the header declares")
-        if not chunk:
-            raise InvalidMessage("an empty chunk")
+        if len(chunk) < max(1, min(MIN_CHUNK_BYTES, len(self.payload) - self._offset)):
+            raise InvalidMessage(
+                f"a chunk of {len(chunk)} bytes: every chunk but the last has at least {MIN_CHUNK_BYTES}"
+            )
+        if len(chunk) > CHUNK_BYTES:
+            raise TooMuch(f"a chunk has at most {CHUNK_BYTES} bytes")
         self.payload[self._offset : end] = chunk
         self._hasher.update(chunk)
         self._offset = end
         self.heard_at = now
 
-    def finish(self, commit: aggregator_pb2.UpdateCommit, *, trains: bool) -> bytes:
+    def finish(self, commit: aggregator_pb2.UpdateCommit) -> bytes:
         """Check the whole update against its commit and return its digest.
 
         Raises UpdateRefused with CORRUPT_UPDATE where bytes are missing or wrong, and with NON_FINITE
-        where a value is: before any arithmetic.
+        or MAGNITUDE_REFUSED where a value is not to be added: before any arithmetic.
         """
         if self._offset != len(self.payload):
             raise UpdateRefused(
                 f"the update ends after {self._offset} of {len(self.payload)} bytes",
                 pb.REASON_CORRUPT_UPDATE,
             )
-        if not trains:
+        if not self._terms.manifest.trains:
             if commit.payload_digest:
                 raise InvalidMessage("an evaluation carries no payload digest")
             return b""
@@ -94,5 +120,5 @@ class Push:
             raise UpdateRefused(
                 "the bytes that arrived do not have the committed digest", pb.REASON_CORRUPT_UPDATE
             )
-        check_values(self._schema, self.payload)
+        check_values(self._terms.job.schema, self.payload, self._terms.bounds)
         return commit.payload_digest

@@ -3,7 +3,8 @@
 import grpc
 
 from aggregator_node.store import Store
-from cairn.errors import CallerNotAllowed, NotFound
+from aggregator_node.witness import Witness
+from cairn.errors import CallerNotAllowed, NotFound, WrongState
 from cairn.guard import caller
 from cairn.identity import NodeName, Role
 from cairn.messages import check_digest, manifest_from_bytes, within
@@ -11,13 +12,18 @@ from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
 _MAX_ENTRIES = 1000
+_LAST_NUMBER = (1 << 63) - 1  # SQLite's largest
+_PAGE = 50
+_MAX_BYTES = 1 << 20  # of one answer; an entry with a large cohort has 70 KiB
+_FRAME_BYTES = 128  # of an entry, beside its body
 
 
 class RecordService(aggregator_pb2_grpc.RecordServiceServicer):
     """Statements and ledger entries; no weights."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, witness: Witness) -> None:
         self._store = store
+        self._witness = witness
 
     def GetStatement(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.GetStatementRequest, context: grpc.ServicerContext
@@ -26,23 +32,35 @@ class RecordService(aggregator_pb2_grpc.RecordServiceServicer):
         manifest = pb.Signed.FromString(row.manifest)
         job = self._store.job(row.job)
         self._check_concerned(caller(context), manifest, job.coordinator if job else "")
-        if row.statement is None:
-            raise NotFound("the round has no release")
-        statement = pb.Signed.FromString(row.statement)
-        return aggregator_pb2.GetStatementResponse(statement=statement)
+        if row.statement is not None:
+            statement = pb.Signed.FromString(row.statement)
+            head = self._witness.head()
+            return aggregator_pb2.GetStatementResponse(statement=statement, ledger_head=head)
+        if row.state == aggregator_pb2.ROUND_STATE_ABORTED:
+            raise NotFound("the round ended without a release", pb.REASON_ROUND_ENDED)
+        raise WrongState("the round has no release yet")
 
     def ListEntries(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.ListEntriesRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.ListEntriesResponse:
         del context
         limit = within(request.limit, 1, _MAX_ENTRIES, "limit")
-        rows = self._store.entries(request.first, limit)
-        return aggregator_pb2.ListEntriesResponse(
-            entries=[
-                aggregator_pb2.LedgerEntry(number=number, kind=kind, body=body, head=head)
-                for number, kind, body, head in rows
-            ]
-        )
+        first = within(request.first, 1, _LAST_NUMBER, "first")
+        answer = aggregator_pb2.ListEntriesResponse(head=self._witness.head())
+        room = _MAX_BYTES
+        while len(answer.entries) < limit:
+            page = self._store.entries(first, min(_PAGE, limit - len(answer.entries)))
+            for entry in page:
+                room -= len(entry.body) + _FRAME_BYTES
+                if room < 0 and answer.entries:
+                    return answer
+                answer.entries.add(
+                    number=entry.number, kind=entry.kind, body=entry.body, head=entry.head
+                )
+            if len(page) < _PAGE:
+                break
+            first += len(page)
+        return answer
 
     def _check_concerned(self, node: NodeName, manifest: pb.Signed, coordinator: str) -> None:
         cohort = manifest_from_bytes(manifest.body).cohort

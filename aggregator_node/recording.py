@@ -7,20 +7,33 @@ nothing is released that is not recorded.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator_node.live_round import Closing
-from aggregator_node.store import RoundRow, Store
+from aggregator_node.averages import Averages
+from aggregator_node.closing import Closing
+from aggregator_node.push import Terms
+from aggregator_node.rows import RoundRow
+from aggregator_node.store import Store
 from cairn import __version__
 from cairn.clock import Clock
-from cairn.messages import Manifest, reason_word
+from cairn.limits import MIN_COHORT
+from cairn.messages import (
+    JobSpec,
+    Manifest,
+    digest_of,
+    job_spec_from_bytes,
+    manifest_from_bytes,
+    parse,
+    reason_word,
+)
 from cairn.model_files import write_model
 from cairn.statements import STATEMENT, sign
-from cairn.tensors import Schema
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
+from cairn.values import Bounds
 
 log = structlog.get_logger()
 
@@ -28,10 +41,15 @@ log = structlog.get_logger()
 class Recorder:
     """Writes the beginnings and ends of rounds to the store."""
 
-    def __init__(self, store: Store, signing_key: Ed25519PrivateKey, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, signing_key: Ed25519PrivateKey, clock: Clock, averages: Averages
+    ) -> None:
+        """Take up what was released before."""
         self._store = store
         self._key = signing_key
         self._clock = clock
+        self._averages = averages
+        self._remember_releases()
 
     def open(self, row: RoundRow, cohort: Sequence[str]) -> None:
         """Record a signed manifest, before anybody receives it."""
@@ -40,12 +58,26 @@ class Recorder:
             self._store.append("open", _facts(row, cohort=list(cohort)))
         log.info("round opened", job=row.job, round=row.number, cohort=len(cohort))
 
-    def release(self, row: RoundRow, manifest: Manifest, schema: Schema, closing: Closing) -> None:
-        """Keep the average, and sign and record its statement."""
+    def release(self, row: RoundRow, terms: Terms, closing: Closing) -> None:
+        """Keep the average, and sign and record its statement.
+
+        Raises WrongState, and keeps nothing, where it may not be released beside an earlier release.
+        """
+        if len(closing.contributors) < max(MIN_COHORT, terms.manifest.floor):
+            raise AssertionError("a release of fewer owners than the floor was asked for")
+        self._averages.add(row.manifest_digest, terms, closing.contributors)
+        try:
+            self._release(row, terms, closing)
+        except BaseException:
+            self._averages.forget(row.manifest_digest, terms)
+            raise
+
+    def _release(self, row: RoundRow, terms: Terms, closing: Closing) -> None:
+        manifest = terms.manifest
         release_digest = manifest.base_digest
         if manifest.trains:
             path = self._store.release_path(row.manifest_digest)
-            release_digest = write_model(path, schema, closing.payload)
+            release_digest = write_model(path, terms.job.schema, closing.payload)
         replaced = self._store.last_release(row.job) if manifest.trains else None
         with self._store.transaction():
             signed = self._state(row, manifest, closing, release_digest)
@@ -58,13 +90,17 @@ class Recorder:
             )
             self._store.save_round(released)
             facts = _facts(
-                row, release_digest=release_digest.hex(), contributors=closing.contributors
+                row,
+                release_digest=release_digest.hex(),
+                base_digest=manifest.base_digest.hex(),
+                contributors=len(closing.contributors),
+                statement_digest=digest_of(signed.body).hex(),
             )
             self._store.append("release", facts)
         if replaced is not None:
             with suppress(OSError):  # the next start clears what is left over
                 self._store.release_path(replaced.manifest_digest).unlink()
-        log.info("released", job=row.job, round=row.number, contributors=closing.contributors)
+        log.info("released", job=row.job, round=row.number, contributors=len(closing.contributors))
 
     def abort(
         self, row: RoundRow, reason: "pb.Reason", exclusions: tuple[tuple[str, "pb.Reason"], ...]
@@ -78,9 +114,23 @@ class Recorder:
             self._store.append("abort", _facts(row, reason=reason_word(reason)))
         log.warning("round aborted", job=row.job, round=row.number, reason=reason_word(reason))
 
+    def _remember_releases(self) -> None:
+        released = aggregator_pb2.ROUND_STATE_RELEASED
+        for row in self._store.rounds():
+            job = self._store.job(row.job)
+            if row.state != released or row.statement is None or job is None:
+                continue
+            manifest = manifest_from_bytes(parse(pb.Signed, row.manifest).body)
+            body = parse(pb.Signed, row.statement).body
+            excluded = {e.owner for e in parse(pb.ReleaseStatement, body).exclusions}
+            terms = Terms(manifest, _spec(job.spec), Bounds())
+            owners = set(manifest.cohort) - excluded
+            self._averages.remember(row.manifest_digest, terms, owners)
+
     def _state(
         self, row: RoundRow, manifest: Manifest, closing: Closing, release_digest: bytes
     ) -> pb.Signed:
+        number, head = self._store.ledger_head()
         statement = pb.ReleaseStatement(
             manifest_digest=row.manifest_digest,
             federation=manifest.federation,
@@ -89,16 +139,24 @@ class Recorder:
             phase=manifest.phase,
             release_digest=release_digest,
             base_digest=manifest.base_digest,
-            contributors=closing.contributors,
+            contributors=len(closing.contributors),
             exclusions=[pb.Exclusion(owner=o, reason=r) for o, r in closing.exclusions],
             rule=pb.RULE_MEAN,
             weighting=manifest.weighting,
             metrics=closing.metrics,
-            ledger_head=self._store.head(),
+            ledger_head=head,
+            ledger_number=number,
+            floor=manifest.floor,
+            commitments=closing.commitments,
             sealed_unix_ms=self._clock.unix_ms(),
             software=__version__,
         )
         return sign(self._key, STATEMENT, statement.SerializeToString(deterministic=True))
+
+
+@lru_cache(maxsize=8)  # the rounds of a job follow one another
+def _spec(body: bytes) -> JobSpec:
+    return job_spec_from_bytes(body)
 
 
 def _facts(row: RoundRow, **more: object) -> dict[str, object]:

@@ -11,7 +11,8 @@ from aggregator_node.departure import Departure
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_round import ENDED
 from aggregator_node.policy import Opening
-from aggregator_node.store import RoundRow, Store
+from aggregator_node.rows import RoundRow
+from aggregator_node.store import Store
 from cairn.errors import NotFound, WrongState
 from cairn.guard import caller
 from cairn.messages import check_digest, check_owners, check_protocol, known
@@ -35,7 +36,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
     def RegisterJob(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.RegisterJobRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.RegisterJobResponse:
-        check_protocol(request.protocol)
+        check_protocol(request.protocol, request.software)
         with self._departure.call():
             state = self._jobs.register(caller(context).name, request.job_spec)
         return aggregator_pb2.RegisterJobResponse(

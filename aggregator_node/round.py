@@ -130,17 +130,24 @@ class Round:
         leases = (o.lease_until for o in self._owners.values() if o.seat in _AWAITED)
         return min(self.deadline, *leases, self.deadline)
 
-    def exclusions(self) -> list[tuple[str, "pb.Reason"]]:
-        """Who was not counted, and why, once the round has ended."""
+    def exclusions(self, now: float) -> list[tuple[str, "pb.Reason"]]:
+        """Who was not counted, and why, once the round has ended.
+
+        Where it ended before its deadline, those who were still awaited are not named: to end a round
+        must not tell who had pushed by then.
+        """
         return [
             (name, owner.reason or pb.REASON_DEADLINE)
             for name, owner in sorted(self._owners.items())
             if owner.seat is not Seat.ACCEPTED
+            and (owner.seat not in _AWAITED or now >= self.deadline)
         ]
 
     def _of(self, owner: str) -> _Owner:
         if owner not in self._owners:
-            raise CallerNotAllowed(f"{owner} is not in the cohort of this round")
+            raise CallerNotAllowed(
+                f"{owner} is not in the cohort of this round", pb.REASON_UNKNOWN_OWNER
+            )
         return self._owners[owner]
 
     def _apply(self, owner: str, event: Event, reason: "pb.Reason" = pb.REASON_UNSPECIFIED) -> None:

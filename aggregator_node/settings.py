@@ -1,11 +1,13 @@
 """The aggregator's TOML file."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from aggregator_node.policy import Policy
 from cairn.limits import MAX_COHORT, MIN_COHORT
 from cairn.settings import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
+from cairn.values import Bounds
 
 
 class AggregatorIdentityFiles(IdentityFiles):
@@ -17,10 +19,16 @@ class AggregatorIdentityFiles(IdentityFiles):
 class AggregatorSettings(Settings):
     """Everything an aggregator is told.
 
-    `owners` is the roster: nobody else is taken into a cohort. `floor` is the smallest cohort that may
-    be released, whatever a job says. `lease_seconds` is how long an owner that is not heard of stays
-    in a round. `patience_seconds` is how long an aggregator that runs for one job waits for a coordinator
-    that does not call. `state` is a directory for the releases and the ledger.
+    `owners` is the roster: nobody else is taken into a cohort, and who is removed from it is refused
+    at its next call. `floor` is the smallest cohort that may be released, whatever a job says.
+    `lease_seconds` is how long an owner that is not heard of stays in a round. `patience_seconds` is how
+    long an aggregator that runs for one job waits for a coordinator that does not call. `state` is a
+    directory for the releases and the ledger.
+
+    `largest_value` and `largest_integer` bound every element of an update; `largest_weight_ratio` says how
+    many times the weight of another an update may have; `largest_model_megabytes` bounds a job's model.
+    `compare_releases` says which earlier releases a new one must count the same owners as, or have none
+    in common with: those of the same base, or of every model with the same tensors.
     """
 
     federation: NodeLabel
@@ -32,4 +40,20 @@ class AggregatorSettings(Settings):
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
     lease_seconds: Seconds = 15
     patience_seconds: Seconds = 3600
+    largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
+    largest_integer: Annotated[int, Field(ge=1, lt=1 << 63)] = 1 << 53
+    largest_weight_ratio: Annotated[int, Field(ge=1, lt=1 << 31)] = 1000
+    largest_model_megabytes: Annotated[int, Field(ge=1, le=1 << 26)] = 8192
+    compare_releases: Literal["same_base", "same_model"] = "same_base"
     identity: AggregatorIdentityFiles
+
+    def policy(self) -> Policy:
+        """What this file allows of jobs and rounds."""
+        return Policy(
+            federation=self.federation,
+            owners=frozenset(self.owners),
+            floor=self.floor,
+            weight_ratio=self.largest_weight_ratio,
+            model_bytes=self.largest_model_megabytes << 20,
+            bounds=Bounds(self.largest_value, self.largest_integer),
+        )

@@ -1,24 +1,22 @@
 """What outlives the aggregator's process: jobs, how rounds ended, the ledger and the last releases.
 
-SQLite in WAL mode with synchronous=FULL: a row that was committed is on the disk. Updates are never
-written here; a release is an average and is.
+Updates are never written here; a release is an average and is.
 """
 
-import fcntl
 import json
-import os
 import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from aggregator_node.policy import Progress
-from cairn.errors import NotFound, UsageError
-from cairn.tensors import DIGEST_BYTES
+from aggregator_node.rows import JobRow, RoundRow
+from aggregator_node.state_check import check_state
+from cairn.clock import Clock
+from cairn.errors import InvalidMessage, NotFound, UsageError
+from cairn.ledger import Entry, Ledger
+from cairn.state_directory import StateDirectory
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
@@ -31,77 +29,43 @@ CREATE TABLE IF NOT EXISTS round (
   phase INTEGER NOT NULL, manifest BLOB NOT NULL, state INTEGER NOT NULL, reason INTEGER NOT NULL,
   exclusions TEXT NOT NULL, statement BLOB, release_digest BLOB, UNIQUE (job, number, phase)
 ) STRICT;
-CREATE TABLE IF NOT EXISTS ledger (
-  number INTEGER PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL, head BLOB NOT NULL
-) STRICT;
 """
 
 
-@dataclass(frozen=True)
-class JobRow:
-    name: str
-    coordinator: str
-    spec: bytes
-
-
-@dataclass(frozen=True)
-class RoundRow:
-    """How a round stands or ended. `manifest` and `statement` are serialised `Signed` messages."""
-
-    manifest_digest: bytes
-    job: str
-    number: int
-    phase: "pb.Phase"
-    manifest: bytes
-    state: "aggregator_pb2.RoundState" = aggregator_pb2.ROUND_STATE_OPEN
-    reason: "pb.Reason" = pb.REASON_UNSPECIFIED
-    exclusions: tuple[tuple[str, "pb.Reason"], ...] = ()
-    statement: bytes | None = None
-    release_digest: bytes | None = None
-
-
 class Store:
-    """The aggregator's state directory. One process at a time may open it."""
+    """The aggregator's state directory. One process at a time may open it.
 
-    def __init__(self, directory: Path) -> None:
-        """Open or create the directory. Raises UsageError where it is in use or cannot be used."""
-        self._directory = directory
-        self._lock = threading.RLock()
+    Beside the ledger, which owners and coordinators may read, there is a second chain: what was
+    refused, and to whom. It stays here, because the time of one owner's refusal is that owner's.
+    """
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        """Open or create the directory.
+
+        Raises UsageError where it is in use, cannot be used, or its ledger was tampered with.
+        """
+        self.path = path
+        self._state = StateDirectory(path, "aggregator.sqlite")
+        self._db = self._state.db
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (directory / "releases").mkdir(exist_ok=True)
-            self._process_lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-            fcntl.flock(self._process_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._db = sqlite3.connect(
-                directory / "aggregator.sqlite", isolation_level=None, check_same_thread=False
-            )
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
+            (path / "releases").mkdir(exist_ok=True)
             self._db.executescript(_TABLES)
-        except BlockingIOError:
-            raise UsageError(
-                f"{directory} is in use by another aggregator: stop it, or give this one a state"
-                " directory of its own"
-            ) from None
+            self._ledger = Ledger(self._db, "ledger", clock)
+            self._refusals = Ledger(self._db, "refusals", clock)
+            self._check()
         except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"the state directory {directory} cannot be used: {error}") from None
+            self.close()
+            raise UsageError(f"the state directory {path} cannot be used: {error}") from None
+        except UsageError:
+            self.close()
+            raise
 
     def close(self) -> None:
-        self._db.close()
-        os.close(self._process_lock)
+        self._state.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """Everything written inside is kept together or not at all."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # a full disk has rolled back by itself
-                    self._db.execute("ROLLBACK")
-                raise
+        return self._state.transaction()
 
     def add_job(self, row: JobRow) -> None:
         self._execute("INSERT INTO job VALUES (?, ?, ?)", row.name, row.coordinator, row.spec)
@@ -130,17 +94,21 @@ class Store:
         rows = self._execute("SELECT * FROM round WHERE manifest_digest = ?", manifest_digest)
         if not rows:
             raise NotFound("there is no round with this manifest")
-        return _round_row(rows[0])
+        return RoundRow.of(rows[0])
 
     def find_round(self, job: str, number: int, phase: "pb.Phase") -> RoundRow | None:
         rows = self._execute(
             "SELECT * FROM round WHERE job = ? AND number = ? AND phase = ?", job, number, phase
         )
-        return _round_row(rows[0]) if rows else None
+        return RoundRow.of(rows[0]) if rows else None
+
+    def rounds(self) -> list[RoundRow]:
+        """All rounds there ever were."""
+        return [RoundRow.of(row) for row in self._execute("SELECT * FROM round")]
 
     def open_rounds(self) -> list[RoundRow]:
         rows = self._execute("SELECT * FROM round WHERE state = ?", aggregator_pb2.ROUND_STATE_OPEN)
-        return [_round_row(row) for row in rows]
+        return [RoundRow.of(row) for row in rows]
 
     def progress(self, job: str) -> Progress:
         """How far a job is, over all its rounds."""
@@ -155,7 +123,24 @@ class Store:
             aggregator_pb2.ROUND_STATE_RELEASED,
         )
         number, digest = released[-1] if released else (0, b"")
-        return Progress(opened, len(released), number, digest, evaluated)
+        aborts = self._execute(
+            "SELECT count(*) FROM round WHERE job = ? AND number > ? AND state = ? AND reason = ?",
+            job,
+            number,
+            aggregator_pb2.ROUND_STATE_ABORTED,
+            pb.REASON_ABORTED,
+        )[0][0]
+        return Progress(opened, len(released), number, digest, evaluated, aborts)
+
+    def unreleased_bytes(self, coordinator: str) -> int:
+        """The size of the specifications of the coordinator's jobs that have no release yet."""
+        return int(
+            self._execute(
+                "SELECT coalesce(sum(length(spec)), 0) FROM job WHERE coordinator = ? AND NOT EXISTS"
+                " (SELECT 1 FROM round WHERE job = job.name AND release_digest IS NOT NULL)",
+                coordinator,
+            )[0][0]
+        )
 
     def last_release(self, job: str) -> RoundRow | None:
         rows = self._execute(
@@ -165,32 +150,35 @@ class Store:
             pb.PHASE_TRAIN,
             aggregator_pb2.ROUND_STATE_RELEASED,
         )
-        return _round_row(rows[0]) if rows else None
+        return RoundRow.of(rows[0]) if rows else None
 
-    def head(self) -> bytes:
-        """The head of the ledger: 32 zero bytes before the first entry."""
-        rows = self._execute("SELECT head FROM ledger ORDER BY number DESC LIMIT 1")
-        return bytes(rows[0][0]) if rows else bytes(DIGEST_BYTES)
+    def ledger_head(self) -> tuple[int, bytes]:
+        """How many entries the ledger has, and its head."""
+        with self._state.lock:
+            return self._ledger.head()
 
-    def append(self, kind: str, facts: dict[str, Any]) -> None:
-        """Add an entry to the ledger, chained to the one before it."""
-        body = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
-        with self._lock:
-            head = sha256(self.head() + kind.encode() + b"\0" + body).digest()
-            self._execute(
-                "INSERT INTO ledger (kind, body, head) VALUES (?, ?, ?)", kind, body, head
-            )
+    def ledger_head_at(self, number: int) -> bytes | None:
+        """The head after so many entries; None where there are fewer."""
+        with self._state.lock:
+            return self._ledger.head_at(number)
 
-    def entries(self, first: int, limit: int) -> list[tuple[int, str, bytes, bytes]]:
-        return self._execute(
-            "SELECT number, kind, body, head FROM ledger WHERE number >= ? ORDER BY number LIMIT ?",
-            first,
-            limit,
-        )
+    def append(self, kind: str, facts: Mapping[str, object]) -> None:
+        """Add an entry to the ledger, inside a transaction."""
+        self._ledger.append(kind, facts)
+
+    def append_refusal(self, facts: Mapping[str, object]) -> None:
+        """Record what was refused."""
+        with self.transaction():
+            self._refusals.append("refused", facts)
+
+    def entries(self, first: int, limit: int) -> list[Entry]:
+        """At most `limit` entries of the ledger, from number `first` on."""
+        with self._state.lock:
+            return self._ledger.entries(first, limit)
 
     def release_path(self, manifest_digest: bytes) -> Path:
         """Where the average of a round is kept until that of a later one replaces it."""
-        return self._directory / "releases" / f"{manifest_digest.hex()}.safetensors"
+        return self.path / "releases" / f"{manifest_digest.hex()}.safetensors"
 
     def clear_left_over_releases(self) -> None:
         """Delete files of releases that a crash kept from being recorded, and of replaced ones."""
@@ -200,16 +188,21 @@ class Store:
             aggregator_pb2.ROUND_STATE_RELEASED,
         )
         current = {self.release_path(row[0]) for row in rows}
-        for path in (self._directory / "releases").iterdir():
+        for path in (self.path / "releases").iterdir():
             if path not in current:
                 path.unlink()
 
+    def _check(self) -> None:
+        """Raise UsageError where ledger and rows are not those that this aggregator wrote."""
+        jobs = [JobRow(*row) for row in self._execute("SELECT name, coordinator, spec FROM job")]
+        try:
+            check_state(self._ledger.all(), jobs, self.rounds())
+        except InvalidMessage as error:
+            raise UsageError(
+                f"the state in {self.path} was tampered with: {error}. Put an unchanged copy of the"
+                " directory back"
+            ) from None
+
     def _execute(self, statement: str, *values: object) -> list[Any]:
-        with self._lock:
+        with self._state.lock:
             return self._db.execute(statement, values).fetchall()
-
-
-def _round_row(values: tuple[Any, ...]) -> RoundRow:
-    row = RoundRow(*values)
-    exclusions = tuple((owner, reason) for owner, reason in json.loads(values[7]))
-    return RoundRow(**{**row.__dict__, "exclusions": exclusions})

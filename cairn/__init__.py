@@ -6,7 +6,7 @@ from cairn.task import Data, Round, Site, Task
 
 __all__ = ["Data", "Round", "Site", "Task", "__version__"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # gRPC reads these once, when it is imported, which is after this.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters of it arrives as a status

@@ -14,18 +14,22 @@ class _Lazy(click.Group):
         "health": "cairn.cli_health:health",
         "identity": "cairn.cli_identity:identity",
         "init": "cairn.cli_identity:init",
+        "ledger": "cairn.cli_verify:ledger",
         "request": "cairn.cli_identity:request",
         "sign": "cairn.cli_identity:sign",
         "try": "cairn.cli_try:try_task",
+        "verify": "cairn.cli_verify:verify",
     }
     summaries: ClassVar[dict[str, str]] = {
         "demo": "Run an example: every node a process of its own, on this machine.",
         "health": "Ask whether a node is up.",
         "identity": "Say in words whose certificate a file is.",
         "init": "Make the files of a whole federation.",
+        "ledger": "Print what a node's ledger recorded, for example what left an owner's site.",
         "request": "Make an owner's key and a request for a certificate, on the owner's machine.",
         "sign": "Sign a request with the federation's authority.",
         "try": "Run a task once, offline, and show what would leave the site.",
+        "verify": "Check a run, a release statement or a ledger offline.",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -1,5 +1,6 @@
 """`cairn try`: one round of a task, offline and in this process, and what would leave the site."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -76,6 +77,13 @@ def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) ->
     _print_outcome(console, "train", trained)
     if evaluated is not None:
         _print_outcome(console, "evaluate", evaluated)
+    names = sorted({*trained.metrics, *(evaluated.metrics if evaluated else ())})
+    if names:
+        console.print(
+            "\nA metric leaves only where the owner's file lists it; for these:\n"
+            f"  metrics = {json.dumps(names, ensure_ascii=False)}",
+            markup=False,
+        )
     console.print("\nNothing was sent: this was a trial on this machine.")
 
 

@@ -150,15 +150,12 @@ class _Nodes:
         return process
 
     def stop(self) -> None:
-        """End the nodes, the coordinator first, and wait for them and their last lines."""
-        for process in reversed(self._processes):
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        """End the nodes and wait for them and their last lines.
+
+        The last one first: the coordinator still has the aggregator end its round.
+        """
+        _end(self._processes[-1:])
+        _end(self._processes[:-1])
         for reader in self._readers:
             reader.join()
 
@@ -168,6 +165,17 @@ class _Nodes:
             for line in lines:
                 log.write(line)
                 click.echo(mark + line.rstrip("\n"))
+
+
+def _end(processes: Sequence["subprocess.Popen[str]"]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 class _interruptible:  # noqa: N801 - used as a context manager, like a function
@@ -195,7 +203,7 @@ def _free_ports(count: int) -> Sequence[int]:
 def clear(out: Path) -> None:
     """Remove what an earlier demo left in `out`, and nothing else. Raises UsageError for other files."""
     ours = {"federation", "data", "logs", "model.safetensors", "release.json", "evaluation.json"}
-    ours |= {"history.jsonl", "checkpoint.json", ".lock"}
+    ours |= {"history.jsonl", "checkpoint.json", "ledger.jsonl", "ledger_head.json", ".lock"}
     others = sorted({path.name for path in out.iterdir()} - ours) if out.exists() else []
     if others:
         raise UsageError(f"{out} holds {others[0]}, which is not a demo's: choose another --out")

@@ -3,7 +3,7 @@
     CairnError
      ├── UsageError            a person's mistake in a file or on the command line
      ├── InvalidMessage        the peer's message is malformed or breaks a rule
-     │    └── UpdateRefused    the update cannot be counted; says why by its reason
+     │    └── UpdateRefused    the update cannot be counted
      ├── CallerNotAllowed      the caller's certificate does not permit this
      ├── NotFound              there is no such job, round, receipt or model
      ├── WrongState            the right message at the wrong time
@@ -11,7 +11,8 @@
      ├── TooMuch               beyond an agreed limit
      └── Unavailable           the peer cannot be reached now
 
-Pure code raises these; `cairn/guard.py` maps them to gRPC statuses and `cairn/rpc.py` back.
+Pure code raises these; `cairn/guard.py` maps them to gRPC statuses and `cairn/rpc.py` back. Each
+carries a reason of the fixed list in `round.proto`: its kind's own where none is given.
 """
 
 from cairn.v1 import round_pb2 as pb
@@ -22,6 +23,11 @@ class CairnError(Exception):
 
     reason: "pb.Reason" = pb.REASON_UNSPECIFIED
 
+    def __init__(self, message: str, reason: "pb.Reason | None" = None) -> None:
+        super().__init__(message)
+        if reason is not None:
+            self.reason = reason
+
 
 class UsageError(CairnError):
     """A mistake in a file, an argument or the set-up; the text names the cause and the cure."""
@@ -30,33 +36,41 @@ class UsageError(CairnError):
 class InvalidMessage(CairnError):
     """The message is malformed or breaks a rule of the protocol."""
 
+    reason = pb.REASON_MALFORMED
+
 
 class UpdateRefused(InvalidMessage):
-    """The update cannot be counted."""
-
-    def __init__(self, message: str, reason: "pb.Reason" = pb.REASON_UNSPECIFIED) -> None:
-        super().__init__(message)
-        self.reason = reason
+    """The update cannot be counted; the reason says why."""
 
 
 class CallerNotAllowed(CairnError):
     """The caller's role or name does not permit the call."""
 
+    reason = pb.REASON_NOT_ALLOWED
+
 
 class NotFound(CairnError):
     """There is no such job, round, receipt or model."""
+
+    reason = pb.REASON_NOT_FOUND
 
 
 class WrongState(CairnError):
     """The message came at the wrong time; to repeat it does not help."""
 
+    reason = pb.REASON_OUT_OF_TURN
+
 
 class Conflict(CairnError):
     """Something else was accepted under the same name."""
 
+    reason = pb.REASON_CONFLICT
+
 
 class TooMuch(CairnError):
     """Beyond an agreed limit."""
+
+    reason = pb.REASON_TOO_MUCH
 
 
 class Unavailable(CairnError):

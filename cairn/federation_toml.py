@@ -22,14 +22,31 @@ authority = "{name}/authority.crt"    # who issues the certificates of this fede
 _PINNED = """\
 aggregator = "{name}/aggregator.crt"  # the pinned certificate of the aggregator: no other is trusted
 """
+_LIMITS = """
+# What is refused whatever a job says; these are the values where nothing else is said.
+# largest_value = 1e9              # of a floating-point element of an update
+# largest_integer = 9007199254740992
+# largest_weight_ratio = 1000      # how many times another's weight one update may have
+# largest_model_megabytes = 8192
+# Averages over owners that overlap can be subtracted, so comparable releases count the same owners, or have
+# none in common. Compared are those of the "same_base", or of the "same_model": with the same tensors.
+# compare_releases = "same_base"
+"""
 _EXAMPLE_TASK = """
 # A task that this owner has read and approved. A job names it; the code and the data stay here.
 # [tasks.NAME]
 # file = "task.py"              # the task's code
 # data = "data"                 # where its private data lies
+# metrics = ["loss"]            # the metrics that may leave; any other is dropped
+# min_examples = 1              # fewer examples than that: no update leaves
+# max_rounds = 100              # in so many training rounds an update may leave, over all jobs
+# clip = 1.0                    # an update further from its base is scaled down to this L2 norm
 # [tasks.NAME.settings]         # what a job may set: [smallest, largest]
 # lr = [0.0, 1.0]
 """
+_METRICS_COMMENT = "  # the metrics that may leave; any other is dropped"
+_MAX_ROUNDS_COMMENT = "  # in so many training rounds an update may leave, over all jobs"
+_CLIP_COMMENT = "  # an update further from its base is scaled down to this L2 norm"
 
 
 def aggregator_toml(plan: FederationPlan) -> str:
@@ -45,8 +62,9 @@ def aggregator_toml(plan: FederationPlan) -> str:
         'state = "aggregator/state"              # releases and the ledger; never one owner\'s update\n\n'
         "# The smallest number of owners whose average may be released.\n"
         f"{_floor(plan)}"
-        f"owners = [{', '.join(_text(owner) for owner in sorted(plan.owners))}]"
-        "  # everybody who may take part\n\n"
+        "# Everybody who may take part. A change is read at once: who is removed is refused at its next call.\n"
+        f"owners = [{', '.join(_text(owner) for owner in sorted(plan.owners))}]\n"
+        f"{_LIMITS}\n"
         f"{_NODE_FILES.format(name='aggregator')}"
         'signing_key = "aggregator/signing.key"    # signs manifests, receipts and statements\n'
     )
@@ -78,8 +96,14 @@ def owner_toml(
         f"coordinator = {_text(plan.coordinator_address)}  # where this node dials the coordinator\n"
         f"aggregator = {_text(plan.intake_address)}   # where this node dials the aggregator\n"
         f"{_signing_key(signing_key)}\n"
+        "# This owner's own ledger: what it decided, and everything that left. Keep it.\n"
+        f'state = "{owner}/state"\n\n'
         "# This owner takes part only where at least so many owners are averaged.\n"
-        f"{_floor(plan)}\n"
+        f"{_floor(plan)}"
+        "# Where given, so many of each average must be sure to be of these owners, and this one.\n"
+        f"# trusted = [{', '.join(_text(name) for name in sorted({*plan.owners} - {owner}))}]\n"
+        "# A model with a larger value than this is not trained on.\n"
+        "largest_value = 1e9\n\n"
         f"{_NODE_FILES.format(name=owner)}"
         f"{_PINNED.format(name=owner)}"
         f"{''.join(_task(name, task, owner, plan.data) for name, task in tasks.items()) or _EXAMPLE_TASK}"
@@ -115,6 +139,14 @@ def _task(name: str, task: PlannedTask, owner: str, directory: Path | None) -> s
         f"file = {_text(os.fspath(task.file))}  # the task's code, which this owner approves",
         f"data = {_text(data)}  # where its private data lies",
     ]
+    lines.append(f"metrics = [{', '.join(map(_text, task.metrics))}]{_METRICS_COMMENT}")
+    lines.append(
+        f"min_examples = {task.min_examples}  # fewer examples than that: no update leaves"
+    )
+    if task.max_rounds is not None:
+        lines.append(f"max_rounds = {task.max_rounds}{_MAX_ROUNDS_COMMENT}")
+    if task.clip is not None:
+        lines.append(f"clip = {task.clip!r}{_CLIP_COMMENT}")
     if task.settings:
         lines.append(f"[tasks.{_key(name)}.settings]  # what a job may set: [smallest, largest]")
     lines += [f"{_key(key)} = [{low!r}, {high!r}]" for key, (low, high) in task.settings.items()]

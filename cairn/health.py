@@ -11,7 +11,14 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from cairn.errors import Unavailable
-from cairn.identity import Identity, Role, load_identity, node_named_in
+from cairn.identity import (
+    Identity,
+    PinnedAggregator,
+    Role,
+    load_identity,
+    load_pinned_aggregator,
+    node_named_in,
+)
 from cairn.pem import load_certificate
 from cairn.rpc import dial, is_serving
 from cairn.settings import Address, FilePath, IdentityFiles, Settings
@@ -44,21 +51,24 @@ def check_health(config: Path, seconds: float) -> list[str]:
     node = node_named_in(load_certificate(settings.identity.certificate))
     identity = load_identity(settings.identity, node, datetime.now(UTC))
     asked = []
-    for address, trusted in _addresses(settings, identity):
-        with dial(address, identity, trusted) as channel:
+    for address, pinned in _addresses(settings, identity):
+        with dial(address, identity, pinned) as channel:
             if not is_serving(channel, seconds):
                 raise Unavailable(f"{address} is not serving")
         asked.append(address)
     return asked
 
 
-def _addresses(settings: _AnyNode, identity: Identity) -> Iterator[tuple[str, bytes]]:
-    """Each address with the certificate to trust there."""
+def _addresses(
+    settings: _AnyNode, identity: Identity
+) -> Iterator[tuple[str, PinnedAggregator | None]]:
+    """Each address, with what is pinned for it."""
     if identity.node.role is Role.OWNER:
-        pinned = settings.identity.aggregator
-        if settings.aggregator is not None and pinned is not None:
-            yield settings.aggregator, pinned.read_bytes()
+        pin = settings.identity.aggregator
+        if settings.aggregator is not None and pin is not None:
+            federation = identity.node.federation
+            yield settings.aggregator, load_pinned_aggregator(pin, federation, datetime.now(UTC))
         return
     for address in (settings.listen, settings.listen_owners, settings.listen_coordinators):
         if address is not None:
-            yield address.replace("0.0.0.0", "localhost"), identity.authority  # noqa: S104 - we dial it
+            yield address.replace("0.0.0.0", "localhost"), None  # noqa: S104 - we dial it

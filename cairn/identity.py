@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from cairn.errors import CallerNotAllowed, InvalidMessage, UsageError
-from cairn.pem import load_certificate, load_key
+from cairn.pem import load_certificate, load_certificates, load_key
 
 NAME_PATTERN = "[a-z0-9][a-z0-9-]{0,62}"
 SIGNING_KEY_PREFIX = "ed25519:"
@@ -94,6 +94,7 @@ class Identity:
     key: bytes = field(repr=False)
     authority: bytes
     not_after: datetime
+    files: "IdentityFiles" = field(repr=False, compare=False)  # where it is renewed
 
     @property
     def fingerprint(self) -> str:
@@ -137,20 +138,41 @@ def load_identity(files: IdentityFiles, node: NodeName, now: datetime) -> Identi
         key=pem,
         authority=authority.public_bytes(Encoding.PEM),
         not_after=certificate.not_valid_after_utc,
+        files=files,
     )
 
 
-def load_pinned_aggregator(path: Path, federation: str, now: datetime) -> bytes:
-    """Load the aggregator's certificate that an owner or a coordinator pins, as PEM."""
-    certificate = load_certificate(path)
-    found = _node_of_file(path, certificate)
-    if (found.federation, found.role) != (federation, Role.AGGREGATOR):
-        raise UsageError(
-            f"{path} is the certificate of {found}, but it should be that of the aggregator of"
-            f" federation {federation}; ask whoever runs the aggregator for its node.crt"
-        )
-    _check_time(path, certificate, now, _ASK)
-    return certificate.public_bytes(Encoding.PEM)
+@dataclass(frozen=True)
+class PinnedAggregator:
+    """The certificates that an owner or a coordinator accepts of the aggregator, as PEM, and their file.
+
+    The file may hold several, one after the other: while an aggregator changes its certificate, the old
+    and the new one, so that nobody must change files in the same second.
+    """
+
+    certificates: bytes
+    federation: str
+    file: Path = field(compare=False)
+
+
+def load_pinned_aggregator(path: Path, federation: str, now: datetime) -> PinnedAggregator:
+    """Load what a node pins. Each certificate must name the aggregator, and one at least be in time."""
+    pinned, expired = [], None
+    for certificate in load_certificates(path):
+        found = _node_of_file(path, certificate)
+        if (found.federation, found.role) != (federation, Role.AGGREGATOR):
+            raise UsageError(
+                f"{path} is the certificate of {found}, but it should be that of the aggregator of"
+                f" federation {federation}; ask whoever runs the aggregator for its node.crt"
+            )
+        try:
+            _check_time(path, certificate, now, _ASK)
+            pinned.append(certificate.public_bytes(Encoding.PEM))
+        except UsageError as error:
+            expired = error
+    if expired is not None and not pinned:
+        raise expired
+    return PinnedAggregator(b"".join(pinned), federation, path)
 
 
 def load_signing_key(path: Path) -> Ed25519PrivateKey:
@@ -192,15 +214,31 @@ def node_named_in(document: x509.Certificate | x509.CertificateSigningRequest) -
     return NodeName.parse(uris[0])
 
 
-@lru_cache(maxsize=1024)
-def caller_of(pem: bytes) -> NodeName:
-    """Return who a peer is, by the certificate that its TLS handshake has proven.
+@dataclass(frozen=True)
+class Certified:
+    """What a peer's certificate says: who it is, and until when."""
+
+    node: NodeName
+    not_after: datetime
+
+    def check_end(self, unix_ms: int) -> None:
+        """Raise CallerNotAllowed where the certificate has ended by this time."""
+        if unix_ms > self.not_after.timestamp() * 1000:
+            raise CallerNotAllowed(
+                f"the certificate of {self.node} expired on {self.not_after:%Y-%m-%d %H:%M} UTC; {_RENEW}"
+            )
+
+
+@lru_cache(maxsize=2048)
+def certified(pem: bytes) -> Certified:
+    """Return what a peer's certificate says, after its TLS handshake has proven it.
 
     Raises CallerNotAllowed for a certificate without exactly one name. Asked at every call, so the
     answers are kept; a certificate's answer never changes.
     """
     try:
-        return node_named_in(x509.load_pem_x509_certificate(pem))
+        certificate = x509.load_pem_x509_certificate(pem)
+        return Certified(node_named_in(certificate), certificate.not_valid_after_utc)
     except (ValueError, InvalidMessage) as error:
         raise CallerNotAllowed(f"the caller's certificate is of no federation: {error}") from error
 

@@ -12,13 +12,14 @@ from typing import Any, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
-from cairn.errors import InvalidMessage
-from cairn.limits import MAX_COHORT, MIN_COHORT
+from cairn import __version__
+from cairn.errors import InvalidMessage, TooMuch
+from cairn.limits import MAX_COHORT, MAX_EXAMPLES, MAX_JOB_SPEC_BYTES, MIN_COHORT
 from cairn.settings import NAME_PATTERN
-from cairn.tensors import DIGEST_BYTES, Schema, TensorSpec
+from cairn.tensors import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 M = TypeVar("M", bound=Message)
 
@@ -37,6 +38,8 @@ class JobSpec:
     weighting: "pb.Weighting"
     schema: Schema
     round_deadline_seconds: int
+    min_examples: int
+    max_examples: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Manifest:
     lease_seconds: int
     nonce: bytes
     ledger_head: bytes
+    ledger_number: int
 
     @property
     def trains(self) -> bool:
@@ -90,6 +94,8 @@ def schema_to_pb(schema: Schema) -> pb.ModelSchema:
 
 
 def schema_from_pb(message: pb.ModelSchema) -> Schema:
+    if len(message.tensors) > MAX_TENSORS:  # before each of them becomes an object
+        raise InvalidMessage(f"a model has 1 to {MAX_TENSORS} tensors")
     schema = Schema.of(
         TensorSpec(
             tensor.name,
@@ -117,10 +123,17 @@ def job_spec_to_bytes(spec: JobSpec) -> bytes:
         chain=pb.CHAIN_STRICT,
         schema=schema_to_pb(spec.schema),
         round_deadline_seconds=spec.round_deadline_seconds,
+        min_examples=spec.min_examples,
+        max_examples=spec.max_examples,
     ).SerializeToString(deterministic=True)
 
 
 def job_spec_from_bytes(body: bytes) -> JobSpec:
+    if len(body) > MAX_JOB_SPEC_BYTES:
+        raise TooMuch(
+            f"the job's specification has {len(body)} bytes, most of them the names of its tensors; it"
+            f" has {MAX_JOB_SPEC_BYTES} at the most"
+        )
     message = parse(pb.JobSpec, body)
     known(pb.Rule, message.rule, "rule")
     known(pb.Chain, message.chain, "chain")
@@ -135,8 +148,10 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
     if not MIN_COHORT <= message.floor <= len(owners):
         raise InvalidMessage(
             f"the job's floor is {message.floor}; it must be at least {MIN_COHORT}, because an"
-            f" average of one is that one's update, and at most its {len(owners)} owners"
+            f" average of one is that one's update, and at most its {len(owners)} owners",
+            pb.REASON_COHORT_TOO_SMALL,
         )
+    least = within(message.min_examples, 1, MAX_EXAMPLES, "min_examples")
     return JobSpec(
         federation=message.federation,
         name=message.name,
@@ -150,6 +165,8 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
         round_deadline_seconds=within(
             message.round_deadline_seconds, 1, 604_800, "round_deadline_seconds"
         ),
+        min_examples=least,
+        max_examples=within(message.max_examples, least, MAX_EXAMPLES, "max_examples"),
     )
 
 
@@ -170,16 +187,20 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
         lease_seconds=manifest.lease_seconds,
         nonce=manifest.nonce,
         ledger_head=manifest.ledger_head,
+        ledger_number=manifest.ledger_number,
         protocol=PROTOCOL,
+        software=__version__,
     ).SerializeToString(deterministic=True)
 
 
 def manifest_from_bytes(body: bytes) -> Manifest:
     message = parse(pb.RoundManifest, body)
+    check_protocol(
+        message.protocol, message.software
+    )  # first: another version may differ in all else
     known(pb.Rule, message.rule, "rule")
     known(pb.Phase, message.phase, "phase")
     known(pb.Weighting, message.weighting, "weighting")
-    check_protocol(message.protocol)
     check_name(message.federation, "federation")
     check_name(message.job, "job")
     if message.previous_release_digest:
@@ -195,18 +216,22 @@ def manifest_from_bytes(body: bytes) -> Manifest:
         previous_release_digest=message.previous_release_digest,
         weighting=message.weighting,
         floor=within(message.floor, MIN_COHORT, MAX_COHORT, "floor"),
-        deadline_unix_ms=message.deadline_unix_ms,
+        deadline_unix_ms=within(message.deadline_unix_ms, 1, 1 << 62, "deadline_unix_ms"),
         lease_seconds=within(message.lease_seconds, 1, 604_800, "lease_seconds"),
         nonce=check_digest(message.nonce, "nonce"),
         ledger_head=check_digest(message.ledger_head, "ledger_head"),
+        ledger_number=message.ledger_number,
     )
 
 
-def check_protocol(theirs: int) -> None:
+def check_protocol(theirs: int, software: str) -> None:
+    """Raise InvalidMessage, which names both versions, where the peer speaks another protocol."""
     if theirs != PROTOCOL:
         raise InvalidMessage(
-            f"this node speaks version {PROTOCOL} of the protocol, the peer version {theirs}:"
-            " install the same release of Cairn on both"
+            f"this node is Cairn {__version__}, which speaks version {PROTOCOL} of the protocol; the"
+            f" peer is Cairn {software[:40] or '(no version given)'}, which speaks version {theirs}:"
+            " install the same release of Cairn on both",
+            pb.REASON_OTHER_VERSION,
         )
 
 
@@ -218,7 +243,13 @@ def check_name(text: str, field: str) -> str:
 
 def check_owners(names: Sequence[str]) -> tuple[str, ...]:
     owners = tuple(names)
-    if list(owners) != sorted(set(owners)) or not MIN_COHORT <= len(owners) <= MAX_COHORT:
+    if len(owners) < MIN_COHORT:
+        raise InvalidMessage(
+            f"{len(owners)} owners: there must be at least {MIN_COHORT}, because an average of one is"
+            " that one's update",
+            pb.REASON_COHORT_TOO_SMALL,
+        )
+    if list(owners) != sorted(set(owners)) or len(owners) > MAX_COHORT:
         raise InvalidMessage(
             f"{len(owners)} owners: there must be {MIN_COHORT} to {MAX_COHORT}, sorted, each once"
         )

@@ -41,6 +41,14 @@ def load_certificate(path: Path) -> x509.Certificate:
         raise UsageError(f"{path} holds no certificate in PEM; give the .crt file") from error
 
 
+def load_certificates(path: Path) -> list[x509.Certificate]:
+    """Return the certificates that stand one after the other in a file; there is one at least."""
+    try:
+        return x509.load_pem_x509_certificates(read_file(path))
+    except ValueError as error:
+        raise UsageError(f"{path} holds no certificate in PEM; give the .crt file") from error
+
+
 def load_key(path: Path) -> tuple[PrivateKeyTypes, bytes]:
     """Return a private key, and its file's content, which is what gRPC takes."""
     content = read_file(path, private=True)

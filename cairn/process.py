@@ -19,6 +19,7 @@ from cairn.errors import CairnError, UsageError
 EXIT_USAGE = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+_OPEN_FILES = 65_536
 
 
 class _Unbreakable(io.TextIOBase):
@@ -70,8 +71,19 @@ def start_logging(**ids: str) -> None:
 
 
 def forbid_core_dumps() -> None:
-    """An aggregator's memory holds updates: a crash must not write it to disk."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """An aggregator's memory holds updates: a crash must not write it to disk.
+
+    With a limit of 0 Linux would still hand a dump to a program that collects them; with 1 it writes
+    none at all (fs/coredump.c).
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+
+
+def allow_many_connections() -> None:
+    """Raise the limit of open files as far as this account may: each connection of a peer is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def on_stop_signal(stop: Callable[[], None]) -> None:

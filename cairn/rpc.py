@@ -14,15 +14,27 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cairn import errors
 from cairn.errors import CairnError, Unavailable
-from cairn.guard import LONG_CALLS_OF_ONE_CALLER, STATUS, Guard
-from cairn.identity import Identity
+from cairn.guard import (
+    LONG_CALLS_OF_ONE_CALLER,
+    MESSAGE_BYTES,
+    SHORT_CALLS_OF_ONE_CALLER,
+    STATUS,
+    Admits,
+    Guard,
+    Refused,
+    everybody,
+    unrecorded,
+)
+from cairn.identity import Identity, PinnedAggregator
+from cairn.limits import MAX_JOB_SPEC_BYTES
 from cairn.messages import reason_of_word
-from cairn.tensors import CHUNK_BYTES
+from cairn.redial import RedialledChannel
+from cairn.renewal import Renewal, renewal_of, renewal_of_pin
 
 CALL_SECONDS = 10  # the deadline of every short call
-_SHORT_CALL_THREADS = 8
-_MESSAGE_BYTES = CHUNK_BYTES + (1 << 18)  # a chunk and its frame: no model is one message
-_SCHEMA_BYTES = 64 << 20  # only a job's schema is larger
+_SHORT_CALL_THREADS = 2 * SHORT_CALLS_OF_ONE_CALLER
+# A job's specification, and what it comes with.
+JOB_MESSAGE_BYTES = MAX_JOB_SPEC_BYTES + MESSAGE_BYTES
 
 _BY_NAME = {kind.__name__: kind for kind in STATUS}
 
@@ -39,7 +51,11 @@ _LISTENING = [
     # Else a second process may bind the same port and take half the calls.
     ("grpc.so_reuseport", 0),
     ("grpc.server_handshake_timeout_ms", 10_000),
-    ("grpc.max_concurrent_streams", 64),
+    ("grpc.max_concurrent_streams", 16),  # more than one node may have under way at a time
+    # A connection ends within this time, so that certificates are looked at again; a call that is under
+    # way may end, and the longest upload takes hours.
+    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_grace_ms", 6 * 3_600_000),
 ]
 _DIALLING = [
     *_KEEPALIVE,
@@ -48,7 +64,7 @@ _DIALLING = [
     ("grpc.min_reconnect_backoff_ms", 10_000),  # how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),  # a call is repeated by the code that knows whether it may be
-    ("grpc.max_receive_message_length", _SCHEMA_BYTES),
+    ("grpc.max_receive_message_length", JOB_MESSAGE_BYTES),
 ]
 
 
@@ -56,23 +72,36 @@ class Listener:
     """A gRPC server on one address with the guard, the health service and two pools."""
 
     def __init__(
-        self, identity: Identity, *, long_callers: int, message_bytes: int = _MESSAGE_BYTES
+        self,
+        identity: Identity,
+        *,
+        long_callers: int,
+        message_bytes: int = MESSAGE_BYTES,
+        idle_seconds: int | None = None,
+        admits: Admits = everybody,
+        refused: Refused = unrecorded,
     ) -> None:
-        """Prepare to listen.
+        """Prepare to listen, under the identity that is in its files whenever somebody connects.
 
         `long_callers` is how many nodes may have streams under way; `message_bytes` the largest single
-        message to accept.
+        message to accept; a connection that has no call for `idle_seconds` is ended. `admits` is asked about the caller at every call, and raises CallerNotAllowed;
+        `refused` is told of every refusal, once: the caller where it is known, the method, the error.
         """
         self._long_pool = ThreadPoolExecutor(
             LONG_CALLS_OF_ONE_CALLER * long_callers + 4, thread_name_prefix="stream"
         )
+        guard = Guard(identity.node.federation, self._long_pool, admits=admits, refused=refused)
         self._grpc = grpc.server(
             ThreadPoolExecutor(_SHORT_CALL_THREADS, thread_name_prefix="call"),
-            interceptors=[Guard(identity.node.federation, self._long_pool)],
-            options=[*_LISTENING, ("grpc.max_receive_message_length", message_bytes)],
+            interceptors=[guard],
+            options=[
+                *_LISTENING,
+                ("grpc.max_receive_message_length", message_bytes),
+                *([("grpc.max_connection_idle_ms", 1000 * idle_seconds)] if idle_seconds else []),
+            ],
         )
-        self._credentials = grpc.ssl_server_credentials(
-            [(identity.key, identity.certificate)], identity.authority, require_client_auth=True
+        self._credentials = grpc.dynamic_ssl_server_credentials(
+            _served(identity), _fetcher(renewal_of(identity), identity), True
         )
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -101,10 +130,44 @@ class Listener:
         self._long_pool.shutdown(wait=False, cancel_futures=True)
 
 
-def dial(address: str, identity: Identity, trusted: bytes) -> grpc.Channel:
-    """Open a channel to a node whose certificate is, or was issued by, `trusted` (PEM)."""
-    credentials = grpc.ssl_channel_credentials(trusted, identity.key, identity.certificate)
-    return grpc.secure_channel(address, credentials, options=_DIALLING)
+def dial(address: str, identity: Identity, pinned: PinnedAggregator | None = None) -> grpc.Channel:
+    """Open a channel to a node whose certificate is pinned, or else was issued by our own authority.
+
+    When the files of the identity or of the pin change, the next call dials again with what they hold.
+    """
+    own = renewal_of(identity)
+    pin = renewal_of_pin(pinned) if pinned is not None else None
+
+    def present() -> tuple[Identity, bytes]:
+        current = own.current()
+        return current, current.authority if pin is None else pin.current().certificates
+
+    def connect(credentials: tuple[Identity, bytes]) -> grpc.Channel:
+        current, trusted = credentials
+        secrets = grpc.ssl_channel_credentials(trusted, current.key, current.certificate)
+        return grpc.secure_channel(address, secrets, options=_DIALLING)
+
+    return RedialledChannel(present, connect)
+
+
+def _served(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(identity.key, identity.certificate)], identity.authority
+    )
+
+
+def _fetcher(renewal: Renewal[Identity], served: Identity) -> Callable[[], Any]:
+    """What gRPC asks at each handshake: what to serve from now on, or None for the same as before."""
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal served
+        current = renewal.current()
+        if current == served:
+            return None
+        served = current
+        return _served(current)
+
+    return fetch
 
 
 def is_serving(channel: grpc.Channel, timeout_seconds: float) -> bool:
@@ -129,10 +192,8 @@ def _from_status(error: Any) -> CairnError:
     metadata = dict(error.trailing_metadata() or ())
     kind = _BY_NAME.get(str(metadata.get("cairn-error", "")))
     text = error.details() or error.code().name
-    if kind is errors.UpdateRefused:
-        return errors.UpdateRefused(text, reason_of_word(str(metadata.get("cairn-reason", ""))))
     if kind is not None:
-        return kind(text)
+        return kind(text, reason_of_word(str(metadata.get("cairn-reason", ""))))
     if error.code() in {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,

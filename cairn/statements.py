@@ -13,13 +13,15 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cairn.errors import InvalidMessage
-from cairn.messages import check_digest, known, parse, reason_word
+from cairn.limits import MIN_COHORT
+from cairn.messages import check_digest, digest_of, known, parse, reason_word
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
 MANIFEST = "cairn.v1.RoundManifest"
 RECEIPT = "cairn.v1.Receipt"
 STATEMENT = "cairn.v1.ReleaseStatement"
+HEAD = "cairn.v1.LedgerHead"
 
 
 def pre_authentication_encoding(kind: str, body: bytes) -> bytes:
@@ -56,6 +58,13 @@ def verified_statement(key: Ed25519PublicKey, signed: pb.Signed) -> pb.ReleaseSt
         known(pb.Reason, exclusion.reason, "reason")
     for field in ("manifest_digest", "release_digest", "base_digest", "ledger_head"):
         check_digest(getattr(statement, field), field)
+    for commitment in statement.commitments:
+        check_digest(commitment, "commitment")
+    if not statement.contributors == len(statement.commitments) >= statement.floor >= MIN_COHORT:
+        raise InvalidMessage(
+            f"the statement counts {statement.contributors} owners, has {len(statement.commitments)}"
+            f" commitments and a floor of {statement.floor}"
+        )
     return statement
 
 
@@ -63,7 +72,20 @@ def verified_receipt(key: Ed25519PublicKey, signed: pb.Signed) -> aggregator_pb2
     """Verify and check a receipt."""
     receipt = parse(aggregator_pb2.Receipt, verified(key, RECEIPT, signed))
     check_digest(receipt.manifest_digest, "manifest_digest")
+    check_digest(receipt.salt, "salt")
     return receipt
+
+
+def commitment_of(receipt: pb.Signed) -> bytes:
+    """What a release statement lists for the update that this receipt accepts."""
+    return digest_of(receipt.body)
+
+
+def verified_head(key: Ed25519PublicKey, signed: pb.Signed) -> pb.LedgerHead:
+    """Verify and check a signed head of the aggregator's ledger."""
+    head = parse(pb.LedgerHead, verified(key, HEAD, signed))
+    check_digest(head.head, "head")
+    return head
 
 
 def envelope(signed: pb.Signed) -> dict[str, Any]:
@@ -99,6 +121,7 @@ def _in_words(statement: pb.ReleaseStatement) -> dict[str, Any]:
         "round": statement.round,
         "phase": pb.Phase.Name(statement.phase).removeprefix("PHASE_").lower(),
         "contributors": statement.contributors,
+        "floor": statement.floor,
         "exclusions": {e.owner: reason_word(e.reason) for e in statement.exclusions},
         "rule": pb.Rule.Name(statement.rule).removeprefix("RULE_").lower(),
         "weighting": pb.Weighting.Name(statement.weighting).removeprefix("WEIGHTING_").lower(),
@@ -106,6 +129,7 @@ def _in_words(statement: pb.ReleaseStatement) -> dict[str, Any]:
         "release_digest": statement.release_digest.hex(),
         "base_digest": statement.base_digest.hex(),
         "manifest_digest": statement.manifest_digest.hex(),
+        "ledger_number": statement.ledger_number,
         "ledger_head": statement.ledger_head.hex(),
         "sealed_unix_ms": statement.sealed_unix_ms,
         "software": statement.software,

@@ -45,11 +45,15 @@ def first_model(task: Task, seed: int) -> tuple[Schema, bytearray]:
 
 
 class TaskRunner:
-    """A task at a site. It reads the data once, before the first round, and builds a model a round."""
+    """A task at a site. It reads the data once, before the first round, and builds a model a round.
 
-    def __init__(self, task: Task, site: Site) -> None:
+    It runs nothing on fewer than `min_examples` examples.
+    """
+
+    def __init__(self, task: Task, site: Site, min_examples: int = 1) -> None:
         self._task = task
         self._site = site
+        self._min_examples = min_examples
         self._data: Data | None = None
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -57,9 +61,9 @@ class TaskRunner:
         self, this: Round, schema: Schema, base: WritableBuffer, update: WritableBuffer
     ) -> Outcome:
         """Train from `base` and write what came out to `update`. Raises TaskFailed."""
+        model = self._loaded_model(schema, base).train()  # first: for another model no data is read
         data = self._read_data()
-        examples = _checked_examples("examples", data.examples)
-        model = self._loaded_model(schema, base).train()
+        examples = self._checked_examples("examples", data.examples)
         with own_code("train"):
             returned = self._task.train(model, data, replace(this, device=self._device))
         metrics = _checked_metrics("train", returned)
@@ -73,12 +77,22 @@ class TaskRunner:
                 "the job evaluates and the task has no evaluate function;"
                 " pass one: cairn.Task(..., evaluate=evaluate)"
             )
-        data = self._read_data()
-        examples = _checked_examples("test_examples", data.test_examples)
         model = self._loaded_model(schema, base).eval()
+        data = self._read_data()
+        examples = self._checked_examples("test_examples", data.test_examples)
         with own_code("evaluate"), torch.no_grad():
             returned = self._task.evaluate(model, data, replace(this, device=self._device))
         return Outcome(examples, _checked_metrics("evaluate", returned))
+
+    def _checked_examples(self, field: str, value: Any) -> int:
+        examples = _checked_examples(field, value)
+        if examples < self._min_examples:
+            raise TaskFailed(
+                f"the task's data has {field} = {examples}, and this owner's file asks for at least"
+                f" {self._min_examples} (min_examples)",
+                pb.REASON_TOO_FEW_EXAMPLES,
+            )
+        return examples
 
     def _read_data(self) -> Data:
         if self._data is None:

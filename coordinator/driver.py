@@ -4,13 +4,19 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 
-from cairn.errors import CairnError
+import structlog
+
+from cairn.errors import CairnError, Unavailable
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound, Release
 from coordinator.campaign import Campaign, Step
 from coordinator.console import Console
+from coordinator.ledger_copy import LedgerCopy
+from coordinator.record_client import RecordClient
 from coordinator.rounds import Base, Ended, Job, Rounds
 from coordinator.run_folder import Checkpoint, RunFolder
+
+log = structlog.get_logger()
 
 
 @dataclass
@@ -41,11 +47,14 @@ class Driver:
         job: Job,
         folder: RunFolder,
         aggregator: AggregatorClient,
+        records: RecordClient,
         rounds: Rounds,
         console: Console,
         stopping: threading.Event,
     ) -> None:
         self._job = job
+        self._records = records
+        self._ledger = LedgerCopy(folder.path, job.spec.federation)
         self._folder = folder
         self._aggregator = aggregator
         self._rounds = rounds
@@ -55,8 +64,20 @@ class Driver:
     def run(self, checkpoint: Checkpoint) -> None:
         """Run the job to its end. Raises CairnError with the reason where it cannot be ended."""
         status = self._aggregator.register(self._job.spec_bytes)
+        self._ledger.bring_up_to_date(self._records.entries)
         standing = self._take_up(status, checkpoint)
         self._console.started(status.floor, standing.checkpoint.released)
+        try:
+            self._carry_out_all(standing, status)
+        except Unavailable:
+            raise
+        except CairnError:  # stopped, or given up
+            self._part()
+            raise
+        self._ledger.bring_up_to_date(self._records.entries)
+        self._folder.finish(standing.checkpoint)
+
+    def _carry_out_all(self, standing: _Standing, status: JobStatus) -> None:
         left_over = status.open_manifest
         opened = self._aggregator.opened(left_over) if left_over is not None else None
         while (step := _step_of(opened) or standing.campaign.next()) is not None:
@@ -67,7 +88,13 @@ class Driver:
             self._check_stop()
             if standing.line is not None and not standing.campaign.awaits_evaluation:
                 self._finish_round(standing)
-        self._folder.finish(standing.checkpoint)
+
+    def _part(self) -> None:
+        """Fetch the ledger's last entries, if the aggregator still answers."""
+        try:
+            self._ledger.bring_up_to_date(self._records.entries)
+        except Unavailable as error:
+            log.warning("the ledger's last entries were not fetched", reason=str(error))
 
     def _carry_out(self, step: Step, opened: OpenedRound | None, base: Base, floor: int) -> Ended:
         if opened is not None:

@@ -37,7 +37,7 @@ class InvitationService(coordinator_pb2_grpc.InvitationServiceServicer):
         owner = caller(context).name
         if request.federation != self._federation:
             raise WrongState(f"this coordinator belongs to the federation {self._federation}")
-        check_protocol(request.protocol)
+        check_protocol(request.protocol, request.software)
         self._check_listed(owner)
         seat = self._attendance.enter(owner)
         if not context.add_callback(lambda: self._attendance.leave(owner, seat)):

@@ -14,7 +14,7 @@ from cairn.identity import (
     parse_signing_key_text,
 )
 from cairn.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
-from cairn.process import on_stop_signal, start_logging
+from cairn.process import allow_many_connections, on_stop_signal, start_logging
 from cairn.rpc import Listener, dial
 from cairn.tensors import Schema
 from cairn.v1 import coordinator_pb2
@@ -26,6 +26,7 @@ from coordinator.console import Console
 from coordinator.driver import Driver
 from coordinator.first_model import first_model
 from coordinator.invitation_service import InvitationService
+from coordinator.record_client import RecordClient
 from coordinator.rounds import Job, Rounds
 from coordinator.run_folder import Checkpoint, RunFolder
 from coordinator.settings import CoordinatorSettings, JobSettings
@@ -43,6 +44,7 @@ def run(job: JobSettings, settings: CoordinatorSettings, out: Path, *, dismiss: 
     Raises UsageError for a mistake in a file, CairnError where the job cannot be ended.
     """
     start_logging(federation=settings.federation, node=settings.name, job=job.name)
+    allow_many_connections()
     now = datetime.now(UTC)
     node = NodeName(settings.federation, Role.COORDINATOR, settings.name)
     identity = load_identity(settings.identity, node, now)
@@ -79,16 +81,14 @@ def _serve(
     )
     stopping, ended = threading.Event(), threading.Event()
     channel = dial(settings.aggregator, identity, pin)
-    aggregator = AggregatorClient(
-        channel,
-        settings.aggregator,
-        parse_signing_key_text(settings.aggregator_signing_key),
-        settings.patience_seconds,
-        stopping,
-    )
+    key = parse_signing_key_text(settings.aggregator_signing_key)
+    patience = settings.patience_seconds
+    aggregator = AggregatorClient(channel, settings.aggregator, key, patience, stopping)
+    records = RecordClient(channel, settings.aggregator, key, patience, stopping)
     attendance = Attendance()
     service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
     rounds = Rounds(job, aggregator, attendance, service, stopping)
+    driver = Driver(job, folder, aggregator, records, rounds, console, stopping)
     listener = Listener(identity, long_callers=len(job.spec.owners))
     listener.add(add_InvitationServiceServicer_to_server, service)
     listener.start(settings.listen)
@@ -105,7 +105,7 @@ def _serve(
     try:
         if checkpoint.completed:
             attendance.gather_all(job.spec.owners, job.gather_seconds)
-        Driver(job, folder, aggregator, rounds, console, stopping).run(checkpoint)
+        driver.run(checkpoint)
         finished.completed = True
     finally:
         ended.set()
@@ -127,6 +127,8 @@ def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
         weighting=_WEIGHTING[job.weighting],
         schema=schema,
         round_deadline_seconds=job.round_deadline_seconds,
+        min_examples=job.examples[0],
+        max_examples=job.examples[1],
     )
     body = job_spec_to_bytes(spec)
     try:

@@ -155,12 +155,23 @@ class Rounds:
 def _check(release: Release, opened: OpenedRound) -> None:
     """Raise InvalidMessage where a statement does not keep what the manifest said."""
     statement, manifest = release.statement, opened.manifest
-    if (statement.round, statement.phase, statement.base_digest) != (
+    said = (statement.federation, statement.job, statement.round, statement.phase)
+    if (*said, statement.base_digest, statement.weighting) != (
+        manifest.federation,
+        manifest.job,
         manifest.round,
         manifest.phase,
         manifest.base_digest,
+        manifest.weighting,
     ):
         raise InvalidMessage("the release statement is that of another round")
-    counted = len(manifest.cohort) - len(statement.exclusions)
-    if statement.contributors != counted or statement.contributors < manifest.floor:
+    excluded = {exclusion.owner for exclusion in statement.exclusions}
+    counted = len(manifest.cohort) - len(excluded)
+    if len(excluded) != len(statement.exclusions) or not excluded <= set(manifest.cohort):
+        raise InvalidMessage(
+            "the release statement excludes an owner twice, or one of another round"
+        )
+    if statement.floor != manifest.floor or statement.contributors != counted:
         raise InvalidMessage("the release statement counts other owners than the round had")
+    if statement.ledger_number <= manifest.ledger_number:
+        raise InvalidMessage("the release statement is recorded before its round was opened")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cairn.limits import MAX_COHORT, MIN_COHORT
+from cairn.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
 from cairn.settings import (
     Address,
     FilePath,
@@ -16,6 +16,8 @@ from cairn.settings import (
     Settings,
     SigningKeyText,
 )
+
+_Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
 
 
 class CoordinatorSettings(Settings):
@@ -38,8 +40,9 @@ class JobSettings(Settings):
 
     `model` is what it starts from: a .safetensors file, or a task's .py file whose `model()` is built
     after `torch.manual_seed(seed)`. `settings` are the numbers handed to the task. `evaluate` has the
-    owners evaluate the release of every round. `gather_seconds` is how long the job waits for owners
-    that do not attend.
+    owners evaluate the release of every round. `examples` says as how many an update of fewer
+    or more counts, the fewest and the most. `gather_seconds` is how long the job waits for owners that
+    do not attend.
     """
 
     name: Name
@@ -50,6 +53,7 @@ class JobSettings(Settings):
     owners: Annotated[list[NodeLabel], Field(min_length=MIN_COHORT, max_length=MAX_COHORT)]
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
     weighting: Literal["equal", "examples"] = "equal"
+    examples: tuple[_Examples, _Examples] = (1, MAX_EXAMPLES)
     evaluate: bool = False
     round_deadline_seconds: Seconds = 600
     gather_seconds: Seconds = 60
@@ -63,6 +67,20 @@ class JobSettings(Settings):
             raise ValueError(
                 f"floor = {self.floor} is more than the {len(self.owners)} owners of the job: no"
                 " round could ever be released"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_examples(self) -> "JobSettings":
+        low, high = self.examples
+        if low > high:
+            raise ValueError(f"examples = [{low}, {high}]: the fewest come first, then the most")
+        if self.weighting == "examples" and "examples" not in self.model_fields_set:
+            raise ValueError(
+                'the key examples is missing: with weighting = "examples" it says as how many an update'
+                " of fewer or more counts, for example examples = [10, 5000]. The aggregator limits how"
+                " many times the fewest the most may be, by default 1000, so that no update outweighs the"
+                " others"
             )
         return self
 

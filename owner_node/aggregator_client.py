@@ -1,12 +1,14 @@
-"""The owner's calls to the aggregator. Makes `cairn.v1.IntakeService`'s."""
+"""The owner's calls to the aggregator. Makes `cairn.v1.IntakeService`'s and `RecordService`'s."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cairn import __version__
 from cairn.errors import InvalidMessage, NotFound
-from cairn.messages import Manifest, digest_of, manifest_from_bytes
+from cairn.messages import PROTOCOL, Manifest, digest_of, manifest_from_bytes
 from cairn.rpc import CALL_SECONDS, translated
 from cairn.statements import (
     MANIFEST,
@@ -17,76 +19,120 @@ from cairn.statements import (
 from cairn.tensors import CHUNK_BYTES
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
+from owner_node.past import Pushed
+from owner_node.witness import Witness
 
 
 class AggregatorClient:
     """Speaks to the one aggregator whose certificate and signing key this owner has pinned."""
 
-    def __init__(self, channel: grpc.Channel, key: Ed25519PublicKey, owner: str) -> None:
-        self._stub = aggregator_pb2_grpc.IntakeServiceStub(channel)
+    def __init__(
+        self, channel: grpc.Channel, key: Ed25519PublicKey, owner: str, witness: Witness
+    ) -> None:
+        self._intake = aggregator_pb2_grpc.IntakeServiceStub(channel)
+        self._records = aggregator_pb2_grpc.RecordServiceStub(channel)
         self._key = key
         self._owner = owner
+        self._witness = witness
+        # One such call at a time, so that the heads in the answers come in the order they were signed.
+        self._noting_heads = threading.Lock()
 
     def manifest(self, signed: pb.Signed) -> tuple[Manifest, bytes]:
         """Verify a manifest; returns it and its digest."""
         body = verified(self._key, MANIFEST, signed)
         return manifest_from_bytes(body), digest_of(body)
 
-    def statement(self, signed: pb.Signed) -> pb.ReleaseStatement:
-        return verified_statement(self._key, signed)
+    def statement(self, signed: pb.Signed, manifest_digest: bytes) -> pb.ReleaseStatement:
+        """Verify the statement of this manifest's round."""
+        statement = verified_statement(self._key, signed)
+        if statement.manifest_digest != manifest_digest:
+            raise InvalidMessage("the release statement is that of another round")
+        return statement
 
     def join(self, manifest_digest: bytes) -> aggregator_pb2.JoinRoundResponse:
-        """Take part, or renew the lease."""
-        request = aggregator_pb2.JoinRoundRequest(manifest_digest=manifest_digest, join=True)
-        with translated():
-            answer: aggregator_pb2.JoinRoundResponse = self._stub.JoinRound(
-                request, timeout=CALL_SECONDS
-            )
+        """Take part, or renew the lease.
+
+        Raises InvalidMessage with the reason ROLLED_BACK where the aggregator's ledger is not the one
+        that this owner saw before.
+        """
+        with self._noting_heads:
+            request = self._request(manifest_digest)
+            request.join = True
+            with translated():
+                answer: aggregator_pb2.JoinRoundResponse = self._intake.JoinRound(
+                    request, timeout=CALL_SECONDS
+                )
+            self._witness.note(answer.ledger_head)
         if not answer.lease_seconds:
             raise InvalidMessage("the aggregator grants no lease")
         return answer
 
     def decline(self, manifest_digest: bytes, reason: "pb.Reason", seconds: float) -> None:
-        request = aggregator_pb2.JoinRoundRequest(
-            manifest_digest=manifest_digest, join=False, reason=reason
-        )
+        request = self._request(manifest_digest)
+        request.reason = reason
         with translated():
-            self._stub.JoinRound(request, timeout=seconds)
+            self._intake.JoinRound(request, timeout=seconds)
 
     def submit(
         self,
         header: aggregator_pb2.UpdateHeader,
         payload: memoryview,
-        payload_digest: bytes,
+        pushed: Pushed,
         seconds: float,
-    ) -> aggregator_pb2.Receipt:
-        """Push an update. May be repeated: the same update is counted once."""
+    ) -> pb.Signed:
+        """Push an update; returns the receipt. May be repeated: the same update is counted once."""
+        seen = self._witness.seen()
+        if seen is not None and not header.HasField("seen_head"):  # repeated, it is the same header
+            header.seen_head.CopyFrom(seen)
         with translated():
-            answer = self._stub.SubmitUpdate(
-                _parts(header, payload, payload_digest), timeout=seconds
+            answer = self._intake.SubmitUpdate(
+                _parts(header, payload, pushed.payload_digest), timeout=seconds
             )
-        return self._checked(answer.receipt, header.manifest_digest, payload_digest)
+        return self._checked(answer.receipt, header.manifest_digest, [pushed])
 
-    def receipt(
-        self, manifest_digest: bytes, payload_digest: bytes
-    ) -> aggregator_pb2.Receipt | None:
+    def receipt(self, manifest_digest: bytes, pushed: Sequence[Pushed]) -> pb.Signed | None:
         """Ask for the receipt of our own update, after a lost answer; None where it has none."""
         request = aggregator_pb2.GetReceiptRequest(manifest_digest=manifest_digest)
         try:
             with translated():
-                answer = self._stub.GetReceipt(request, timeout=CALL_SECONDS)
+                answer = self._intake.GetReceipt(request, timeout=CALL_SECONDS)
         except NotFound:
             return None
-        return self._checked(answer.receipt, manifest_digest, payload_digest)
+        return self._checked(answer.receipt, manifest_digest, pushed)
+
+    def released(self, manifest_digest: bytes) -> pb.Signed:
+        """Ask for the signed statement of a round, and keep the head of the ledger behind it.
+
+        Raises NotFound, with the reason ROUND_ENDED, where the round has ended without a release,
+        WrongState where it is open, and InvalidMessage with the reason ROLLED_BACK as `join` does.
+        """
+        request = aggregator_pb2.GetStatementRequest(manifest_digest=manifest_digest)
+        with self._noting_heads:
+            with translated():
+                answer = self._records.GetStatement(request, timeout=CALL_SECONDS)
+            self._witness.note(answer.ledger_head)
+        signed: pb.Signed = answer.statement
+        return signed
+
+    def _request(self, manifest_digest: bytes) -> aggregator_pb2.JoinRoundRequest:
+        return aggregator_pb2.JoinRoundRequest(
+            manifest_digest=manifest_digest,
+            seen_head=self._witness.seen(),
+            protocol=PROTOCOL,
+            software=__version__,
+        )
 
     def _checked(
-        self, signed: pb.Signed, manifest_digest: bytes, payload_digest: bytes
-    ) -> aggregator_pb2.Receipt:
+        self, signed: pb.Signed, manifest_digest: bytes, pushed: Sequence[Pushed]
+    ) -> pb.Signed:
+        """The receipt, where it is for one of these updates."""
         receipt = verified_receipt(self._key, signed)
-        got = (receipt.manifest_digest, receipt.owner, receipt.payload_digest)
-        if got != (manifest_digest, self._owner, payload_digest):
-            raise InvalidMessage("the receipt is not that of the pushed update")
-        return receipt
+        said = Pushed(receipt.payload_digest, receipt.examples, dict(receipt.metrics))
+        if (receipt.manifest_digest, receipt.owner) != (manifest_digest, self._owner):
+            raise InvalidMessage("the receipt is another round's or another owner's")
+        if said not in pushed:
+            raise InvalidMessage("the receipt does not say what the pushed update said")
+        return signed
 
 
 def _parts(

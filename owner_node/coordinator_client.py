@@ -9,7 +9,7 @@ from cairn import __version__
 from cairn.errors import InvalidMessage, Unavailable
 from cairn.messages import PROTOCOL
 from cairn.rpc import translated
-from cairn.tensors import Schema
+from cairn.tensors import CHUNK_BYTES, Schema
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 
 _ATTEND_SECONDS = 3600  # then the stream is opened again
@@ -53,6 +53,8 @@ class CoordinatorClient:
             hasher = schema.hasher()
             offset = 0
             for part in parts:
+                if len(part.chunk) > CHUNK_BYTES:
+                    raise InvalidMessage(f"a chunk of the model has more than {CHUNK_BYTES} bytes")
                 end = offset + len(part.chunk)
                 if not part.chunk or end > schema.total_bytes:
                     raise InvalidMessage("the model has more bytes than the job's schema")

@@ -7,11 +7,14 @@ from typing import Self
 
 import structlog
 
-from cairn.errors import CairnError, Unavailable
+from cairn.errors import CairnError, TooMuch, Unavailable
 
 log = structlog.get_logger()
 
 _RENEWALS_A_LEASE = 3
+_LEAST_PAUSE_SECONDS = (
+    0.5  # a coordinator that asks without end must not make us flood the aggregator
+)
 
 
 class Lease:
@@ -24,6 +27,7 @@ class Lease:
         self._pause = seconds / _RENEWALS_A_LEASE
         self._lost = lost
         self._done = threading.Event()
+        self._asked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
@@ -37,15 +41,26 @@ class Lease:
         traceback: TracebackType | None,
     ) -> None:
         self._done.set()
+        self._asked.set()
+
+    def renew_now(self) -> None:
+        """Have the aggregator asked at once whether the round goes on. From any thread."""
+        self._asked.set()
 
     def _run(self) -> None:
-        while not self._done.wait(self._pause):
+        while True:
+            asked = self._asked.wait(self._pause)
+            self._asked.clear()  # before the look at `done`, whose end of the work sets both
+            if self._done.is_set():
+                return
             try:
                 self._renew()
-            except Unavailable as error:
+            except (Unavailable, TooMuch) as error:
                 log.warning("the lease could not be renewed, trying again", trouble=str(error))
             except CairnError as error:
                 if not self._done.is_set():
                     log.warning("the round has ended without this owner", reason=str(error))
                     self._lost()
                 return
+            if asked:
+                self._done.wait(_LEAST_PAUSE_SECONDS)

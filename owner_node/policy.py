@@ -1,10 +1,10 @@
 """What this owner allows of an invitation. Pure; it decides before any data is opened."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cairn.errors import CairnError, InvalidMessage
-from cairn.messages import JobSpec, Manifest, digest_of
+from cairn.messages import JobSpec, Manifest
 from cairn.v1 import round_pb2 as pb
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -14,60 +14,167 @@ class Declined(CairnError):
     """This owner does not take part; the reason is all that the others learn."""
 
     def __init__(self, message: str, reason: "pb.Reason") -> None:
-        super().__init__(message)
-        self.reason = reason
+        super().__init__(message, reason)
+
+
+@dataclass(frozen=True)
+class Invited:
+    """What an invitation says: a manifest that the aggregator signed, and the job it came with.
+
+    `digest` is the manifest's, and the job's is the one that the manifest names.
+    """
+
+    manifest: Manifest
+    digest: bytes
+    job: JobSpec
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A round that this owner took part in."""
+
+    round: int
+    phase: int
+    manifest_digest: bytes
+
+
+@dataclass(frozen=True)
+class Known:
+    """What this owner's ledger says of the job and of the task before the invitation.
+
+    `last` is the last round of the job that it took part in and `release` the latest release of the
+    job whose statement it has seen, as its round and the model's digest. `trained` is in how many other
+    rounds an update of the task has left.
+    """
+
+    last: Taken | None = None
+    release: tuple[int, bytes] | None = None
+    trained: int = 0
+
+
+@dataclass(frozen=True)
+class TaskRules:
+    """The allowed ranges of a task's settings, and in how many rounds an update of it may leave."""
+
+    ranges: Ranges = field(default_factory=dict)
+    max_rounds: int | None = None
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The owner's rules, from its file: `tasks` has the allowed ranges of each task's settings."""
+    """The owner's rules, from its file. `trusted` has the owner itself; None where it trusts all."""
 
     federation: str
     owner: str
     floor: int
-    tasks: Mapping[str, Ranges]
+    tasks: Mapping[str, TaskRules]
+    trusted: frozenset[str] | None = None
 
-    def check(
-        self, manifest: Manifest, job: JobSpec, job_spec: bytes, last: tuple[int, int]
-    ) -> None:
-        """Raise InvalidMessage for an invitation that is not for us, Declined for one we refuse.
+    def check(self, invited: Invited, known: Known) -> None:
+        """Raise InvalidMessage for an invitation that is not for us, Declined for one we refuse."""
+        self._check_addressee(invited)
+        self._check_cohort(invited.manifest)
+        _check_order(invited, known.last)
+        _check_chain(invited.manifest, known.release)
+        self._check_task(invited, known.trained)
 
-        `last` is the round and the phase this owner last took part in, in this job.
-        """
-        if digest_of(job_spec) != manifest.job_digest or job.name != manifest.job:
+    def _check_addressee(self, invited: Invited) -> None:
+        manifest, job = invited.manifest, invited.job
+        if job.name != manifest.job:
             raise InvalidMessage("the invitation's job is not the one the aggregator signed for")
         if manifest.federation != self.federation or job.federation != self.federation:
             raise InvalidMessage("the invitation is for another federation")
+        if manifest.weighting != job.weighting:
+            raise InvalidMessage("the manifest weighs the updates in another way than its job")
         if self.owner not in manifest.cohort:
             raise InvalidMessage("the invitation's cohort does not have this owner")
+
+    def _check_cohort(self, manifest: Manifest) -> None:
         if manifest.floor < self.floor or len(manifest.cohort) < manifest.floor:
             raise Declined(
                 f"the floor of {manifest} is {manifest.floor}, this owner's file asks for"
                 f" {self.floor}",
                 pb.REASON_FLOOR_TOO_LOW,
             )
-        if (manifest.round, manifest.phase) < last:
-            raise Declined(f"{manifest} is older than round {last[0]}", pb.REASON_STALE_ROUND)
-        self._check_task(job)
+        if self.trusted is None:
+            return
+        strangers = sorted(set(manifest.cohort) - self.trusted)
+        # The owners that drop out may all be trusted ones.
+        if manifest.floor - len(strangers) < self.floor:
+            raise Declined(
+                f"an average of {manifest.floor} owners may be over only"
+                f" {max(0, manifest.floor - len(strangers))} whom this owner's file trusts, and it asks"
+                f" for {self.floor}; it does not trust {', '.join(strangers)}",
+                pb.REASON_UNTRUSTED_COHORT,
+            )
 
-    def _check_task(self, job: JobSpec) -> None:
-        ranges = self.tasks.get(job.task)
-        if ranges is None:
+    def _check_task(self, invited: Invited, trained: int) -> None:
+        job = invited.job
+        rules = self.tasks.get(job.task)
+        if rules is None:
             known = ", ".join(self.tasks) or "none"
             raise Declined(
                 f"the job asks for the task {job.task}; this owner's file has {known}",
                 pb.REASON_UNKNOWN_TASK,
             )
-        for key, value in job.settings.items():
-            if key not in ranges:
-                raise Declined(
-                    f"the job sets {key} = {value:g}; this owner's file has no"
-                    f" tasks.{job.task}.settings.{key}",
-                    pb.REASON_SETTING_REFUSED,
-                )
-            low, high = ranges[key]
-            if not low <= value <= high:
-                raise Declined(
-                    f"the job sets {key} = {value:g}; this owner allows {low:g} to {high:g}",
-                    pb.REASON_SETTING_REFUSED,
-                )
+        _check_settings(job, rules.ranges)
+        if rules.max_rounds is None:
+            return
+        if job.rounds > rules.max_rounds:
+            raise Declined(
+                f"the job has {job.rounds} rounds; this owner allows {rules.max_rounds} of the task"
+                f" {job.task}",
+                pb.REASON_TOO_MANY_ROUNDS,
+            )
+        if invited.manifest.trains and trained >= rules.max_rounds:
+            raise Declined(
+                f"updates of the task {job.task} have left in {trained} rounds, and this owner allows"
+                f" {rules.max_rounds}",
+                pb.REASON_TOO_MANY_ROUNDS,
+            )
+
+
+def _check_order(invited: Invited, last: Taken | None) -> None:
+    if last is None or invited.digest == last.manifest_digest:
+        return
+    manifest = invited.manifest
+    if (manifest.round, int(manifest.phase)) <= (last.round, last.phase):
+        raise Declined(
+            f"{manifest} is not newer than round {last.round}, in which this owner took part",
+            pb.REASON_STALE_ROUND,
+        )
+
+
+def _check_chain(manifest: Manifest, release: tuple[int, bytes] | None) -> None:
+    """Whether the base is the job's last release, by the manifest and by what this owner has seen.
+
+    A later release than the one it has seen may be behind a later round, but not behind the next.
+    """
+    previous = manifest.previous_release_digest
+    if previous and manifest.base_digest != previous:
+        raise Declined(f"the base of {manifest} is not the last release", pb.REASON_CHAIN_BROKEN)
+    if release is None:
+        return
+    number, digest = release
+    follows = manifest.round <= number + 1
+    if not previous or (follows and previous != digest):
+        raise Declined(
+            f"{manifest} does not go on from the release of round {number}, which this owner has seen",
+            pb.REASON_CHAIN_BROKEN,
+        )
+
+
+def _check_settings(job: JobSpec, ranges: Ranges) -> None:
+    for key, value in job.settings.items():
+        if key not in ranges:
+            raise Declined(
+                f"the job sets {key} = {value:g}; this owner's file has no"
+                f" tasks.{job.task}.settings.{key}",
+                pb.REASON_SETTING_REFUSED,
+            )
+        low, high = ranges[key]
+        if not low <= value <= high:
+            raise Declined(
+                f"the job sets {key} = {value:g}; this owner allows {low:g} to {high:g}",
+                pb.REASON_SETTING_REFUSED,
+            )

@@ -6,35 +6,63 @@ The order is the promise: decide first, then join, then fetch and check the mode
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import structlog
 
 from cairn.errors import (
     CairnError,
-    Conflict,
     InvalidMessage,
     NotFound,
-    TooMuch,
-    Unavailable,
     UpdateRefused,
     WrongState,
 )
-from cairn.messages import JobSpec, Manifest, job_spec_from_bytes, reason_word
+from cairn.messages import digest_of, job_spec_from_bytes
 from cairn.patience import patiently
 from cairn.rpc import CALL_SECONDS
 from cairn.task_loading import TaskFailed
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
+from cairn.values import Bounds, check_values
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.lease import Lease
-from owner_node.policy import Declined, Policy
+from owner_node.ledger import NotRecorded
+from owner_node.outcomes import Outcomes
+from owner_node.policy import Declined, Invited, Policy
+from owner_node.pushing import Pushing, until
+from owner_node.records import Records
 from owner_node.training_process import Trained, TrainingProcess, Work
 
 log = structlog.get_logger()
 
-_AGGREGATOR = "the aggregator"
 _PARTING_SECONDS = 3.0  # a node that is told to stop does not wait long for an answer
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """What decides on a round: the policy, and the largest value that a base may have."""
+
+    policy: Policy
+    largest_value: float
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What closes a round: where decisions are recorded, what pushes, and what learns how it ended."""
+
+    records: Records
+    pushing: Pushing
+    outcomes: Outcomes
+
+
+@dataclass(frozen=True)
+class _Current:
+    """The round under way."""
+
+    invited: Invited
+    process: TrainingProcess
+    lease: Lease
 
 
 class Rounds:
@@ -42,185 +70,192 @@ class Rounds:
 
     def __init__(
         self,
-        policy: Policy,
+        deciding: Deciding,
+        closing: Closing,
         coordinator: CoordinatorClient,
         aggregator: AggregatorClient,
         tasks: Mapping[str, TrainingProcess],
         stopping: threading.Event,
     ) -> None:
-        self._policy = policy
+        self._deciding = deciding
+        self._records = closing.records
+        self._pushing = closing.pushing
+        self._outcomes = closing.outcomes
         self._coordinator = coordinator
         self._aggregator = aggregator
         self._tasks = tasks
         self._stopping = stopping
-        self._last: dict[str, tuple[int, int]] = {}
-        self._cached: dict[str, bytes] = {}  # task → digest of the base that its memory holds
         self._lock = threading.Lock()
-        self._current: tuple[bytes, TrainingProcess] | None = None
+        self._current: _Current | None = None
         self._dropped: set[bytes] = set()
 
     def take_part(self, invitation: coordinator_pb2.Invitation) -> None:
         """Answer an invitation and do what it asks. Never raises: a failure ends in a decline."""
         try:
-            manifest, digest = self._aggregator.manifest(invitation.manifest)
-            job = job_spec_from_bytes(invitation.job_spec)
+            invited = self._read(invitation)
         except CairnError as error:
-            log.error("invitation refused", reason=str(error))
-            return
-        ids = {"job": manifest.job, "round": manifest.round}
-        try:
-            last = self._last.get(manifest.job, (0, 0))
-            self._policy.check(manifest, job, invitation.job_spec, last)
-            self._work(manifest, digest, job)
-            self._last[manifest.job] = (manifest.round, manifest.phase)
-        except (Declined, TaskFailed) as error:
-            log.warning("declined", **ids, why=reason_word(error.reason), reason=str(error))
-            self._decline(digest, error.reason)
-        except InvalidMessage as error:
-            log.error("invitation refused", **ids, reason=str(error))
-        except (WrongState, NotFound) as error:
-            log.warning("left out of the round", **ids, reason=str(error))
-        except CairnError as error:
-            log.error("round failed", **ids, reason=str(error))
-        except Exception:  # the thread that takes part in rounds must outlive any one of them
-            log.exception("round failed", **ids)
-            self._decline(digest, pb.REASON_TASK_FAILED)
+            self._records.refused(error)
+        except Exception:
+            log.exception("the invitation could not be read")
+            self._records.refused(InvalidMessage("the invitation could not be read"))
+        else:
+            self._answer(invited)
 
-    def drop(self, manifest_digest: bytes) -> None:
-        """The round has ended: give up the work on it, if there is any. From any thread."""
+    def _answer(self, invited: Invited) -> None:
+        try:
+            self._outcomes.settle()
+            self._deciding.policy.check(invited, self._records.past.known(invited))
+            self._work(invited)
+        except (Declined, TaskFailed, NotRecorded) as error:
+            self._give_up(invited, error)
+        except (WrongState, NotFound) as error:
+            self._records.left_out(invited, error)
+        except InvalidMessage as error:
+            self._records.refused(error, invited)
+        except CairnError as error:
+            log.error("round failed", **_ids(invited), reason=str(error))
+            self._records.left_out(invited, error)
+        except Exception:  # the thread that takes part in rounds must outlive any one of them
+            log.exception("round failed", **_ids(invited))
+            self._give_up(invited, TaskFailed("the round failed"))
+
+    def end(self, outcome: coordinator_pb2.Outcome) -> None:
+        """A round has ended, as the coordinator says. From any thread.
+
+        The work on it is dropped where the aggregator has signed for that, and else as soon as the
+        aggregator says so itself.
+        """
+        if self._outcomes.is_proved(outcome):
+            self._drop(outcome.manifest_digest)
+            return
         with self._lock:
-            self._dropped = {manifest_digest}
-            if self._current is not None and self._current[0] == manifest_digest:
-                self._current[1].cancel()
+            current = self._current
+        if current is not None and current.invited.digest == outcome.manifest_digest:
+            current.lease.renew_now()
+
+    def take_in(self, outcome: coordinator_pb2.Outcome) -> None:
+        """Record how a round ended, after the work on it. Never raises."""
+        try:
+            self._outcomes.take_in(outcome)
+        except CairnError as error:
+            log.error("the end of a round could not be recorded", reason=str(error))
+        except Exception:
+            log.exception("the end of a round could not be recorded")
 
     def leave(self) -> None:
         """This node is told to stop: say so in the round under way, so that nobody waits for it."""
         with self._lock:
             current = self._current
         if current is not None:
-            self._decline(current[0], pb.REASON_STOPPING, _PARTING_SECONDS)
-            current[1].cancel()
+            stopping = Declined("this node is told to stop", pb.REASON_STOPPING)
+            self._records.declined(current.invited, stopping)
+            self._decline(current.invited.digest, stopping.reason, _PARTING_SECONDS)
+            current.process.cancel()
 
-    def _work(self, manifest: Manifest, digest: bytes, job: JobSpec) -> None:
-        process = self._tasks[job.task]
+    def _read(self, invitation: coordinator_pb2.Invitation) -> Invited:
+        manifest, digest = self._aggregator.manifest(invitation.manifest)
+        # Before it is parsed: what the aggregator has not registered can be of any size and shape.
+        if digest_of(invitation.job_spec) != manifest.job_digest:
+            raise InvalidMessage("the invitation's job is not the one the aggregator signed for")
+        return Invited(manifest, digest, job_spec_from_bytes(invitation.job_spec))
+
+    def _work(self, invited: Invited) -> None:
+        process = self._tasks[invited.job.task]
+        lease_seconds = invited.manifest.lease_seconds
         joined = patiently(
-            lambda: self._aggregator.join(digest),
-            _AGGREGATOR,
-            manifest.lease_seconds,
+            lambda: self._aggregator.join(invited.digest),
+            "the aggregator",
+            lease_seconds,
             self._stopping,
         )
         deadline = time.monotonic() + joined.open_seconds
+        self._records.joined(invited)
         if joined.update_accepted:
-            log.info("update was accepted before", job=job.name, round=manifest.round)
+            log.info("update was accepted before", **_ids(invited))
+            self._records.find_receipt(invited)
             return
+        lease = Lease(
+            lambda: self._renew(invited),
+            joined.lease_seconds,
+            lambda: self._drop(invited.digest),
+        )
         with self._lock:
-            if digest in self._dropped:
-                raise WrongState("the round has ended")
-            self._current = (digest, process)
+            if invited.digest in self._dropped:
+                raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
+            self._current = _Current(invited, process, lease)
         try:
-            with Lease(
-                lambda: self._aggregator.join(digest),
-                joined.lease_seconds,
-                lambda: self.drop(digest),
-            ):
-                self._fetch(manifest, job, process, deadline)
-                trained = self._train(manifest, digest, job, process)
-                self._push(manifest, digest, job, trained, deadline)
+            with lease:
+                base = self._fetch(invited, process, deadline)
+                trained = self._train(invited, process)
+                self._check_not_dropped(invited)
+                self._pushing.push(invited, base, trained, deadline)
         finally:
             with self._lock:
                 self._current = None
 
-    def _fetch(
-        self, manifest: Manifest, job: JobSpec, process: TrainingProcess, deadline: float
-    ) -> None:
-        """Bring the base into the training process's memory, unless it is there already."""
-        base = process.base_buffer(job.schema)
-        if self._cached.get(job.task) == manifest.base_digest:
-            return
-        self._cached.pop(job.task, None)
+    def _renew(self, invited: Invited) -> aggregator_pb2.JoinRoundResponse:
+        try:
+            return self._aggregator.join(invited.digest)
+        except InvalidMessage as error:
+            self._records.refused(error, invited)
+            raise
+
+    def _fetch(self, invited: Invited, process: TrainingProcess, deadline: float) -> memoryview:
+        """Bring the base into the training process's memory, unless it is there, and look at it."""
+        schema, digest = invited.job.schema, invited.manifest.base_digest
+        base = process.base_buffer(schema)
+        if process.has_base(schema, digest):
+            return base
 
         def fetch() -> None:
-            seconds = _until(deadline)
-            self._coordinator.fetch(manifest.base_digest, job.schema, base, seconds)
+            self._coordinator.fetch(digest, schema, base, until(deadline))
 
         try:
-            patiently(fetch, "the coordinator", _until(deadline), self._stopping)
+            patiently(fetch, "the coordinator", until(deadline), self._stopping)
         except InvalidMessage as error:
-            raise Declined(str(error), pb.REASON_BASE_MISMATCH) from None
-        except (Unavailable, NotFound) as error:
-            raise Declined(str(error), pb.REASON_FETCH_FAILED) from None
-        self._cached[job.task] = manifest.base_digest
+            raise Declined(_not_fetched(error), pb.REASON_BASE_MISMATCH) from None
+        except CairnError as error:  # nothing that a coordinator says is the aggregator's word
+            raise Declined(_not_fetched(error), pb.REASON_FETCH_FAILED) from None
+        try:
+            check_values(schema, base, Bounds(value=self._deciding.largest_value))
+        except UpdateRefused as error:
+            raise Declined(f"in the base the {error}", pb.REASON_MODEL_SUSPECT) from None
+        process.keep_base(digest)
+        return base
 
-    def _train(
-        self, manifest: Manifest, digest: bytes, job: JobSpec, process: TrainingProcess
-    ) -> Trained:
-        with self._lock:
-            if digest in self._dropped:
-                raise WrongState("the round ended before this owner could train")
+    def _train(self, invited: Invited, process: TrainingProcess) -> Trained:
+        self._check_not_dropped(invited)
         work = Work(
-            job=job.name,
-            round=manifest.round,
-            phase="train" if manifest.trains else "evaluate",
-            settings=job.settings,
-            schema=job.schema,
+            job=invited.job.name,
+            round=invited.manifest.round,
+            phase="train" if invited.manifest.trains else "evaluate",
+            settings=invited.job.settings,
+            schema=invited.job.schema,
         )
         try:
             return process.run(work)
         except TaskFailed:
-            with self._lock:
-                ended = digest in self._dropped
-            if ended:
-                raise WrongState("the round ended while this owner was training") from None
+            self._check_not_dropped(invited)
             raise
 
-    def _push(
-        self,
-        manifest: Manifest,
-        digest: bytes,
-        job: JobSpec,
-        trained: Trained,
-        deadline: float,
-    ) -> None:
-        payload_digest = job.schema.digest(trained.payload) if manifest.trains else b""
-        header = aggregator_pb2.UpdateHeader(
-            manifest_digest=digest,
-            base_digest=manifest.base_digest,
-            examples=trained.examples,
-            metrics=trained.metrics,
-            total_bytes=len(trained.payload),
-        )
-        tried = False
+    def _drop(self, manifest_digest: bytes) -> None:
+        with self._lock:
+            self._dropped = {manifest_digest}
+            if self._current is not None and self._current.invited.digest == manifest_digest:
+                self._current.process.cancel()
 
-        def push() -> aggregator_pb2.Receipt:
-            nonlocal tried
-            if tried:  # the update may have arrived, and only its answer been lost
-                receipt = self._aggregator.receipt(digest, payload_digest)
-                if receipt is not None:
-                    return receipt
-                self._aggregator.join(digest)
-            tried = True
-            try:
-                seconds = _until(deadline)
-                return self._aggregator.submit(header, trained.payload, payload_digest, seconds)
-            except UpdateRefused as error:
-                if error.reason == pb.REASON_CORRUPT_UPDATE:
-                    raise Unavailable(str(error)) from None
-                raise
-            except TooMuch as error:  # a push that broke off is still held; its watchdog ends it
-                raise Unavailable(str(error)) from None
+    def _check_not_dropped(self, invited: Invited) -> None:
+        with self._lock:
+            if invited.digest in self._dropped:
+                raise WrongState(
+                    "the round ended before this owner was done", pb.REASON_ROUND_ENDED
+                )
 
-        try:
-            receipt = patiently(push, _AGGREGATOR, _until(deadline), self._stopping)
-        except (UpdateRefused, Conflict) as error:
-            log.error("update refused", job=job.name, round=manifest.round, reason=str(error))
-            return
-        log.info(
-            "update accepted",
-            job=job.name,
-            round=manifest.round,
-            bytes=len(trained.payload),
-            sha256=receipt.payload_digest.hex(),
-        )
+    def _give_up(self, invited: Invited, error: CairnError) -> None:
+        if self._stopping.is_set():
+            return  # `leave` has said so
+        self._records.declined(invited, error)
+        self._decline(invited.digest, error.reason)
 
     def _decline(self, digest: bytes, reason: "pb.Reason", seconds: float = CALL_SECONDS) -> None:
         try:
@@ -229,6 +264,9 @@ class Rounds:
             log.warning("could not decline", reason=str(error))
 
 
-def _until(deadline: float) -> float:
-    """The seconds left to a moment of the monotonic clock, but never none at all."""
-    return max(1.0, deadline - time.monotonic())
+def _not_fetched(error: CairnError) -> str:
+    return f"the base was not fetched from the coordinator: {error}"
+
+
+def _ids(invited: Invited) -> dict[str, object]:
+    return {"job": invited.manifest.job, "round": invited.manifest.round}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from cairn.limits import MAX_COHORT, MIN_COHORT
+from cairn.limits import MAX_COHORT, MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS, MIN_COHORT
 from cairn.settings import (
     Address,
     FilePath,
@@ -26,18 +26,34 @@ def _task_source(text: str, info: ValidationInfo) -> str:
     return str(Path(directory) / Path(text).expanduser())
 
 
+def _metric(name: str) -> str:
+    if not 1 <= len(name.encode()) <= MAX_METRIC_NAME_BYTES:
+        raise ValueError(f"a metric's name has 1 to {MAX_METRIC_NAME_BYTES} bytes")
+    return name
+
+
 TaskSourceText = Annotated[str, AfterValidator(_task_source)]
+MetricName = Annotated[str, AfterValidator(_metric)]
 
 
 class TaskSettings(Settings):
-    """A task this owner has read and approved.
+    """A task this owner has read and approved, and what may leave of it.
 
     `settings` says, for each number a job may set, the smallest and the largest this owner allows.
+    `metrics` lists the metrics that may leave; any other that the task returns is dropped.
+    `min_examples` is the fewest examples that what leaves must stand for, in training and in evaluation.
+    `max_rounds` is in how many training rounds of this task an update may leave, over all jobs, as this
+    owner's ledger counts them. `clip` is the longest way, as the L2 norm over all floating-point tensors
+    together, by which an update may differ from its base; a longer one is scaled down to it.
     """
 
     file: TaskSourceText
     data: FilePath
     settings: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    metrics: Annotated[tuple[MetricName, ...], Field(max_length=MAX_METRICS)] = ()
+    min_examples: Annotated[int, Field(ge=1, le=MAX_EXAMPLES)] = 1
+    max_rounds: Annotated[int, Field(ge=1)] | None = None
+    clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "TaskSettings":
@@ -50,8 +66,11 @@ class TaskSettings(Settings):
 class OwnerSettings(Settings):
     """Everything an owner node is told.
 
-    `floor` is the smallest cohort this owner takes part in. `patience_seconds` is how long a
-    coordinator that cannot be reached is waited for.
+    `state` is the directory of this owner's own ledger, which must outlive the node. `floor` is the
+    smallest cohort this owner takes part in. `trusted` lists the owners whose updates this owner
+    believes to be real; itself is among them. Where it is given, so many of them must be sure to be in
+    every average as `floor` says. `largest_value` is the largest floating-point value that a base may
+    have. `patience_seconds` is how long a coordinator that cannot be reached is waited for.
     """
 
     federation: NodeLabel
@@ -59,7 +78,10 @@ class OwnerSettings(Settings):
     coordinator: Address
     aggregator: Address
     aggregator_signing_key: SigningKeyText
+    state: FilePath
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
+    trusted: tuple[NodeLabel, ...] | None = None
+    largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
     patience_seconds: Seconds = 3600
     identity: PinnedIdentityFiles
     tasks: dict[Name, TaskSettings] = Field(default_factory=dict)

@@ -28,9 +28,10 @@ Order = tuple[ModelMemory, Mapping[str, Any]]
 class Training:
     """Carries out the work of one task, message by message."""
 
-    def __init__(self, file: str, site: Site) -> None:
+    def __init__(self, file: str, site: Site, min_examples: int = 1) -> None:
         self._file = file
         self._site = site
+        self._min_examples = min_examples
         self._runner: TaskRunner | None = None
 
     def warm_up(self) -> None:
@@ -59,7 +60,7 @@ class Training:
     def _load(self) -> TaskRunner:
         if self._runner is None:
             try:
-                self._runner = TaskRunner(load_task(self._file), self._site)
+                self._runner = TaskRunner(load_task(self._file), self._site, self._min_examples)
             except UsageError as error:
                 raise TaskFailed(str(error)) from None
         return self._runner
@@ -67,7 +68,7 @@ class Training:
 
 def main(arguments: list[str]) -> None:
     """Work until the owner's process closes the socket."""
-    descriptor, owner, file, data = arguments
+    descriptor, owner, file, data, min_examples = arguments
     # Ctrl-C is for the owner's process: when that ends, this one does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end = socket.socket(fileno=int(descriptor))
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> None:
     link = Link(end)
     orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(link, orders), daemon=True).start()
-    training = Training(file, Site(owner, Path(data)))
+    training = Training(file, Site(owner, Path(data)), int(min_examples))
     training.warm_up()
     for memory, message in iter(orders.get, None):
         try:

@@ -31,12 +31,14 @@ _EXIT_SECONDS = 5.0
 class TaskSource:
     """A task of the owner's own file: its name there, its code and its data.
 
-    `file` is the path of a .py file or "package.module:attribute".
+    `file` is the path of a .py file or "package.module:attribute". The task runs only where its data
+    has at least `min_examples`.
     """
 
     name: str
     file: str
     data: Path
+    min_examples: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class TrainingProcess:
         self._running = False
         self._cancelled = False
         self._memory: ModelMemory | None = None
+        self._base_digest: bytes | None = None  # of what was put into that memory
 
     def start(self) -> None:
         """Start the process and return at once: it imports PyTorch and the task meanwhile."""
@@ -86,6 +89,18 @@ class TrainingProcess:
     def base_buffer(self, schema: Schema) -> memoryview:
         """Where the base belongs before `run`. The same memory for every round of a schema."""
         return self._memory_of(schema).base
+
+    def keep_base(self, digest: bytes) -> None:
+        """The base that now lies in the memory is the good model of this digest."""
+        self._base_digest = digest
+
+    def has_base(self, schema: Schema, digest: bytes) -> bool:
+        """Whether the memory still holds this model, which was kept before.
+
+        The bytes are hashed again: the task may have written to them, or a transfer that broke off.
+        """
+        base = self._memory_of(schema).base
+        return self._base_digest == digest and schema.digest(base) == digest
 
     def run(self, work: Work) -> Trained:
         """Do the work and wait for it. Raises TaskFailed, also where the process died or was killed."""
@@ -135,7 +150,7 @@ class TrainingProcess:
         if self._memory is None or self._memory.schema != schema:
             if self._memory is not None:
                 self._memory.close()
-            self._memory = ModelMemory.create(schema)
+            self._memory, self._base_digest = ModelMemory.create(schema), None
         return self._memory
 
     def _bury(self, child: _Child) -> str:
@@ -153,7 +168,7 @@ def _spawn(owner: str, source: TaskSource) -> _Child:
     with theirs:
         command = [sys.executable, "-P", "-m", "owner_node.training"]
         process = subprocess.Popen(
-            [*command, str(theirs.fileno()), owner, source.file, str(source.data)],
+            [*command, str(theirs.fileno()), owner, *_arguments(source)],
             stdin=subprocess.DEVNULL,
             close_fds=True,
             pass_fds=[theirs.fileno()],
@@ -161,6 +176,10 @@ def _spawn(owner: str, source: TaskSource) -> _Child:
             process_group=0,  # Ctrl-C is for the owner node, which ends its training process itself
         )
     return _Child(process, Link(ours))
+
+
+def _arguments(source: TaskSource) -> list[str]:
+    return [source.file, str(source.data), str(source.min_examples)]
 
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:

@@ -22,24 +22,32 @@ ROUND_STATE_RELEASED: RoundState
 ROUND_STATE_ABORTED: RoundState
 
 class JoinRoundRequest(_message.Message):
-    __slots__ = ("manifest_digest", "join", "reason")
+    __slots__ = ("manifest_digest", "join", "reason", "seen_head", "protocol", "software")
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SEEN_HEAD_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
     join: bool
     reason: _round_pb2.Reason
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., join: _Optional[bool] = ..., reason: _Optional[_Union[_round_pb2.Reason, str]] = ...) -> None: ...
+    seen_head: _round_pb2.Signed
+    protocol: int
+    software: str
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., join: _Optional[bool] = ..., reason: _Optional[_Union[_round_pb2.Reason, str]] = ..., seen_head: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., protocol: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class JoinRoundResponse(_message.Message):
-    __slots__ = ("lease_seconds", "update_accepted", "open_seconds")
+    __slots__ = ("lease_seconds", "update_accepted", "open_seconds", "ledger_head")
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     UPDATE_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     OPEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
     lease_seconds: int
     update_accepted: bool
     open_seconds: int
-    def __init__(self, lease_seconds: _Optional[int] = ..., update_accepted: _Optional[bool] = ..., open_seconds: _Optional[int] = ...) -> None: ...
+    ledger_head: _round_pb2.Signed
+    def __init__(self, lease_seconds: _Optional[int] = ..., update_accepted: _Optional[bool] = ..., open_seconds: _Optional[int] = ..., ledger_head: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
 
 class SubmitUpdateRequest(_message.Message):
     __slots__ = ("header", "chunk", "commit")
@@ -52,7 +60,7 @@ class SubmitUpdateRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ..., commit: _Optional[_Union[UpdateCommit, _Mapping]] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("manifest_digest", "base_digest", "examples", "metrics", "total_bytes")
+    __slots__ = ("manifest_digest", "base_digest", "examples", "metrics", "total_bytes", "seen_head")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -65,12 +73,14 @@ class UpdateHeader(_message.Message):
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SEEN_HEAD_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
     base_digest: bytes
     examples: int
     metrics: _containers.ScalarMap[str, float]
     total_bytes: int
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    seen_head: _round_pb2.Signed
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., total_bytes: _Optional[int] = ..., seen_head: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
 
 class UpdateCommit(_message.Message):
     __slots__ = ("payload_digest",)
@@ -85,16 +95,27 @@ class SubmitUpdateResponse(_message.Message):
     def __init__(self, receipt: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("manifest_digest", "owner", "payload_digest", "examples")
+    __slots__ = ("manifest_digest", "owner", "payload_digest", "examples", "metrics", "salt")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
     owner: str
     payload_digest: bytes
     examples: int
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., owner: _Optional[str] = ..., payload_digest: _Optional[bytes] = ..., examples: _Optional[int] = ...) -> None: ...
+    metrics: _containers.ScalarMap[str, float]
+    salt: bytes
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., owner: _Optional[str] = ..., payload_digest: _Optional[bytes] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., salt: _Optional[bytes] = ...) -> None: ...
 
 class GetReceiptRequest(_message.Message):
     __slots__ = ("manifest_digest",)
@@ -207,10 +228,12 @@ class GetStatementRequest(_message.Message):
     def __init__(self, manifest_digest: _Optional[bytes] = ...) -> None: ...
 
 class GetStatementResponse(_message.Message):
-    __slots__ = ("statement",)
+    __slots__ = ("statement", "ledger_head")
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
     statement: _round_pb2.Signed
-    def __init__(self, statement: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
+    ledger_head: _round_pb2.Signed
+    def __init__(self, statement: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., ledger_head: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
 
 class ListEntriesRequest(_message.Message):
     __slots__ = ("first", "limit")
@@ -221,10 +244,12 @@ class ListEntriesRequest(_message.Message):
     def __init__(self, first: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class ListEntriesResponse(_message.Message):
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "head")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[LedgerEntry]
-    def __init__(self, entries: _Optional[_Iterable[_Union[LedgerEntry, _Mapping]]] = ...) -> None: ...
+    head: _round_pb2.Signed
+    def __init__(self, entries: _Optional[_Iterable[_Union[LedgerEntry, _Mapping]]] = ..., head: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
 
 class LedgerEntry(_message.Message):
     __slots__ = ("number", "kind", "body", "head")

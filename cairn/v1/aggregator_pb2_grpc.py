@@ -62,7 +62,9 @@ class IntakeServiceServicer:
         The caller must be an owner of the round's cohort; its certificate says which. To repeat a JOIN
         renews the owner's lease, and that is how an owner that trains keeps its place. A decline is final.
         Errors: PERMISSION_DENIED for another role or an owner outside the cohort, NOT_FOUND for an
-        unknown manifest, FAILED_PRECONDITION where the round has ended or the owner has declined before.
+        unknown manifest, FAILED_PRECONDITION where the round has ended, the owner has declined before or
+        the aggregator's state was rolled back, INVALID_ARGUMENT for another version of the protocol or a
+        head that the aggregator did not sign.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +78,8 @@ class IntakeServiceServicer:
         Errors: PERMISSION_DENIED, NOT_FOUND for an unknown manifest, FAILED_PRECONDITION where the round
         has ended or the owner has not joined, ALREADY_EXISTS where a different update was accepted,
         RESOURCE_EXHAUSTED where a push of this owner is under way or more bytes arrive than the schema
-        has, INVALID_ARGUMENT with a reason for a malformed, truncated, corrupt or non-finite update.
+        has, INVALID_ARGUMENT with a reason for a malformed, truncated, corrupt or non-finite update, for
+        values beyond the aggregator's bounds.
 
         Stream: 1. one `header`; 2. `chunk` until all bytes of the schema were sent (none in the phase
         EVALUATE); 3. one `commit`, and nothing after it.
@@ -252,10 +255,11 @@ class ReleaseServiceServicer:
         """Registers a job, before its first round.
 
         The caller must be a coordinator. Idempotent: the same bytes are answered with the job's present
-        state, other bytes under the same name are refused.
+        state, also where the aggregator's rules have changed; other bytes under the same name are refused.
         Errors: PERMISSION_DENIED for another role or another coordinator's job, INVALID_ARGUMENT for a
         spec that is incomplete or that the aggregator's policy refuses (the message says which rule),
-        ALREADY_EXISTS for another spec under this name.
+        ALREADY_EXISTS for another spec under this name, RESOURCE_EXHAUSTED for a model beyond the
+        aggregator's limit or too many jobs without a release.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -264,11 +268,13 @@ class ReleaseServiceServicer:
     def OpenRound(self, request, context):
         """Opens a round: commits its cohort and signs its manifest.
 
-        The caller must be the coordinator that registered the job. Idempotent: the same request for the
-        round that is open is answered with the same manifest; another is refused.
+        The caller must be the coordinator that registered the job. Idempotent: the same request for a
+        round that was opened is answered with the same manifest; another is refused.
         Errors: PERMISSION_DENIED, NOT_FOUND for an unknown job, INVALID_ARGUMENT for a cohort that is
         below the floor, not sorted or outside the job, FAILED_PRECONDITION for a round out of turn, a
-        base that is not the last release, a job that has ended, or an open round with another request.
+        base that is not the last release, a job that has ended, an open round with another request, a
+        cohort that overlaps with other owners of an earlier release of the same base, or too many rounds
+        in a row without a release.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -281,7 +287,8 @@ class ReleaseServiceServicer:
         Errors: PERMISSION_DENIED, NOT_FOUND for an unknown manifest.
 
         Stream: 1. the present state; 2. each new state; the end after RELEASED or ABORTED. A stream that
-        ends otherwise is to be opened again. Which owner is how far is not told while a round is open.
+        ends otherwise is to be opened again. Which owner is how far is not told while a round is open, nor
+        by ending it: of an aborted round, only owners with a reason of their own are named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -519,7 +526,8 @@ class RecordServiceServicer:
         """Returns the signed statement of a released round.
 
         The caller must be an owner of the round's cohort, or the coordinator that registered the job.
-        Reads only. Errors: PERMISSION_DENIED, NOT_FOUND where there is no such release.
+        Reads only. Errors: PERMISSION_DENIED, NOT_FOUND for an unknown manifest, and with the reason
+        ROUND_ENDED for a round that ended without a release, FAILED_PRECONDITION for one that is open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

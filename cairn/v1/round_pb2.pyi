@@ -66,6 +66,26 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_STOPPING: _ClassVar[Reason]
     REASON_CORRUPT_UPDATE: _ClassVar[Reason]
     REASON_STORAGE_FAILED: _ClassVar[Reason]
+    REASON_COHORT_TOO_SMALL: _ClassVar[Reason]
+    REASON_UNKNOWN_OWNER: _ClassVar[Reason]
+    REASON_OUT_OF_TURN: _ClassVar[Reason]
+    REASON_COHORT_DIFFERENCE: _ClassVar[Reason]
+    REASON_TOO_MANY_ABORTS: _ClassVar[Reason]
+    REASON_MAGNITUDE_REFUSED: _ClassVar[Reason]
+    REASON_TOO_MUCH: _ClassVar[Reason]
+    REASON_ROUND_ENDED: _ClassVar[Reason]
+    REASON_CONFLICT: _ClassVar[Reason]
+    REASON_ROLLED_BACK: _ClassVar[Reason]
+    REASON_NOT_ALLOWED: _ClassVar[Reason]
+    REASON_MALFORMED: _ClassVar[Reason]
+    REASON_NOT_FOUND: _ClassVar[Reason]
+    REASON_NO_DEADLINE: _ClassVar[Reason]
+    REASON_OTHER_VERSION: _ClassVar[Reason]
+    REASON_UNTRUSTED_COHORT: _ClassVar[Reason]
+    REASON_MODEL_SUSPECT: _ClassVar[Reason]
+    REASON_TOO_FEW_EXAMPLES: _ClassVar[Reason]
+    REASON_TOO_MANY_ROUNDS: _ClassVar[Reason]
+    REASON_CHAIN_BROKEN: _ClassVar[Reason]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_BOOL: Dtype
 DTYPE_U8: Dtype
@@ -108,6 +128,26 @@ REASON_FETCH_FAILED: Reason
 REASON_STOPPING: Reason
 REASON_CORRUPT_UPDATE: Reason
 REASON_STORAGE_FAILED: Reason
+REASON_COHORT_TOO_SMALL: Reason
+REASON_UNKNOWN_OWNER: Reason
+REASON_OUT_OF_TURN: Reason
+REASON_COHORT_DIFFERENCE: Reason
+REASON_TOO_MANY_ABORTS: Reason
+REASON_MAGNITUDE_REFUSED: Reason
+REASON_TOO_MUCH: Reason
+REASON_ROUND_ENDED: Reason
+REASON_CONFLICT: Reason
+REASON_ROLLED_BACK: Reason
+REASON_NOT_ALLOWED: Reason
+REASON_MALFORMED: Reason
+REASON_NOT_FOUND: Reason
+REASON_NO_DEADLINE: Reason
+REASON_OTHER_VERSION: Reason
+REASON_UNTRUSTED_COHORT: Reason
+REASON_MODEL_SUSPECT: Reason
+REASON_TOO_FEW_EXAMPLES: Reason
+REASON_TOO_MANY_ROUNDS: Reason
+REASON_CHAIN_BROKEN: Reason
 
 class Signed(_message.Message):
     __slots__ = ("type", "body", "signature")
@@ -136,7 +176,7 @@ class ModelSchema(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("federation", "name", "task", "settings", "owners", "floor", "rounds", "rule", "weighting", "chain", "schema", "round_deadline_seconds")
+    __slots__ = ("federation", "name", "task", "settings", "owners", "floor", "rounds", "rule", "weighting", "chain", "schema", "round_deadline_seconds", "min_examples", "max_examples")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +196,8 @@ class JobSpec(_message.Message):
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_FIELD_NUMBER: _ClassVar[int]
     ROUND_DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MAX_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     federation: str
     name: str
     task: str
@@ -168,10 +210,12 @@ class JobSpec(_message.Message):
     chain: Chain
     schema: ModelSchema
     round_deadline_seconds: int
-    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ...) -> None: ...
+    min_examples: int
+    max_examples: int
+    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ..., min_examples: _Optional[int] = ..., max_examples: _Optional[int] = ...) -> None: ...
 
 class RoundManifest(_message.Message):
-    __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "rule", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol")
+    __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "rule", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol", "ledger_number", "software")
     FEDERATION_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     JOB_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +232,8 @@ class RoundManifest(_message.Message):
     NONCE_FIELD_NUMBER: _ClassVar[int]
     LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     federation: str
     job: str
     job_digest: bytes
@@ -204,7 +250,9 @@ class RoundManifest(_message.Message):
     nonce: bytes
     ledger_head: bytes
     protocol: int
-    def __init__(self, federation: _Optional[str] = ..., job: _Optional[str] = ..., job_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ..., previous_release_digest: _Optional[bytes] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., floor: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ledger_head: _Optional[bytes] = ..., protocol: _Optional[int] = ...) -> None: ...
+    ledger_number: int
+    software: str
+    def __init__(self, federation: _Optional[str] = ..., job: _Optional[str] = ..., job_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ..., previous_release_digest: _Optional[bytes] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., floor: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ledger_head: _Optional[bytes] = ..., protocol: _Optional[int] = ..., ledger_number: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Exclusion(_message.Message):
     __slots__ = ("owner", "reason")
@@ -215,7 +263,7 @@ class Exclusion(_message.Message):
     def __init__(self, owner: _Optional[str] = ..., reason: _Optional[_Union[Reason, str]] = ...) -> None: ...
 
 class ReleaseStatement(_message.Message):
-    __slots__ = ("manifest_digest", "federation", "job", "round", "phase", "release_digest", "base_digest", "contributors", "exclusions", "rule", "weighting", "metrics", "ledger_head", "sealed_unix_ms", "software")
+    __slots__ = ("manifest_digest", "federation", "job", "round", "phase", "release_digest", "base_digest", "contributors", "exclusions", "rule", "weighting", "metrics", "ledger_head", "sealed_unix_ms", "software", "ledger_number", "floor", "commitments")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -238,6 +286,9 @@ class ReleaseStatement(_message.Message):
     LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
     SEALED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_FIELD_NUMBER: _ClassVar[int]
+    COMMITMENTS_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
     federation: str
     job: str
@@ -253,4 +304,17 @@ class ReleaseStatement(_message.Message):
     ledger_head: bytes
     sealed_unix_ms: int
     software: str
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., federation: _Optional[str] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., release_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., contributors: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., ledger_head: _Optional[bytes] = ..., sealed_unix_ms: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+    ledger_number: int
+    floor: int
+    commitments: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., federation: _Optional[str] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., release_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., contributors: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., ledger_head: _Optional[bytes] = ..., sealed_unix_ms: _Optional[int] = ..., software: _Optional[str] = ..., ledger_number: _Optional[int] = ..., floor: _Optional[int] = ..., commitments: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class LedgerHead(_message.Message):
+    __slots__ = ("federation", "number", "head")
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    federation: str
+    number: int
+    head: bytes
+    def __init__(self, federation: _Optional[str] = ..., number: _Optional[int] = ..., head: _Optional[bytes] = ...) -> None: ...

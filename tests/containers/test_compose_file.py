@@ -65,8 +65,8 @@ def test_no_two_nodes_share_a_volume_and_none_has_the_authoritys() -> None:
     }
     assert held == {
         "aggregator": {"aggregator"},
-        "alice": {"alice"},
-        "bob": {"bob"},
+        "alice": {"alice", "alice-ledger"},
+        "bob": {"bob", "bob-ledger"},
         "coordinator": {"coordinator", "model"},
     }
 

@@ -22,7 +22,7 @@ files = IdentityFiles(
 )
 node = node_named_in(load_certificate(files.certificate))
 identity = load_identity(files, node, datetime.now(UTC))
-channel = cairn.rpc.dial("aggregator:{port}", identity, identity.authority)
+channel = cairn.rpc.dial("aggregator:{port}", identity)
 try:
     with cairn.rpc.translated():
         stub = aggregator_pb2_grpc.{service}Stub(channel)

@@ -106,7 +106,7 @@ print([path for path in ("/", "/opt/cairn", "/etc", "/nodes", "/runs") if os.acc
     for service in NODES:
         status, writable = standing.python(service, code).splitlines()
         assert status == f"10001 {'0' * 16} {'0' * 16} 1"
-        assert writable == ("['/runs']" if service == "coordinator" else "[]")
+        assert writable == ("['/runs']" if service in {"coordinator", "alice", "bob"} else "[]")
 
 
 def test_a_nodes_container_holds_its_own_keys_and_no_others(standing: Project) -> None:

@@ -60,6 +60,7 @@ TASKS = """
 [tasks.halving]
 file = "task.py"
 data = "{data}/{owner}"
+metrics = ["value"]
 
 [tasks.halving.settings]
 lr = [0.0, 1.0]

@@ -1,4 +1,7 @@
-"""The commands of the README do what it says: each block that is marked for it is run."""
+"""The commands of the README do what it says: each block that is marked for it is run.
+
+A block marked `test, going on` is run after the marked block before it, in the same directory.
+"""
 
 import os
 import re
@@ -11,9 +14,20 @@ import pytest
 from tests.scenarios.processes import BIN, ROOT
 
 SECONDS = 100
-BLOCKS = re.findall(
-    r"<!-- test -->\s*```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
-)
+MARKED = re.compile(r"<!-- test(, going on)? -->\s*```console\n(.*?)```", re.DOTALL)
+
+
+def blocks_of(text: str) -> list[str]:
+    blocks: list[str] = []
+    for goes_on, block in MARKED.findall(text):
+        if goes_on:
+            blocks[-1] += "$ for job in $(jobs -p); do wait $job; done\n" + block
+        else:
+            blocks.append(block)
+    return blocks
+
+
+BLOCKS = blocks_of((ROOT / "README.md").read_text())
 
 
 def commands_of(block: str) -> list[str]:

@@ -1,11 +1,13 @@
 """A real aggregator on loopback with mTLS, and raw calls to it under any identity."""
 
 import itertools
+import json
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,10 @@ def refused(code: grpc.StatusCode, words: str = "", reason: str = "") -> Iterato
 class Network:
     """One aggregator process, its federation's identities, and some that do not belong there."""
 
-    def __init__(self, directory: Path, *, floor: int = 2, lease_seconds: int = 30) -> None:
+    def __init__(
+        self, directory: Path, *, floor: int = 2, lease_seconds: int = 30, **settings: float | str
+    ) -> None:
+        """`settings` are further lines of the aggregator's file."""
         self.directory = directory / "ward"
         ports = [free_port() for _ in range(3)]
         self.coordinator_at, self.intake_at, self.release_at = (f"localhost:{p}" for p in ports)
@@ -69,8 +74,9 @@ class Network:
         )
         write_federation(self.directory, plan)
         config = self.directory / "aggregator.toml"
-        text = config.read_text().replace("\nstate", f"\nlease_seconds = {lease_seconds}\nstate")
-        config.write_text(text)
+        lines = {"lease_seconds": lease_seconds, **settings}
+        further = "".join(f"\n{key} = {json.dumps(value)}" for key, value in lines.items())
+        config.write_text(config.read_text().replace("\nstate", f"{further}\nstate"))
         self.root = (self.directory / "authority/authority.crt").read_bytes()
         self.credentials = self._identities()
         self._channels: dict[tuple[str, str], grpc.Channel] = {}
@@ -113,6 +119,7 @@ class Network:
         weighting: "pb.Weighting" = pb.WEIGHTING_EQUAL,
         deadline: int = 60,
         coordinator: str = "coordinator",
+        examples: tuple[int, int] = (1, 1000),
     ) -> "Job":
         """Register a job of its own."""
         name = next(self._names)
@@ -127,6 +134,8 @@ class Network:
             weighting=weighting,
             schema=schema,
             round_deadline_seconds=deadline,
+            min_examples=examples[0],
+            max_examples=examples[1],
         )
         job = Job(self, spec, coordinator)
         job.register()
@@ -176,6 +185,9 @@ class Network:
             key = new_key()
             certificate = issue(issuer, new_request(subject, key), subject, datetime.now(UTC))
             found[who] = key, certificate
+        subject, key = Subject(NodeName(FEDERATION, Role.OWNER, "alice")), new_key()
+        then = datetime.now(UTC) - timedelta(days=2)  # for a day: it has expired
+        found["lapsed"] = key, issue(authority, new_request(subject, key), subject, then, days=1)
         found["neighbour"] = _certified_elsewhere(authority, "spiffe://elsewhere/owner/alice")
         found["nameless"] = _certified_elsewhere(authority, "https://alice.example")
         return found
@@ -212,6 +224,13 @@ class Job:
         self.body = job_spec_to_bytes(spec)
         self.coordinator = network.release(coordinator)
 
+    @property
+    def first_base(self) -> bytes:
+        """A model of this job alone: releases of one base must not differ by a few owners."""
+        size = self.spec.schema.total_bytes
+        seed = sha256(self.spec.name.encode()).digest()
+        return (seed * (size // len(seed) + 1))[:size]
+
     def register(self) -> aggregator_pb2.RegisterJobResponse:
         request = aggregator_pb2.RegisterJobRequest(job_spec=self.body, protocol=PROTOCOL)
         answer: aggregator_pb2.RegisterJobResponse = self.coordinator.RegisterJob(
@@ -226,8 +245,8 @@ class Job:
         number: int = 1,
         phase: "pb.Phase" = pb.PHASE_TRAIN,
     ) -> "OpenRound":
-        """Open a round; `base` is the payload of the model it starts from, zeros where not given."""
-        payload = bytes(self.spec.schema.total_bytes) if base is None else base
+        """Open a round; `base` is the payload of the model it starts from, the job's first by default."""
+        payload = self.first_base if base is None else base
         request = aggregator_pb2.OpenRoundRequest(
             job=self.spec.name,
             round=number,
@@ -269,14 +288,18 @@ class OpenRound:
         self.digest = digest_of(body)
 
     def join(self, owner: str) -> aggregator_pb2.JoinRoundResponse:
-        request = aggregator_pb2.JoinRoundRequest(manifest_digest=self.digest, join=True)
+        request = aggregator_pb2.JoinRoundRequest(
+            manifest_digest=self.digest, join=True, protocol=PROTOCOL
+        )
         answer: aggregator_pb2.JoinRoundResponse = self._intake(owner).JoinRound(
             request, timeout=SECONDS
         )
         return answer
 
     def decline(self, owner: str, reason: "pb.Reason") -> None:
-        request = aggregator_pb2.JoinRoundRequest(manifest_digest=self.digest, reason=reason)
+        request = aggregator_pb2.JoinRoundRequest(
+            manifest_digest=self.digest, reason=reason, protocol=PROTOCOL
+        )
         self._intake(owner).JoinRound(request, timeout=SECONDS)
 
     def header(self, **changes: Any) -> aggregator_pb2.UpdateHeader:

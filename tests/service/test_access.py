@@ -23,7 +23,7 @@ from tests.service.network import FEDERATION, SECONDS, Network, OpenRound, refus
 
 PERMITTED = {
     "alice": Role.OWNER,
-    "mallory": Role.OWNER,  # certified, but outside the roster
+    "mallory": Role.OWNER,  # certified, and not on the roster
     "coordinator": Role.COORDINATOR,
     "rival": Role.COORDINATOR,
     "aggregator": Role.AGGREGATOR,
@@ -99,7 +99,12 @@ def test_a_method_answers_the_roles_of_the_access_table_and_no_other(
     channel = network.channel(who, address_of(network, path))
     request = request_for(path, opened if "Abort" not in path else network.job().open())
     if PERMITTED[who] not in ACCESS[path]:
-        with refused(grpc.StatusCode.PERMISSION_DENIED, f"{PERMITTED[who]}, which may not call"):
+        words = f"{PERMITTED[who]}, which may not call"
+        with refused(grpc.StatusCode.PERMISSION_DENIED, words, "NOT_ALLOWED"):
+            call(channel, path, request)
+        return
+    if who == "mallory" and "InvitationService" not in path:
+        with refused(grpc.StatusCode.PERMISSION_DENIED, "not on the roster", "UNKNOWN_OWNER"):
             call(channel, path, request)
         return
     try:
@@ -107,14 +112,15 @@ def test_a_method_answers_the_roles_of_the_access_table_and_no_other(
     except grpc.RpcError as error:
         code = error.code()
         assert code is not grpc.StatusCode.UNIMPLEMENTED
-        # An owner outside the cohort and a coordinator of other jobs get past the table, not further.
-        assert code is not grpc.StatusCode.PERMISSION_DENIED or who in {"mallory", "rival"}
+        assert code is not grpc.StatusCode.INTERNAL
+        # A coordinator of other jobs gets past the table, and not further.
+        assert code is not grpc.StatusCode.PERMISSION_DENIED or who == "rival"
 
 
-@pytest.mark.parametrize("who", ["stranger", "nobody"])
+@pytest.mark.parametrize("who", ["stranger", "nobody", "lapsed"])
 @pytest.mark.parametrize("path", METHODS)
 @pytest.mark.usefixtures("invitations")
-def test_no_handshake_without_a_certificate_of_the_federations_authority(
+def test_no_handshake_without_a_present_certificate_of_the_federations_authority(
     network: Network, opened: OpenRound, path: str, who: str
 ) -> None:
     channel = network.channel(who, address_of(network, path))
@@ -129,7 +135,7 @@ def test_a_certificate_that_names_no_node_of_the_federation_is_refused(
     network: Network, opened: OpenRound, path: str, who: str
 ) -> None:
     channel = network.channel(who, address_of(network, path))
-    with refused(grpc.StatusCode.PERMISSION_DENIED):
+    with refused(grpc.StatusCode.PERMISSION_DENIED, reason="NOT_ALLOWED"):
         call(channel, path, request_for(path, opened))
 
 
@@ -140,7 +146,7 @@ def test_a_call_without_a_deadline_is_refused(
 ) -> None:
     role = min(ACCESS[path])
     who = "alice" if role is Role.OWNER else "coordinator"
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, "no deadline"):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "no deadline", "NO_DEADLINE"):
         call(network.channel(who, address_of(network, path)), path, request_for(path, opened), None)
 
 
@@ -170,9 +176,9 @@ def test_an_owner_outside_the_cohort_learns_and_changes_nothing(network: Network
         opened.receipt,
         lambda who: network.record(who).GetStatement(statement, timeout=SECONDS),
     ]
-    for who in ("carol", "mallory"):
+    for who, words in (("carol", "cohort"), ("mallory", "not on the roster")):
         for attempt in attempts:
-            with refused(grpc.StatusCode.PERMISSION_DENIED, "cohort"):
+            with refused(grpc.StatusCode.PERMISSION_DENIED, words):
                 attempt(who)
 
 
@@ -189,10 +195,14 @@ def test_another_coordinator_cannot_touch_a_job_that_is_not_its_own(network: Net
 
 
 @pytest.mark.parametrize("who", PERMITTED)
-def test_everybody_of_the_federation_may_ask_for_health_and_nobody_may_follow_it(
+def test_everybody_who_is_admitted_may_ask_for_health_and_nobody_may_follow_it(
     network: Network, who: str
 ) -> None:
     stub: Any = health_pb2_grpc.HealthStub(network.channel(who, network.intake_at))
+    if who == "mallory":
+        with refused(grpc.StatusCode.PERMISSION_DENIED, "not on the roster", "UNKNOWN_OWNER"):
+            stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
+        return
     answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     with refused(grpc.StatusCode.PERMISSION_DENIED):

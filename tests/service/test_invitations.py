@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from cairn.identity import NodeName, Role, load_identity
+from cairn.messages import PROTOCOL
 from cairn.rpc import Listener
 from cairn.v1 import coordinator_pb2
 from cairn.v1.coordinator_pb2_grpc import (
@@ -48,7 +49,7 @@ class Door:
     def stub(self, owner: str) -> Any:
         return InvitationServiceStub(self.network.channel(owner, self.address))
 
-    def attend(self, owner: str, federation: str = FEDERATION, protocol: int = 1) -> Any:
+    def attend(self, owner: str, federation: str = FEDERATION, protocol: int = PROTOCOL) -> Any:
         request = coordinator_pb2.AttendRequest(federation=federation, protocol=protocol)
         return self.stub(owner).Attend(request, timeout=SECONDS)
 
@@ -76,8 +77,8 @@ def test_an_owner_that_the_job_does_not_list_is_turned_away(door: Door) -> None:
 def test_an_owner_of_another_federation_or_protocol_is_turned_away(door: Door) -> None:
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "belongs to the federation ward"):
         next(door.attend("alice", federation="elsewhere"))
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, "version"):
-        next(door.attend("alice", protocol=2))
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "version", "OTHER_VERSION"):
+        next(door.attend("alice", protocol=PROTOCOL - 1))
 
 
 def test_an_owner_attends_until_the_job_is_finished(door: Door) -> None:

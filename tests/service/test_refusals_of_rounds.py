@@ -1,12 +1,13 @@
 """What the aggregator refuses a coordinator: each refusal over the real network, with its sentence."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, cast
 
 import grpc
 import pytest
 
-from cairn.messages import JobSpec, job_spec_to_bytes
+from cairn.messages import PROTOCOL, JobSpec, job_spec_to_bytes
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -14,9 +15,10 @@ from tests.service.network import SECONDS, SMALL, Job, Network, refused
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def register(job: Job, body: bytes, protocol: int = 1) -> None:
+def register(job: Job, body: bytes, protocol: int = PROTOCOL) -> None:
     request = aggregator_pb2.RegisterJobRequest(job_spec=body, protocol=protocol)
     job.coordinator.RegisterJob(request, timeout=SECONDS)
 
@@ -32,24 +34,24 @@ def new_job(network: Network, **changes: Any) -> bytes:
 
 
 def test_a_cohort_of_one_is_refused(network: Network) -> None:
-    with refused(INVALID, "there must be 2"):
+    with refused(INVALID, "there must be at least 2", "COHORT_TOO_SMALL"):
         network.job().open(["alice"])
 
 
 def test_an_empty_cohort_is_refused(network: Network) -> None:
-    with refused(INVALID, "there must be 2"):
+    with refused(INVALID, "there must be at least 2", "COHORT_TOO_SMALL"):
         network.job().open([])
 
 
 def test_a_cohort_below_the_jobs_floor_is_refused(network: Network) -> None:
-    with refused(INVALID, "a cohort of 3 is below the floor of 4"):
+    with refused(INVALID, "a cohort of 3 is below the floor of 4", "COHORT_TOO_SMALL"):
         network.job(floor=4).open(["alice", "bob", "carol"])
 
 
 def test_a_jobs_floor_below_the_aggregators_is_raised_to_it(hasty_network: Network) -> None:
     job = hasty_network.job(floor=2)
     assert job.register().floor == 3
-    with refused(INVALID, "a cohort of 2 is below the floor of 3"):
+    with refused(INVALID, "a cohort of 2 is below the floor of 3", "COHORT_TOO_SMALL"):
         job.open(["alice", "bob"])
     assert job.open(["alice", "bob", "carol"]).manifest.floor == 3
 
@@ -57,23 +59,23 @@ def test_a_jobs_floor_below_the_aggregators_is_raised_to_it(hasty_network: Netwo
 def test_a_job_with_fewer_owners_than_the_aggregators_floor_is_refused(
     hasty_network: Network,
 ) -> None:
-    with refused(INVALID, "no round could ever be released"):
+    with refused(INVALID, "no round could ever be released", "COHORT_TOO_SMALL"):
         hasty_network.job(floor=2, owners=["alice", "bob"])
 
 
 @pytest.mark.parametrize("floor", [0, 1, 6])
 def test_a_job_with_an_impossible_floor_is_refused(network: Network, floor: int) -> None:
-    with refused(INVALID, f"the job's floor is {floor}"):
+    with refused(INVALID, f"the job's floor is {floor}", "COHORT_TOO_SMALL"):
         network.job(floor=floor)
 
 
 def test_a_stranger_in_the_cohort_is_refused(network: Network) -> None:
-    with refused(INVALID, "zoe cannot be in a cohort"):
+    with refused(INVALID, "zoe cannot be in a cohort", "UNKNOWN_OWNER"):
         network.job().open(["alice", "bob", "zoe"])
 
 
 def test_an_owner_that_the_job_does_not_list_is_refused_in_its_cohort(network: Network) -> None:
-    with refused(INVALID, "carol cannot be in a cohort"):
+    with refused(INVALID, "carol cannot be in a cohort", "UNKNOWN_OWNER"):
         network.job(owners=["alice", "bob"]).open(["alice", "bob", "carol"])
 
 
@@ -81,29 +83,29 @@ def test_an_owner_that_the_job_does_not_list_is_refused_in_its_cohort(network: N
 def test_a_cohort_that_is_not_sorted_and_unique_is_refused(
     network: Network, cohort: list[str]
 ) -> None:
-    with refused(INVALID, "sorted, each once"):
+    with refused(INVALID, "sorted, each once", "MALFORMED"):
         network.job().open(cohort)
 
 
 @pytest.mark.parametrize("number", [0, 2, 7])
 def test_a_round_out_of_turn_is_refused(network: Network, number: int) -> None:
-    with refused(PRECONDITION, "out of turn"):
+    with refused(PRECONDITION, "out of turn", "OUT_OF_TURN"):
         network.job().open(number=number)
 
 
 def test_a_second_open_round_is_refused(network: Network) -> None:
     job = network.job()
     job.open()
-    with refused(PRECONDITION, "is open"):
+    with refused(PRECONDITION, "is open", "OUT_OF_TURN"):
         job.open(number=2)
 
 
 def test_an_open_round_keeps_its_cohort_and_its_base(network: Network) -> None:
     job = network.job()
     job.open(["alice", "bob"])
-    with refused(PRECONDITION, "another cohort or base"):
+    with refused(PRECONDITION, "another cohort or base", "CONFLICT"):
         job.open(["alice", "bob", "carol"])
-    with refused(PRECONDITION, "another cohort or base"):
+    with refused(PRECONDITION, "another cohort or base", "CONFLICT"):
         job.open(["alice", "bob"], base=bytes([1]) * 16)
 
 
@@ -115,14 +117,14 @@ def test_the_same_request_is_answered_with_the_same_manifest(network: Network) -
 def test_a_released_rounds_number_is_never_used_again(network: Network) -> None:
     job = network.job()
     job.run({"alice": bytes(16), "bob": bytes(16)})
-    with refused(PRECONDITION, "another cohort or base"):
+    with refused(PRECONDITION, "another cohort or base", "CONFLICT"):
         job.open(["alice", "carol"], number=1)
 
 
 def test_an_aborted_rounds_number_is_burnt(network: Network) -> None:
     job = network.job()
     job.open().abort()
-    with refused(PRECONDITION, "another cohort or base"):
+    with refused(PRECONDITION, "another cohort or base", "CONFLICT"):
         job.open(["alice", "carol"], number=1)
     assert job.open(number=2).manifest.round == 2
 
@@ -130,7 +132,7 @@ def test_an_aborted_rounds_number_is_burnt(network: Network) -> None:
 def test_the_base_of_a_round_must_be_the_last_release(network: Network) -> None:
     job = network.job()
     released = job.run({"alice": bytes([0, 0, 128, 63] * 4), "bob": bytes(16)}).payload
-    with refused(PRECONDITION, "the base is not the last release"):
+    with refused(PRECONDITION, "the base is not the last release", "CHAIN_BROKEN"):
         job.open(number=2)
     assert job.open(number=2, base=released).manifest.base_digest == SMALL.digest(released)
 
@@ -148,7 +150,7 @@ def test_only_the_last_release_can_be_evaluated_and_once(network: Network) -> No
         job.open(phase=pb.PHASE_EVALUATE)
     released = job.run({"alice": bytes(16), "bob": bytes(16)}).payload
     job.open(base=released, phase=pb.PHASE_EVALUATE).abort()
-    with refused(PRECONDITION, "another cohort or base"):
+    with refused(PRECONDITION, "another cohort or base", "CONFLICT"):
         job.open(["alice", "carol"], base=released, phase=pb.PHASE_EVALUATE)
     with refused(PRECONDITION, "cannot be evaluated"):
         job.open(number=2, base=released, phase=pb.PHASE_EVALUATE)
@@ -162,20 +164,20 @@ def test_an_unknown_phase_is_refused(network: Network) -> None:
 def test_a_round_of_an_unknown_job_is_refused(network: Network) -> None:
     job = network.job()
     job.spec = dataclasses.replace(job.spec, name="nowhere")
-    with refused(grpc.StatusCode.NOT_FOUND, "there is no job nowhere"):
+    with refused(grpc.StatusCode.NOT_FOUND, "there is no job nowhere", "NOT_FOUND"):
         job.open()
 
 
 def test_other_bytes_under_a_jobs_name_are_refused(network: Network) -> None:
     job = network.job()
-    with refused(grpc.StatusCode.ALREADY_EXISTS, "give the changed job a new name"):
+    with refused(grpc.StatusCode.ALREADY_EXISTS, "give the changed job a new name", "CONFLICT"):
         register(job, changed(job.spec, rounds=6))
 
 
 def test_registering_again_tells_how_far_the_job_is(network: Network) -> None:
     job = network.job()
-    job.run({"alice": bytes(16), "bob": bytes(16)})
-    opened = job.open(number=2)
+    released = job.run({"alice": bytes(16), "bob": bytes(16)}).payload
+    opened = job.open(number=2, base=released)
     state = job.register()
     assert (state.last_round, state.released) == (2, 1)
     assert state.open_manifest == opened.signed
@@ -184,8 +186,9 @@ def test_registering_again_tells_how_far_the_job_is(network: Network) -> None:
 
 def test_another_version_of_the_protocol_is_refused(network: Network) -> None:
     job = network.job()
-    with refused(INVALID, "version 2"):
-        register(job, job.body, protocol=2)
+    other = PROTOCOL + 1
+    with refused(INVALID, f"speaks version {other}: install the same", "OTHER_VERSION"):
+        register(job, job.body, protocol=other)
 
 
 @pytest.mark.parametrize(
@@ -246,10 +249,10 @@ def test_an_unknown_manifest_is_not_found(network: Network) -> None:
 
 def test_a_release_cannot_be_collected_before_there_is_one(network: Network) -> None:
     opened = network.job().open()
-    with refused(PRECONDITION, "not released"):
+    with refused(PRECONDITION, "not released", "OUT_OF_TURN"):
         opened.collect()
     opened.abort()
-    with refused(PRECONDITION, "not released"):
+    with refused(PRECONDITION, "not released", "OUT_OF_TURN"):
         opened.collect()
 
 
@@ -260,7 +263,7 @@ def test_a_released_round_cannot_be_aborted(network: Network) -> None:
         opened.join(owner)
         opened.push(owner, bytes(16))
     opened.ends()
-    with refused(PRECONDITION, "ended"):
+    with refused(PRECONDITION, "ended", "ROUND_ENDED"):
         opened.abort()
 
 
@@ -270,7 +273,7 @@ def test_an_aborted_round_may_be_aborted_again_and_says_so_to_all(network: Netwo
     opened.abort()
     ended = opened.ends()
     assert (ended.state, ended.reason) == (aggregator_pb2.ROUND_STATE_ABORTED, "ABORTED")
-    with refused(PRECONDITION, "ended"):
+    with refused(PRECONDITION, "ended", "ROUND_ENDED"):
         opened.join("alice")
 
 
@@ -283,13 +286,92 @@ def test_a_replaced_release_is_gone(network: Network) -> None:
         first.push(owner, update)
     released = first.ends().payload
     job.run(updates, number=2, base=released)
-    with refused(grpc.StatusCode.NOT_FOUND, "later release"):
+    with refused(grpc.StatusCode.NOT_FOUND, "later release", "NOT_FOUND"):
         first.collect()
 
 
 @pytest.mark.parametrize("limit", [0, 1001])
 def test_the_ledger_is_listed_in_parts_of_at_most_a_thousand(network: Network, limit: int) -> None:
-    with refused(INVALID, "limit"):
+    with refused(INVALID, "limit", "MALFORMED"):
         network.record("alice").ListEntries(
             aggregator_pb2.ListEntriesRequest(first=1, limit=limit), timeout=SECONDS
         )
+
+
+def test_a_job_is_closed_after_twenty_rounds_in_a_row_that_ended_without_a_release(
+    network: Network,
+) -> None:
+    """Else a coordinator could abort again and again until only those are left that it wants."""
+    job = network.job()
+    for number in range(1, 21):
+        job.open(number=number).abort()
+    with refused(PRECONDITION, "20 rounds of", "TOO_MANY_ABORTS"):
+        job.open(number=21)
+    assert job.register().last_round == 20
+    assert network.job().open().manifest.round == 1
+
+
+def test_a_release_lets_a_job_end_rounds_without_one_again(network: Network) -> None:
+    job = network.job()
+    for number in range(1, 20):
+        job.open(number=number).abort()
+    base = job.run({"alice": bytes(16), "bob": bytes(16)}, number=20).payload
+    for number in range(21, 41):
+        job.open(number=number, base=base).abort()
+    with refused(PRECONDITION, reason="TOO_MANY_ABORTS"):
+        job.open(number=41, base=base)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"min_examples": 0}, "min_examples is 0"),
+        ({"max_examples": 2**31}, "max_examples is 2147483648"),
+        ({"min_examples": 7, "max_examples": 6}, "max_examples is 6; it must be 7 to"),
+        ({"max_examples": 0}, "max_examples is 0"),
+    ],
+)
+def test_a_job_with_impossible_bounds_of_examples_is_refused(
+    network: Network, changes: dict[str, int], words: str
+) -> None:
+    with refused(INVALID, words, "MALFORMED"):
+        register(network.job(), new_job(network, **changes))
+
+
+def test_a_job_in_which_one_update_could_outweigh_all_others_is_refused(network: Network) -> None:
+    network.job(weighting=pb.WEIGHTING_EXAMPLES, examples=(2, 2000))
+    with refused(INVALID, "1001 times as much as another", "EXAMPLES_REFUSED"):
+        network.job(weighting=pb.WEIGHTING_EXAMPLES, examples=(2, 2001))
+    network.job(weighting=pb.WEIGHTING_EQUAL, examples=(1, 2**31 - 1))
+
+
+def test_a_model_larger_than_the_aggregator_takes_is_refused_when_its_job_is_registered(
+    network: Network,
+) -> None:
+    """8192 MiB by default; nothing is allocated, so the test needs no such memory."""
+    network.job(schema=Schema.of([TensorSpec("w", "U8", (8 << 30,))]))
+    with refused(EXHAUSTED, "raise largest_model_megabytes in its file", "TOO_MUCH"):
+        network.job(schema=Schema.of([TensorSpec("w", "U8", ((8 << 30) + 1,))]))
+
+
+def test_a_coordinators_jobs_without_a_release_may_not_fill_the_disk(tmp_path: Path) -> None:
+    """256 MiB of specifications; a field that this version does not know is kept with the rest."""
+    network = Network(tmp_path)
+    padding = b"\xfa\x3f" + b"\x80\x80\x80\x07" + bytes(7 << 21)  # field 1023, 14 MiB
+    names = iter(f"large-{number}" for number in range(20))
+
+    def large(coordinator: Any) -> None:
+        body = changed(job.spec, name=next(names)) + padding
+        request = aggregator_pb2.RegisterJobRequest(job_spec=body, protocol=PROTOCOL)
+        coordinator.RegisterJob(request, timeout=SECONDS)
+
+    job = network.job()
+    for _ in range(18):
+        large(job.coordinator)
+    with refused(EXHAUSTED, "have no release yet", "TOO_MUCH"):
+        large(job.coordinator)
+    large(network.release("rival"))  # another coordinator has its own
+    assert job.run({"alice": bytes(16), "bob": bytes(16)}).payload == bytes(
+        16
+    )  # nobody is hindered
+    network.stop()

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from cairn.messages import PROTOCOL
 from cairn.statements import RECEIPT, verified
 from cairn.tensors import DTYPES, Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
@@ -25,6 +26,8 @@ Part = aggregator_pb2.SubmitUpdateRequest
 
 ZEROS = bytes(16)
 ONES = struct.pack("<4f", 1, 1, 1, 1)
+SMALLEST_CHUNK = 64 << 10  # of a stream, its last apart
+TWO_CHUNKS = Schema.of([TensorSpec("weight", "F32", (2 * SMALLEST_CHUNK // 4,))])
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def test_an_update_after_declining_is_refused(network: Network) -> None:
 
 def test_a_decline_needs_a_reason_of_the_fixed_list(opened: OpenRound) -> None:
     for reason in (0, 999):
-        request = aggregator_pb2.JoinRoundRequest(manifest_digest=opened.digest)
+        request = aggregator_pb2.JoinRoundRequest(manifest_digest=opened.digest, protocol=PROTOCOL)
         request.reason = reason  # type: ignore[assignment]  # what no good owner sends
         with refused(INVALID, "reason"):
             opened.job.network.intake("alice").JoinRound(request, timeout=SECONDS)
@@ -106,7 +109,7 @@ def test_a_message_larger_than_a_chunk_may_be_is_refused(opened: OpenRound) -> N
 
 def test_fewer_bytes_than_declared_are_refused(opened: OpenRound) -> None:
     header, _, last = opened.parts(ZEROS)
-    with refused(INVALID, "ends after 15 of 16 bytes", "CORRUPT_UPDATE"):
+    with refused(INVALID, "a chunk of 15 bytes", "MALFORMED"):
         opened.submit("alice", [header, Part(chunk=bytes(15)), last])
     with refused(INVALID, "ends after 0 of 16 bytes", "CORRUPT_UPDATE"):
         opened.submit("alice", [header, last])
@@ -264,32 +267,38 @@ def test_streams_without_a_header_do_not_keep_others_from_pushing(opened: OpenRo
         yield from ()
 
     stub = opened.job.network.intake("bob")
-    pushes = [stub.SubmitUpdate.future(silent(), timeout=SECONDS) for _ in range(30)]
-    until(lambda: sum(push.done() for push in pushes) == 26, "all but four are refused")
-    for push in pushes:
-        if push.done():
-            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "4 long calls under way"):
-                push.result()
+    pushes = [stub.SubmitUpdate.future(silent(), timeout=SECONDS) for _ in range(12)]
+    until(lambda: sum(push.done() for push in pushes) == 8, "all but four are refused")
+    held = [push for push in pushes if not push.done()]
+    for push in set(pushes) - set(held):
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "4 long calls under way", "TOO_MUCH"):
+            push.result()
     opened.push("alice", ONES)
     goes_on.set()
+    for push in held:
+        with refused(INVALID, "its end where header was due", "MALFORMED"):
+            push.result()
 
 
-def test_a_half_arrived_update_never_counts(opened: OpenRound) -> None:
-    header, _, _ = opened.parts(ONES)
+def test_a_half_arrived_update_never_counts(network: Network) -> None:
+    opened = network.job(schema=TWO_CHUNKS).open()
+    for owner in ("alice", "bob"):
+        opened.join(owner)
+    header, _, _ = opened.parts(bytes(TWO_CHUNKS.total_bytes))
     begun, breaks_off = Event(), Event()
 
     def half() -> Iterator[Part]:
         yield header
-        yield Part(chunk=ONES[:8])
+        yield Part(chunk=bytes(TWO_CHUNKS.total_bytes // 2))
         begun.set()
         breaks_off.wait(SECONDS)
 
-    stub = opened.job.network.intake("alice")
+    stub = network.intake("alice")
     under_way = stub.SubmitUpdate.future(half(), timeout=SECONDS)
     assert begun.wait(SECONDS)
     under_way.cancel()
     breaks_off.set()
-    opened.push("bob", ONES)
+    opened.push("bob", bytes(TWO_CHUNKS.total_bytes))
     opened.decline("alice", pb.REASON_STOPPING)
     ended = opened.ends()
     assert ended.reason == "BELOW_FLOOR"
@@ -342,3 +351,49 @@ def test_a_bfloat16_nan_of_any_bit_pattern_is_refused(network: Network) -> None:
         opened.join("alice")
         with refused(INVALID, reason="NON_FINITE"):
             opened.push("alice", payload)
+
+
+@pytest.mark.parametrize(("examples", "weight"), [(1, 5), (4, 5), (11, 10), (2**31 - 1, 10)])
+def test_an_update_of_fewer_or_more_examples_than_the_job_says_counts_as_these(
+    network: Network, examples: int, weight: int
+) -> None:
+    """Refused, it would tell the coordinator on which side of the bound the owner is."""
+    job = network.job(weighting=pb.WEIGHTING_EXAMPLES, examples=(5, 10))
+    opened = job.open(["alice", "bob", "carol"])
+    for owner in ("alice", "bob", "carol"):
+        opened.join(owner)
+    opened.push("alice", ONES, examples=examples)
+    opened.push("bob", ZEROS, examples=5)
+    opened.push("carol", ONES, examples=10)
+    ended = opened.ends()
+    assert ended.exclusions == {}
+    assert ended.payload == struct.pack("<4f", *[(weight + 10) / (weight + 15)] * 4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "last", "beyond"),
+    [
+        ("F32", 1e9, 1e9 + 64),
+        ("F32", -1e9, -1e9 - 64),
+        ("F64", 1e9, np.nextafter(1e9, np.inf)),
+        ("BF16", 998244352, 1002438656),
+        ("I64", 2**53, 2**53 + 1),
+        ("I64", -(2**53), -(2**53) - 1),
+    ],
+)
+def test_a_value_beyond_the_largest_that_is_allowed_is_refused(
+    network: Network, dtype: str, last: float, beyond: float
+) -> None:
+    """1e9 and 2 to the 53rd by default; what is refused once is out of the round."""
+    schema = Schema.of([TensorSpec("w", dtype, (3,))])
+    opened = network.job(schema=schema).open(["alice", "bob", "carol"])
+    payloads = {v: np.array([0, 0, v], DTYPES[dtype]).tobytes() for v in (last, beyond)}
+    for owner in ("alice", "bob", "carol"):
+        opened.join(owner)
+    with refused(INVALID, "tensor w has a value beyond the largest", "MAGNITUDE_REFUSED"):
+        opened.push("alice", payloads[beyond])
+    opened.push("bob", payloads[last])
+    opened.push("carol", payloads[last])
+    ended = opened.ends()
+    assert ended.exclusions == {"alice": "MAGNITUDE_REFUSED"}
+    assert ended.payload == payloads[last]

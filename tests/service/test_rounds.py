@@ -26,6 +26,7 @@ from tests.service.network import OWNERS, SECONDS, Job, Network, OpenRound, refu
 
 RELEASED = aggregator_pb2.ROUND_STATE_RELEASED
 ABORTED = aggregator_pb2.ROUND_STATE_ABORTED
+SMALLEST_CHUNK = 64 << 10  # of a stream, its last apart
 Part = aggregator_pb2.SubmitUpdateRequest
 
 
@@ -56,6 +57,19 @@ def nearest_float32(value: Fraction) -> np.float32:
 
 
 HOT = Schema.of([TensorSpec("who", "F32", (len(OWNERS),))])
+
+
+@pytest.fixture(scope="module")
+def generous_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """An aggregator that allows values and weights as large as there are."""
+    network = Network(
+        tmp_path_factory.mktemp("generous"),
+        largest_value=1e308,
+        largest_integer=2**63 - 1,
+        largest_weight_ratio=2**31 - 1,
+    )
+    yield network
+    network.stop()
 
 
 @pytest.fixture
@@ -164,13 +178,16 @@ def test_pushes_at_the_same_time_give_the_same_average(network: Network) -> None
     assert opened.ends().payload == (total / 5).astype(np.float32).tobytes()
 
 
-def test_a_job_weighted_by_examples_is_the_exact_weighted_mean(network: Network) -> None:
+def test_a_job_weighted_by_examples_is_the_exact_weighted_mean(generous_network: Network) -> None:
     schema = Schema.of([TensorSpec("t", "F32", (200,)), TensorSpec("n", "I64", (50,))])
     generator = np.random.default_rng(3)
     examples = dict(zip(OWNERS, (1, 17, 2**20 + 1, 99_991, 3), strict=True))
     singles = {o: generator.integers(-1000, 1000, 200) / np.float32(64) for o in OWNERS}
     integers = {o: generator.integers(-(2**62), 2**62, 50) for o in OWNERS}
-    opened = network.job(schema=schema, weighting=pb.WEIGHTING_EXAMPLES).open(OWNERS)
+    job = generous_network.job(
+        schema=schema, weighting=pb.WEIGHTING_EXAMPLES, examples=(1, 2**31 - 1)
+    )
+    opened = job.open(OWNERS)
     for owner in OWNERS:
         opened.join(owner)
         payload = integers[owner].tobytes() + singles[owner].astype(np.float32).tobytes()
@@ -195,7 +212,7 @@ def test_a_job_weighted_by_examples_is_the_exact_weighted_mean(network: Network)
 
 
 def test_without_weighting_examples_do_not_matter(network: Network) -> None:
-    opened = network.job(schema=HOT).open(["alice", "bob"])
+    opened = network.job(schema=HOT, examples=(1, 1_000_000)).open(["alice", "bob"])
     for owner, examples in (("alice", 1), ("bob", 1_000_000)):
         opened.join(owner)
         opened.push(owner, one_hot(owner), examples=examples)
@@ -448,19 +465,26 @@ def test_an_owner_that_was_lost_may_come_back_while_the_round_is_open(
 
 
 def test_a_push_that_is_under_way_keeps_the_owners_lease(hasty_network: Network) -> None:
-    opened = joined(hasty_network.job(schema=HOT, deadline=60), OWNERS[:3], *OWNERS[:3])
+    schema = Schema.of([TensorSpec("who", "F32", (len(OWNERS), SMALLEST_CHUNK // 4))])
+    updates = {
+        owner: np.repeat(np.frombuffer(one_hot(owner), np.float32), SMALLEST_CHUNK // 4).tobytes()
+        for owner in OWNERS[:3]
+    }
+    opened = joined(hasty_network.job(schema=schema, deadline=60), OWNERS[:3], *OWNERS[:3])
     for owner in OWNERS[:2]:
-        opened.push(owner, one_hot(owner))
-    header, _, last = opened.parts(one_hot("carol"))
+        opened.push(owner, updates[owner])
+    header, _, last = opened.parts(updates["carol"])
     pause = Event()
 
     def slow() -> Iterator[Part]:
         yield header
-        for begin in range(0, 20, 4):
+        for begin in range(0, len(updates["carol"]), SMALLEST_CHUNK):
             pause.wait(1)  # five seconds in all, with a lease of two
-            yield Part(chunk=one_hot("carol")[begin : begin + 4])
+            yield Part(chunk=updates["carol"][begin : begin + SMALLEST_CHUNK])
         yield last
 
     stub = hasty_network.intake("carol")
     stub.SubmitUpdate(slow(), timeout=SECONDS)
-    assert counted(opened.ends().payload, 3) == list(OWNERS[:3])
+    shares = np.frombuffer(opened.ends().payload, np.float32).reshape(len(OWNERS), -1)
+    for share in shares.T:  # every column has arrived as it was sent
+        assert counted(share.tobytes(), 3) == list(OWNERS[:3])

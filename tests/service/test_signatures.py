@@ -2,6 +2,7 @@
 
 import base64
 import json
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -89,7 +90,9 @@ def test_manifest_receipt_and_statement_name_one_another(signed: dict[str, pb.Si
     assert statement.base_digest == manifest.base_digest
     assert statement.contributors == len(manifest.cohort) == 2
     assert manifest.floor == 2
-    assert len(manifest.nonce) == 32
+    assert statement.floor == 2
+    assert len(manifest.nonce) == len(receipt.salt) == 32
+    assert sha256(signed["receipt"].body).digest() in statement.commitments
 
 
 def test_owners_and_the_coordinator_are_given_the_same_statement(

@@ -20,10 +20,12 @@ ROLES = ("aggregator_node", "coordinator", "owner_node")
 PACKAGES = ("cairn", *ROLES)
 PURE = [
     "aggregator_node/averaging.py",
+    "aggregator_node/closing.py",
     "aggregator_node/ordered_sum.py",
     "aggregator_node/policy.py",
     "aggregator_node/push.py",
     "aggregator_node/round.py",
+    "aggregator_node/rows.py",
     "cairn/access.py",
     "cairn/errors.py",
     "cairn/messages.py",
@@ -31,6 +33,10 @@ PURE = [
     "cairn/statements.py",
     "cairn/task.py",
     "cairn/tensors.py",
+    "cairn/values.py",
+    "cairn/verify.py",
+    "cairn/verify_owner.py",
+    "cairn/verify_run.py",
     "coordinator/campaign.py",
     "owner_node/policy.py",
 ]
@@ -59,8 +65,13 @@ BYTES_A_COORDINATOR_RECEIVES = {
     "cairn.v1.Signed.signature": "64 bytes of Ed25519",
 }
 # What the body of a Signed can hold, and of these what a coordinator is ever sent.
-SIGNED_FOR_COORDINATORS = ("cairn.v1.RoundManifest", "cairn.v1.ReleaseStatement")
+SIGNED_FOR_COORDINATORS = (
+    "cairn.v1.RoundManifest",
+    "cairn.v1.ReleaseStatement",
+    "cairn.v1.LedgerHead",
+)
 # Its bytes: digests and a nonce of 32 bytes, each checked (cairn/messages.py, cairn/statements.py).
+# The commitments are digests over 32 random bytes that only the owner is given, and are sorted.
 BYTES_IN_SIGNED_BODIES = {
     "cairn.v1.RoundManifest.job_digest",
     "cairn.v1.RoundManifest.base_digest",
@@ -71,10 +82,13 @@ BYTES_IN_SIGNED_BODIES = {
     "cairn.v1.ReleaseStatement.release_digest",
     "cairn.v1.ReleaseStatement.base_digest",
     "cairn.v1.ReleaseStatement.ledger_head",
+    "cairn.v1.ReleaseStatement.commitments",
+    "cairn.v1.LedgerHead.head",
 }
 # Everything repeated that a coordinator can receive: nothing with a value for each owner.
 REPEATED_A_COORDINATOR_RECEIVES = {
     "cairn.v1.ListEntriesResponse.entries",
+    "cairn.v1.ReleaseStatement.commitments",
     "cairn.v1.ReleaseStatement.exclusions",
     "cairn.v1.ReleaseStatement.metrics",
     "cairn.v1.RoundManifest.cohort",
@@ -199,6 +213,7 @@ def test_only_services_clients_and_the_transport_kit_import_grpc() -> None:
     speak = {path for path in source_files(*PACKAGES) if "grpc" in imports_of(path)}
     for path in speak - {
         ROOT / "cairn/guard.py",
+        ROOT / "cairn/redial.py",
         ROOT / "cairn/rpc.py",
         ROOT / "owner_node/node.py",
     }:
@@ -225,6 +240,18 @@ def test_a_module_is_imported_by_name_only_where_a_person_named_it() -> None:
         if "importlib" in {top(name) for name in imports_of(path)}
     }
     assert importing <= {"cairn/__init__.py", "cairn/cli.py", "cairn/task_loading.py"}
+
+
+def test_only_the_aggregator_starts_its_process_anew_and_with_its_own_arguments() -> None:
+    """So that what it frees is overwritten; the program and its arguments stay what a person typed."""
+    replacing = {
+        (path.relative_to(ROOT).as_posix(), ast.unparse(call))
+        for path in source_files(*PACKAGES)
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("os.exec")
+    }
+    call = "os.execve(sys.executable, sys.orig_argv, os.environ | wanted)"
+    assert replacing == {("aggregator_node/erasure.py", call)}
 
 
 def test_every_rpc_is_in_the_access_table_and_the_table_names_no_other() -> None:
@@ -323,7 +350,17 @@ def test_grpc_is_told_to_be_quiet_before_a_command_imports_it(command: str) -> N
 
 
 HELPS = {
-    ("cairn",): ["demo", "health", "identity", "init", "request", "sign", "try"],
+    ("cairn",): [
+        "demo",
+        "health",
+        "identity",
+        "init",
+        "ledger",
+        "request",
+        "sign",
+        "try",
+        "verify",
+    ],
     ("aggregator-node",): ["--config", "--once", "Exit codes"],
     ("owner-node",): ["--config", "--once", "Exit codes"],
     ("coordinator",): ["run"],
@@ -347,7 +384,7 @@ def test_help_answers_at_once_and_lists_what_there_is(command: tuple[str, ...]) 
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("name", ["demo", "health", "identity", "init", "request", "sign", "try"])
+@pytest.mark.parametrize("name", HELPS["cairn",])
 def test_the_help_of_every_command_of_cairn_answers_without_torch_and_grpc(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", BIN / "cairn", name, "--help"],

@@ -1,11 +1,22 @@
-"""What the aggregator allows of jobs and rounds."""
+"""What the aggregator allows of jobs, rounds and releases."""
 
+import itertools
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from aggregator_node.policy import Opening, Policy, Progress, check_opening
-from cairn.errors import CairnError, InvalidMessage, WrongState
+from aggregator_node.policy import (
+    MAX_ABORTS_IN_A_ROW,
+    Average,
+    Opening,
+    Policy,
+    Progress,
+    check_difference,
+    check_opening,
+)
+from cairn.errors import CairnError, InvalidMessage, TooMuch, WrongState
 from cairn.messages import JobSpec
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
@@ -22,6 +33,8 @@ JOB = JobSpec(
     weighting=pb.WEIGHTING_EQUAL,
     schema=Schema.of([TensorSpec("w", "F32", (2,))]),
     round_deadline_seconds=60,
+    min_examples=1,
+    max_examples=1000,
 )
 POLICY = Policy("clinics", frozenset(OWNERS), floor=3)
 BASE, RELEASE = bytes(range(32)), bytes(range(32, 64))
@@ -102,3 +115,115 @@ def test_the_evaluation_of_a_release_is_opened_once() -> None:
 def test_an_evaluation_of_anything_but_the_last_release_is_refused() -> None:
     with pytest.raises(WrongState, match="not the last release"):
         check_opening(POLICY, JOB, AFTER_ONE, Opening(1, pb.PHASE_EVALUATE, FIRST.cohort, BASE))
+
+
+@pytest.mark.parametrize("aborts", [0, MAX_ABORTS_IN_A_ROW - 1])
+def test_a_job_goes_on_after_fewer_aborts_in_a_row_than_the_cap(aborts: int) -> None:
+    check_opening(
+        POLICY, JOB, Progress(opened=aborts, aborts=aborts), replace(FIRST, round=aborts + 1)
+    )
+
+
+def test_a_job_is_closed_by_as_many_aborts_in_a_row_as_the_cap() -> None:
+    tired = Progress(opened=MAX_ABORTS_IN_A_ROW, aborts=MAX_ABORTS_IN_A_ROW)
+    with pytest.raises(WrongState, match="20 rounds of tumours in a row") as caught:
+        check_opening(POLICY, JOB, tired, replace(FIRST, round=MAX_ABORTS_IN_A_ROW + 1))
+    assert caught.value.reason == pb.REASON_TOO_MANY_ABORTS
+
+
+def test_an_owner_that_left_the_roster_cannot_be_in_a_cohort_of_a_job_that_lists_it() -> None:
+    without = replace(POLICY, owners=frozenset(OWNERS) - {"bob"})
+    with pytest.raises(InvalidMessage, match="bob") as caught:
+        check_opening(without, JOB, Progress(), FIRST)
+    assert caught.value.reason == pb.REASON_UNKNOWN_OWNER
+
+
+def test_a_model_beyond_the_limit_is_refused_by_its_size() -> None:
+    assert JOB.schema.total_bytes == 8
+    replace(POLICY, model_bytes=8).check_job(JOB)
+    with pytest.raises(TooMuch, match="8 bytes, this aggregator takes 7"):
+        replace(POLICY, model_bytes=7).check_job(JOB)
+
+
+@pytest.mark.parametrize(
+    ("examples", "ratio", "passes"),
+    [((1, 1000), 1000, True), ((1, 1001), 1000, False), ((3, 10), 3, False), ((3, 9), 3, True)],
+)
+def test_an_update_may_weigh_so_many_times_another_and_no_more(
+    examples: tuple[int, int], ratio: int, *, passes: bool
+) -> None:
+    least, most = examples
+    job = replace(JOB, weighting=pb.WEIGHTING_EXAMPLES, min_examples=least, max_examples=most)
+    policy = replace(POLICY, weight_ratio=ratio)
+    policy.check_job(replace(job, weighting=pb.WEIGHTING_EQUAL))
+    if passes:
+        policy.check_job(job)
+        return
+    with pytest.raises(InvalidMessage, match="narrow examples") as caught:
+        policy.check_job(job)
+    assert caught.value.reason == pb.REASON_EXAMPLES_REFUSED
+
+
+def average(owners: str, most: int = 1) -> Average:
+    return Average(frozenset(owners), 1, most)
+
+
+@pytest.mark.parametrize(
+    ("counted", "earlier", "passes"),
+    [
+        ("abcd", ["abcd"], True),  # the same again
+        ("abcd", [], True),
+        ("abc", ["abcd"], False),  # without one
+        ("abcd", ["abc"], False),  # with one more
+        ("abce", ["abcd"], False),  # one for another
+        ("ab", ["abcd"], False),  # without two: with "cd" as well, it would be nobody's
+        ("abef", ["abcd"], False),  # two for two others: see the next test
+        ("abcd", ["efgh"], True),  # nobody in common
+        ("abcd", ["efgh", "abc"], False),  # one of many is enough
+    ],
+)
+def test_comparable_releases_count_the_same_owners_or_have_nobody_in_common(
+    counted: str, earlier: list[str], *, passes: bool
+) -> None:
+    others = [average(owners) for owners in earlier]
+    if passes:
+        check_difference(average(counted), others)
+        return
+    with pytest.raises(WrongState, match="tell of single owners") as caught:
+        check_difference(average(counted), others)
+    assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE
+
+
+def test_the_same_owners_weighted_otherwise_are_refused() -> None:
+    by_examples = average("abcd", most=9)
+    check_difference(by_examples, [by_examples])
+    check_difference(by_examples, [average("efgh")])
+    for otherwise in (average("abcd"), average("abcd", most=8), average("abef")):
+        with pytest.raises(WrongState, match="otherwise") as caught:
+            check_difference(by_examples, [otherwise])
+        assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE
+
+
+def test_no_number_of_releases_that_pass_tells_of_fewer_owners_than_one_of_them() -> None:
+    """By linear algebra: nothing but the released sums themselves is made of so few owners.
+
+    Three averages that differ by many owners in every pair could tell of a single one: with all of
+    "abcde", "cde" and "abe", the first less the others is what e contributed.
+    """
+    names = "abcde"
+    sets = ["".join(c) for size in (2, 3, 4, 5) for c in itertools.combinations(names, size)]
+    for order in (sets, sets[::-1], sets[7:] + sets[:7]):
+        released: list[str] = []
+        for one in order:
+            try:
+                check_difference(average(one), [average(other) for other in released])
+            except WrongState:
+                continue
+            released.append(one)
+        rows: Any = np.array([[float(name in one) for name in names] for one in released])
+        for few in (c for size in (1, 2) for c in itertools.combinations(names, size)):
+            if "".join(few) in released:
+                continue
+            alone = np.array([float(name in few) for name in names])
+            rank = np.linalg.matrix_rank(np.vstack([rows, alone]))
+            assert rank == np.linalg.matrix_rank(rows) + 1, (released, few)

@@ -2,15 +2,17 @@
 
 import math
 import struct
+from dataclasses import replace
 
 import pytest
 
-from aggregator_node.push import Push, check_header
+from aggregator_node.push import MIN_CHUNK_BYTES, Push, Terms, check_header
 from cairn.errors import CairnError, InvalidMessage, TooMuch, UpdateRefused
-from cairn.messages import Manifest
+from cairn.messages import JobSpec, Manifest
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
+from cairn.values import Bounds
 
 SCHEMA = Schema.of([TensorSpec("w", "F32", (3,))])
 BASE = bytes(32)
@@ -29,7 +31,25 @@ MANIFEST = Manifest(
     lease_seconds=15,
     nonce=bytes(32),
     ledger_head=bytes(32),
+    ledger_number=0,
 )
+JOB = JobSpec(
+    federation="clinics",
+    name="tumours",
+    task="tumours",
+    settings={},
+    owners=("alice", "bob"),
+    floor=2,
+    rounds=1,
+    weighting=pb.WEIGHTING_EQUAL,
+    schema=SCHEMA,
+    round_deadline_seconds=60,
+    min_examples=5,
+    max_examples=500,
+)
+TERMS = Terms(MANIFEST, JOB, Bounds(value=100.0, integer=1000))
+EVALUATION = replace(TERMS, manifest=replace(MANIFEST, phase=pb.PHASE_EVALUATE))
+LARGE = Schema.of([TensorSpec("w", "F32", (5 * MIN_CHUNK_BYTES // 8,))])  # two and a half chunks
 
 
 def header(**changes: object) -> aggregator_pb2.UpdateHeader:
@@ -44,7 +64,7 @@ def header(**changes: object) -> aggregator_pb2.UpdateHeader:
 
 
 def push() -> Push:
-    return Push(header(), SCHEMA, lambda: None, now=0.0)
+    return Push(header(), TERMS, lambda: None, now=0.0)
 
 
 def commit(payload: bytes) -> aggregator_pb2.UpdateCommit:
@@ -54,42 +74,79 @@ def commit(payload: bytes) -> aggregator_pb2.UpdateCommit:
 GOOD = struct.pack("<3f", 1.0, -2.0, 3.5)
 
 
-def test_a_good_header_is_taken() -> None:
-    check_header(header(), MANIFEST, SCHEMA)
+@pytest.mark.parametrize("examples", [1, 10, (1 << 31) - 1])
+def test_a_good_header_is_taken_whatever_the_jobs_bounds_on_examples_are(examples: int) -> None:
+    check_header(header(examples=examples), TERMS)
+
+
+@pytest.mark.parametrize(("examples", "weight"), [(1, 5), (5, 5), (6, 6), (500, 500), (501, 500)])
+def test_fewer_or_more_examples_than_the_bounds_count_as_these(examples: int, weight: int) -> None:
+    by_examples = replace(TERMS, job=replace(JOB, weighting=pb.WEIGHTING_EXAMPLES))
+    assert by_examples.weight(examples) == weight
+    assert TERMS.weight(examples) == 1
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "reason"),
     [
         ({"base_digest": b"\x01" * 32}, UpdateRefused, pb.REASON_BASE_MISMATCH),
-        ({"total_bytes": 13}, InvalidMessage, pb.REASON_UNSPECIFIED),
-        ({"total_bytes": 1 << 60}, InvalidMessage, pb.REASON_UNSPECIFIED),
+        ({"total_bytes": 13}, InvalidMessage, pb.REASON_MALFORMED),
+        ({"total_bytes": 1 << 60}, InvalidMessage, pb.REASON_MALFORMED),
         ({"examples": 0}, UpdateRefused, pb.REASON_EXAMPLES_REFUSED),
         ({"examples": 1 << 31}, UpdateRefused, pb.REASON_EXAMPLES_REFUSED),
+        ({"examples": (1 << 64) - 1}, UpdateRefused, pb.REASON_EXAMPLES_REFUSED),
         ({"metrics": {"loss": math.nan}}, UpdateRefused, pb.REASON_NON_FINITE),
         ({"metrics": {"loss": -math.inf}}, UpdateRefused, pb.REASON_NON_FINITE),
-        ({"metrics": {"": 1.0}}, InvalidMessage, pb.REASON_UNSPECIFIED),
-        ({"metrics": {"é" * 33: 1.0}}, InvalidMessage, pb.REASON_UNSPECIFIED),
-        ({"metrics": {str(i): 1.0 for i in range(65)}}, InvalidMessage, pb.REASON_UNSPECIFIED),
+        ({"metrics": {"": 1.0}}, InvalidMessage, pb.REASON_MALFORMED),
+        ({"metrics": {"é" * 33: 1.0}}, InvalidMessage, pb.REASON_MALFORMED),
+        ({"metrics": {str(i): 1.0 for i in range(65)}}, InvalidMessage, pb.REASON_MALFORMED),
     ],
 )
 def test_a_bad_header_is_refused(
     changes: dict[str, object], error: type[CairnError], reason: "pb.Reason"
 ) -> None:
     with pytest.raises(error) as refusal:
-        check_header(header(**changes), MANIFEST, SCHEMA)
+        check_header(header(**changes), TERMS)
     assert refusal.value.reason == reason
 
 
-@pytest.mark.parametrize("cuts", [[12], [1, 11], [5, 5, 2], [1] * 12])
-def test_a_whole_update_is_taken_however_it_is_cut(cuts: list[int]) -> None:
-    arriving = push()
+def large_push() -> Push:
+    terms = replace(TERMS, job=replace(JOB, schema=LARGE))
+    return Push(header(total_bytes=LARGE.total_bytes), terms, lambda: None, now=0.0)
+
+
+@pytest.mark.parametrize("cuts", [[2.5], [1, 1, 0.5], [1, 1.5], [2.25, 0.25], [1.25, 1.25]])
+def test_a_whole_update_is_taken_however_it_is_cut(cuts: list[float]) -> None:
+    good = struct.pack("<f", 0.75) * (LARGE.total_bytes // 4)
+    arriving = large_push()
     begin = 0
-    for length in cuts:
-        arriving.write(GOOD[begin : begin + length], now=1.0)
+    for chunks in cuts:
+        length = int(chunks * MIN_CHUNK_BYTES)
+        arriving.write(good[begin : begin + length], now=1.0)
         begin += length
-    assert arriving.finish(commit(GOOD), trains=True) == SCHEMA.digest(GOOD)
-    assert bytes(arriving.payload) == GOOD
+    last = aggregator_pb2.UpdateCommit(payload_digest=LARGE.digest(good))
+    assert arriving.finish(last) == LARGE.digest(good)
+    assert bytes(arriving.payload) == good
+
+
+@pytest.mark.parametrize("cuts", [[0.5], [1, 0.25], [1, 1, 0.25]])
+def test_a_chunk_that_is_too_small_and_not_the_last_is_refused(cuts: list[float]) -> None:
+    """A stream of single bytes would keep its thread and its memory for ever."""
+    arriving = large_push()
+    *before, last = (bytes(int(chunks * MIN_CHUNK_BYTES)) for chunks in cuts)
+    for chunk in before:
+        arriving.write(chunk, now=1.0)
+    with pytest.raises(InvalidMessage, match="every chunk but the last"):
+        arriving.write(last, now=1.0)
+
+
+def test_a_chunk_beyond_1_mib_is_refused() -> None:
+    schema = Schema.of([TensorSpec("w", "F32", (1 << 20,))])
+    terms = replace(TERMS, job=replace(JOB, schema=schema))
+    arriving = Push(header(total_bytes=schema.total_bytes), terms, lambda: None, now=0.0)
+    arriving.write(bytes(1 << 20), now=1.0)
+    with pytest.raises(TooMuch, match="at most 1048576 bytes"):
+        arriving.write(bytes((1 << 20) + 1), now=1.0)
 
 
 def test_one_byte_more_than_declared_is_refused_when_it_arrives() -> None:
@@ -104,11 +161,12 @@ def test_an_empty_chunk_is_refused_because_a_stream_of_them_would_never_end() ->
         push().write(b"", now=1.0)
 
 
-def test_one_byte_less_than_declared_is_no_update() -> None:
+def test_fewer_bytes_than_declared_are_no_update() -> None:
     arriving = push()
-    arriving.write(GOOD[:-1], now=1.0)
+    with pytest.raises(InvalidMessage):
+        arriving.write(GOOD[:-1], now=1.0)
     with pytest.raises(UpdateRefused) as refusal:
-        arriving.finish(commit(GOOD), trains=True)
+        arriving.finish(commit(GOOD))
     assert refusal.value.reason == pb.REASON_CORRUPT_UPDATE
 
 
@@ -116,7 +174,7 @@ def test_a_flipped_bit_is_found() -> None:
     arriving = push()
     arriving.write(bytes([GOOD[0] ^ 1]) + GOOD[1:], now=1.0)
     with pytest.raises(UpdateRefused) as refusal:
-        arriving.finish(commit(GOOD), trains=True)
+        arriving.finish(commit(GOOD))
     assert refusal.value.reason == pb.REASON_CORRUPT_UPDATE
 
 
@@ -129,12 +187,35 @@ def test_a_value_that_is_not_finite_is_refused_wherever_it_stands(place: int, va
     arriving = push()
     arriving.write(payload, now=1.0)
     with pytest.raises(UpdateRefused) as refusal:
-        arriving.finish(commit(payload), trains=True)
+        arriving.finish(commit(payload))
     assert refusal.value.reason == pb.REASON_NON_FINITE
 
 
 def test_an_evaluation_carries_no_tensors() -> None:
-    arriving = Push(header(total_bytes=0), SCHEMA, lambda: None, now=0.0)
-    assert arriving.finish(aggregator_pb2.UpdateCommit(), trains=False) == b""
+    check_header(header(total_bytes=0), EVALUATION)
+    with pytest.raises(InvalidMessage, match="the schema has 0"):
+        check_header(header(), EVALUATION)
+    arriving = Push(header(total_bytes=0), EVALUATION, lambda: None, now=0.0)
+    assert arriving.finish(aggregator_pb2.UpdateCommit()) == b""
     with pytest.raises(InvalidMessage):
-        arriving.finish(commit(GOOD), trains=False)
+        arriving.finish(commit(GOOD))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("value", [100.00001, -100.00001, 1e38])
+def test_a_value_beyond_the_bounds_is_refused_wherever_it_stands(place: int, value: float) -> None:
+    values = [100.0, -100.0, 100.0]
+    taken, refused = push(), push()
+    taken.write(struct.pack("<3f", *values), now=1.0)
+    assert taken.finish(commit(struct.pack("<3f", *values)))
+    values[place] = value
+    payload = struct.pack("<3f", *values)
+    refused.write(payload, now=1.0)
+    with pytest.raises(UpdateRefused) as refusal:
+        refused.finish(commit(payload))
+    assert refusal.value.reason == pb.REASON_MAGNITUDE_REFUSED
+
+
+def test_an_update_for_which_there_is_no_memory_is_refused() -> None:
+    with pytest.raises(TooMuch, match="no memory"):
+        Push(header(total_bytes=1 << 62), TERMS, lambda: None, now=0.0)

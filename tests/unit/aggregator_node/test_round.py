@@ -28,7 +28,7 @@ def test_a_round_is_sealed_as_soon_as_everybody_was_accepted() -> None:
         round_.join(owner, now=1.0)
         round_.accept(owner)
     assert round_.settle(now=2.0) is Ending.SEAL
-    assert round_.exclusions() == []
+    assert round_.exclusions(now=2.0) == []
 
 
 def test_an_owner_that_never_joins_costs_one_lease() -> None:
@@ -39,7 +39,7 @@ def test_an_owner_that_never_joins_costs_one_lease() -> None:
     assert round_.settle(now=LEASE - 0.1) is None
     assert round_.next_event() == LEASE
     assert round_.settle(now=LEASE) is Ending.SEAL
-    assert round_.exclusions() == [("carol", pb.REASON_LEASE_EXPIRED)]
+    assert round_.exclusions(now=LEASE) == [("carol", pb.REASON_LEASE_EXPIRED)]
 
 
 def test_renewing_keeps_an_owner_in_the_round_beyond_its_first_lease() -> None:
@@ -69,7 +69,7 @@ def test_the_deadline_seals_what_is_at_least_the_floor() -> None:
     round_.accept("bob")
     assert round_.settle(now=DEADLINE - 0.5) is None
     assert round_.settle(now=DEADLINE) is Ending.SEAL
-    assert round_.exclusions() == [("carol", pb.REASON_DEADLINE)]
+    assert round_.exclusions(now=DEADLINE) == [("carol", pb.REASON_DEADLINE)]
 
 
 def test_the_deadline_aborts_what_is_below_the_floor() -> None:
@@ -85,7 +85,15 @@ def test_a_round_ends_at_once_when_too_few_owners_are_left_for_the_floor() -> No
     round_ = opened("alice", "bob", "carol", floor=3)
     round_.decline("bob", pb.REASON_UNKNOWN_TASK)
     assert round_.settle(now=0.1) is Ending.ABORT
-    assert ("bob", pb.REASON_UNKNOWN_TASK) in round_.exclusions()
+    assert round_.exclusions(now=0.1) == [("bob", pb.REASON_UNKNOWN_TASK)]
+
+
+def test_a_round_that_is_ended_early_does_not_tell_who_had_pushed() -> None:
+    round_ = opened("alice", "bob", "carol")
+    for owner in ("alice", "bob", "carol"):
+        round_.join(owner, now=1.0)
+    round_.accept("alice")
+    assert round_.exclusions(now=2.0) == []
 
 
 def test_a_refused_owner_is_not_awaited_and_not_counted() -> None:
@@ -97,7 +105,7 @@ def test_a_refused_owner_is_not_awaited_and_not_counted() -> None:
     round_.accept("bob")
     assert round_.settle(now=2.0) is Ending.SEAL
     assert round_.accepted == ["alice", "bob"]
-    assert round_.exclusions() == [("carol", pb.REASON_NON_FINITE)]
+    assert round_.exclusions(now=2.0) == [("carol", pb.REASON_NON_FINITE)]
 
 
 @pytest.mark.parametrize("act", ["join", "decline", "accept", "refuse"])
@@ -174,7 +182,11 @@ def test_no_sequence_of_events_seals_a_round_below_its_floor(
         if ending is Ending.SEAL:
             assert len(accepted) >= floor
         if ending is not None:
-            assert {name for name, _ in round_.exclusions()} == set(_OWNERS) - set(accepted)
-            assert all(reason for _, reason in round_.exclusions())
+            awaited = {n for n in _OWNERS if round_.seat(n) in {Seat.INVITED, Seat.JOINED}}
+            unnamed = awaited if now < DEADLINE else set()
+            excluded = round_.exclusions(now)
+            assert {name for name, _ in excluded} == set(_OWNERS) - set(accepted) - unnamed
+            assert all(reason for _, reason in excluded)
+            assert not unnamed or ending is Ending.ABORT
             return
     assert round_.settle(DEADLINE) is not None

@@ -58,6 +58,7 @@ def test_it_lists_every_tensor_and_the_digest_of_what_would_leave(tmp_path: Path
     assert f"52 bytes, SHA-256 {expected}" in result.output
     assert "train: 3 examples\n  loss = 0.125\n" in result.output
     assert "evaluate: 2 examples\n  bias = " in result.output
+    assert '  metrics = ["bias", "loss"]\n' in result.output
     assert "Nothing was sent" in result.output
 
 

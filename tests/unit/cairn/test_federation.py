@@ -114,6 +114,24 @@ def test_without_tasks_an_owners_file_shows_where_they_belong(made: Path) -> Non
     assert tomllib.loads(example)["tasks"]["NAME"]["settings"] == {"lr": [0.0, 1.0]}
 
 
+def test_an_owners_file_says_where_its_ledger_lies_and_what_else_it_may_say(made: Path) -> None:
+    settings = toml(made, "bob")
+    assert (settings["state"], settings["largest_value"]) == ("bob/state", 1e9)
+    text = (made / "bob.toml").read_text()
+    assert '\n# trusted = ["alice"]\n' in text
+    example = text[text.index("# [tasks.NAME]") :].replace("\n# ", "\n").removeprefix("# ")
+    task = tomllib.loads(example)["tasks"]["NAME"]
+    assert list(task) == [
+        "file",
+        "data",
+        "metrics",
+        "min_examples",
+        "max_rounds",
+        "clip",
+        "settings",
+    ]
+
+
 def test_a_machine_that_others_dial_listens_to_them_and_its_certificate_names_it(
     tmp_path: Path,
 ) -> None:
@@ -160,6 +178,10 @@ TASKS = """
 file = "code/task.py"
 data = "data/{owner}.csv"
 settings = { lr = [0, 1], "weight.decay" = [1e-5, 0.1] }
+metrics = ["loss", "a \\"b\\""]
+min_examples = 20
+max_rounds = 100
+clip = 2
 
 [tasks."two words"]
 file = "/opt/task.py"
@@ -177,8 +199,17 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
                 "file": str(tmp_path / "code/task.py"),
                 "data": str(tmp_path / f"data/{owner}.csv"),
                 "settings": {"lr": [0.0, 1.0], "weight.decay": [1e-5, 0.1]},
+                "metrics": ["loss", 'a "b"'],
+                "min_examples": 20,
+                "max_rounds": 100,
+                "clip": 2.0,
             },
-            "two words": {"file": "/opt/task.py", "data": "/data"},
+            "two words": {
+                "file": "/opt/task.py",
+                "data": "/data",
+                "metrics": [],
+                "min_examples": 1,
+            },
         }
 
 
@@ -191,6 +222,9 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
         ("lr = [0, 1]", "lr = [0, inf]", "smallest, largest"),
         ("lr = [0, 1]", "lr = [nan, 1]", "smallest, largest"),
         ("lr = [0, 1]", "lr = [0]", "lr"),
+        ("min_examples = 20", "min_examples = 0", "tasks.tutorial.min_examples = 0"),
+        ("max_rounds = 100", "max_rounds = 0", "tasks.tutorial.max_rounds = 0"),
+        ("clip = 2", "clip = nan", "tasks.tutorial.clip"),
         ("[tasks.tutorial]", "[tasks.tutorial", "not valid TOML"),
     ],
 )

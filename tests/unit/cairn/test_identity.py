@@ -33,7 +33,7 @@ from cairn.errors import CallerNotAllowed, InvalidMessage, UsageError
 from cairn.identity import (
     NodeName,
     Role,
-    caller_of,
+    certified,
     load_identity,
     load_pinned_aggregator,
     load_signing_key,
@@ -258,7 +258,7 @@ def test_a_certificate_without_a_purpose_is_refused(files: Files, authority: Aut
 def test_the_pinned_certificate_is_loaded(tmp_path: Path, authority: Authority) -> None:
     pem = certificate_of(authority, AGGREGATOR, new_key())
     (tmp_path / "aggregator.crt").write_bytes(pem)
-    assert load_pinned_aggregator(tmp_path / "aggregator.crt", "hospitals", NOW) == pem
+    assert load_pinned_aggregator(tmp_path / "aggregator.crt", "hospitals", NOW).certificates == pem
 
 
 @pytest.mark.parametrize("node", [COORDINATOR, ALICE], ids=str)
@@ -282,6 +282,42 @@ def test_an_expired_pinned_certificate_is_refused(tmp_path: Path, authority: Aut
     (tmp_path / "a.crt").write_bytes(certificate_of(authority, AGGREGATOR, new_key()))
     with pytest.raises(UsageError, match="expired on"):
         load_pinned_aggregator(tmp_path / "a.crt", "hospitals", NOW + timedelta(days=366))
+
+
+def test_while_the_aggregator_changes_its_certificate_both_can_be_pinned(
+    tmp_path: Path, authority: Authority
+) -> None:
+    old, new = (certificate_of(authority, AGGREGATOR, new_key()) for _ in range(2))
+    (tmp_path / "a.crt").write_bytes(b"the old one\n" + old + b"the new one\n" + new)
+    pinned = load_pinned_aggregator(tmp_path / "a.crt", "hospitals", NOW)
+    assert pinned.certificates == old + new
+
+
+def test_of_several_pinned_certificates_each_must_be_the_aggregators(
+    tmp_path: Path, authority: Authority
+) -> None:
+    pems = [certificate_of(authority, node, new_key()) for node in (AGGREGATOR, COORDINATOR)]
+    (tmp_path / "a.crt").write_bytes(b"".join(pems))
+    with pytest.raises(UsageError, match=f"is the certificate of {COORDINATOR}, but it should be"):
+        load_pinned_aggregator(tmp_path / "a.crt", "hospitals", NOW)
+
+
+def test_of_several_pinned_certificates_those_that_have_expired_are_not_trusted(
+    tmp_path: Path, authority: Authority
+) -> None:
+    old = certificate_of(authority, AGGREGATOR, new_key(), days=1)
+    new = certificate_of(authority, AGGREGATOR, new_key(), days=3)
+    (tmp_path / "a.crt").write_bytes(old + new)
+    later = NOW + timedelta(days=2)
+    assert load_pinned_aggregator(tmp_path / "a.crt", "hospitals", later).certificates == new
+    with pytest.raises(UsageError, match="expired on 2026-03-04"):
+        load_pinned_aggregator(tmp_path / "a.crt", "hospitals", NOW + timedelta(days=4))
+
+
+def test_a_pinned_file_without_a_certificate_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.crt").write_text("")
+    with pytest.raises(UsageError, match=r"a.crt holds no certificate in PEM"):
+        load_pinned_aggregator(tmp_path / "a.crt", "hospitals", NOW)
 
 
 def test_the_signing_key_is_loaded_and_its_public_half_written_as_text(tmp_path: Path) -> None:
@@ -338,7 +374,15 @@ def test_any_other_text_is_no_signing_key(text: str) -> None:
 
 @pytest.mark.parametrize("node", [ALICE, AGGREGATOR, COORDINATOR], ids=str)
 def test_a_caller_is_whom_its_certificate_names(authority: Authority, node: NodeName) -> None:
-    assert caller_of(certificate_of(authority, node, new_key())) == node
+    assert certified(certificate_of(authority, node, new_key())).node == node
+
+
+def test_a_caller_is_known_until_its_certificate_ends(authority: Authority) -> None:
+    caller = certified(certificate_of(authority, ALICE, new_key(), days=1))
+    end = int((NOW + timedelta(days=1)).timestamp() * 1000)
+    caller.check_end(end)
+    with pytest.raises(CallerNotAllowed, match=r"owner/alice.*expired on 2026-03-02 12:00.*renew"):
+        caller.check_end(end + 1)
 
 
 @pytest.mark.parametrize(
@@ -360,18 +404,18 @@ def test_a_caller_without_exactly_one_name_is_refused(
     authority: Authority, names: list[x509.GeneralName]
 ) -> None:
     with pytest.raises(CallerNotAllowed):
-        caller_of(hand_made(authority, names))
+        certified(hand_made(authority, names))
 
 
 @pytest.mark.parametrize("pem", [b"", b"hello"])
 def test_a_caller_without_a_certificate_is_refused(pem: bytes) -> None:
     with pytest.raises(CallerNotAllowed):
-        caller_of(pem)
+        certified(pem)
 
 
 def test_the_authority_itself_is_no_caller(authority: Authority) -> None:
     with pytest.raises(CallerNotAllowed):
-        caller_of(authority.certificate)
+        certified(authority.certificate)
 
 
 def test_the_description_of_a_certificate_says_who_until_when_and_what_for(

@@ -1,13 +1,18 @@
 """Nothing arrives unchecked, and what is sent arrives as it was."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cairn import __version__
 from cairn.errors import InvalidMessage
 from cairn.messages import (
+    PROTOCOL,
     JobSpec,
     Manifest,
     job_spec_from_bytes,
@@ -33,6 +38,8 @@ JOB = JobSpec(
     weighting=pb.WEIGHTING_EXAMPLES,
     schema=Schema.of([TensorSpec("w", "BF16", (2, 0)), TensorSpec("n", "I64", ())]),
     round_deadline_seconds=60,
+    min_examples=10,
+    max_examples=5000,
 )
 MANIFEST = Manifest(
     federation="clinics",
@@ -49,6 +56,7 @@ MANIFEST = Manifest(
     lease_seconds=15,
     nonce=b"n" * 32,
     ledger_head=b"l" * 32,
+    ledger_number=7,
 )
 _SPECS = st.builds(
     TensorSpec,
@@ -98,6 +106,10 @@ def test_every_schema_arrives_as_it_was_sent(specs: list[TensorSpec]) -> None:
         {"floor": 4},
         {"rounds": 0},
         {"round_deadline_seconds": 0},
+        {"min_examples": 5001},
+        {"max_examples": 9},
+        {"max_examples": 1 << 31},
+        {"min_examples": 1 << 31, "max_examples": 1 << 32},
         {"settings": {"not a word": 1.0}},
         {"schema": pb.ModelSchema()},
         {"schema": pb.ModelSchema(tensors=[pb.TensorSpec(name="w", shape=[1])])},
@@ -127,23 +139,71 @@ def test_a_schema_that_is_not_in_canonical_order_is_refused() -> None:
         schema_from_pb(message)
 
 
-@pytest.mark.parametrize("field", [f.name for f in pb.RoundManifest.DESCRIPTOR.fields])
-def test_a_manifest_without_one_of_its_fields_is_refused_or_says_nothing_new(field: str) -> None:
-    message = pb.RoundManifest.FromString(manifest_to_bytes(MANIFEST))
-    message.ClearField(field)
-    body = message.SerializeToString()
-    if field in {"previous_release_digest", "deadline_unix_ms"}:
-        assert manifest_from_bytes(body) != MANIFEST  # empty before the first release; 1970
+# What a job or a manifest may leave out, and what that says.
+MAY_BE_MISSING = {
+    "settings": "the task has none",
+    "previous_release_digest": "there is no release yet",
+    "ledger_number": "the ledger has no entry yet",
+    "software": "it is told to people and decides nothing",
+}
+READERS: list[tuple[type[Message], bytes, Callable[[bytes], object]]] = [
+    (pb.JobSpec, job_spec_to_bytes(JOB), job_spec_from_bytes),
+    (pb.RoundManifest, manifest_to_bytes(MANIFEST), manifest_from_bytes),
+]
+FIELDS = [
+    pytest.param(kind, body, read, field, id=field.full_name)
+    for kind, body, read in READERS
+    for field in kind.DESCRIPTOR.fields
+]
+ENUMS = [
+    pytest.param(kind, body, read, field, id=field.full_name)
+    for kind, body, read in READERS
+    for field in kind.DESCRIPTOR.fields
+    if field.enum_type is not None
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "read", "field"), FIELDS)
+def test_a_message_without_one_of_its_fields_is_refused_unless_it_may_be_empty(
+    kind: type[Message], body: bytes, read: Callable[[bytes], object], field: FieldDescriptor
+) -> None:
+    message = kind.FromString(body)
+    assert field in {present for present, _ in message.ListFields()}
+    message.ClearField(field.name)
+    if field.name in MAY_BE_MISSING:
+        read(message.SerializeToString())
     else:
         with pytest.raises(InvalidMessage):
-            manifest_from_bytes(body)
+            read(message.SerializeToString())
 
 
-def test_another_version_of_the_protocol_is_named() -> None:
+@pytest.mark.parametrize(("kind", "body", "read", "field"), ENUMS)
+def test_an_enum_value_that_this_version_does_not_know_is_refused(
+    kind: type[Message], body: bytes, read: Callable[[bytes], object], field: FieldDescriptor
+) -> None:
+    message = kind.FromString(body)
+    setattr(message, field.name, 99)
+    with pytest.raises(InvalidMessage, match=f"{field.name} has the value 99"):
+        read(message.SerializeToString())
+
+
+def test_an_element_type_that_this_version_does_not_know_is_refused() -> None:
+    message = pb.JobSpec.FromString(job_spec_to_bytes(JOB))
+    message.schema.tensors[0].dtype = 99  # type: ignore[assignment]  # what a newer node might say
+    with pytest.raises(InvalidMessage, match="dtype has the value 99"):
+        job_spec_from_bytes(message.SerializeToString())
+
+
+def test_another_version_of_the_protocol_is_refused_with_the_names_of_both() -> None:
     message = pb.RoundManifest.FromString(manifest_to_bytes(MANIFEST))
     message.protocol = 7
-    with pytest.raises(InvalidMessage, match=r"version 1 .* version 7"):
+    message.software = "9.9.9"
+    message.phase = 99  # type: ignore[assignment]  # another version may differ in all else
+    with pytest.raises(InvalidMessage) as refusal:
         manifest_from_bytes(message.SerializeToString())
+    assert f"Cairn {__version__}, which speaks version {PROTOCOL}" in str(refusal.value)
+    assert "Cairn 9.9.9, which speaks version 7" in str(refusal.value)
+    assert refusal.value.reason == pb.REASON_OTHER_VERSION
 
 
 @given(st.binary(max_size=200))

@@ -86,7 +86,31 @@ def test_an_aggregator_leaves_no_core_dump() -> None:
         "import resource; from cairn.process import forbid_core_dumps\n"
         "forbid_core_dumps(); print(resource.getrlimit(resource.RLIMIT_CORE))"
     )
-    assert ended.stdout.strip() == "(0, 0)"
+    assert ended.stdout.strip() == "(1, 1)"
+
+
+@pytest.mark.parametrize(("hard", "expected"), [(2_000, 2_000), (4_096, 4_096)])
+def test_a_listening_node_takes_as_many_connections_as_its_account_may(
+    hard: int, expected: int
+) -> None:
+    ended = run(
+        "import resource; from cairn.process import allow_many_connections\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))\n"
+        "allow_many_connections(); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    assert ended.stdout.strip() == f"({expected}, {hard})"
+
+
+def test_the_limit_of_open_files_is_raised_to_65536_at_most() -> None:
+    ended = run(
+        "import resource; from unittest.mock import patch; from cairn import process\n"
+        "asked = []\n"
+        "with patch.object(resource, 'getrlimit', lambda kind: (256, resource.RLIM_INFINITY)),\\\n"
+        "     patch.object(resource, 'setrlimit', lambda kind, limits: asked.append(limits)):\n"
+        "    process.allow_many_connections()\n"
+        "print(asked == [(65536, resource.RLIM_INFINITY)])"
+    )
+    assert ended.stdout.strip() == "True"
 
 
 def test_an_unexpected_error_shows_no_variable_of_its_frames() -> None:

@@ -14,6 +14,7 @@ name = "bob"
 coordinator = "localhost:7441"
 aggregator = "localhost:7443"
 aggregator_signing_key = "ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+state = "bob/state"
 [identity]
 certificate = "bob/node.crt"
 key = "/keys/node.key"
@@ -37,6 +38,7 @@ def test_paths_are_relative_to_their_file(tmp_path: Path) -> None:
     settings = load(tmp_path, OWNER)
     assert settings.identity.certificate == tmp_path / "bob/node.crt"
     assert settings.identity.key == Path("/keys/node.key")
+    assert settings.state == tmp_path / "bob/state"
     assert settings.tasks["tumours"].data == tmp_path / "patients.csv"
     assert settings.tasks["tumours"].file == str(tmp_path / "task.py")
 
@@ -53,6 +55,7 @@ def test_an_installed_task_is_named_as_it_is(tmp_path: Path) -> None:
         ("certificate =", "certifcate =", "identity.certifcate; did you mean certificate?"),
         ('data = "', 'date = "', "unknown key tasks.tumours.date; did you mean data?"),
         ('name = "bob"', "", "the key name is missing"),
+        ('state = "bob/state"', "", "the key state is missing"),
         ("localhost:7441", "localhost", 'should be "HOST:PORT"'),
         ("localhost:7441", "localhost:99999", 'should be "HOST:PORT"'),
         ("[identity]", "floor = 1\n[identity]", "floor = 1"),

@@ -1,6 +1,7 @@
 """What the aggregator signs, and what a verifier refuses."""
 
 import base64
+import hashlib
 import json
 
 import pytest
@@ -8,16 +9,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cairn.errors import InvalidMessage
 from cairn.statements import (
+    HEAD,
     MANIFEST,
     RECEIPT,
     STATEMENT,
+    commitment_of,
     envelope,
     from_envelope,
     pre_authentication_encoding,
     sign,
     verified,
+    verified_head,
+    verified_receipt,
     verified_statement,
 )
+from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
 KEY = Ed25519PrivateKey.generate()
@@ -35,6 +41,9 @@ BODY = pb.ReleaseStatement(
     weighting=pb.WEIGHTING_EQUAL,
     metrics={"loss": 0.25},
     ledger_head=b"l" * 32,
+    ledger_number=7,
+    floor=3,
+    commitments=[b"1" * 32, b"2" * 32, b"3" * 32],
 ).SerializeToString()
 
 
@@ -93,3 +102,55 @@ def test_a_statement_with_an_unknown_reason_is_refused() -> None:
     body.exclusions[0].reason = 99  # type: ignore[assignment]  # what a newer aggregator might say
     with pytest.raises(InvalidMessage, match="reason"):
         verified_statement(KEY.public_key(), sign(KEY, STATEMENT, body.SerializeToString()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contributors": 2},
+        {"contributors": 4},
+        {"floor": 4},
+        {"commitments": [b"1" * 32, b"2" * 32]},
+        {"commitments": [b"1" * 32, b"2" * 32, b"3" * 31]},
+        {"commitments": []},
+        {"contributors": 1, "floor": 1, "commitments": [b"1" * 32]},
+        {"contributors": 0, "floor": 0, "commitments": []},
+        {"manifest_digest": b""},
+        {"release_digest": b"r"},
+        {"ledger_head": b""},
+        {"phase": 0},
+        {"rule": 99},
+    ],
+    ids=str,
+)
+def test_a_statement_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
+    body = pb.ReleaseStatement.FromString(BODY)
+    for field in change:
+        body.ClearField(field)
+    body.MergeFrom(pb.ReleaseStatement(**change))  # type: ignore[arg-type]  # the change is the test's
+    with pytest.raises(InvalidMessage):
+        verified_statement(KEY.public_key(), sign(KEY, STATEMENT, body.SerializeToString()))
+
+
+def test_the_commitment_of_a_receipt_is_the_sha256_of_its_body() -> None:
+    body = aggregator_pb2.Receipt(
+        manifest_digest=b"m" * 32, owner="alice", examples=120, salt=b"s" * 32
+    ).SerializeToString()
+    signed = sign(KEY, RECEIPT, body)
+    assert commitment_of(signed) == hashlib.sha256(body).digest()
+    assert verified_receipt(KEY.public_key(), signed).owner == "alice"
+
+
+def test_a_receipt_without_its_salt_is_refused() -> None:
+    body = aggregator_pb2.Receipt(manifest_digest=b"m" * 32, owner="alice").SerializeToString()
+    with pytest.raises(InvalidMessage, match="salt"):
+        verified_receipt(KEY.public_key(), sign(KEY, RECEIPT, body))
+
+
+def test_a_ledgers_head_is_verified_and_must_be_a_digest() -> None:
+    head = pb.LedgerHead(federation="clinics", number=7, head=b"h" * 32)
+    good = sign(KEY, HEAD, head.SerializeToString())
+    assert verified_head(KEY.public_key(), good) == head
+    head.head = b"h" * 31
+    with pytest.raises(InvalidMessage, match="head"):
+        verified_head(KEY.public_key(), sign(KEY, HEAD, head.SerializeToString()))

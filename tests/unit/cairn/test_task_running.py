@@ -241,6 +241,25 @@ def test_a_job_with_another_model_is_refused_by_name() -> None:
     assert "should be" in text
 
 
+def test_for_a_job_with_another_model_no_data_is_read() -> None:
+    read: list[Site] = []
+
+    def data(site: Site) -> Data:
+        read.append(site)
+        return Data(train=None, examples=4, test_examples=4)
+
+    task = Task(model=lambda: nn.Linear(2, 1), data=data, train=nothing, evaluate=nothing)
+    runner = TaskRunner(task, SITE)
+    other, base = payload_of(nn.Linear(2, 2).state_dict())
+    with pytest.raises(TaskFailed, match="not the job's"):
+        runner.train(THIS, other, base, bytearray(other.total_bytes))
+    with pytest.raises(TaskFailed, match="not the job's"):
+        runner.evaluate(THIS, other, base)
+    assert read == []
+    runner.evaluate(THIS, *first_model(task, 1))
+    assert read == [SITE]
+
+
 @pytest.mark.parametrize("examples", [0, -1, 2**31, 1.5, True, None])
 def test_a_number_of_examples_that_cannot_be_is_refused(examples: Any) -> None:
     task = Task(

@@ -7,6 +7,7 @@ import pytest
 from cairn.errors import UsageError
 from coordinator.settings import JobSettings
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 JOB = """
 name = "tumours"
 task = "tumours"
@@ -45,6 +46,17 @@ def test_the_usual_floor_is_three(tmp_path: Path) -> None:
         ("[settings]", "floor = 1\n[settings]", "floor = 1"),
         ("[settings]", 'weighting = "size"\n[settings]', "weighting = 'size'"),
         ("[settings]", "[settings", "not valid TOML"),
+        ("[settings]", 'weighting = "examples"\n[settings]', "the key examples is missing"),
+        (
+            "[settings]",
+            'weighting = "examples"\n[settings]',
+            "default 1000, so that no update outweighs",
+        ),
+        ("[settings]", "examples = [20, 10]\n[settings]", "the fewest come first, then the most"),
+        ("[settings]", "examples = [0, 10]\n[settings]", "examples.0 = 0"),
+        ("[settings]", "examples = [1, 2147483648]\n[settings]", "examples.1 = 2147483648"),
+        ("[settings]", "examples = [10]\n[settings]", "examples.1"),
+        ("[settings]", "examples = 10\n[settings]", "examples = 10"),
     ],
 )
 def test_a_mistake_in_a_job_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -52,3 +64,19 @@ def test_a_mistake_in_a_job_is_named(tmp_path: Path, old: str, new: str, words: 
         load(tmp_path, JOB.replace(old, new))
     assert words in str(mistake.value)
     assert str(tmp_path / "job.toml") in str(mistake.value)
+
+
+def test_updates_that_count_by_their_examples_have_bounds(tmp_path: Path) -> None:
+    weighted = JOB.replace("[settings]", 'weighting = "examples"\nexamples = [10, 500]\n[settings]')
+    assert load(tmp_path, weighted).examples == (10, 500)
+
+
+def test_updates_that_all_count_the_same_may_stand_for_any_number(tmp_path: Path) -> None:
+    assert load(tmp_path, JOB).examples == (1, 2147483647)
+
+
+@pytest.mark.parametrize(
+    "example", sorted(EXAMPLES.glob("*/job.toml")), ids=lambda p: p.parent.name
+)
+def test_the_examples_jobs_are_ones_that_a_coordinator_takes(example: Path) -> None:
+    assert JobSettings.load(example).rounds > 0

@@ -2,7 +2,7 @@
 
 import threading
 
-from cairn.errors import Unavailable, WrongState
+from cairn.errors import TooMuch, Unavailable, WrongState
 from owner_node.lease import Lease
 
 LONG = 30.0
@@ -45,5 +45,40 @@ def test_a_network_that_fails_does_not_lose_the_lease() -> None:
 
     with Lease(renew, SHORT, lost.set):
         for _ in range(5):
+            assert tries.acquire(timeout=LONG)
+    assert not lost.is_set()
+
+
+def test_asked_to_renew_now_it_does_not_wait_for_the_next_time() -> None:
+    renewed = threading.Semaphore(0)
+    lost = threading.Event()
+    with Lease(renewed.release, 3 * LONG, lost.set) as lease:
+        lease.renew_now()
+        assert renewed.acquire(timeout=LONG / 2)
+    lease._thread.join(LONG)
+    assert not lease._thread.is_alive()
+    assert not lost.is_set()
+
+
+def test_asked_again_and_again_it_does_not_flood_the_aggregator() -> None:
+    renewed = threading.Semaphore(0)
+    with Lease(renewed.release, 3 * LONG, lost=lambda: None) as lease:
+        lease.renew_now()
+        assert renewed.acquire(timeout=LONG)
+        for _ in range(1000):
+            lease.renew_now()
+        assert not renewed.acquire(timeout=0.1)
+
+
+def test_a_full_aggregator_does_not_lose_the_lease() -> None:
+    tries = threading.Semaphore(0)
+    lost = threading.Event()
+
+    def renew() -> None:
+        tries.release()
+        raise TooMuch("later")
+
+    with Lease(renew, SHORT, lost.set):
+        for _ in range(3):
             assert tries.acquire(timeout=LONG)
     assert not lost.is_set()

@@ -8,19 +8,23 @@ from cairn.errors import InvalidMessage
 from cairn.messages import JobSpec, Manifest, digest_of, job_spec_to_bytes
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Declined, Policy
+from owner_node.policy import Declined, Invited, Known, Policy, Taken, TaskRules
 
+OWNERS = ("alice", "bob", "carol")
+LAST_RELEASE = b"r" * 32
 JOB = JobSpec(
     federation="clinics",
     name="tumours",
     task="tumours",
     settings={"lr": 0.1},
-    owners=("alice", "bob", "carol"),
+    owners=OWNERS,
     floor=3,
     rounds=5,
     weighting=pb.WEIGHTING_EQUAL,
     schema=Schema.of([TensorSpec("w", "F32", (2,))]),
     round_deadline_seconds=60,
+    min_examples=1,
+    max_examples=100,
 )
 MANIFEST = Manifest(
     federation="clinics",
@@ -28,24 +32,41 @@ MANIFEST = Manifest(
     job_digest=digest_of(job_spec_to_bytes(JOB)),
     round=4,
     phase=pb.PHASE_TRAIN,
-    cohort=("alice", "bob", "carol"),
-    base_digest=bytes(32),
-    previous_release_digest=bytes(32),
+    cohort=OWNERS,
+    base_digest=LAST_RELEASE,
+    previous_release_digest=LAST_RELEASE,
     weighting=pb.WEIGHTING_EQUAL,
     floor=3,
-    deadline_unix_ms=0,
+    deadline_unix_ms=1_700_000_000_000,
     lease_seconds=15,
     nonce=bytes(32),
     ledger_head=bytes(32),
+    ledger_number=7,
 )
-POLICY = Policy("clinics", "bob", floor=3, tasks={"tumours": {"lr": (0.01, 0.5)}})
-NEVER = (0, 0)
+RULES = TaskRules({"lr": (0.01, 0.5)})
+POLICY = Policy("clinics", "bob", floor=3, tasks={"tumours": RULES})
+DIGEST = b"m" * 32
+NOTHING = Known()
 
 
-def check(manifest: Manifest = MANIFEST, job: JobSpec = JOB, last: tuple[int, int] = NEVER) -> None:
-    """Check an invitation whose manifest was signed for this very job."""
-    body = job_spec_to_bytes(job)
-    POLICY.check(replace(manifest, job_digest=digest_of(body)), job, body, last)
+def check(
+    manifest: Manifest = MANIFEST,
+    job: JobSpec = JOB,
+    known: Known = NOTHING,
+    policy: Policy = POLICY,
+) -> None:
+    policy.check(Invited(manifest, DIGEST, job), known)
+
+
+def reason_of(
+    manifest: Manifest = MANIFEST,
+    job: JobSpec = JOB,
+    known: Known = NOTHING,
+    policy: Policy = POLICY,
+) -> str:
+    with pytest.raises(Declined) as decline:
+        check(manifest, job, known, policy)
+    return pb.Reason.Name(decline.value.reason).removeprefix("REASON_")
 
 
 def test_an_invitation_within_the_owners_rules_is_taken() -> None:
@@ -55,17 +76,15 @@ def test_an_invitation_within_the_owners_rules_is_taken() -> None:
 @pytest.mark.parametrize(
     ("job", "reason"),
     [
-        (replace(JOB, task="other"), pb.REASON_UNKNOWN_TASK),
-        (replace(JOB, settings={"lr": 0.6}), pb.REASON_SETTING_REFUSED),
-        (replace(JOB, settings={"lr": 0.001}), pb.REASON_SETTING_REFUSED),
-        (replace(JOB, settings={"lr": float("nan")}), pb.REASON_SETTING_REFUSED),
-        (replace(JOB, settings={"lr": 0.1, "steps": 1}), pb.REASON_SETTING_REFUSED),
+        (replace(JOB, task="other"), "UNKNOWN_TASK"),
+        (replace(JOB, settings={"lr": 0.6}), "SETTING_REFUSED"),
+        (replace(JOB, settings={"lr": 0.001}), "SETTING_REFUSED"),
+        (replace(JOB, settings={"lr": float("nan")}), "SETTING_REFUSED"),
+        (replace(JOB, settings={"lr": 0.1, "steps": 1}), "SETTING_REFUSED"),
     ],
 )
-def test_a_job_outside_the_owners_rules_is_declined(job: JobSpec, reason: "pb.Reason") -> None:
-    with pytest.raises(Declined) as decline:
-        check(job=job)
-    assert decline.value.reason == reason
+def test_a_job_outside_the_owners_rules_is_declined(job: JobSpec, reason: str) -> None:
+    assert reason_of(job=job) == reason
 
 
 @pytest.mark.parametrize("value", [0.01, 0.1, 0.5])
@@ -74,32 +93,109 @@ def test_the_ends_of_a_range_are_within_it(value: float) -> None:
 
 
 def test_a_floor_below_the_owners_own_is_declined() -> None:
-    with pytest.raises(Declined) as decline:
-        check(replace(MANIFEST, floor=2))
-    assert decline.value.reason == pb.REASON_FLOOR_TOO_LOW
+    assert reason_of(replace(MANIFEST, floor=2)) == "FLOOR_TOO_LOW"
 
 
 def test_a_cohort_smaller_than_its_own_floor_is_declined() -> None:
-    with pytest.raises(Declined) as decline:
-        check(replace(MANIFEST, cohort=("alice", "bob")))
-    assert decline.value.reason == pb.REASON_FLOOR_TOO_LOW
+    assert reason_of(replace(MANIFEST, cohort=("alice", "bob"))) == "FLOOR_TOO_LOW"
 
 
-@pytest.mark.parametrize("last", [(5, pb.PHASE_TRAIN), (4, pb.PHASE_EVALUATE)])
-def test_a_round_older_than_the_last_is_declined(last: tuple[int, int]) -> None:
-    with pytest.raises(Declined) as decline:
-        check(last=last)
-    assert decline.value.reason == pb.REASON_STALE_ROUND
+FIVE = ("alice", "bob", "carol", "sybil-1", "sybil-2")
 
 
-def test_the_same_round_may_be_asked_for_again() -> None:
-    check(last=(4, pb.PHASE_TRAIN))
+@pytest.mark.parametrize(
+    ("floor", "trusted", "reason"),
+    [
+        (3, None, None),
+        (5, OWNERS, None),  # if all but five drop out, three of these are trusted
+        (4, OWNERS, "UNTRUSTED_COHORT"),
+        (3, OWNERS, "UNTRUSTED_COHORT"),
+        (4, ("alice", "bob", "carol", "sybil-1"), None),
+        (3, FIVE, None),
+        (5, (), "UNTRUSTED_COHORT"),
+    ],
+)
+def test_every_average_must_be_over_enough_owners_that_this_one_trusts(
+    floor: int, trusted: tuple[str, ...] | None, reason: str | None
+) -> None:
+    policy = replace(POLICY, trusted=None if trusted is None else frozenset({*trusted, "bob"}))
+    manifest = replace(MANIFEST, cohort=FIVE, floor=floor)
+    if reason is None:
+        check(manifest, policy=policy)
+    else:
+        assert reason_of(manifest, policy=policy) == reason
 
 
-def test_a_job_that_the_aggregator_did_not_sign_for_is_refused() -> None:
-    other = replace(JOB, settings={"lr": 0.2})
-    with pytest.raises(InvalidMessage):
-        POLICY.check(MANIFEST, other, job_spec_to_bytes(other), NEVER)
+@pytest.mark.parametrize(
+    "last",
+    [
+        Taken(5, pb.PHASE_TRAIN, b"x" * 32),
+        Taken(4, pb.PHASE_EVALUATE, b"x" * 32),
+        Taken(4, pb.PHASE_TRAIN, b"x" * 32),  # the same round once more, opened anew
+    ],
+)
+def test_a_round_that_is_not_newer_than_the_last_is_declined(last: Taken) -> None:
+    assert reason_of(known=Known(last=last)) == "STALE_ROUND"
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        Taken(4, pb.PHASE_TRAIN, DIGEST),
+        Taken(3, pb.PHASE_EVALUATE, b"x" * 32),
+        Taken(3, pb.PHASE_TRAIN, b"x" * 32),
+    ],
+)
+def test_the_same_manifest_again_and_a_newer_round_are_taken(last: Taken) -> None:
+    check(known=Known(last=last))
+
+
+def test_a_base_that_is_not_the_manifests_own_last_release_is_declined() -> None:
+    assert reason_of(replace(MANIFEST, base_digest=b"x" * 32)) == "CHAIN_BROKEN"
+
+
+def test_the_first_base_of_a_job_is_free() -> None:
+    check(replace(MANIFEST, base_digest=b"x" * 32, previous_release_digest=b""))
+
+
+@pytest.mark.parametrize(
+    ("release", "reason"),
+    [
+        ((3, LAST_RELEASE), None),
+        ((3, b"x" * 32), "CHAIN_BROKEN"),  # the round before: nothing can lie between
+        ((4, b"x" * 32), "CHAIN_BROKEN"),
+        ((2, b"x" * 32), None),  # round 3 may have had a release that this owner did not see
+    ],
+)
+def test_a_round_goes_on_from_the_release_that_this_owner_has_seen(
+    release: tuple[int, bytes], reason: str | None
+) -> None:
+    if reason is None:
+        check(known=Known(release=release))
+    else:
+        assert reason_of(known=Known(release=release)) == reason
+
+
+def test_a_job_with_a_release_cannot_begin_again_from_a_free_base() -> None:
+    manifest = replace(MANIFEST, round=9, previous_release_digest=b"")
+    assert reason_of(manifest, known=Known(release=(2, LAST_RELEASE))) == "CHAIN_BROKEN"
+
+
+LIMITED = replace(POLICY, tasks={"tumours": replace(RULES, max_rounds=5)})
+
+
+def test_a_job_of_more_rounds_than_this_owner_allows_is_declined() -> None:
+    check(policy=LIMITED)
+    assert reason_of(job=replace(JOB, rounds=6), policy=LIMITED) == "TOO_MANY_ROUNDS"
+
+
+def test_rounds_are_counted_over_all_jobs_of_a_task() -> None:
+    check(known=Known(trained=4), policy=LIMITED)
+    assert reason_of(known=Known(trained=5), policy=LIMITED) == "TOO_MANY_ROUNDS"
+
+
+def test_an_evaluation_is_not_counted() -> None:
+    check(replace(MANIFEST, phase=pb.PHASE_EVALUATE), known=Known(trained=5), policy=LIMITED)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +204,20 @@ def test_a_job_that_the_aggregator_did_not_sign_for_is_refused() -> None:
         replace(MANIFEST, federation="elsewhere"),
         replace(MANIFEST, cohort=("alice", "carol", "dora")),
         replace(MANIFEST, job="another"),
+        replace(MANIFEST, weighting=pb.WEIGHTING_EXAMPLES),
     ],
 )
 def test_an_invitation_that_is_not_for_this_owner_is_refused(manifest: Manifest) -> None:
     with pytest.raises(InvalidMessage):
         check(manifest)
+
+
+def test_what_is_wrong_first_is_what_is_said() -> None:
+    """The cohort before the round, the round before the chain, the chain before the task."""
+    everything = replace(MANIFEST, floor=2, base_digest=b"x" * 32)
+    stale = Known(last=Taken(9, pb.PHASE_TRAIN, b"x" * 32))
+    job = replace(JOB, task="other")
+    assert reason_of(everything, job, stale) == "FLOOR_TOO_LOW"
+    assert reason_of(replace(everything, floor=3), job, stale) == "STALE_ROUND"
+    assert reason_of(replace(everything, floor=3), job) == "CHAIN_BROKEN"
+    assert reason_of(job=job) == "UNKNOWN_TASK"

@@ -30,9 +30,9 @@ def _a_path_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", sys.path.copy())
 
 
-def training(path: Path, train: str) -> Training:
+def training(path: Path, train: str, min_examples: int = 1) -> Training:
     path.write_text(TASK.format(train=train))
-    return Training(str(path), Site("bob", path.parent))
+    return Training(str(path), Site("bob", path.parent), min_examples)
 
 
 def test_it_answers_with_examples_and_metrics(tmp_path: Path) -> None:
@@ -79,3 +79,18 @@ def test_a_missing_task_file_is_answered_with_its_name(tmp_path: Path) -> None:
     memory.close()
     assert answer["reason"] == pb.REASON_TASK_FAILED
     assert "absent.py" in answer["text"]
+
+
+@pytest.mark.parametrize(("least", "trains"), [(6, True), (7, False)])
+def test_it_does_not_train_on_fewer_examples_than_the_owner_allows(
+    tmp_path: Path,
+    least: int,
+    trains: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    memory = ModelMemory.create(SCHEMA)
+    trained = tmp_path / "trained"
+    train = f"open({str(trained)!r}, 'w').close()"
+    answer = training(tmp_path / f"task_{least}.py", train, least).answer(memory, ORDER)
+    memory.close()
+    assert trained.exists() is trains
+    assert answer.get("reason") == (None if trains else pb.REASON_TOO_FEW_EXAMPLES)

@@ -110,6 +110,31 @@ def test_rounds_share_one_process_one_memory_and_one_reading_of_the_data(start: 
     assert process.base_buffer(SCHEMA)[0] == 7
 
 
+def test_a_base_is_only_held_by_the_memory_that_it_was_put_into(start: Start) -> None:
+    process = start("pass")
+    digest = SCHEMA.digest(BASE)
+    other, _ = payload_of(nn.Linear(3, 3).state_dict())
+    process.base_buffer(SCHEMA)[:] = BASE
+    assert not process.has_base(SCHEMA, digest)  # nobody has said that it is good
+    process.keep_base(digest)
+    assert process.has_base(SCHEMA, digest)
+    assert not process.has_base(SCHEMA, other.digest(bytes(other.total_bytes)))
+    assert not process.has_base(other, digest)
+    assert not process.has_base(SCHEMA, digest)  # made anew meanwhile, and empty
+    assert bytes(process.base_buffer(SCHEMA)) == bytes(SCHEMA.total_bytes)
+
+
+def test_a_base_that_was_written_to_is_not_held_any_more(start: Start) -> None:
+    process = start("pass")
+    digest = SCHEMA.digest(BASE)
+    process.base_buffer(SCHEMA)[:] = BASE
+    process.keep_base(digest)
+    process.run(work())
+    assert process.has_base(SCHEMA, digest)
+    process.base_buffer(SCHEMA)[-1] ^= 1
+    assert not process.has_base(SCHEMA, digest)
+
+
 def test_an_evaluation_returns_metrics_and_no_tensors(start: Start) -> None:
     trained = run(start("pass"), work("evaluate"))
     assert trained.payload.nbytes == 0

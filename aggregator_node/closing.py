@@ -1,0 +1,33 @@
+"""What a live round hands on: the answer to a join, an accepted update, what is to be released."""
+
+from dataclasses import dataclass
+
+from cairn.v1 import round_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What is kept of an accepted update beside its share in the sum."""
+
+    header_digest: bytes
+    payload_digest: bytes
+    receipt: pb.Signed
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The answer to a join: whether there is anything left to do, and for how long at the most."""
+
+    update_accepted: bool
+    open_seconds: float
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What a sealed round hands to its release. `payload` is empty for an evaluation."""
+
+    payload: bytearray
+    contributors: tuple[str, ...]
+    commitments: tuple[bytes, ...]
+    metrics: dict[str, float]
+    exclusions: tuple[tuple[str, "pb.Reason"], ...]

@@ -1,0 +1,53 @@
+"""Sees a round to its end: makes the release, or the abort, durable before anybody is told of it."""
+
+import structlog
+
+from aggregator_node.live_round import LiveRound
+from aggregator_node.push import Terms
+from aggregator_node.recording import Recorder
+from aggregator_node.rows import RoundRow
+from cairn.errors import TooMuch, WrongState
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+
+log = structlog.get_logger()
+
+
+def see_to_end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder) -> None:
+    """Wait for the round's end and record it; whatever fails, the round ends."""
+    reason = _end(live, row, terms, recorder)
+    state = aggregator_pb2.ROUND_STATE_ABORTED if reason else aggregator_pb2.ROUND_STATE_RELEASED
+    live.end(state, reason)
+
+
+def _end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder) -> "pb.Reason":
+    """Returns the reason why there is no release; unspecified where there is one."""
+    try:
+        closing = live.await_seal()
+        if closing is None:
+            recorder.abort(row, live.reason, live.exclusions)
+            return live.reason
+        recorder.release(row, terms, closing)
+        return pb.REASON_UNSPECIFIED
+    except TooMuch as error:  # the average of finite values is not
+        log.error("round not released", job=row.job, round=row.number, error=str(error))
+        return _abort_or_fail(live, row, pb.REASON_NON_FINITE, recorder)
+    except WrongState as error:  # an earlier release forbids this one
+        log.error("round not released", job=row.job, round=row.number, error=str(error))
+        return _abort_or_fail(live, row, error.reason, recorder)
+    except Exception:
+        log.exception("round not released", job=row.job, round=row.number)
+        reason = live.reason or pb.REASON_STORAGE_FAILED
+        return _abort_or_fail(live, row, reason, recorder)
+
+
+def _abort_or_fail(
+    live: LiveRound, row: RoundRow, reason: "pb.Reason", recorder: Recorder
+) -> "pb.Reason":
+    """Record an abort where that is still possible; returns the reason that is told."""
+    try:
+        recorder.abort(row, reason, live.exclusions)
+    except Exception:
+        log.exception("round could not be recorded", job=row.job, round=row.number)
+        return pb.REASON_STORAGE_FAILED
+    return reason

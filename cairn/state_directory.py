@@ -1,0 +1,56 @@
+"""A node's state directory: a SQLite database that one process at a time may open.
+
+WAL mode with synchronous=FULL: what was committed is on the disk.
+"""
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cairn.errors import UsageError
+
+
+class StateDirectory:
+    """The directory, its lock and its database."""
+
+    def __init__(self, path: Path, database: str) -> None:
+        """Open or create it. Raises UsageError where it is in use or cannot be used."""
+        self.path = path
+        self.lock = threading.RLock()  # one connection for all threads
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._process_lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._process_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.db = sqlite3.connect(
+                path / database, isolation_level=None, check_same_thread=False
+            )
+            self.db.execute("PRAGMA journal_mode = WAL")
+            self.db.execute("PRAGMA synchronous = FULL")
+        except BlockingIOError:
+            raise UsageError(
+                f"{path} is in use by another node: stop it, or give this one a state directory of"
+                " its own"
+            ) from None
+        except (OSError, sqlite3.Error) as error:
+            raise UsageError(f"the state directory {path} cannot be used: {error}") from None
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything written inside is kept together or not at all."""
+        with self.lock:
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.db.execute("COMMIT")
+            except BaseException:
+                if self.db.in_transaction:  # a full disk has rolled back by itself
+                    self.db.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        self.db.close()
+        os.close(self._process_lock)

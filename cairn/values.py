@@ -1,0 +1,117 @@
+"""Looks at the values of a model as it travels: refuses those that must not be used. Pure."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from cairn.errors import UpdateRefused
+from cairn.tensors import DTYPES, FLOATS, Buffer, Schema
+from cairn.v1 import round_pb2 as pb
+
+BLOCK = 1 << 16  # elements, so that a block of binary64 is 512 KiB and stays in the cache
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The largest absolute value of a floating-point and of an integer element."""
+
+    value: float = 1e9
+    integer: int = 1 << 53
+
+    def of(self, dtype: str) -> tuple[Any, Any]:
+        """The smallest and the largest allowed element, in the type itself, which may hold no larger."""
+        kind = DTYPES[dtype]
+        if dtype == "BOOL":
+            return np.uint8(0), np.uint8(1)
+        if dtype in FLOATS:
+            most = float(ml_dtypes.finfo(kind).max)  # type: ignore[no-untyped-call]  # not annotated
+            largest = kind.type(min(self.value, most))
+            return -largest, largest
+        info = np.iinfo(kind)
+        return (
+            kind.type(max(-self.integer, int(info.min))),
+            kind.type(min(self.integer, int(info.max))),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All tensors of one type: in the canonical order they lie side by side."""
+
+    dtype: str
+    begin: int
+    count: int
+
+    def values(self, payload: Buffer) -> NDArray[Any]:
+        """The elements, in place; bools as the bytes they are."""
+        dtype = np.dtype(np.uint8) if self.dtype == "BOOL" else DTYPES[self.dtype]
+        return np.frombuffer(payload, dtype, self.count, self.begin)
+
+    def blocks(self) -> Iterator[slice]:
+        for start in range(0, self.count, BLOCK):
+            yield slice(start, min(start + BLOCK, self.count))
+
+    def tensor_name(self, schema: Schema, element: int) -> str:
+        position = self.begin + element * DTYPES[self.dtype].itemsize
+        return schema.tensors[bisect_right(schema.offsets, position) - 1].name
+
+
+def runs_of(schema: Schema) -> Iterator[Run]:
+    """The runs of a payload, in order."""
+    begin = 0
+    for dtype, tensors in groupby(schema.tensors, key=lambda tensor: tensor.dtype):
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        if nbytes:
+            yield Run(dtype, begin, nbytes // DTYPES[dtype].itemsize)
+        begin += nbytes
+
+
+def check_length(schema: Schema, payload: Buffer) -> None:
+    """Raise UpdateRefused where the payload is not as long as the schema says."""
+    if (nbytes := memoryview(payload).nbytes) != schema.total_bytes:
+        raise UpdateRefused(
+            f"the update has {nbytes} bytes, the model {schema.total_bytes}",
+            pb.REASON_CORRUPT_UPDATE,
+        )
+
+
+def check_values(schema: Schema, payload: Buffer, bounds: Bounds) -> None:
+    """Refuse a model that must not be used: of another length, with a value that is none or too large.
+
+    Raises UpdateRefused with NON_FINITE for a NaN or an infinity, MAGNITUDE_REFUSED beyond the bounds
+    and CORRUPT_UPDATE for a bool beyond 0 and 1; its text names the tensor and never a value. It reads
+    the payload in place and does no arithmetic on it.
+    """
+    check_length(schema, payload)
+    for run in runs_of(schema):
+        values, (low, high) = run.values(payload), bounds.of(run.dtype)
+        for block in run.blocks():
+            with np.errstate(invalid="ignore"):  # a comparison with a signalling NaN
+                good = (values[block] >= low) & (values[block] <= high)
+            if not good.all():
+                element = block.start + int(good.argmin())
+                name = run.tensor_name(schema, element)
+                raise _refusal(run.dtype, name, values[element])
+
+
+def _refusal(dtype: str, name: str, value: Any) -> UpdateRefused:
+    if dtype == "BOOL":
+        return UpdateRefused(
+            f"tensor {name} is BOOL and has a byte other than 0 and 1", pb.REASON_CORRUPT_UPDATE
+        )
+    with np.errstate(invalid="ignore"):  # ml_dtypes' own test computes with signalling NaNs
+        finite = dtype not in FLOATS or bool(np.isfinite(value))
+    if not finite:
+        return UpdateRefused(
+            f"tensor {name} has a value that is NaN or infinite", pb.REASON_NON_FINITE
+        )
+    return UpdateRefused(
+        f"tensor {name} has a value beyond the largest that is allowed",
+        pb.REASON_MAGNITUDE_REFUSED,
+    )

@@ -1,0 +1,176 @@
+"""Reads what `cairn verify` is pointed at, and runs the checks that fit it. Writes nothing."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from cairn.errors import InvalidMessage, UsageError
+from cairn.ledger_files import (
+    LEDGER_FILE,
+    OWNER_DATABASE,
+    find_ledger,
+    read_ledger,
+    read_refusals,
+)
+from cairn.v1 import round_pb2 as pb
+from cairn.verify import (
+    Copy,
+    Finding,
+    attempted,
+    check_ledger,
+    check_same_ledger,
+    failed,
+)
+from cairn.verify_owner import OwnerRecord
+from cairn.verify_reading import content_of, no_key, read_copy, read_statement, sha256_of
+from cairn.verify_recorded import check_recorded
+from cairn.verify_run import (
+    check_evaluation,
+    check_history,
+    check_last,
+    check_model,
+    check_no_evaluation,
+)
+
+RELEASE, EVALUATION, MODEL = "release.json", "evaluation.json", "model.safetensors"
+HISTORY, CHECKPOINT = "history.jsonl", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Against:
+    """What is checked against: the aggregator's key, a copy of its ledger and release statements."""
+
+    key: Ed25519PublicKey | None = None
+    ledger: Path | None = None
+    statements: Sequence[Path] = ()
+
+    @property
+    def pinned(self) -> Ed25519PublicKey:
+        if self.key is None:
+            raise no_key()
+        return self.key
+
+
+def verify(path: Path, against: Against) -> list[Finding]:
+    """Check the run's folder, the statement or the ledger at `path`.
+
+    Raises UsageError where that is none of these, or where the key is needed and not there.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file or directory")
+    if path.is_dir() and any((path / n).exists() for n in (RELEASE, MODEL, CHECKPOINT)):
+        _check_unused(against)
+        return list(_run(path, against))
+    if path.is_file() and path.suffix == ".json":
+        _check_unused(against)
+        return list(_statement_file(path, against))
+    try:
+        file = find_ledger(path)
+    except UsageError:
+        raise UsageError(
+            f"{path} is nothing that can be verified: expected a run's folder, a release statement"
+            " (.json), or a ledger (.jsonl, or a node's state directory)"
+        ) from None
+    if file.name == OWNER_DATABASE:
+        return list(_owner(file, against))
+    _check_unused(against)
+    return list(_aggregator(file, against))
+
+
+def _check_unused(against: Against) -> None:
+    if against.statements:
+        raise UsageError(
+            "--statement goes with an owner's ledger: it tells which of them counted it"
+        )
+
+
+def _run(folder: Path, against: Against) -> Iterator[Finding]:
+    key = against.pinned
+    ledger, findings = read_copy(folder / LEDGER_FILE, key, head_expected=True)
+    yield from findings
+    yield from _compared(ledger, against)
+    stated, findings = read_statement(folder / RELEASE, key)
+    yield from findings
+    if stated is None:
+        return
+    release = stated.statement
+    if release.phase != pb.PHASE_TRAIN:
+        yield failed(RELEASE, "it is the statement of an evaluation, not of a released model")
+    yield from check_recorded(RELEASE, stated, ledger)
+    yield from check_last(RELEASE, release, ledger)
+    digest, findings = attempted(MODEL, partial(sha256_of, folder / MODEL))
+    yield from findings
+    if digest is not None:
+        yield check_model(MODEL, digest, release)
+    if (folder / EVALUATION).exists():
+        evaluation, findings = read_statement(folder / EVALUATION, key)
+        yield from findings
+        if evaluation is not None:
+            yield check_evaluation(EVALUATION, evaluation.statement, release, ledger)
+            yield from check_recorded(EVALUATION, evaluation, ledger)
+            yield from check_last(EVALUATION, evaluation.statement, ledger)
+    else:
+        yield from check_no_evaluation(EVALUATION, release.job, ledger)
+    content, findings = attempted(HISTORY, partial(content_of, folder / HISTORY))
+    yield from findings
+    if content is not None:
+        lines = content.splitlines(keepends=True)
+        completed = _is_completed(folder / CHECKPOINT)
+        yield from check_history(HISTORY, lines, release.job, ledger, completed=completed)
+
+
+def _statement_file(path: Path, against: Against) -> Iterator[Finding]:
+    stated, findings = read_statement(path, against.pinned)
+    yield from findings
+    if stated is not None and against.ledger is not None:
+        ledger, findings = read_copy(find_ledger(against.ledger), against.key)
+        yield from findings
+        yield from check_recorded(path.name, stated, ledger)
+
+
+def _aggregator(file: Path, against: Against) -> Iterator[Finding]:
+    ledger, findings = read_copy(file, against.key)
+    yield from findings
+    if file.suffix == ".sqlite":
+        _, finding = check_ledger(f"{file.name}, refusals", read_refusals(file))
+        yield finding
+    yield from _compared(ledger, against)
+
+
+def _compared(ledger: Copy, against: Against) -> Iterator[Finding]:
+    if against.ledger is not None:
+        other, findings = read_copy(find_ledger(against.ledger), against.key)
+        yield from findings
+        yield check_same_ledger(ledger, other)
+
+
+def _owner(file: Path, against: Against) -> Iterator[Finding]:
+    ledger, finding = check_ledger(file.name, read_ledger(file))
+    yield finding
+    record = OwnerRecord(ledger, against.pinned)
+    yield from record.findings
+    if against.ledger is not None:
+        aggregators, findings = read_copy(find_ledger(against.ledger), against.key)
+        yield from findings
+        yield from record.check_statements_in(aggregators)
+        record.note_cohorts(aggregators)
+    for path in against.statements:
+        if not path.is_file():
+            raise UsageError(f"{path}: there is no such file")
+        stated, findings = read_statement(path, against.pinned)
+        if stated is None:
+            yield from findings
+        else:
+            yield record.check_counted(path.name, stated.statement)
+
+
+def _is_completed(path: Path) -> bool:
+    """Whether the run says that it is completed; one that says nothing is held to be."""
+    try:
+        return json.loads(content_of(path)).get("completed") is not False
+    except (InvalidMessage, ValueError, AttributeError, RecursionError):
+        return True

@@ -1,0 +1,84 @@
+"""Reads the files of which `cairn verify` checks each by itself: a ledger, a statement, a model."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from cairn.errors import InvalidMessage, UsageError
+from cairn.ledger_files import HEAD_FILE, OWNER_DATABASE, head_envelope, read_ledger
+from cairn.statements import envelope, from_envelope
+from cairn.v1 import round_pb2 as pb
+from cairn.verify import Copy, Finding, attempted, check_head, check_ledger
+from cairn.verify_recorded import Stated, title
+
+
+def no_key() -> UsageError:
+    return UsageError(
+        "signatures are checked under the aggregator's key: name it with --key ed25519:..., or name the"
+        " file of a node that pins it with --config"
+    )
+
+
+def read_copy(
+    file: Path, key: Ed25519PublicKey | None, *, head_expected: bool = False
+) -> tuple[Copy, list[Finding]]:
+    """An aggregator's ledger, and where its signed head lies beside it, whether they agree."""
+    if file.name == OWNER_DATABASE:
+        raise UsageError(
+            f"{file} is an owner's ledger; expected an aggregator's, or a run's folder"
+        )
+    ledger, finding = check_ledger(file.name, read_ledger(file))
+    head_path = file.with_name(HEAD_FILE)
+    signs = file.suffix == ".jsonl" and (head_expected or head_path.exists())
+    if not signs or not finding.good:
+        return ledger, [finding]
+    if key is None:
+        raise no_key()
+    signed, findings = attempted(HEAD_FILE, partial(_envelope, head_path, head_envelope))
+    if signed is not None:
+        findings += check_head(HEAD_FILE, key, signed, ledger)
+    return ledger, [finding, *findings]
+
+
+def read_statement(path: Path, key: Ed25519PublicKey) -> tuple[Stated | None, list[Finding]]:
+    stated, findings = attempted(path.name, lambda: Stated.of(key, _envelope(path, envelope)))
+    if stated is not None:
+        signed = f"{title(stated.statement)} is signed by the aggregator"
+        findings.append(Finding(path.name, signed))
+    return stated, findings
+
+
+def _envelope(path: Path, written: Callable[[pb.Signed], dict[str, Any]]) -> pb.Signed:
+    """Read an envelope. Raises InvalidMessage where the words beside the payload are others."""
+    try:
+        text = content_of(path).decode()
+        signed = from_envelope(text)
+        if json.dumps(written(signed), indent=2) + "\n" == text:
+            return signed
+    except (ValueError, RecursionError):  # not UTF-8, or an enum value that has no word
+        pass
+    raise InvalidMessage("it is cut off, or what stands beside the payload is not what was signed")
+
+
+def content_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InvalidMessage("it is missing") from None
+    except OSError as error:
+        raise InvalidMessage(f"it cannot be read: {error.strerror}") from None
+
+
+def sha256_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except FileNotFoundError:
+        raise InvalidMessage("it is missing") from None
+    except OSError as error:
+        raise InvalidMessage(f"it cannot be read: {error.strerror}") from None

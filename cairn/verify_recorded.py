@@ -1,0 +1,123 @@
+"""Checks what an aggregator stated against what it recorded. Pure: values in, findings out.
+
+Whoever holds a release statement and a copy of the aggregator's ledger can hold the one against the
+other, without asking anybody.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from cairn.ledger import GENESIS, Entry
+from cairn.messages import digest_of
+from cairn.statements import verified_statement
+from cairn.v1 import round_pb2 as pb
+from cairn.verify import Copy, Finding, differing, failed, short
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A statement whose signature is good, and the SHA-256 of the very bytes that were signed."""
+
+    statement: pb.ReleaseStatement
+    digest: bytes
+
+    @classmethod
+    def of(cls, key: Ed25519PublicKey, signed: pb.Signed) -> "Stated":
+        """Verify and check it. Raises InvalidMessage."""
+        return cls(verified_statement(key, signed), digest_of(signed.body))
+
+
+def check_recorded(name: str, stated: Stated, ledger: Copy) -> Iterator[Finding]:
+    """Whether a statement is in the aggregator's ledger, where it says, and as it says."""
+    statement = stated.statement
+    complaint = (
+        _misplaced(statement, ledger) or _misopened(statement, ledger) or _restated(stated, ledger)
+    )
+    if complaint:
+        yield failed(name, complaint)
+        return
+    number = statement.ledger_number + 1
+    yield Finding(name, f"{title(statement)} is entry {number} of {ledger.name}, after its opening")
+    for entry in ledger.entries:
+        if entry.number != number and entry.kind == "release" and _same_round(entry, statement):
+            yield failed(
+                name, f"entry {entry.number} of {ledger.name} is another release of the same round"
+            )
+
+
+def title(statement: pb.ReleaseStatement) -> str:
+    evaluation = " (evaluation)" if statement.phase == pb.PHASE_EVALUATE else ""
+    return f"{statement.job} round {statement.round}{evaluation}"
+
+
+def phase_word(statement: pb.ReleaseStatement) -> str:
+    """The phase as ledgers have it."""
+    return pb.Phase.Name(statement.phase).removeprefix("PHASE_").lower()
+
+
+def _misplaced(statement: pb.ReleaseStatement, ledger: Copy) -> str | None:
+    """What is wrong with the place of the statement in the ledger."""
+    before = statement.ledger_number
+    if len(ledger.entries) <= before:
+        return (
+            f"{ledger.name} ends at entry {len(ledger.entries)}, before entry {before + 1}, which should"
+            " record this release"
+        )
+    if (ledger.entries[before - 1].head if before else GENESIS) != statement.ledger_head:
+        return f"entry {before} of {ledger.name} does not have the head that the statement names"
+    entry = ledger.entries[before]
+    if entry.kind != "release":
+        return (
+            f"entry {entry.number} of {ledger.name} is of the kind {short(entry.kind)}, not release"
+        )
+    expected = {
+        "job": statement.job,
+        "round": statement.round,
+        "phase": phase_word(statement),
+        "manifest_digest": statement.manifest_digest.hex(),
+        "release_digest": statement.release_digest.hex(),
+        "base_digest": statement.base_digest.hex(),
+        "contributors": statement.contributors,
+    }
+    difference = differing(entry.facts, expected)
+    return f"entry {entry.number} of {ledger.name} has {difference}" if difference else None
+
+
+def _misopened(statement: pb.ReleaseStatement, ledger: Copy) -> str | None:
+    """What is wrong with the opening of the statement's round."""
+    manifest_digest = statement.manifest_digest.hex()
+    for entry in ledger.entries[: statement.ledger_number]:
+        facts = entry.facts
+        if entry.kind == "open" and facts.get("manifest_digest") == manifest_digest:
+            cohort = facts.get("cohort")
+            break
+    else:
+        return f"no entry of {ledger.name} before the release opens the round of this manifest"
+    excluded = [exclusion.owner for exclusion in statement.exclusions]
+    if not isinstance(cohort, list) or any(owner not in cohort for owner in excluded):
+        return f"the statement excludes an owner that is not in the cohort of entry {entry.number}"
+    if len(cohort) != statement.contributors + len(set(excluded)):
+        return (
+            f"the statement counts {statement.contributors} and excludes {len(set(excluded))} owners;"
+            f" the cohort of entry {entry.number} of {ledger.name} has {len(cohort)}"
+        )
+    return None
+
+
+def _restated(stated: Stated, ledger: Copy) -> str | None:
+    """What is wrong where the entry of the statement is good: it may record other words."""
+    entry = ledger.entries[stated.statement.ledger_number]
+    recorded = entry.facts.get("statement_digest")
+    if recorded == stated.digest.hex():
+        return None
+    return (
+        f"entry {entry.number} of {ledger.name} records another statement of the same release: one with"
+        f" the SHA-256 {short(recorded)}, not {stated.digest.hex()}"
+    )
+
+
+def _same_round(entry: Entry, statement: pb.ReleaseStatement) -> bool:
+    same = {"job": statement.job, "round": statement.round, "phase": phase_word(statement)}
+    return differing(entry.facts, same) is None

@@ -1,0 +1,119 @@
+"""Attends the coordinator: reads its stream, and has one worker that answers what it says, in order."""
+
+import queue
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from cairn.errors import NotFound, Unavailable
+from cairn.patience import patiently
+from cairn.v1 import coordinator_pb2
+from owner_node.coordinator_client import CoordinatorClient
+from owner_node.rounds import Rounds
+from owner_node.settings import OwnerSettings
+
+log = structlog.get_logger()
+
+_UNLISTED_PAUSE_SECONDS = 10.0
+_PAUSE_SECONDS = 0.2  # between a stream that broke off and the next
+_MOST_WAITING = 16  # events of a coordinator that says more than is worked off
+
+
+class Attending:
+    """The conversation of one owner with its coordinator."""
+
+    def __init__(
+        self,
+        settings: OwnerSettings,
+        is_serving: Callable[[], bool],
+        coordinator: CoordinatorClient,
+        rounds: Rounds,
+        stopping: threading.Event,
+    ) -> None:
+        self._settings = settings
+        self._is_serving = is_serving
+        self._coordinator = coordinator
+        self._rounds = rounds
+        self._stopping = stopping
+        self._events: queue.Queue[coordinator_pb2.AttendResponse | None] = queue.Queue(
+            _MOST_WAITING
+        )
+        self._worker = threading.Thread(target=self._work, name="rounds", daemon=True)
+
+    def run(self, *, once: bool) -> None:
+        """Attend until told to stop; with `once` until a job has ended and its rounds are worked off.
+
+        Raises Unavailable where the coordinator cannot be reached for too long.
+        """
+        self._worker.start()
+        while not self._stopping.is_set():
+            try:
+                patiently(
+                    self._check_serving,
+                    f"the coordinator at {self._settings.coordinator}",
+                    self._settings.patience_seconds,
+                    self._stopping,
+                )
+                log.info("attending", coordinator=self._settings.coordinator)
+                if self._attend() and once:
+                    self._finish()
+                    return
+            except Unavailable:
+                if not self._stopping.is_set():
+                    raise
+            except NotFound as error:  # its present job is not for us; a later one may be
+                log.warning("the coordinator has no job for this owner", reason=str(error))
+                self._stopping.wait(_UNLISTED_PAUSE_SECONDS)
+            self._stopping.wait(_PAUSE_SECONDS)
+
+    def _check_serving(self) -> None:
+        if not self._is_serving():
+            raise Unavailable("it is stopping")
+
+    def _attend(self) -> bool:
+        """Follow the stream to its end; returns whether a job has ended with it."""
+        ended = False
+        try:
+            for event in self._coordinator.attend(self._settings.federation):
+                ended = self._heed(event) or ended
+        except Unavailable as error:
+            log.warning("the coordinator's stream broke off", trouble=str(error))
+        return ended
+
+    def _heed(self, event: coordinator_pb2.AttendResponse) -> bool:
+        """Do what the event asks; returns whether it ends the job."""
+        match event.WhichOneof("event"):
+            case "invitation":
+                self._leave_to_worker(event)
+            case "outcome":
+                self._rounds.end(event.outcome)  # at once: the worker may be at this very round
+                self._leave_to_worker(event)
+            case "finished":
+                ended = event.finished
+                log.info("the job has ended", job=ended.job, completed=ended.completed)
+                return True
+            case _:
+                log.warning("the coordinator sent an event this version does not know")
+        return False
+
+    def _leave_to_worker(self, event: coordinator_pb2.AttendResponse) -> None:
+        try:
+            self._events.put_nowait(event)
+        except queue.Full:
+            log.warning("the coordinator says more than this owner can work off; left out")
+
+    def _work(self) -> None:
+        while (event := self._events.get()) is not None:
+            if self._stopping.is_set():
+                return
+            if event.WhichOneof("event") == "invitation":
+                self._rounds.take_part(event.invitation)
+            else:
+                self._rounds.take_in(event.outcome)
+
+    def _finish(self) -> None:
+        """Wait until the worker is through with what was said: a coordinator cannot cut a round short."""
+        self._events.put(None)
+        while self._worker.is_alive() and not self._stopping.is_set():
+            self._worker.join(_PAUSE_SECONDS)

@@ -1,0 +1,45 @@
+"""Keeps the aggregator's receipts for this owner's updates, and fetches those whose answer was lost."""
+
+import base64
+
+import structlog
+
+from cairn.errors import CairnError
+from cairn.v1 import round_pb2 as pb
+from owner_node.aggregator_client import AggregatorClient
+from owner_node.ledger import NotRecorded, OwnerLedger
+
+log = structlog.get_logger()
+
+
+class Receipts:
+    """The receipts in the ledger."""
+
+    def __init__(self, aggregator: AggregatorClient, ledger: OwnerLedger) -> None:
+        self._aggregator = aggregator
+        self._ledger = ledger
+
+    def keep(self, manifest_digest: bytes, receipt: pb.Signed) -> None:
+        """Record a receipt. Never raises: what it is for has left already."""
+        text = base64.b64encode(receipt.SerializeToString()).decode()
+        try:
+            self._ledger.record(
+                "receipt", {"manifest_digest": manifest_digest.hex(), "receipt": text}
+            )
+        except NotRecorded as error:
+            log.error("a receipt could not be kept", reason=str(error))
+
+    def find(self, manifest_digest: bytes) -> pb.Signed | None:
+        """The receipt for what this owner pushed in a round, if there is one."""
+        past = self._ledger.past
+        pushed = past.sent(manifest_digest)
+        if not pushed or past.receipt(manifest_digest) is not None:
+            return past.receipt(manifest_digest)
+        try:
+            receipt = self._aggregator.receipt(manifest_digest, pushed)
+        except CairnError as error:
+            log.warning("the receipt could not be fetched", reason=str(error))
+            return None
+        if receipt is not None:
+            self.keep(manifest_digest, receipt)
+        return receipt

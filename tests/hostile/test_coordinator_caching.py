@@ -1,0 +1,82 @@
+"""A coordinator that has an owner train on another base than the manifest names, by way of what it keeps.
+
+Two jobs of different models may name the same digest; only one model has it.
+"""
+
+import numpy as np
+import pytest
+
+from cairn.tensors import Schema, TensorSpec
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+from tests.hostile.stage import COHORT, LINEAR, Stage, fresh_base
+from tests.service.network import SECONDS, Ended, Job, OpenRound
+
+OTHER = Schema.of([TensorSpec("weight", "F32", (5, 2)), TensorSpec("bias", "F32", (1,))])
+
+
+def opened_with(job: Job, digest: bytes) -> OpenRound:
+    """The first round of a job, from the base that is said to have this digest."""
+    request = aggregator_pb2.OpenRoundRequest(
+        job=job.spec.name, round=1, phase=pb.PHASE_TRAIN, cohort=COHORT, base_digest=digest
+    )
+    return OpenRound(job, job.coordinator.OpenRound(request, timeout=SECONDS).manifest)
+
+
+def ended_with_alice(stage: Stage, opened: OpenRound) -> Ended:
+    """The others' updates are zero, so that three times the average is what alice pushed."""
+    stage.invite(opened.signed, opened.job.body)
+    for owner in ("bob", "carol"):
+        opened.join(owner)
+        opened.push(owner, bytes(opened.job.spec.schema.total_bytes))
+    return opened.ends()
+
+
+def fetches(stage: Stage, digest: bytes) -> int:
+    return stage.coordinator.fetched.count(("alice", digest))
+
+
+def alices_update(base: bytes) -> np.ndarray:
+    """By the arithmetic of the task: half the base, and alice's value."""
+    return np.frombuffer(base, "<f4") * np.float32(0.5) + np.float32(1.0)
+
+
+def test_a_job_of_another_model_does_not_make_an_owner_train_on_another_base(
+    stage: Stage,
+) -> None:
+    base = fresh_base()
+    digest = LINEAR.digest(base)
+    stage.coordinator.models[digest] = base
+    for number in (1, 2):
+        ended = ended_with_alice(stage, opened_with(stage.job(), digest))
+        assert ended.statement.contributors == 3
+        pushed = np.frombuffer(ended.payload, "<f4") * 3
+        np.testing.assert_allclose(pushed, alices_update(base), rtol=1e-6)
+        assert fetches(stage, digest) == 2 * number - 1
+        between = opened_with(stage.job(schema=OTHER), digest)
+        stage.declines(between.signed, between.job.body, "BASE_MISMATCH")
+
+
+def test_a_base_that_an_owner_has_is_not_fetched_again(stage: Stage) -> None:
+    """The positive control: what is kept is used, where it is the same."""
+    base = fresh_base()
+    digest = LINEAR.digest(base)
+    stage.coordinator.models[digest] = base
+    for _ in range(2):
+        ended = ended_with_alice(stage, opened_with(stage.job(), digest))
+        pushed = np.frombuffer(ended.payload, "<f4") * 3
+        np.testing.assert_allclose(pushed, alices_update(base), rtol=1e-6)
+    assert fetches(stage, digest) == 1
+
+
+@pytest.mark.parametrize("size", [(1 << 20) + 4, 2 << 20])
+def test_a_model_in_chunks_larger_than_agreed_is_not_taken(stage: Stage, size: int) -> None:
+    schema = Schema.of([TensorSpec("weight", "F32", (size // 4,))])
+    base = np.full(size // 4, fresh_base()[0], "<f4").tobytes()
+    stage.coordinator.models[schema.digest(base)] = base
+    opened = opened_with(stage.job(schema=schema), schema.digest(base))
+    stage.declines(opened.signed, opened.job.body, "BASE_MISMATCH")
+    (entry,) = [
+        e for e in stage.entries("declined") if e.facts["manifest_digest"] == opened.digest.hex()
+    ]
+    assert "a chunk of the model has more than" in entry.facts["why"]

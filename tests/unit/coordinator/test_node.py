@@ -1,0 +1,30 @@
+"""What a coordinator says of a job before anything is sent."""
+
+from pathlib import Path
+
+import pytest
+
+from cairn.errors import UsageError
+from cairn.tensors import Schema, TensorSpec
+from coordinator.node import _plan
+from coordinator.settings import JobSettings
+
+
+def test_a_model_whose_list_of_tensors_is_too_large_is_a_mistake_in_one_sentence() -> None:
+    job = JobSettings(
+        name="tumours",
+        task="segment",
+        model=Path("model.safetensors"),
+        rounds=1,
+        owners=["alice", "bob", "carol"],
+    )
+    names = [f"{number:0512}" for number in range(32_768)]  # 512 bytes each: 16 MiB of names alone
+    schema = Schema.of([TensorSpec(name, "F32", (1,)) for name in names])
+    with pytest.raises(UsageError) as mistake:
+        _plan(job, "clinics", schema)
+    sentence = str(mistake.value)
+    assert sentence.startswith("the job tumours cannot be run: ")
+    assert str(16 << 20) in sentence
+    assert "\n" not in sentence
+    smaller = Schema.of([TensorSpec(name, "F32", (1,)) for name in names[:30_000]])
+    assert _plan(job, "clinics", smaller).spec.schema == smaller
