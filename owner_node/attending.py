@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 import structlog
 
-from cairn.errors import NotFound, Unavailable
+from cairn.errors import (
+    CairnError,
+    CallerNotAllowed,
+    InvalidMessage,
+    NotFound,
+    Unavailable,
+    WrongState,
+)
 from cairn.patience import patiently
 from cairn.v1 import coordinator_pb2
 from owner_node.coordinator_client import CoordinatorClient
@@ -64,6 +71,15 @@ class Attending:
                     raise
             except NotFound as error:  # its present job is not for us; a later one may be
                 log.warning("the coordinator has no job for this owner", reason=str(error))
+                self._stopping.wait(_UNLISTED_PAUSE_SECONDS)
+            except (
+                CallerNotAllowed,
+                InvalidMessage,
+                WrongState,
+            ):  # a mistake that waiting does not mend
+                raise
+            except CairnError as error:  # such as an event that is too large to be received
+                log.error("the coordinator's stream cannot be followed", reason=str(error))
                 self._stopping.wait(_UNLISTED_PAUSE_SECONDS)
             self._stopping.wait(_PAUSE_SECONDS)
 

@@ -97,7 +97,7 @@ def test_what_each_process_holds_while_an_owner_trains(federate: MakeFederation)
         assert tcp_sockets_of(coordinator.pid).count(LISTENING) == 1
         assert not maps_torch(aggregator.pid)
         assert not maps_torch(coordinator.pid)
-        assert aggregator_limits(aggregator.pid) == ("0", "0")
+        assert aggregator_limits(aggregator.pid) == ("1", "1")
     assert coordinator.ends() == 0
 
 

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from cairn.errors import CairnError, CallerNotAllowed, InvalidMessage, TooMuch, WrongState
 from cairn.v1 import coordinator_pb2
 from owner_node.attending import Attending
 
@@ -80,3 +83,46 @@ def test_a_coordinator_that_says_more_than_is_worked_off_fills_no_memory() -> No
     rounds.go_on.set()
     running.join(LONG)
     assert 0 < len(rounds.log) < 50
+
+
+class Stop(threading.Event):
+    """Is not waited for: a pause is noted, and the second one ends the node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.pauses.append(timeout)
+        if len(self.pauses) > 1:
+            self.set()
+        return self.is_set()
+
+
+class BrokenCoordinator:
+    def __init__(self, error: CairnError) -> None:
+        self._error = error
+
+    def attend(self, _federation: str) -> Iterator[coordinator_pb2.AttendResponse]:
+        raise self._error
+
+
+def attend_a_coordinator_that_answers(error: CairnError) -> Stop:
+    stopping = Stop()
+    coordinator: Any = BrokenCoordinator(error)
+    rounds: Any = FakeRounds()
+    Attending(SETTINGS, lambda: True, coordinator, rounds, stopping).run(once=False)
+    return stopping
+
+
+@pytest.mark.parametrize("error", [CairnError("RESOURCE_EXHAUSTED: too large"), TooMuch("busy")])
+def test_a_stream_that_cannot_be_followed_does_not_end_the_node(error: CairnError) -> None:
+    assert attend_a_coordinator_that_answers(error).pauses[0] == 10.0
+
+
+@pytest.mark.parametrize(
+    "error", [CallerNotAllowed("not you"), WrongState("elsewhere"), InvalidMessage("version 1")]
+)
+def test_a_mistake_that_waiting_does_not_mend_ends_the_node(error: CairnError) -> None:
+    with pytest.raises(type(error)):
+        attend_a_coordinator_that_answers(error)
