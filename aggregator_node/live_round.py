@@ -1,6 +1,7 @@
 """A round while it is open: the pure state machine with its lock, its updates and its end.
 
-Updates live here and nowhere else, in memory, until the round is sealed; then they are let go.
+Updates live here and nowhere else, in memory, until the round is sealed; then they are let go. What an
+owner's receipt says of its update stays a while longer, for the owner to ask for.
 """
 
 import secrets

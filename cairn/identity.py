@@ -38,7 +38,7 @@ class Role(StrEnum):
     COORDINATOR = "coordinator"
 
 
-# Owners open no port and the aggregator dials nobody, so neither certificate serves for the other end.
+# Owners open no port, so their certificates do not serve for listening.
 KEY_USES = {
     Role.OWNER: {ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth"},
     # The aggregator dials only itself, to ask its own health.

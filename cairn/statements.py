@@ -1,4 +1,4 @@
-"""Signs and verifies what the aggregator states: manifests, receipts and release statements.
+"""Signs and verifies what the aggregator states: manifests, receipts, release statements, ledger heads.
 
 The signature covers the type and the exact bytes (DSSE's pre-authentication encoding,
 https://github.com/secure-systems-lab/dsse), so a signed manifest cannot pass for a receipt, and

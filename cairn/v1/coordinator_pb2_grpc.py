@@ -57,8 +57,8 @@ class InvitationServiceServicer:
 
         The caller must be an owner. A second call of the same owner ends the first, so it may be repeated
         after a lost connection; the invitation to a round that is still open is then sent again.
-        Errors: PERMISSION_DENIED for any other role, FAILED_PRECONDITION for another federation or an
-        incompatible protocol, NOT_FOUND where the job does not list the owner.
+        Errors: PERMISSION_DENIED for any other role, FAILED_PRECONDITION for another federation,
+        INVALID_ARGUMENT for another version of the protocol, NOT_FOUND where the job does not list the owner.
 
         Stream: 1. any number of `invitation` and `outcome`; 2. `finished`, then the end. A stream that
         ends otherwise is to be opened again.

@@ -238,7 +238,7 @@ def test_before_its_end_a_round_gives_the_same_refusal_whoever_has_pushed(
         f"coordinator/{who}",
         "GetStatement",
         grpc.StatusCode.NOT_FOUND,
-        "NOT_FOUND",
+        "ROUND_ENDED",
     ):
         _statement(network, who, opened.digest)
 

@@ -40,7 +40,7 @@ PUBLIC = {
     "CollectReleaseResponse": "header chunk",
     "ReleaseHeader": "statement total_bytes",
     "AbortRoundResponse": "",
-    "GetStatementResponse": "statement",
+    "GetStatementResponse": "statement ledger_head",
     "ListEntriesResponse": "entries head",
     "LedgerEntry": "number kind body head",
     "Signed": "type body signature",
