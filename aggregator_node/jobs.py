@@ -27,14 +27,21 @@ from aggregator_node.policy import (
 from aggregator_node.push import Terms
 from aggregator_node.recording import Recorder
 from aggregator_node.rows import JobRow, RoundRow
+from aggregator_node.specs import spec_of
 from aggregator_node.store import Store
 from cairn.clock import Clock
-from cairn.errors import CallerNotAllowed, Conflict, NotFound, TooMuch, WrongState
+from cairn.errors import (
+    CallerNotAllowed,
+    Conflict,
+    NotFound,
+    TooMuch,
+    Unavailable,
+    WrongState,
+)
 from cairn.messages import (
     JobSpec,
     Manifest,
     digest_of,
-    job_spec_from_bytes,
     manifest_from_bytes,
     manifest_to_bytes,
 )
@@ -83,8 +90,8 @@ class Jobs:
         self._averages = averages
         self._recorder = Recorder(store, signing_key, clock, averages)
         self._lock = threading.RLock()
-        self._parsing = threading.Lock()  # one large specification at a time in memory
         self._live: dict[bytes, LiveRound] = {}
+        self._coordinators: dict[bytes, str] = {}  # whose round it is, for those in `_live`
         self._ended: deque[bytes] = deque()
         self._registered: dict[str, int] = {}  # job → its rounds, since this process began
         for row in store.open_rounds():
@@ -93,8 +100,7 @@ class Jobs:
 
     def register(self, coordinator: str, body: bytes) -> JobState:
         """Register a job, or tell the state of a known one."""
-        with self._parsing:
-            spec = job_spec_from_bytes(body)
+        spec = spec_of(body)
         with self._lock:
             row = self._store.job(spec.name)
             if row is None:
@@ -106,7 +112,11 @@ class Jobs:
                     )
                 with self._store.transaction():
                     self._store.add_job(JobRow(spec.name, coordinator, body))
-                    facts = {"job": spec.name, "job_digest": digest_of(body).hex()}
+                    facts = {
+                        "job": spec.name,
+                        "job_digest": digest_of(body).hex(),
+                        "coordinator": coordinator,
+                    }
                     self._store.append("job", facts)
                 log.info("job registered", job=spec.name, coordinator=coordinator)
             elif row.coordinator != coordinator:
@@ -121,9 +131,9 @@ class Jobs:
 
     def open(self, coordinator: str, job: str, opening: Opening) -> pb.Signed:
         """Commit the round's cohort and sign its manifest; again for a repeated request."""
+        row = self._row_of(coordinator, job)
+        spec = spec_of(row.spec)
         with self._lock:
-            row = self._row_of(coordinator, job)
-            spec = job_spec_from_bytes(row.spec)
             policy = self._policy()
             known = self._store.find_round(job, opening.round, opening.phase)
             if known is not None:
@@ -132,9 +142,12 @@ class Jobs:
             under_way = [live for live in self._live.values() if live.state not in ENDED]
             if any(live.manifest.job == job for live in under_way):
                 raise WrongState(f"a round of {job} is open")
-            if len(under_way) >= MAX_OPEN_ROUNDS:
-                raise TooMuch(
-                    f"{MAX_OPEN_ROUNDS} rounds are open here: try again when one has ended"
+            own = [live for live in under_way if self._coordinators[live.digest] == coordinator]
+            if len(own) >= MAX_OPEN_ROUNDS:
+                raise Unavailable(
+                    f"{MAX_OPEN_ROUNDS} rounds of this coordinator are open: another has to wait until"
+                    " one has ended",
+                    pb.REASON_TOO_MUCH,
                 )
             progress = self._store.progress(job)
             check_opening(policy, spec, progress, opening)
@@ -158,7 +171,7 @@ class Jobs:
             )
             terms = Terms(manifest, spec, policy.bounds)
             self._averages.check(terms, opening.cohort)
-            return self._start(terms)
+            return self._start(coordinator, terms)
 
     def live(self, manifest_digest: bytes) -> LiveRound:
         """A round that is open or has just ended.
@@ -227,7 +240,7 @@ class Jobs:
             raise CallerNotAllowed(f"{job} is another coordinator's job")
         return row
 
-    def _start(self, terms: Terms) -> pb.Signed:
+    def _start(self, coordinator: str, terms: Terms) -> pb.Signed:
         manifest = terms.manifest
         body = manifest_to_bytes(manifest)
         digest = digest_of(body)
@@ -236,13 +249,23 @@ class Jobs:
             digest, manifest.job, manifest.round, manifest.phase, signed.SerializeToString()
         )
         self._recorder.open(row, manifest.cohort)
-        live = LiveRound(digest, terms, self._clock, self._sign_receipt)
-        self._live[digest] = live
+        self._coordinators[digest] = coordinator
+        try:
+            self._watch(LiveRound(digest, terms, self._clock, self._sign_receipt), row, terms)
+        except Exception:
+            self._live.pop(digest, None)
+            self._recorder.abort(row, pb.REASON_STORAGE_FAILED, ())
+            raise
+        return signed
+
+    def _watch(self, live: LiveRound, row: RoundRow, terms: Terms) -> None:
+        """Have the round seen to its end."""
+        manifest = terms.manifest
+        self._live[live.digest] = live
         name = f"round-{manifest.job}-{manifest.round}"
         threading.Thread(
             target=self._see_to_end, args=(live, row, terms), name=name, daemon=True
         ).start()
-        return signed
 
     def _sign_receipt(self, receipt: aggregator_pb2.Receipt) -> pb.Signed:
         return sign(self._key, RECEIPT, receipt.SerializeToString(deterministic=True))
@@ -255,7 +278,9 @@ class Jobs:
         with self._lock:
             self._ended.append(digest)
             while len(self._ended) > _KEPT_ROUNDS:
-                self._live.pop(self._ended.popleft(), None)
+                digest = self._ended.popleft()
+                self._live.pop(digest, None)
+                self._coordinators.pop(digest, None)
 
 
 def _same_opening(known: RoundRow, opening: Opening) -> pb.Signed:

@@ -8,8 +8,8 @@ from cairn.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds
 
-MAX_OPEN_ROUNDS = 64  # of all jobs: each has a thread, and memory for its updates
-MAX_ABORTS_IN_A_ROW = 20  # a coordinator gives up long before
+MAX_OPEN_ROUNDS = 64  # of one coordinator: each has a thread, and memory for its updates
+MAX_ABORTS = 20  # of a job by its coordinator, since its last release
 MAX_UNRELEASED_BYTES = (
     256 << 20
 )  # of the specifications of one coordinator's jobs without a release
@@ -119,10 +119,10 @@ def check_opening(policy: Policy, job: JobSpec, progress: Progress, opening: Ope
             f" round {progress.release_round}, bit by bit",
             pb.REASON_CHAIN_BROKEN,
         )
-    if progress.aborts >= MAX_ABORTS_IN_A_ROW:
+    if progress.aborts >= MAX_ABORTS:
         raise WrongState(
-            f"{progress.aborts} rounds of {job.name} in a row were ended by its coordinator: the job is"
-            " closed; go on under a new name",
+            f"{progress.aborts} rounds of {job.name} were ended by its coordinator since the last release:"
+            " the job is closed; go on under a new name",
             pb.REASON_TOO_MANY_ABORTS,
         )
 

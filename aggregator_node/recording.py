@@ -7,7 +7,6 @@ nothing is released that is not recorded.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,15 +15,14 @@ from aggregator_node.averages import Averages
 from aggregator_node.closing import Closing
 from aggregator_node.push import Terms
 from aggregator_node.rows import RoundRow
+from aggregator_node.specs import spec_of
 from aggregator_node.store import Store
 from cairn import __version__
 from cairn.clock import Clock
 from cairn.limits import MIN_COHORT
 from cairn.messages import (
-    JobSpec,
     Manifest,
     digest_of,
-    job_spec_from_bytes,
     manifest_from_bytes,
     parse,
     reason_word,
@@ -66,11 +64,17 @@ class Recorder:
         if len(closing.contributors) < max(MIN_COHORT, terms.manifest.floor):
             raise AssertionError("a release of fewer owners than the floor was asked for")
         self._averages.add(row.manifest_digest, terms, closing.contributors)
+        replaced = self._store.last_release(row.job) if terms.manifest.trains else None
         try:
             self._release(row, terms, closing)
         except BaseException:
             self._averages.forget(row.manifest_digest, terms)
+            self._store.release_path(row.manifest_digest).unlink(missing_ok=True)
             raise
+        if replaced is not None:
+            with suppress(OSError):  # the next start clears what is left over
+                self._store.release_path(replaced.manifest_digest).unlink()
+        log.info("released", job=row.job, round=row.number, contributors=len(closing.contributors))
 
     def _release(self, row: RoundRow, terms: Terms, closing: Closing) -> None:
         manifest = terms.manifest
@@ -78,7 +82,6 @@ class Recorder:
         if manifest.trains:
             path = self._store.release_path(row.manifest_digest)
             release_digest = write_model(path, terms.job.schema, closing.payload)
-        replaced = self._store.last_release(row.job) if manifest.trains else None
         with self._store.transaction():
             signed = self._state(row, manifest, closing, release_digest)
             released = replace(
@@ -97,10 +100,6 @@ class Recorder:
                 statement_digest=digest_of(signed.body).hex(),
             )
             self._store.append("release", facts)
-        if replaced is not None:
-            with suppress(OSError):  # the next start clears what is left over
-                self._store.release_path(replaced.manifest_digest).unlink()
-        log.info("released", job=row.job, round=row.number, contributors=len(closing.contributors))
 
     def abort(
         self, row: RoundRow, reason: "pb.Reason", exclusions: tuple[tuple[str, "pb.Reason"], ...]
@@ -117,13 +116,15 @@ class Recorder:
     def _remember_releases(self) -> None:
         released = aggregator_pb2.ROUND_STATE_RELEASED
         for row in self._store.rounds():
+            if row.state != released or row.statement is None:
+                continue
             job = self._store.job(row.job)
-            if row.state != released or row.statement is None or job is None:
+            if job is None:
                 continue
             manifest = manifest_from_bytes(parse(pb.Signed, row.manifest).body)
             body = parse(pb.Signed, row.statement).body
             excluded = {e.owner for e in parse(pb.ReleaseStatement, body).exclusions}
-            terms = Terms(manifest, _spec(job.spec), Bounds())
+            terms = Terms(manifest, spec_of(job.spec), Bounds())
             owners = set(manifest.cohort) - excluded
             self._averages.remember(row.manifest_digest, terms, owners)
 
@@ -152,11 +153,6 @@ class Recorder:
             software=__version__,
         )
         return sign(self._key, STATEMENT, statement.SerializeToString(deterministic=True))
-
-
-@lru_cache(maxsize=8)  # the rounds of a job follow one another
-def _spec(body: bytes) -> JobSpec:
-    return job_spec_from_bytes(body)
 
 
 def _facts(row: RoundRow, **more: object) -> dict[str, object]:

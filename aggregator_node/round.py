@@ -86,10 +86,6 @@ class Round:
     def join(self, owner: str, now: float) -> None:
         """The owner takes part, or renews its lease."""
         self._apply(owner, Event.JOIN)
-        self.renew(owner, now)
-
-    def renew(self, owner: str, now: float) -> None:
-        """The owner was heard of."""
         self._of(owner).lease_until = now + self.lease_seconds
 
     def decline(self, owner: str, reason: "pb.Reason") -> None:

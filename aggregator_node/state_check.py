@@ -11,7 +11,7 @@ from hashlib import sha256
 from aggregator_node.rows import JobRow, RoundRow
 from cairn.errors import InvalidMessage
 from cairn.ledger import Entry
-from cairn.messages import parse
+from cairn.messages import parse, reason_word
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
@@ -41,13 +41,17 @@ class StateCheck:
         facts = entry.facts
         if entry.kind == "job":
             row = self._jobs.pop(facts["job_digest"], None)
-            if row is None or row.name != facts["job"]:
+            if row is None or (row.name, row.coordinator) != (facts["job"], facts["coordinator"]):
                 raise InvalidMessage(f"the job of entry {entry.number} is not in the database")
             return
         digest = facts["manifest_digest"]
         self._states[digest] = _STATES[entry.kind]
         if entry.kind == "release":
             self._check_release(entry, digest)
+        elif entry.kind == "abort":
+            aborted = self._rounds.get(digest)
+            if aborted is None or reason_word(aborted.reason) != facts["reason"]:
+                raise InvalidMessage(f"the end of entry {entry.number} is not in the database")
 
     def finish(self) -> None:
         """Raise InvalidMessage where a row is not in the ledger, or not as the ledger has it."""
@@ -71,6 +75,9 @@ class StateCheck:
             raise InvalidMessage(
                 f"the statement of entry {entry.number} is another than was signed"
             )
+        stated = [(e.owner, e.reason) for e in parse(pb.ReleaseStatement, body).exclusions]
+        if list(row.exclusions) != stated:
+            raise InvalidMessage(f"the owners left out in entry {entry.number} are not as stated")
 
     def _promised_heads(self) -> dict[int, bytes | None]:
         """The heads of the ledger that manifests and statements name, by the number of entries."""

@@ -76,7 +76,11 @@ class Store:
 
     def save_round(self, row: RoundRow) -> None:
         self._execute(
-            "INSERT OR REPLACE INTO round VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            # Not OR REPLACE, which would put a second opening of a number in the place of the first.
+            "INSERT INTO round VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (manifest_digest)"
+            " DO UPDATE SET state = excluded.state, reason = excluded.reason,"
+            " exclusions = excluded.exclusions, statement = excluded.statement,"
+            " release_digest = excluded.release_digest",
             row.manifest_digest,
             row.job,
             row.number,
@@ -194,10 +198,11 @@ class Store:
 
     def _check(self) -> None:
         """Raise UsageError where ledger and rows are not those that this aggregator wrote."""
-        jobs = [JobRow(*row) for row in self._execute("SELECT name, coordinator, spec FROM job")]
+        select = "SELECT name, coordinator, spec FROM job"
         try:
+            jobs = [JobRow(*row) for row in self._execute(select)]
             check_state(self._ledger.all(), jobs, self.rounds())
-        except InvalidMessage as error:
+        except (InvalidMessage, ValueError, TypeError) as error:
             raise UsageError(
                 f"the state in {self.path} was tampered with: {error}. Put an unchanged copy of the"
                 " directory back"

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 
@@ -17,6 +18,7 @@ from cairn.errors import (
 from cairn.patience import patiently
 from cairn.v1 import coordinator_pb2
 from owner_node.coordinator_client import CoordinatorClient
+from owner_node.outcomes import ASK_AGAIN_SECONDS
 from owner_node.rounds import Rounds
 from owner_node.settings import OwnerSettings
 
@@ -120,8 +122,15 @@ class Attending:
             log.warning("the coordinator says more than this owner can work off; left out")
 
     def _work(self) -> None:
-        while (event := self._events.get()) is not None:
-            if self._stopping.is_set():
+        while True:
+            try:
+                event = self._events.get(
+                    timeout=ASK_AGAIN_SECONDS if self._rounds.ask_later else None
+                )
+            except queue.Empty:
+                self._rounds.settle()
+                continue
+            if event is None or self._stopping.is_set():
                 return
             if event.WhichOneof("event") == "invitation":
                 self._rounds.take_part(event.invitation)
@@ -130,6 +139,11 @@ class Attending:
 
     def _finish(self) -> None:
         """Wait until the worker is through with what was said: a coordinator cannot cut a round short."""
-        self._events.put(None)
+        told = False
         while self._worker.is_alive() and not self._stopping.is_set():
-            self._worker.join(_PAUSE_SECONDS)
+            if told:
+                self._worker.join(_PAUSE_SECONDS)
+                continue
+            with suppress(queue.Full):
+                self._events.put(None, timeout=_PAUSE_SECONDS)
+                told = True

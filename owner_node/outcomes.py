@@ -21,7 +21,7 @@ from owner_node.receipts import Receipts
 
 log = structlog.get_logger()
 
-_PAUSE_SECONDS = 3.0  # at least, between two questions about one round
+ASK_AGAIN_SECONDS = 3.0  # at least, between two questions about one round
 
 
 class Outcomes:
@@ -42,6 +42,7 @@ class Outcomes:
         self._owner = owner
         self._clock = clock
         self._asked: dict[bytes, float] = {}  # when it was last asked about a round
+        self.put_off = False  # whether there was a question too soon after another
 
     def is_proved(self, outcome: coordinator_pb2.Outcome) -> bool:
         """Whether the aggregator has signed that this round has ended."""
@@ -68,13 +69,17 @@ class Outcomes:
             copy = self._statement(outcome.statement, digest)
         except InvalidMessage:
             copy = None
-        if digest in self._ledger.past.unsettled and (copy is not None or self._may_ask(digest)):
-            self._ask(digest)
+        if digest in self._ledger.past.unsettled:
+            if copy is not None or self._may_ask(digest):
+                self._ask(digest)
+            else:
+                self.put_off = True
         if copy is not None:
             self._record(outcome.statement, copy)
 
     def settle(self) -> None:
         """Ask the aggregator itself how the rounds ended of which this owner was not told."""
+        self.put_off = False
         for digest in list(self._ledger.past.unsettled):
             if self._may_ask(digest) and not self._ask(digest):
                 return
@@ -82,7 +87,7 @@ class Outcomes:
     def _may_ask(self, digest: bytes) -> bool:
         """Whether enough time has passed: what a coordinator says must not flood the aggregator."""
         asked = self._asked.get(digest)
-        return asked is None or self._clock.monotonic() - asked >= _PAUSE_SECONDS
+        return asked is None or self._clock.monotonic() - asked >= ASK_AGAIN_SECONDS
 
     def _ask(self, digest: bytes) -> bool:
         """Ask how a round ended, and record it; returns whether the aggregator could be reached."""

@@ -142,6 +142,18 @@ class Rounds:
         except Exception:
             log.exception("the end of a round could not be recorded")
 
+    @property
+    def ask_later(self) -> bool:
+        """Whether a question how a round ended was put off, because it was asked just before."""
+        return self._outcomes.put_off
+
+    def settle(self) -> None:
+        """Ask what was put off. Never raises."""
+        try:
+            self._outcomes.settle()
+        except CairnError as error:
+            log.error("the end of a round could not be recorded", reason=str(error))
+
     def leave(self) -> None:
         """This node is told to stop: say so in the round under way, so that nobody waits for it."""
         with self._lock:
@@ -217,7 +229,7 @@ class Rounds:
         except CairnError as error:  # nothing that a coordinator says is the aggregator's word
             raise Declined(_not_fetched(error), pb.REASON_FETCH_FAILED) from None
         try:
-            check_values(schema, base, Bounds(value=self._deciding.largest_value))
+            check_values(schema, base, Bounds(value=self._deciding.largest_value, integer=1 << 63))
         except UpdateRefused as error:
             raise Declined(f"in the base the {error}", pb.REASON_MODEL_SUSPECT) from None
         process.keep_base(digest)
@@ -250,6 +262,8 @@ class Rounds:
                 raise WrongState(
                     "the round ended before this owner was done", pb.REASON_ROUND_ENDED
                 )
+        if self._stopping.is_set():
+            raise Declined("this node is told to stop", pb.REASON_STOPPING)
 
     def _give_up(self, invited: Invited, error: CairnError) -> None:
         if self._stopping.is_set():

@@ -78,8 +78,8 @@ class IntakeServiceServicer:
         Errors: PERMISSION_DENIED, NOT_FOUND for an unknown manifest, FAILED_PRECONDITION where the round
         has ended or the owner has not joined, ALREADY_EXISTS where a different update was accepted,
         RESOURCE_EXHAUSTED where a push of this owner is under way or more bytes arrive than the schema
-        has, INVALID_ARGUMENT with a reason for a malformed, truncated, corrupt or non-finite update, for
-        values beyond the aggregator's bounds.
+        has, INVALID_ARGUMENT with a reason for a malformed, truncated, corrupt or non-finite update or for
+        values beyond the aggregator's bounds, and as in JoinRound for the head of the ledger.
 
         Stream: 1. one `header`; 2. `chunk` until all bytes of the schema were sent (none in the phase
         EVALUATE); 3. one `commit`, and nothing after it.
@@ -92,7 +92,8 @@ class IntakeServiceServicer:
         """Asks for the receipt of the caller's own update, after a lost answer.
 
         The caller must be an owner of the round's cohort, and sees only its own receipt. Reads only.
-        Errors: PERMISSION_DENIED, NOT_FOUND where no update of the caller was accepted in that round.
+        Errors: PERMISSION_DENIED, NOT_FOUND where no update of the caller was accepted in that round,
+        FAILED_PRECONDITION for a round that ended long ago or before the aggregator was restarted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,8 +274,8 @@ class ReleaseServiceServicer:
         Errors: PERMISSION_DENIED, NOT_FOUND for an unknown job, INVALID_ARGUMENT for a cohort that is
         below the floor, not sorted or outside the job, FAILED_PRECONDITION for a round out of turn, a
         base that is not the last release, a job that has ended, an open round with another request, a
-        cohort that overlaps with other owners of an earlier release of the same base, or too many rounds
-        in a row without a release.
+        cohort that overlaps with other owners of an earlier release that is comparable, or too many
+        rounds that the coordinator ended; UNAVAILABLE while too many of its rounds are open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -314,7 +315,7 @@ class ReleaseServiceServicer:
 
         The caller must be the coordinator that registered the job. May be repeated.
         Errors: PERMISSION_DENIED, NOT_FOUND for an unknown manifest, FAILED_PRECONDITION where the round
-        was released.
+        is sealed or was released.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -14,6 +14,7 @@ from tests.hostile.audit import opened as opened_by
 from tests.hostile.checks import bounded, one_hot, refuses
 from tests.service.network import SECONDS, Network, refused
 
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -49,12 +50,16 @@ def test_an_owner_that_declines_too_much_for_the_floor_tells_of_nobody_else(
     assert ended.exclusions == {"bob": "TASK_FAILED"}
 
 
-def test_a_coordinator_cannot_open_rounds_without_end(network: Network, who: str) -> None:
-    for _ in range(MAX_OPEN_ROUNDS):
-        new_job(network, who).open(COHORT)
+def test_a_coordinator_cannot_open_rounds_without_end(
+    network: Network, who: str, new_caller: NewCaller
+) -> None:
+    opened = [new_job(network, who).open(COHORT) for _ in range(MAX_OPEN_ROUNDS)]
     one_more = new_job(network, who)
-    with refuses(network, f"coordinator/{who}", "OpenRound", EXHAUSTED, "TOO_MUCH"):
+    with refuses(network, f"coordinator/{who}", "OpenRound", UNAVAILABLE, "TOO_MUCH"):
         one_more.open(COHORT)
+    new_job(network, new_caller()).open(COHORT)  # another's rounds have places of their own
+    opened[0].abort()
+    one_more.open(COHORT)
 
 
 def test_a_schema_of_a_million_tensors_is_refused_before_they_become_objects(

@@ -108,7 +108,16 @@ def test_the_ledger_is_chained_over_restarts_and_holds_no_owners_value(network: 
         head = hashlib.sha256(head + entry.kind.encode() + b"\0" + entry.body).digest()
         assert (entry.number, entry.head) == (number, head)
         facts = json.loads(entry.body)
-        allowed = {"job", "job_digest", "round", "phase", "manifest_digest", "cohort", "reason"}
+        allowed = {
+            "job",
+            "job_digest",
+            "coordinator",
+            "round",
+            "phase",
+            "manifest_digest",
+            "cohort",
+            "reason",
+        }
         allowed |= {"base_digest", "release_digest", "statement_digest", "unix_ms"}
         assert set(facts) <= allowed | {"contributors", "exclusions"}
         assert set(facts.get("exclusions", {}).values()) <= set(REASONS)

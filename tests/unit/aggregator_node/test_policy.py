@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aggregator_node.policy import (
-    MAX_ABORTS_IN_A_ROW,
+    MAX_ABORTS,
     Average,
     Opening,
     Policy,
@@ -117,17 +117,19 @@ def test_an_evaluation_of_anything_but_the_last_release_is_refused() -> None:
         check_opening(POLICY, JOB, AFTER_ONE, Opening(1, pb.PHASE_EVALUATE, FIRST.cohort, BASE))
 
 
-@pytest.mark.parametrize("aborts", [0, MAX_ABORTS_IN_A_ROW - 1])
+@pytest.mark.parametrize("aborts", [0, MAX_ABORTS - 1])
 def test_a_job_goes_on_after_fewer_aborts_in_a_row_than_the_cap(aborts: int) -> None:
     check_opening(
         POLICY, JOB, Progress(opened=aborts, aborts=aborts), replace(FIRST, round=aborts + 1)
     )
 
 
-def test_a_job_is_closed_by_as_many_aborts_in_a_row_as_the_cap() -> None:
-    tired = Progress(opened=MAX_ABORTS_IN_A_ROW, aborts=MAX_ABORTS_IN_A_ROW)
-    with pytest.raises(WrongState, match="20 rounds of tumours in a row") as caught:
-        check_opening(POLICY, JOB, tired, replace(FIRST, round=MAX_ABORTS_IN_A_ROW + 1))
+def test_a_job_is_closed_by_as_many_aborts_of_its_coordinator_as_the_cap() -> None:
+    tired = Progress(opened=MAX_ABORTS, aborts=MAX_ABORTS)
+    with pytest.raises(
+        WrongState, match="20 rounds of tumours were ended by its coordinator"
+    ) as caught:
+        check_opening(POLICY, JOB, tired, replace(FIRST, round=MAX_ABORTS + 1))
     assert caught.value.reason == pb.REASON_TOO_MANY_ABORTS
 
 

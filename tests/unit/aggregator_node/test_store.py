@@ -47,7 +47,9 @@ def a_round(number: int, **changes: object) -> RoundRow:
 def statement_of(number: int) -> bytes:
     digest = a_round(number).manifest_digest
     return pb.ReleaseStatement(
-        manifest_digest=digest, release_digest=bytes([number]) * 32
+        manifest_digest=digest,
+        release_digest=bytes([number]) * 32,
+        exclusions=[pb.Exclusion(owner="carol", reason=pb.REASON_LEASE_EXPIRED)],
     ).SerializeToString()
 
 
@@ -63,7 +65,8 @@ def released(number: int, **changes: object) -> RoundRow:
 
 def record(store: Store) -> None:
     """A job, a released round and an open one, in the ledger and in the rows."""
-    store.append("job", {"job": "tumours", "job_digest": sha256(SPEC).hexdigest()})
+    job = {"job": "tumours", "job_digest": sha256(SPEC).hexdigest(), "coordinator": "coordinator"}
+    store.append("job", job)
     for number in (1, 2):
         store.append("open", {"manifest_digest": a_round(number).manifest_digest.hex()})
     store.append(
@@ -135,6 +138,18 @@ def another_release(db: sqlite3.Connection) -> None:
     db.execute("UPDATE round SET release_digest = ? WHERE number = 1", (bytes(32),))
 
 
+def other_exclusions(db: sqlite3.Connection) -> None:
+    db.execute("UPDATE round SET exclusions = '[]' WHERE number = 1")
+
+
+def exclusions_that_are_none(db: sqlite3.Connection) -> None:
+    db.execute("UPDATE round SET exclusions = 'x' WHERE number = 1")
+
+
+def another_coordinator(db: sqlite3.Connection) -> None:
+    db.execute("UPDATE job SET coordinator = 'rival'")
+
+
 def another_job(db: sqlite3.Connection) -> None:
     db.execute("UPDATE job SET spec = x'00'")
 
@@ -150,6 +165,9 @@ CHANGES: list[Callable[[sqlite3.Connection], None]] = [
     another_statement,
     no_message,
     another_release,
+    other_exclusions,
+    exclusions_that_are_none,
+    another_coordinator,
     another_job,
     no_job,
 ]
@@ -165,6 +183,13 @@ def test_rows_that_are_not_what_the_ledger_says_are_found_at_the_start(
         change(db)
     with pytest.raises(UsageError, match="was tampered with"):
         Store(tmp_path / "state", SetClock())
+
+
+def test_another_opening_of_a_number_does_not_take_the_place_of_the_first(store: Store) -> None:
+    store.save_round(a_round(1))
+    with pytest.raises(sqlite3.IntegrityError):
+        store.save_round(a_round(1, manifest_digest=b"o" * 32))
+    assert store.find_round("tumours", 1, pb.PHASE_TRAIN) == a_round(1)
 
 
 def test_a_manifest_that_was_never_signed_is_not_found(store: Store) -> None:

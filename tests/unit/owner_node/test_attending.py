@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -35,6 +35,7 @@ class FakeRounds:
         self.log: list[str] = []
         self.told = threading.Event()
         self.go_on = threading.Event()
+        self.ask_later = False
 
     def take_part(self, _invitation: coordinator_pb2.Invitation) -> None:
         assert self.go_on.wait(LONG)
@@ -83,6 +84,37 @@ def test_a_coordinator_that_says_more_than_is_worked_off_fills_no_memory() -> No
     rounds.go_on.set()
     running.join(LONG)
     assert 0 < len(rounds.log) < 50
+
+
+def test_a_question_that_was_put_off_is_asked_without_another_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("owner_node.attending.ASK_AGAIN_SECONDS", 0.01)
+    settled = threading.Event()
+
+    class PutOff(FakeRounds):
+        def settle(self) -> None:
+            self.ask_later = False
+            settled.set()
+
+    rounds = PutOff()
+    rounds.ask_later = True
+    rounds.go_on.set()
+    stopping = threading.Event()
+    held = threading.Event()
+
+    class Silent:
+        def attend(self, _federation: str) -> Iterator[coordinator_pb2.AttendResponse]:
+            held.wait(LONG)
+            yield FINISHED
+
+    coordinator: Any = Silent()
+    attending = Attending(SETTINGS, lambda: True, coordinator, cast("Any", rounds), stopping)
+    running = threading.Thread(target=lambda: attending.run(once=True))
+    running.start()
+    assert settled.wait(LONG)
+    held.set()
+    running.join(LONG)
 
 
 class Stop(threading.Event):
