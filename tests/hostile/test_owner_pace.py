@@ -155,7 +155,10 @@ def test_a_thousand_streams_of_one_owner_leave_the_others_alone(network: Network
             opened.push(owner, hot(owner))
         until(lambda: sum(call.done() for call in calls) == 999, "all but one are refused")
         ended = [call for call in calls if call.done()]
-        assert {call.code() for call in ended} == {EXHAUSTED}
+        # A connection that has no call for a second is ended; a call that begins just then goes with it.
+        codes = {call.code() for call in ended}
+        assert EXHAUSTED in codes
+        assert codes <= {EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
         goes_on.set()
         until(lambda: all(call.done() for call in calls), "the last is ended")
     assert refusals(network.state)[-1].facts["caller"].endswith("owner/alice")
