@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types protos protos-check fuzz containers bench clean
+.PHONY: help setup demo test lint types protos protos-check fuzz containers bench bench-peers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -49,8 +49,11 @@ containers: setup ## Build the images and run the tests that need a Docker engin
 	docker compose build --quiet
 	$(BIN)/pytest -m containers tests/containers
 
-bench: setup ## Measure the tutorial: its cold start, and seconds a round
-	$(BIN)/python bench/tutorial.py
+bench: setup ## Measure rounds beside the limit of this machine, into bench/README.md
+	$(BIN)/python -m bench all
+
+bench-peers: setup ## Measure the same work by Flower and NVFLARE, into bench/README.md
+	$(BIN)/python -m bench peers
 
 clean: ## Remove what was built; runs stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

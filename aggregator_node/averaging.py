@@ -1,14 +1,11 @@
-"""How accepted updates become an average: the arithmetic of RULE_MEAN, type by type. Pure.
+"""How accepted updates become an average: RULE_MEAN, type by type, in blocks. Pure.
 
 The mean of an element is the sum of weight * value over the updates, divided by the sum of the weights.
 
-F16, BF16, F32, F64: the sum is kept in binary64, one update after the other, in the order of the calls
-of `Mean.add`; it is divided in binary64 and that quotient is rounded once to the tensor's type, to
-nearest, ties to even. A product of a weight below 2**29 and a value of at most 24 significant bits (F16,
-BF16, F32) fits the 53 bits of binary64, so it is exact; a larger weight, or an F64 value, rounds the
-product once. Every step is one IEEE 754 operation on one element, so the same updates in the same order
-give the same bits on every machine and with any number of threads. The caller adds in the order of the
-owners' names, which makes the order of arrival irrelevant. Zero keeps its sign where all updates agree.
+F16, BF16, F32, F64: the sum is exact (`exact_sum`) and its quotient is rounded once to the tensor's type, to
+nearest, ties to even (`exact_rounding`). An exact sum has no order: the same updates give the same bits in
+every order of arrival and on every machine. Where updates are deltas, the mean is that of base + delta,
+which is one more exact term, base * total weight, before the one rounding.
 
 I8, I16, I32, I64, U8, BOOL: the sum is exact and the mean is rounded to the nearest integer, ties to even.
 A bool is a 0 or a 1, so its mean is true where more than half of the weight is true; a tie is false.
@@ -18,97 +15,155 @@ highest are 0 to 2**22 - 1. A limb's sum is below 2**22 * total weight, and the 
 
 Metrics: the exact weighted mean, rounded once to binary64.
 
-Memory: the sums (8 bytes an element; 16 for I32, 24 for I64) and a few blocks of 512 KiB.
+Memory: the sums (8 bytes an element; 16 for I32, 24 for I64), which are kept for the next round of the same
+schema, what floats carry below them (next to nothing; `exact_sum` has the worst), and blocks of 256 KiB, some 5 MiB with all types.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator_node.exact_rounding import Rounding
+from aggregator_node.exact_sum import BLOCK, ExactSums
+from aggregator_node.pages import anonymous
 from cairn.errors import TooMuch, UpdateRefused, WrongState
-from cairn.tensors import FLOATS, Buffer, Schema
+from cairn.tensors import DTYPES, FLOATS, Buffer, Schema
 from cairn.v1 import round_pb2 as pb
-from cairn.values import BLOCK, check_length, runs_of
+from cairn.values import SIGNIFICANT_BITS, Run, check_length, runs_of
 
 MAX_WEIGHT = 2**31 - 1
 MAX_TOTAL_WEIGHT = 2**41
 
+# A block of an update: of which run, by its number, and which elements of it. Returns the elements, whole
+# or as deltas, and how many significant bits each has at the most; integers have no use for these.
+ReadBlock = Callable[[int, slice], tuple[NDArray[Any], int]]
+
+_DELTAS = frozenset({"F32", "F64"})  # see Encoding in round.proto
+_PIECE = 4 * BLOCK  # elements of the mean that are handed out at once
 _LIMB_BITS = 22
 _LIMB_BASE = 1 << _LIMB_BITS
 _LIMBS = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 1, "I32": 2, "I64": 3}
 
 
 class Mean:
-    """The weighted mean of the updates added so far, all of one schema."""
+    """The weighted mean of the updates added so far, all of one schema. One call at a time."""
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
         self._total_weight = 0
         self._runs = tuple(runs_of(schema))
-        # The first update overwrites the sums of floats, so a mean of negative zeros is one as well.
-        self._sums: tuple[NDArray[Any], ...] = tuple(
-            np.empty(run.count)
-            if run.dtype in FLOATS
-            else np.zeros((_LIMBS[run.dtype], run.count), np.int64)
-            for run in self._runs
-        )
-        self._scratch = np.empty(BLOCK)
+        self._memory = anonymous(sum_bytes(schema))
+        # The first update overwrites the sums, so a mean of negative zeros is one as well.
+        self._sums = tuple(self._divided())
+        self._rounding = Rounding()
 
     def add(self, payload: Buffer, weight: int) -> None:
         """Add one complete update that `check_values` has passed; it counts `weight` times.
 
-        Raises UpdateRefused for another length or a weight outside 1 to `MAX_WEIGHT`, and TooMuch
-        where all weights together exceed `MAX_TOTAL_WEIGHT`; the sums are then as before.
+        Raises UpdateRefused for another length, and as `add_blocks` does.
         """
         check_length(self._schema, payload)
+
+        def read(number: int, block: slice) -> tuple[NDArray[Any], int]:
+            run = self._runs[number]
+            return run.values(payload)[block], SIGNIFICANT_BITS.get(run.dtype, 0)
+
+        self.add_blocks(read, weight)
+
+    def add_blocks(self, read: ReadBlock, weight: int) -> None:
+        """Add one update that is read block by block, in canonical order; it counts `weight` times.
+
+        A block begins at a multiple of `BLOCK` elements of its run and is that long, or the run's rest.
+        What `read` returns is used before it is called again; it must not raise, because the blocks
+        before would stay in the sums. Raises UpdateRefused for a weight outside 1 to `MAX_WEIGHT`, and
+        TooMuch where all weights exceed `MAX_TOTAL_WEIGHT`; the sums are then as before.
+        """
         if not 1 <= weight <= MAX_WEIGHT:
             raise UpdateRefused(f"a weight is 1 to {MAX_WEIGHT}", pb.REASON_EXAMPLES_REFUSED)
         if self._total_weight + weight > MAX_TOTAL_WEIGHT:
             raise TooMuch(f"the weights of a round add up to {MAX_TOTAL_WEIGHT} at the most")
-        for run, sums in zip(self._runs, self._sums, strict=True):
-            values = run.values(payload)
-            for block in run.blocks():
-                if run.dtype in FLOATS:
-                    self._add_floats(values[block], weight, sums[block])
-                else:
-                    _add_integers(values[block], weight, sums[:, block])
+        first = not self._total_weight
+        with np.errstate(all="ignore"):  # what leaves the range is refused by the result, by name
+            for number, (run, sums) in enumerate(zip(self._runs, self._sums, strict=True)):
+                for block in _blocks(run.count):
+                    values, bits = read(number, block)
+                    if isinstance(sums, ExactSums):
+                        sums.add(block, values, bits, weight, first=first)
+                    else:
+                        _add_integers(values, weight, sums[:, block], first=first)
         self._total_weight += weight
 
-    def result(self, out: bytearray | memoryview) -> None:
-        """Write the mean into `out`, which has the size of the payload.
+    def result_blocks(self, base: Buffer | None = None) -> Iterator[memoryview]:
+        """The bytes of the mean in canonical order; each piece lasts until the next but one is asked for.
 
-        Raises WrongState where nothing was added, and TooMuch where a mean left the range of binary64,
-        which only F64 can do; what is in `out` is then of no use.
+        With a base, a payload of the same schema, F32 and F64 updates were deltas from it. Raises
+        WrongState where nothing was added, and TooMuch where a mean leaves the range of its type, which
+        only F64 and deltas can do: nothing may be used before the last piece has come.
         """
         if not self._total_weight:
             raise WrongState("there is no mean of no update")
         for run, sums in zip(self._runs, self._sums, strict=True):
-            means = run.values(out)
-            for block in run.blocks():
-                if run.dtype in FLOATS:
-                    mean = np.divide(
-                        sums[block], self._total_weight, out=self._scratch[: len(sums[block])]
-                    )
-                    if not (good := np.isfinite(mean)).all():
-                        name = run.tensor_name(self._schema, block.start + int(good.argmin()))
-                        raise TooMuch(f"the sum of tensor {name} exceeds the range of binary64")
-                    means[block] = _to_odd(mean) if run.dtype == "BF16" else mean
-                else:
-                    means[block] = _divide_integers(sums[:, block], self._total_weight)
+            means = cycle(np.empty((2, _PIECE), DTYPES[run.dtype]))
+            start = run.values(base) if base is not None and run.dtype in _DELTAS else None
+            for piece in _blocks(run.count, _PIECE):
+                out = next(means)[: piece.stop - piece.start]
+                for part in _blocks(len(out)):
+                    block = slice(piece.start + part.start, piece.start + part.stop)
+                    if isinstance(sums, ExactSums):
+                        self._round(run, sums, block, start, out[part])
+                    else:
+                        out[part] = _divide_integers(sums[:, block], self._total_weight)
+                yield out.view(np.uint8).data
 
-    def _add_floats(self, values: NDArray[Any], weight: int, sums: NDArray[np.float64]) -> None:
-        is_first = not self._total_weight
-        terms = sums if is_first else self._scratch[: len(values)]
-        # What overflows here stays infinite or NaN, and `result` refuses it by name.
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(terms, values)
-            if weight != 1:
-                terms *= weight
-            if not is_first:
-                sums += terms
+    def reset(self) -> None:
+        """Forget all updates and overwrite what they left, but keep the memory for the next round."""
+        self._forget()
+        np.frombuffer(self._memory, np.uint8).fill(0)
+
+    def _forget(self) -> None:
+        self._total_weight = 0
+        self._rounding.erase()
+        for sums in self._sums:
+            if isinstance(sums, ExactSums):
+                sums.erase()
+
+    def _divided(self) -> Iterator[ExactSums | NDArray[np.int64]]:
+        begin, memory = 0, self._memory
+        for run in self._runs:
+            if run.dtype in FLOATS:
+                yield ExactSums(np.frombuffer(memory, np.float64, run.count, begin))
+            else:
+                words = np.frombuffer(memory, np.int64, _LIMBS[run.dtype] * run.count, begin)
+                yield words.reshape(-1, run.count)
+            begin += 8 * run.count * _LIMBS.get(run.dtype, 1)
+
+    def _round(
+        self,
+        run: Run,
+        sums: ExactSums,
+        block: slice,
+        base: NDArray[Any] | None,
+        out: NDArray[Any],
+    ) -> None:
+        with np.errstate(all="ignore"):
+            if base is None:
+                level, carry = sums.read(block)
+            else:
+                bits = SIGNIFICANT_BITS[run.dtype]
+                level, carry = sums.read_with(block, base[block], bits, self._total_weight)
+            self._rounding.nearest(level, carry, self._total_weight, run.dtype, out)
+        if not (good := np.isfinite(out)).all():
+            name = run.tensor_name(self._schema, block.start + int(good.argmin()))
+            raise TooMuch(f"the average of tensor {name} exceeds the range of {run.dtype}")
+
+
+def sum_bytes(schema: Schema) -> int:
+    """The memory of the sums."""
+    return sum(8 * run.count * _LIMBS.get(run.dtype, 1) for run in runs_of(schema))
 
 
 def average_metrics(reports: Sequence[tuple[Mapping[str, float], int]]) -> dict[str, float]:
@@ -126,21 +181,11 @@ def average_metrics(reports: Sequence[tuple[Mapping[str, float], int]]) -> dict[
     }
 
 
-def _to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Round to binary32, and where that is inexact, to the neighbour whose last bit is 1.
-
-    ml_dtypes rounds binary64 to bfloat16 by way of binary32. Rounding to nearest twice can end one
-    step off; after rounding to odd the second rounding sees on which side of a tie the value was, and
-    the result is that of one rounding (Boldo and Melquiond 2008, doi 10.1109/TC.2007.70819).
-    """
-    rounded = values.astype(np.float32)
-    bits = rounded.view(np.int32)
-    bits -= np.abs(rounded) > np.abs(values)  # one step towards zero: the value, truncated
-    bits |= rounded != values
-    return rounded
-
-
-def _add_integers(values: NDArray[Any], weight: int, sums: NDArray[np.int64]) -> None:
+def _add_integers(
+    values: NDArray[Any], weight: int, sums: NDArray[np.int64], *, first: bool
+) -> None:
+    if first:
+        sums.fill(0)
     rest = values.astype(np.int64)
     for limb in range(len(sums) - 1):
         sums[limb] += (rest & (_LIMB_BASE - 1)) * weight
@@ -162,3 +207,8 @@ def _divide_integers(sums: NDArray[np.int64], total_weight: int) -> NDArray[np.i
     twice = 2 * remainder
     quotient += (twice > total_weight) | ((twice == total_weight) & (quotient % 2 == 1))
     return quotient
+
+
+def _blocks(count: int, length: int = BLOCK) -> Iterator[slice]:
+    for start in range(0, count, length):
+        yield slice(start, min(start + length, count))

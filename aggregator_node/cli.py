@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cairn import __version__
+from cairn.allocator import keep_freed_memory
 
 
 @click.command()
@@ -28,6 +29,7 @@ def main(*, config: Path, once: bool) -> None:
     from aggregator_node.erasure import erase_freed_memory
 
     erases = erase_freed_memory()  # before the rest is imported: it may start the process anew
+    keep_freed_memory()
 
     from aggregator_node.node import run
     from cairn.process import exit_with

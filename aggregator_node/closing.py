@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from aggregator_node.averaging import Mean
 from cairn.v1 import round_pb2 as pb
 
 
@@ -16,17 +17,20 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Joined:
-    """The answer to a join: whether there is anything left to do, and for how long at the most."""
+    """The answer to a join: whether there is anything left to do, for how long at the most, and the
+    place in line to push, 0 where it does not wait.
+    """
 
     update_accepted: bool
     open_seconds: float
+    queue_place: int
 
 
 @dataclass(frozen=True)
 class Closing:
-    """What a sealed round hands to its release. `payload` is empty for an evaluation."""
+    """What a sealed round hands to its release. Of an evaluation nothing was added to the mean."""
 
-    payload: bytearray
+    mean: Mean
     contributors: tuple[str, ...]
     commitments: tuple[bytes, ...]
     metrics: dict[str, float]

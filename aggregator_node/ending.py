@@ -7,21 +7,16 @@ from aggregator_node.push import Terms
 from aggregator_node.recording import Recorder
 from aggregator_node.rows import RoundRow
 from cairn.errors import TooMuch, WrongState
-from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()
 
 
-def see_to_end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder) -> None:
-    """Wait for the round's end and record it; whatever fails, the round ends."""
-    reason = _end(live, row, terms, recorder)
-    state = aggregator_pb2.ROUND_STATE_ABORTED if reason else aggregator_pb2.ROUND_STATE_RELEASED
-    live.end(state, reason)
+def see_to_end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder) -> "pb.Reason":
+    """Wait for the round's end and record it; whatever fails, the round ends.
 
-
-def _end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder) -> "pb.Reason":
-    """Returns the reason why there is no release; unspecified where there is one."""
+    Returns the reason why there is no release; unspecified where there is one.
+    """
     try:
         closing = live.await_seal()
         if closing is None:

@@ -1,16 +1,13 @@
 """The owners' door: joins, updates and receipts. Receives `cairn.v1.IntakeService`."""
 
 import math
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import grpc
 
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_round import LiveRound
 from aggregator_node.push import Push
-from aggregator_node.pushes import IDLE_SECONDS, watched
 from aggregator_node.roster import Roster
 from aggregator_node.witness import Witness
 from cairn.clock import Clock
@@ -18,8 +15,14 @@ from cairn.errors import InvalidMessage, Unavailable
 from cairn.guard import caller
 from cairn.identity import NodeName
 from cairn.messages import check_digest, check_protocol, known
+from cairn.silence import ended_when_silent
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
+
+# Of an update's stream; the chunks come as they are (cairn/frames.py).
+Part = aggregator_pb2.SubmitUpdateRequest | memoryview
+
+_LEAST_TURN_SECONDS = 1.0
 
 
 class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
@@ -47,6 +50,7 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
                 lease_seconds=live.manifest.lease_seconds,
                 update_accepted=joined.update_accepted,
                 open_seconds=math.ceil(joined.open_seconds),
+                queue_place=joined.queue_place,
                 ledger_head=self._witness.head(),
             )
         known(pb.Reason, request.reason, "reason")
@@ -55,7 +59,7 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
 
     def SubmitUpdate(  # noqa: N802 - gRPC calls it so
         self,
-        request_iterator: Iterator[aggregator_pb2.SubmitUpdateRequest],
+        request_iterator: Iterator[Part],
         context: grpc.ServicerContext,
     ) -> aggregator_pb2.SubmitUpdateResponse:
         return self._take(caller(context), request_iterator, context)
@@ -69,60 +73,47 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
     def _take(
         self,
         node: NodeName,
-        requests: Iterator[aggregator_pb2.SubmitUpdateRequest],
+        requests: Iterator[Part],
         context: grpc.ServicerContext,
     ) -> aggregator_pb2.SubmitUpdateResponse:
         owner = node.name
-        silence = threading.Timer(
-            IDLE_SECONDS, context.cancel
-        )  # the round watches from the header on
-        silence.start()
-        try:
-            header = _expect(requests, "header").header
-        finally:
-            silence.cancel()
+        with ended_when_silent(context.cancel, self._clock):
+            header = _expected(next(requests, None), "header").header
         if header.HasField("seen_head"):
             self._witness.check(header.seen_head)
         live = self._live(header.manifest_digest)
-        with live.push(owner, header, context.cancel) as push, self._watched(live, push):
+        with live.push(owner, header, context) as push:
+            context.send_initial_metadata(
+                ()
+            )  # it is this owner's turn: what a good owner waits for
             commit = self._receive(live, owner, push, requests)
-            if next(requests, None) is not None:
-                raise InvalidMessage("something follows the commit")
             if not context.is_active():
                 raise Unavailable("the owner broke off before its update was accepted")
             self._roster.check(node)  # it may have been removed while it pushed
             return aggregator_pb2.SubmitUpdateResponse(receipt=live.commit(owner, push, commit))
 
-    def _watched(self, live: LiveRound, push: Push) -> AbstractContextManager[None]:
-        """An open round ends its idle pushes itself, and all of them when it is sealed."""
-        return nullcontext() if live.is_open else watched(push, self._clock)
-
     def _receive(
-        self,
-        live: LiveRound,
-        owner: str,
-        push: Push,
-        requests: Iterator[aggregator_pb2.SubmitUpdateRequest],
+        self, live: LiveRound, owner: str, push: Push, requests: Iterator[Part]
     ) -> aggregator_pb2.UpdateCommit:
-        while True:
-            message = _expect(requests, "chunk", "commit")
-            if message.WhichOneof("part") == "commit":
-                return message.commit
-            push.write(message.chunk, self._clock.monotonic())
-            live.heard(owner)
+        # Who is silent for all of its turn keeps others waiting, however short the round is.
+        turn = max(_LEAST_TURN_SECONDS, push.turn_ends - self._clock.monotonic())
+        with ended_when_silent(push.call.cancel, self._clock, turn) as heard:
+            while isinstance(part := next(requests, None), memoryview):
+                push.write(part)
+                heard()
+                live.heard(owner, push)
+            commit = _expected(part, "commit").commit
+            if next(requests, None) is not None:
+                raise InvalidMessage("something follows the commit")
+        return commit
 
     def _live(self, manifest_digest: bytes) -> LiveRound:
         return self._jobs.live(check_digest(manifest_digest, "manifest_digest"))
 
 
-def _expect(
-    requests: Iterator[aggregator_pb2.SubmitUpdateRequest], *parts: str
-) -> aggregator_pb2.SubmitUpdateRequest:
-    """The next message of an update's stream, which must be one of `parts`."""
-    message = next(requests, None)
-    part = message.WhichOneof("part") if message is not None else None
-    if message is None or part not in parts:
-        raise InvalidMessage(
-            f"the stream brought {part or 'its end'} where {' or '.join(parts)} was due"
-        )
-    return message
+def _expected(part: Part | None, due: str) -> aggregator_pb2.SubmitUpdateRequest:
+    """The part of an update's stream, which must be the message `due`."""
+    if isinstance(part, aggregator_pb2.SubmitUpdateRequest) and part.WhichOneof("part") == due:
+        return part
+    brought = "a chunk" if isinstance(part, memoryview) else part and part.WhichOneof("part")
+    raise InvalidMessage(f"the stream brought {brought or 'its end'} where its {due} was due")

@@ -6,17 +6,14 @@ is promised to a peer durable first.
 
 import secrets
 import threading
-from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.averages import Averages
-from aggregator_node.ending import see_to_end
-from aggregator_node.live_round import ENDED, LiveRound
+from aggregator_node.live_round import LiveRound
+from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.policy import (
     MAX_OPEN_ROUNDS,
     MAX_UNRELEASED_BYTES,
@@ -25,7 +22,6 @@ from aggregator_node.policy import (
     check_opening,
 )
 from aggregator_node.push import Terms
-from aggregator_node.recording import Recorder
 from aggregator_node.rows import JobRow, RoundRow
 from aggregator_node.specs import spec_of
 from aggregator_node.store import Store
@@ -43,16 +39,10 @@ from cairn.messages import (
     Manifest,
     digest_of,
     manifest_from_bytes,
-    manifest_to_bytes,
 )
-from cairn.statements import MANIFEST, RECEIPT, sign
-from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()
-
-_RECORD_SECONDS = 5.0
-_KEPT_ROUNDS = 64  # ended rounds whose receipts can still be asked for
 
 
 @dataclass(frozen=True)
@@ -74,29 +64,22 @@ class Jobs:
         policy: Callable[[], Policy],
         lease_seconds: int,
         store: Store,
-        signing_key: Ed25519PrivateKey,
-        clock: Clock,
+        rounds: LiveRounds,
         averages: Averages,
+        clock: Clock,
     ) -> None:
-        """Take up the store; rounds that were open when the last process ended are aborted.
+        """Take up the store.
 
         `policy` returns the rules with the roster as it stands at the moment.
         """
         self._policy = policy
         self._lease_seconds = lease_seconds
         self._store = store
-        self._key = signing_key
-        self._clock = clock
+        self._rounds = rounds
         self._averages = averages
-        self._recorder = Recorder(store, signing_key, clock, averages)
+        self._clock = clock
         self._lock = threading.RLock()
-        self._live: dict[bytes, LiveRound] = {}
-        self._coordinators: dict[bytes, str] = {}  # whose round it is, for those in `_live`
-        self._ended: deque[bytes] = deque()
         self._registered: dict[str, int] = {}  # job → its rounds, since this process began
-        for row in store.open_rounds():
-            self._recorder.abort(row, pb.REASON_AGGREGATOR_RESTARTED, ())
-        store.clear_left_over_releases()
 
     def register(self, coordinator: str, body: bytes) -> JobState:
         """Register a job, or tell the state of a known one."""
@@ -138,12 +121,10 @@ class Jobs:
             known = self._store.find_round(job, opening.round, opening.phase)
             if known is not None:
                 return _same_opening(known, opening)
-            # A sealed round counts as open: its release, which the next base must be, is yet to come.
-            under_way = [live for live in self._live.values() if live.state not in ENDED]
+            under_way = self._rounds.under_way(coordinator)
             if any(live.manifest.job == job for live in under_way):
                 raise WrongState(f"a round of {job} is open")
-            own = [live for live in under_way if self._coordinators[live.digest] == coordinator]
-            if len(own) >= MAX_OPEN_ROUNDS:
+            if len(under_way) >= MAX_OPEN_ROUNDS:
                 raise Unavailable(
                     f"{MAX_OPEN_ROUNDS} rounds of this coordinator are open: another has to wait until"
                     " one has ended",
@@ -168,18 +149,18 @@ class Jobs:
                 nonce=secrets.token_bytes(32),
                 ledger_head=head,
                 ledger_number=number,
+                encoding=self._encoding_of(spec, opening),
             )
             terms = Terms(manifest, spec, policy.bounds)
             self._averages.check(terms, opening.cohort)
-            return self._start(coordinator, terms)
+            return self._rounds.start(coordinator, terms)
 
     def live(self, manifest_digest: bytes) -> LiveRound:
         """A round that is open or has just ended.
 
         Raises WrongState for one that ended longer ago, NotFound for one that never was.
         """
-        with self._lock:
-            live = self._live.get(manifest_digest)
+        live = self._rounds.find(manifest_digest)
         if live is None:
             self._store.round(manifest_digest)
             raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
@@ -197,30 +178,23 @@ class Jobs:
             jobs = dict(self._registered)
         return bool(jobs) and all(self._store.progress(j).released >= n for j, n in jobs.items())
 
-    def live_or_none(self, manifest_digest: bytes) -> LiveRound | None:
-        with self._lock:
-            return self._live.get(manifest_digest)
-
-    def abort_all(self) -> None:
-        """End every open round, because the process is about to end, and wait for the records."""
-        with self._lock:
-            under_way = [live for live in self._live.values() if live.state not in ENDED]
-        for live in under_way:
-            with suppress(WrongState):  # sealed meanwhile: then it is released
-                live.abort(pb.REASON_AGGREGATOR_RESTARTED)
-        for live in under_way:
-            live.wait_for_end(_RECORD_SECONDS)
+    def _encoding_of(self, spec: JobSpec, opening: Opening) -> "pb.Encoding":
+        """Updates can be deltas only from a model that is here: the job's last release."""
+        last = self._store.last_release(spec.name) if opening.phase == pb.PHASE_TRAIN else None
+        if last is None or not self._store.release_path(last.manifest_digest).exists():
+            return pb.ENCODING_WHOLE
+        return spec.encoding
 
     def _state_of(self, spec: JobSpec) -> JobState:
         progress = self._store.progress(spec.name)
         last = self._store.last_release(spec.name)
+        under_way_here = {live.digest for live in self._rounds.under_way()}
         under_way = [
             row
             for row in self._store.open_rounds()
             if row.job == spec.name
-            and row.manifest_digest in self._live
             # A round whose end could not be recorded is open in the store only.
-            and self._live[row.manifest_digest].state not in ENDED
+            and row.manifest_digest in under_way_here
         ]
         return JobState(
             floor=self._policy().floor_of(spec),
@@ -239,48 +213,6 @@ class Jobs:
         if row.coordinator != coordinator:
             raise CallerNotAllowed(f"{job} is another coordinator's job")
         return row
-
-    def _start(self, coordinator: str, terms: Terms) -> pb.Signed:
-        manifest = terms.manifest
-        body = manifest_to_bytes(manifest)
-        digest = digest_of(body)
-        signed = sign(self._key, MANIFEST, body)
-        row = RoundRow(
-            digest, manifest.job, manifest.round, manifest.phase, signed.SerializeToString()
-        )
-        self._recorder.open(row, manifest.cohort)
-        self._coordinators[digest] = coordinator
-        try:
-            self._watch(LiveRound(digest, terms, self._clock, self._sign_receipt), row, terms)
-        except Exception:
-            self._live.pop(digest, None)
-            self._recorder.abort(row, pb.REASON_STORAGE_FAILED, ())
-            raise
-        return signed
-
-    def _watch(self, live: LiveRound, row: RoundRow, terms: Terms) -> None:
-        """Have the round seen to its end."""
-        manifest = terms.manifest
-        self._live[live.digest] = live
-        name = f"round-{manifest.job}-{manifest.round}"
-        threading.Thread(
-            target=self._see_to_end, args=(live, row, terms), name=name, daemon=True
-        ).start()
-
-    def _sign_receipt(self, receipt: aggregator_pb2.Receipt) -> pb.Signed:
-        return sign(self._key, RECEIPT, receipt.SerializeToString(deterministic=True))
-
-    def _see_to_end(self, live: LiveRound, row: RoundRow, terms: Terms) -> None:
-        see_to_end(live, row, terms, self._recorder)
-        self._forget_old(live.digest)
-
-    def _forget_old(self, digest: bytes) -> None:
-        with self._lock:
-            self._ended.append(digest)
-            while len(self._ended) > _KEPT_ROUNDS:
-                digest = self._ended.popleft()
-                self._live.pop(digest, None)
-                self._coordinators.pop(digest, None)
 
 
 def _same_opening(known: RoundRow, opening: Opening) -> pb.Signed:

@@ -7,20 +7,20 @@ owner's receipt says of its update stays a while longer, for the owner to ask fo
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import structlog
 
 from aggregator_node.averaging import average_metrics
 from aggregator_node.closing import Accepted, Closing, Joined
-from aggregator_node.ordered_sum import OrderedSum
-from aggregator_node.push import Push, Terms, check_header
+from aggregator_node.memory import Workspace
+from aggregator_node.push import Call, Push, Terms, check_header
 from aggregator_node.pushes import Pushes
 from aggregator_node.round import Ending, Round, Seat
 from cairn.clock import Clock
-from cairn.errors import Conflict, NotFound, UpdateRefused, WrongState
-from cairn.messages import digest_of, reason_word
+from cairn.errors import Conflict, NotFound, TooMuch, UpdateRefused, WrongState
+from cairn.messages import reason_word
 from cairn.statements import commitment_of
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -38,6 +38,7 @@ class LiveRound:
         self,
         digest: bytes,
         terms: Terms,
+        workspace: Workspace,
         clock: Clock,
         sign_receipt: Callable[[aggregator_pb2.Receipt], pb.Signed],
     ) -> None:
@@ -55,9 +56,11 @@ class LiveRound:
         self._round = Round.open(
             manifest.cohort, manifest.floor, manifest.lease_seconds, now + remaining, now
         )
-        self._sum = OrderedSum(terms.job.schema, manifest.cohort)
+        self._workspace: Workspace | None = workspace
         self._summing = threading.Lock()
         self._pushes = Pushes()
+        self.has_broken_pushes = False  # whose last bytes wait for Python's collector
+        self._added = 0
         self._accepted: dict[str, Accepted] = {}
         self._reports: dict[str, tuple[dict[str, float], int]] = {}  # metrics and weight, by owner
         self._abort_reason: pb.Reason = pb.REASON_UNSPECIFIED
@@ -68,14 +71,14 @@ class LiveRound:
         with self._while_open():
             now = self._clock.monotonic()
             self._round.join(owner, now)
-            return Joined(owner in self._accepted, max(0.0, self._round.deadline - now))
+            left = max(0.0, self._round.deadline - now)
+            return Joined(owner in self._accepted, left, self._lent().buffers.place(owner))
 
     def decline(self, owner: str, reason: "pb.Reason") -> None:
         """The owner does not take part."""
         with self._while_open():
             self._round.decline(owner, reason)
         log.info("declined", **self._ids, owner=owner, reason=reason_word(reason))
-        self._skip(owner)
 
     def receipt(self, owner: str) -> pb.Signed:
         """The owner's receipt, also after the round ended. Raises NotFound before."""
@@ -86,29 +89,41 @@ class LiveRound:
             return self._accepted[owner].receipt
 
     @contextmanager
-    def push(
-        self, owner: str, header: aggregator_pb2.UpdateHeader, cancel: Callable[[], object]
-    ) -> Iterator[Push]:
-        """Let the owner push inside; one push of an owner at a time."""
+    def push(self, owner: str, header: aggregator_pb2.UpdateHeader, call: Call) -> Iterator[Push]:
+        """Let the owner push inside, as soon as there is memory for it; one push of an owner at a time."""
         with self._changed:
             self._check_may_push(owner)
         self._refusing(owner, lambda: check_header(header, self._terms))
-        push = Push(header, self._terms, cancel, self._clock.monotonic())
+        push = Push(header, self._terms, call)
         with self._changed:
             self._check_may_push(owner)
             self._pushes.begin(owner, push)
-            self._changed.notify_all()
+            is_repeated = owner in self._accepted
         try:
-            yield push
+            with nullcontext() if is_repeated else self._buffer_for(owner, push):
+                yield push
+        except BaseException:
+            self.has_broken_pushes = True
+            raise
         finally:
             with self._changed:
                 self._pushes.end(owner, push)
 
-    def heard(self, owner: str) -> None:
-        """A chunk arrived, which renews the owner's lease."""
+    def heard(self, owner: str, push: Push) -> None:
+        """A chunk arrived, which renews the owner's lease.
+
+        Raises TooMuch where the owner has had its turn, and others wait in line: else a few owners who send
+        as slowly as they may would keep the memory to the round's end.
+        """
+        now = self._clock.monotonic()
         with self._changed:
             if self.is_open:
-                self._round.join(owner, self._clock.monotonic())
+                self._round.join(owner, now)
+            workspace = self._workspace
+        if now >= push.turn_ends and workspace is not None and workspace.buffers.are_waited_for:
+            raise TooMuch(
+                "this push took longer than its share of the round, and others wait in line"
+            )
 
     def commit(self, owner: str, push: Push, commit: aggregator_pb2.UpdateCommit) -> pb.Signed:
         """Accept the pushed update and return its receipt; the same update again, the same receipt.
@@ -117,7 +132,7 @@ class LiveRound:
         the round has ended.
         """
         digest = self._refusing(owner, lambda: push.finish(commit))
-        header_digest = _digest_of(push.header)
+        header_digest = push.header_digest()
         receipt = self._sign_receipt(
             aggregator_pb2.Receipt(
                 manifest_digest=self.digest,
@@ -142,10 +157,12 @@ class LiveRound:
                 self._round.accept(owner)
                 self._accepted[owner] = Accepted(header_digest, digest, receipt)
                 self._reports[owner] = (dict(push.header.metrics), weight)
-            if self.manifest.trains:
-                self._sum.add(owner, push.payload, weight)
+            if push.payload:
+                self._lent().mean.add_blocks(push.reading(), weight)
+                self._added += 1
         log.info("accepted", **self._ids, owner=owner)
-        self._wake()
+        with self._changed:
+            self._changed.notify_all()
         return receipt
 
     def abort(self, reason: "pb.Reason") -> None:
@@ -161,8 +178,7 @@ class LiveRound:
         """Wait until the round ends; returns what is to be released, or None for an aborted round."""
         with self._changed:
             while (ending := self._ending()) is None:
-                self._pushes.end_idle(self._clock.monotonic())
-                wait = self._next_event() - self._clock.monotonic()
+                wait = self._round.next_event() - self._clock.monotonic()
                 self._changed.wait(max(0.0, wait))
             self._pushes.cancel_all()
             sealed = ending is Ending.SEAL
@@ -173,13 +189,23 @@ class LiveRound:
             else:
                 self._abort_reason = self._abort_reason or pb.REASON_BELOW_FLOOR
                 self.reason = self._abort_reason
+            self._lent().buffers.wake()
         return self._close() if sealed else None
 
-    def end(self, state: "aggregator_pb2.RoundState", reason: "pb.Reason") -> None:
-        """Let the watchers know how the round ended."""
+    def let_go(self) -> None:
+        """The round needs its memory no more. After this no update is added to the sums."""
+        with self._summing:
+            self._workspace = None
+
+    def end(self, reason: "pb.Reason") -> None:
+        """Let the watchers know how the round ended; without a reason it was released."""
         with self._changed:
-            self.state, self.reason = state, reason
-            self._sum = OrderedSum(self._terms.job.schema, ())
+            self.reason = reason
+            self.state = (
+                aggregator_pb2.ROUND_STATE_ABORTED
+                if reason
+                else aggregator_pb2.ROUND_STATE_RELEASED
+            )
             self._reports.clear()
             self._changed.notify_all()
 
@@ -207,9 +233,11 @@ class LiveRound:
     def _close(self) -> Closing:
         with self._summing:
             owners = tuple(sorted(self._reports))
-            payload = self._sum.result(len(owners)) if self.manifest.trains else bytearray()
+            # To count an update and not to add it would release an average of fewer than is stated.
+            if self._added != (len(owners) if self.manifest.trains else 0):
+                raise AssertionError(f"{self._added} updates were added, {len(owners)} are counted")
         return Closing(
-            payload=payload,
+            mean=self._lent().mean,
             contributors=owners,
             commitments=tuple(sorted(commitment_of(self._accepted[o].receipt) for o in owners)),
             metrics=average_metrics([self._reports[owner] for owner in owners]),
@@ -221,8 +249,20 @@ class LiveRound:
             return Ending.ABORT
         return self._round.settle(self._clock.monotonic())
 
-    def _next_event(self) -> float:
-        return min([self._round.next_event(), *self._pushes.next_idle()])
+    @contextmanager
+    def _buffer_for(self, owner: str, push: Push) -> Iterator[None]:
+        buffers, call = self._lent().buffers, push.call
+        call.add_callback(buffers.wake)  # when the call ends, in whatever way
+        with buffers.one(owner, lambda: not (self.is_open and call.is_active())) as buffer:
+            with self._changed:
+                turn_ends = self._round.end_of_turn(self._clock.monotonic(), buffers.count)
+            push.keep_in(buffer, turn_ends)
+            yield
+
+    def _lent(self) -> Workspace:
+        if self._workspace is None:
+            raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
+        return self._workspace
 
     def _refusing(self, owner: str, check: Callable[[], T]) -> T:
         """Run a check of an update; where no retry can mend it, the owner is out of the round."""
@@ -235,18 +275,8 @@ class LiveRound:
                     out = self.is_open and self._round.seat(owner) in {Seat.JOINED, Seat.LOST}
                     if out:
                         self._round.refuse(owner, error.reason)
-                if out:
-                    self._skip(owner)
+                        self._changed.notify_all()
             raise
-
-    def _skip(self, owner: str) -> None:
-        with self._summing:
-            self._sum.skip(owner)
-        self._wake()
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
 
     @contextmanager
     def _while_open(self) -> Iterator[None]:
@@ -266,11 +296,3 @@ class LiveRound:
     def _check_open(self) -> None:
         if not self.is_open:
             raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
-
-
-def _digest_of(header: aggregator_pb2.UpdateHeader) -> bytes:
-    """What makes two headers those of one update: all but how far the owner knows the ledger."""
-    same = aggregator_pb2.UpdateHeader()
-    same.CopyFrom(header)
-    same.ClearField("seen_head")
-    return digest_of(same.SerializeToString(deterministic=True))

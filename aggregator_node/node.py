@@ -13,7 +13,10 @@ from aggregator_node.averages import Averages
 from aggregator_node.departure import Departure
 from aggregator_node.intake_service import IntakeService
 from aggregator_node.jobs import Jobs
+from aggregator_node.live_rounds import LiveRounds
+from aggregator_node.memory import Memory
 from aggregator_node.record_service import RecordService
+from aggregator_node.recording import Recorder
 from aggregator_node.release_service import ReleaseService
 from aggregator_node.roster import Roster
 from aggregator_node.settings import AggregatorSettings
@@ -41,6 +44,9 @@ _OWNERS = 64  # room for a roster that grows
 _GRACE_SECONDS = 5.0
 # gRPC keeps the last 8 KiB that a connection brought, the end of an update, until the connection ends.
 _IDLE_SECONDS = 1
+# What an owner that does not wait for its turn can have us hold, for each of its streams. It also limits how
+# fast a long link is: to so much in the time of a round trip.
+_WINDOW_BYTES = 2 << 20
 _LOOK_SECONDS = 0.5  # how often an aggregator for one job looks whether it may stop
 
 
@@ -53,6 +59,7 @@ class _Parts:
     roster: Roster
     witness: Witness
     jobs: Jobs
+    rounds: LiveRounds
     departure: Departure
     audit: Audit
     clock: Clock
@@ -88,7 +95,7 @@ def run(config: Path, *, once: bool, erases: bool) -> int:
         if once and parts.departure.is_due(completed=parts.jobs.are_released()):
             break
     log.info("aggregator is stopping")
-    parts.jobs.abort_all()
+    parts.rounds.abort_all()
     for listener in (intake, release):
         listener.stop(_GRACE_SECONDS)
     parts.store.close()
@@ -105,13 +112,17 @@ def _assemble(config: Path, settings: AggregatorSettings, stopping: threading.Ev
     # Before the jobs, which write to the ledger: not to one that was rolled back.
     witness = Witness(settings.federation, store, signing_key, stopping.set)
     rules = settings.policy()
+    averages = Averages(any_base=settings.compare_releases == "same_model")
+    recorder = Recorder(store, signing_key, clock, averages)
+    memory = Memory(settings.memory_bytes, settings.updates_in_flight)
+    rounds = LiveRounds(recorder, memory, signing_key, clock)
     jobs = Jobs(
         lambda: replace(rules, owners=roster.owners()),
         settings.lease_seconds,
         store,
-        signing_key,
+        rounds,
+        averages,
         clock,
-        Averages(any_base=settings.compare_releases == "same_model"),
     )
     return _Parts(
         identity=identity,
@@ -119,6 +130,7 @@ def _assemble(config: Path, settings: AggregatorSettings, stopping: threading.Ev
         roster=roster,
         witness=witness,
         jobs=jobs,
+        rounds=rounds,
         departure=Departure(settings.patience_seconds, clock),
         audit=Audit(store, clock),
         clock=clock,
@@ -131,6 +143,7 @@ def _intake(parts: _Parts, owners: int) -> Listener:
         parts.identity,
         long_callers=max(_OWNERS, owners),
         idle_seconds=_IDLE_SECONDS,
+        window_bytes=_WINDOW_BYTES,
         admits=parts.roster.check,
         refused=parts.audit.refused,
     )
@@ -150,7 +163,7 @@ def _release(parts: _Parts) -> Listener:
         admits=parts.roster.check,
         refused=parts.audit.refused,
     )
-    service = ReleaseService(parts.jobs, parts.store, parts.departure)
+    service = ReleaseService(parts.jobs, parts.rounds, parts.store, parts.departure)
     release.add(add_ReleaseServiceServicer_to_server, service)
     record = RecordService(parts.store, parts.witness)
     release.add(add_RecordServiceServicer_to_server, record)

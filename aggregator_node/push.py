@@ -3,14 +3,23 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregator_node.averaging import ReadBlock
+from aggregator_node.exact_sum import BLOCK
+from cairn.encoding import Layout, check_wire_values, decoded
 from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
+from cairn.incoming import Incoming
 from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
-from cairn.messages import JobSpec, Manifest, check_digest
+from cairn.messages import JobSpec, Manifest, check_digest, digest_of
 from cairn.tensors import CHUNK_BYTES
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from cairn.values import Bounds, check_values
+from cairn.values import Bounds
 
 MIN_CHUNK_BYTES = 64 << 10  # of all but the last: a stream of single bytes would last for ever
 
@@ -23,9 +32,14 @@ class Terms:
     job: JobSpec
     bounds: Bounds
 
+    @cached_property
+    def layout(self) -> Layout:
+        """How an update lies on the wire."""
+        return Layout(self.job.schema, self.manifest.encoding)
+
     @property
     def total_bytes(self) -> int:
-        return self.job.schema.total_bytes if self.manifest.trains else 0
+        return self.layout.total_bytes if self.manifest.trains else 0
 
     def weight(self, examples: int) -> int:
         """How much an update counts.
@@ -47,7 +61,7 @@ def check_header(header: aggregator_pb2.UpdateHeader, terms: Terms) -> None:
         )
     if header.total_bytes != terms.total_bytes:
         raise InvalidMessage(
-            f"the update declares {header.total_bytes} bytes, the schema has {terms.total_bytes}"
+            f"the update declares {header.total_bytes} bytes, its layout has {terms.total_bytes}"
         )
     if not 1 <= header.examples <= MAX_EXAMPLES:
         raise UpdateRefused(
@@ -62,43 +76,51 @@ def check_header(header: aggregator_pb2.UpdateHeader, terms: Terms) -> None:
             raise UpdateRefused("a metric is not finite", pb.REASON_NON_FINITE)
 
 
+class Call(Protocol):
+    """What a push needs of the call that brings it; `grpc.ServicerContext` has it."""
+
+    def cancel(self) -> object: ...
+
+    def is_active(self) -> bool: ...
+
+    def add_callback(self, callback: Callable[[], None]) -> bool: ...
+
+
 class Push:
-    """The stream of one update: its buffer, allocated once from the schema, and its digest."""
+    """The stream of one update: counted, hashed, and kept in a buffer that is lent to it."""
 
     def __init__(
         self,
         header: aggregator_pb2.UpdateHeader,
         terms: Terms,
-        cancel: Callable[[], object],
-        now: float,
+        call: Call,
     ) -> None:
         """Prepare for the bytes that `header` declares and `check_header` has checked."""
         self.header = header
-        self.cancel = cancel
-        self.heard_at = now
-        try:
-            self.payload = bytearray(header.total_bytes)
-        except MemoryError:
-            raise TooMuch("the aggregator has no memory for an update of this size") from None
+        self.call = call
+        self.payload: memoryview | None = None
+        self.turn_ends = math.inf  # on the monotonic clock, where others wait for their turn
         self._terms = terms
-        self._hasher = terms.job.schema.hasher()
-        self._offset = 0
+        self._incoming = self._expected(None)
 
-    def write(self, chunk: bytes, now: float) -> None:
+    def keep_in(self, buffer: memoryview, turn_ends: float) -> None:
+        """Keep what comes. Without a buffer it is only compared with what was accepted before."""
+        self.payload = buffer
+        self.turn_ends = turn_ends
+        self._incoming = self._expected(buffer)
+
+    def write(self, chunk: memoryview) -> None:
         """Take the next bytes. Raises TooMuch beyond the declared size."""
-        end = self._offset + len(chunk)
-        if end > len(self.payload):
-            raise TooMuch(f"more bytes than the {len(self.payload)} that the header declares")
-        if len(chunk) < max(1, min(MIN_CHUNK_BYTES, len(self.payload) - self._offset)):
+        missing = self._incoming.missing
+        if len(chunk) > missing:
+            raise TooMuch(f"more bytes than the {self._incoming.total} that the header declares")
+        if len(chunk) < max(1, min(MIN_CHUNK_BYTES, missing)):
             raise InvalidMessage(
                 f"a chunk of {len(chunk)} bytes: every chunk but the last has at least {MIN_CHUNK_BYTES}"
             )
         if len(chunk) > CHUNK_BYTES:
             raise TooMuch(f"a chunk has at most {CHUNK_BYTES} bytes")
-        self.payload[self._offset : end] = chunk
-        self._hasher.update(chunk)
-        self._offset = end
-        self.heard_at = now
+        self._incoming.write(chunk)
 
     def finish(self, commit: aggregator_pb2.UpdateCommit) -> bytes:
         """Check the whole update against its commit and return its digest.
@@ -106,9 +128,9 @@ class Push:
         Raises UpdateRefused with CORRUPT_UPDATE where bytes are missing or wrong, and with NON_FINITE
         or MAGNITUDE_REFUSED where a value is not to be added: before any arithmetic.
         """
-        if self._offset != len(self.payload):
+        if self._incoming.missing:
             raise UpdateRefused(
-                f"the update ends after {self._offset} of {len(self.payload)} bytes",
+                f"the update ends after {self._incoming.offset} of {self._incoming.total} bytes",
                 pb.REASON_CORRUPT_UPDATE,
             )
         if not self._terms.manifest.trains:
@@ -116,9 +138,32 @@ class Push:
                 raise InvalidMessage("an evaluation carries no payload digest")
             return b""
         check_digest(commit.payload_digest, "payload_digest")
-        if self._hasher.digest() != commit.payload_digest:
+        if self._incoming.digest() != commit.payload_digest:
             raise UpdateRefused(
                 "the bytes that arrived do not have the committed digest", pb.REASON_CORRUPT_UPDATE
             )
-        check_values(self._terms.job.schema, self.payload, self._terms.bounds)
+        if self.payload is not None:
+            check_wire_values(self._terms.layout, self.payload, self._terms.bounds)
         return commit.payload_digest
+
+    def header_digest(self) -> bytes:
+        """What makes two headers those of one update: all but how far the owner knows the ledger."""
+        same = aggregator_pb2.UpdateHeader()
+        same.CopyFrom(self.header)
+        same.ClearField("seen_head")
+        return digest_of(same.SerializeToString(deterministic=True))
+
+    def reading(self) -> ReadBlock:
+        """Reads the update that is kept, block by block."""
+        layout, payload, scratch = self._terms.layout, self.payload, np.empty(BLOCK)
+        if payload is None:
+            raise AssertionError("an update that is not kept cannot be read")
+
+        def read(number: int, block: slice) -> tuple[NDArray[Any], int]:
+            part = layout.parts[number]
+            return decoded(part, payload, block, scratch), part.significant_bits
+
+        return read
+
+    def _expected(self, buffer: memoryview | None) -> Incoming:
+        return Incoming(self.header.total_bytes, self._terms.layout.hasher(), buffer)

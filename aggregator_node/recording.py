@@ -4,11 +4,13 @@ The average is on the disk before its row, and the row and the ledger's entry ar
 nothing is released that is not recorded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
 import structlog
+from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.averages import Averages
@@ -27,7 +29,8 @@ from cairn.messages import (
     parse,
     reason_word,
 )
-from cairn.model_files import write_model
+from cairn.model_files import map_values
+from cairn.model_writing import NewModel
 from cairn.statements import STATEMENT, sign
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -42,12 +45,15 @@ class Recorder:
     def __init__(
         self, store: Store, signing_key: Ed25519PrivateKey, clock: Clock, averages: Averages
     ) -> None:
-        """Take up what was released before."""
+        """Take up what was released before; rounds that were open when the last process ended are aborted."""
         self._store = store
         self._key = signing_key
         self._clock = clock
         self._averages = averages
         self._remember_releases()
+        for row in store.open_rounds():
+            self.abort(row, pb.REASON_AGGREGATOR_RESTARTED, ())
+        store.clear_left_over_releases()
 
     def open(self, row: RoundRow, cohort: Sequence[str]) -> None:
         """Record a signed manifest, before anybody receives it."""
@@ -81,7 +87,11 @@ class Recorder:
         release_digest = manifest.base_digest
         if manifest.trains:
             path = self._store.release_path(row.manifest_digest)
-            release_digest = write_model(path, terms.job.schema, closing.payload)
+            base = self._base_of(terms) if terms.layout.encoding != pb.ENCODING_WHOLE else None
+            with NewModel(path, terms.job.schema) as new:
+                _write_beside(new, closing.mean.result_blocks(base))
+                new.keep()
+                release_digest = new.digest()
         with self._store.transaction():
             signed = self._state(row, manifest, closing, release_digest)
             released = replace(
@@ -112,6 +122,19 @@ class Recorder:
             self._store.save_round(aborted)
             self._store.append("abort", _facts(row, reason=reason_word(reason)))
         log.warning("round aborted", job=row.job, round=row.number, reason=reason_word(reason))
+
+    def _base_of(self, terms: Terms) -> memoryview:
+        """What the updates are deltas from: the job's last release, from this aggregator's own disk."""
+        last = self._store.last_release(terms.manifest.job)
+        if last is None or last.release_digest != terms.manifest.base_digest:
+            raise AssertionError(
+                "a round of deltas starts from another model than the last release"
+            )
+        path = self._store.release_path(last.manifest_digest)
+        if blake3().update_mmap(path).digest() != last.release_digest:
+            path.unlink()  # then the updates of the next round are whole
+            raise OSError(f"{path} is not the release that was written there")
+        return map_values(path, terms.job.schema)
 
     def _remember_releases(self) -> None:
         released = aggregator_pb2.ROUND_STATE_RELEASED
@@ -144,6 +167,7 @@ class Recorder:
             exclusions=[pb.Exclusion(owner=o, reason=r) for o, r in closing.exclusions],
             rule=pb.RULE_MEAN,
             weighting=manifest.weighting,
+            encoding=manifest.encoding,
             metrics=closing.metrics,
             ledger_head=head,
             ledger_number=number,
@@ -153,6 +177,18 @@ class Recorder:
             software=__version__,
         )
         return sign(self._key, STATEMENT, statement.SerializeToString(deterministic=True))
+
+
+def _write_beside(new: NewModel, pieces: Iterable[memoryview]) -> None:
+    """Hash and write each piece while the next is made."""
+    with ThreadPoolExecutor(1, thread_name_prefix="release") as beside:
+        written = None
+        for piece in pieces:
+            if written is not None:
+                written.result()
+            written = beside.submit(new.write, piece)
+        if written is not None:
+            written.result()
 
 
 def _facts(row: RoundRow, **more: object) -> dict[str, object]:

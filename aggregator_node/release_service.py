@@ -10,14 +10,14 @@ import grpc
 from aggregator_node.departure import Departure
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_round import ENDED
+from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.policy import Opening
 from aggregator_node.rows import RoundRow
 from aggregator_node.store import Store
-from cairn.errors import NotFound, WrongState
+from cairn.errors import InvalidMessage, NotFound, WrongState
 from cairn.guard import caller
 from cairn.messages import check_digest, check_owners, check_protocol, known
-from cairn.model_files import read_model
-from cairn.tensors import CHUNK_BYTES
+from cairn.model_files import StoredValues
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
@@ -28,8 +28,9 @@ _WATCH_SECONDS = 5  # how often a watcher that has left is noticed
 class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
     """A coordinator sees its own jobs and nobody else's."""
 
-    def __init__(self, jobs: Jobs, store: Store, departure: Departure) -> None:
+    def __init__(self, jobs: Jobs, rounds: LiveRounds, store: Store, departure: Departure) -> None:
         self._jobs = jobs
+        self._rounds = rounds
         self._store = store
         self._departure = departure
 
@@ -66,7 +67,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
     ) -> Iterator[aggregator_pb2.WatchRoundResponse]:
         with self._departure.call():
             row = self._row(request.manifest_digest, context)
-            live = self._jobs.live_or_none(row.manifest_digest)
+            live = self._rounds.find(row.manifest_digest)
             seen = aggregator_pb2.ROUND_STATE_UNSPECIFIED
             while live is not None and seen not in ENDED:
                 state = live.wait_for_change(seen, _WATCH_SECONDS)
@@ -84,25 +85,28 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
 
     def CollectRelease(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.CollectReleaseRequest, context: grpc.ServicerContext
-    ) -> Iterator[aggregator_pb2.CollectReleaseResponse]:
+    ) -> Iterator[aggregator_pb2.CollectReleaseResponse | memoryview]:
         with self._departure.call():
             row = self._row(request.manifest_digest, context)
             if row.state != aggregator_pb2.ROUND_STATE_RELEASED or row.statement is None:
                 raise WrongState("the round is not released")
-            payload = self._payload(row)
             statement = pb.Signed.FromString(row.statement)
-            header = aggregator_pb2.ReleaseHeader(statement=statement, total_bytes=len(payload))
-            yield aggregator_pb2.CollectReleaseResponse(header=header)
-            for begin in range(0, len(payload), CHUNK_BYTES):
-                yield aggregator_pb2.CollectReleaseResponse(
-                    chunk=bytes(payload[begin : begin + CHUNK_BYTES])
-                )
+            header = aggregator_pb2.ReleaseHeader(statement=statement)
+            if row.phase != pb.PHASE_TRAIN:
+                yield aggregator_pb2.CollectReleaseResponse(header=header)
+                return
+            with self._values(row) as values:
+                if request.offset > values.total:
+                    raise InvalidMessage(f"the release has {values.total} bytes")
+                header.total_bytes = values.total
+                yield aggregator_pb2.CollectReleaseResponse(header=header)
+                yield from values.pieces(request.offset)
 
     def AbortRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.AbortRoundRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.AbortRoundResponse:
         row = self._row(request.manifest_digest, context)
-        live = self._jobs.live_or_none(row.manifest_digest)
+        live = self._rounds.find(row.manifest_digest)
         if live is not None:
             live.abort(pb.REASON_ABORTED)
             live.wait_for_end(_ABORT_SECONDS)
@@ -110,13 +114,11 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
             raise WrongState("the round was released")
         return aggregator_pb2.AbortRoundResponse()
 
-    def _payload(self, row: RoundRow) -> memoryview:
-        if row.phase != pb.PHASE_TRAIN:
-            return memoryview(b"")
-        path = self._store.release_path(row.manifest_digest)
-        if not path.exists():
-            raise NotFound("a later release has replaced this one")
-        return read_model(path)[1]
+    def _values(self, row: RoundRow) -> StoredValues:
+        try:
+            return StoredValues(self._store.release_path(row.manifest_digest))
+        except FileNotFoundError:
+            raise NotFound("a later release has replaced this one") from None
 
     def _row(self, manifest_digest: bytes, context: grpc.ServicerContext) -> RoundRow:
         digest = check_digest(manifest_digest, "manifest_digest")

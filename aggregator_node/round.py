@@ -104,6 +104,16 @@ class Round:
     def accepted(self) -> list[str]:
         return sorted(name for name, owner in self._owners.items() if owner.seat is Seat.ACCEPTED)
 
+    @property
+    def awaited(self) -> int:
+        """How many may still push."""
+        return sum(owner.seat in _AWAITED for owner in self._owners.values())
+
+    def end_of_turn(self, now: float, at_a_time: int) -> float:
+        """Until when a push that begins now may keep others waiting: the round's rest is shared out."""
+        turns = -(-max(1, self.awaited) // at_a_time)
+        return now + (self.deadline - now) / turns
+
     def settle(self, now: float) -> Ending | None:
         """Let leases lapse and say whether the round ends now, and how.
 
@@ -113,8 +123,7 @@ class Round:
         for name, owner in self._owners.items():
             if owner.seat in _AWAITED and now >= owner.lease_until:
                 self._apply(name, Event.EXPIRE, pb.REASON_LEASE_EXPIRED)
-        awaited = sum(owner.seat in _AWAITED for owner in self._owners.values())
-        accepted = len(self.accepted)
+        awaited, accepted = self.awaited, len(self.accepted)
         if accepted + awaited < self.floor:
             return Ending.ABORT
         if awaited and now < self.deadline:

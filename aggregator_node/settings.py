@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from aggregator_node.memory import memory_of_this_machine
 from aggregator_node.policy import Policy
 from cairn.limits import MAX_COHORT, MIN_COHORT
 from cairn.settings import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
@@ -27,6 +28,10 @@ class AggregatorSettings(Settings):
 
     `largest_value` and `largest_integer` bound every element of an update; `largest_weight_ratio` says how
     many times the weight of another an update may have; `largest_model_megabytes` bounds a job's model.
+    `memory_megabytes` is the most memory for rounds that are open, three quarters of this machine's where it is
+    not given; a round that does not fit is refused. `updates_in_flight` is how many large updates a round takes
+    at a time: the others wait in line. More is faster where the owners' links are slow, and each takes as much
+    memory as the model.
     `compare_releases` says which earlier releases a new one must count the same owners as, or have none
     in common with: those of the same base, or of every model with the same tensors.
     """
@@ -44,8 +49,16 @@ class AggregatorSettings(Settings):
     largest_integer: Annotated[int, Field(ge=1, lt=1 << 63)] = 1 << 53
     largest_weight_ratio: Annotated[int, Field(ge=1, lt=1 << 31)] = 1000
     largest_model_megabytes: Annotated[int, Field(ge=1, le=1 << 26)] = 8192
+    memory_megabytes: Annotated[int, Field(ge=1, le=1 << 26)] | None = None
+    updates_in_flight: Annotated[int, Field(ge=1, le=1024)] = 2
     compare_releases: Literal["same_base", "same_model"] = "same_base"
     identity: AggregatorIdentityFiles
+
+    @property
+    def memory_bytes(self) -> int:
+        if self.memory_megabytes is not None:
+            return self.memory_megabytes << 20
+        return memory_of_this_machine() * 3 // 4
 
     def policy(self) -> Policy:
         """What this file allows of jobs and rounds."""

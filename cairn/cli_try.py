@@ -3,8 +3,9 @@
 import json
 import math
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -16,10 +17,12 @@ from cairn.errors import UsageError
 from cairn.model_files import read_model
 from cairn.task import Round, Site, Task
 from cairn.task_loading import TaskFailed, load_task, own_traceback
-from cairn.tensors import Schema
 
 if TYPE_CHECKING:
     from cairn.task_running import Outcome
+
+Entries = Mapping[str, Any]
+Row = tuple[str, str, tuple[int, ...], int]
 
 
 @click.command("try")
@@ -59,10 +62,12 @@ def try_task(
 
 def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) -> None:
     # PyTorch takes seconds to import, and the other commands do without it.
-    from cairn.task_running import TaskRunner, first_model
+    from cairn.task_running import TaskRunner, first_parts
+    from cairn.torch_state import payload_of
 
     initial_model, seed = start
-    schema, base = first_model(task, seed)
+    parts = first_parts(task, seed)
+    schema, base = payload_of(parts.travels)
     if initial_model is not None:
         schema, values = read_model(initial_model)
         base = bytearray(values)
@@ -72,8 +77,10 @@ def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) ->
     evaluated = runner.evaluate(this, schema, update) if task.evaluate else None
     console = Console(file=sys.stdout, soft_wrap=True)
     console.print("What would leave this site, to the aggregator only:\n")
-    console.print(_tensor_table(schema))
-    console.print(f"{schema.total_bytes} bytes, SHA-256 {schema.digest(update).hex()}")
+    console.print(_table((s.name, s.dtype, s.shape, s.nbytes) for s in schema.tensors))
+    console.print(f"{schema.total_bytes} bytes, BLAKE3 {schema.digest(update).hex()}")
+    if parts.stays:
+        _print_what_stays(console, parts.stays, first_parts(task, seed + 1).stays)
     _print_outcome(console, "train", trained)
     if evaluated is not None:
         _print_outcome(console, "evaluate", evaluated)
@@ -87,13 +94,30 @@ def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) ->
     console.print("\nNothing was sent: this was a trial on this machine.")
 
 
-def _tensor_table(schema: Schema) -> Table:
+def _print_what_stays(console: Console, stays: Entries, again: Entries) -> None:
+    """List it, and warn of what has other values where `model()` is called again."""
+    from cairn.exchanging import differing
+    from cairn.torch_state import facts_of
+
+    rows = [(name, *facts_of(value)) for name, value in stays.items()]
+    console.print("\nWhat would stay, since the task does not exchange it:\n")
+    console.print(_table(rows))
+    console.print(f"{sum(nbytes for *_, nbytes in rows)} bytes")
+    if other := differing(stays, again):
+        console.print(
+            f"\nWarning: with another seed model() gives {other[0]} other values, so that every owner"
+            " and every round would begin with others; load them from a file or set a seed there.",
+            markup=False,
+        )
+
+
+def _table(rows: Iterable[Row]) -> Table:
     table = Table("tensor", "type", "shape", "bytes")
     for column in table.columns:
         column.overflow = "fold"
-    for spec in schema.tensors:
-        shape = " x ".join(map(str, spec.shape)) or "scalar"
-        table.add_row(escape(spec.name), spec.dtype, shape, str(spec.nbytes))
+    for name, dtype, sizes, nbytes in rows:
+        shape = " x ".join(map(str, sizes)) or "scalar"
+        table.add_row(escape(name), dtype, shape, str(nbytes))
     return table
 
 

@@ -28,6 +28,8 @@ _LIMITS = """
 # largest_integer = 9007199254740992
 # largest_weight_ratio = 1000      # how many times another's weight one update may have
 # largest_model_megabytes = 8192
+# memory_megabytes = 16384         # for open rounds; three quarters of the machine's where it is not said
+# updates_in_flight = 2            # large updates taken at a time; the other owners wait in line
 # Averages over owners that overlap can be subtracted, so comparable releases count the same owners, or have
 # none in common. Compared are those of the "same_base", or of the "same_model": with the same tensors.
 # compare_releases = "same_base"
@@ -41,6 +43,7 @@ _EXAMPLE_TASK = """
 # min_examples = 1              # fewer examples than that: no update leaves
 # max_rounds = 100              # in so many training rounds an update may leave, over all jobs
 # clip = 1.0                    # an update further from its base is scaled down to this L2 norm
+# encodings = ["whole"]         # how updates may travel: whole, bf16_deltas, int8_deltas; all, if unsaid
 # [tasks.NAME.settings]         # what a job may set: [smallest, largest]
 # lr = [0.0, 1.0]
 """

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, cast
 import grpc
 import structlog
 
-from cairn import errors
+from cairn import errors, frames
 from cairn.access import LONG_CALLS, may_call
 from cairn.clock import Clock
 from cairn.errors import CairnError, CallerNotAllowed, InvalidMessage
@@ -102,7 +102,8 @@ class Guard(grpc.ServerInterceptor):
             + "_"
             + ("stream" if handler.response_streaming else "unary")
         )
-        behaviour = _parsing(method, handler, getattr(handler, shape))
+        reader = frames.request_reader(method, handler.request_deserializer)
+        behaviour = _parsing(method, handler, reader, getattr(handler, shape))
         guarded = (self._streaming if handler.response_streaming else self._single)(
             method, behaviour
         )
@@ -111,7 +112,7 @@ class Guard(grpc.ServerInterceptor):
             guarded.experimental_thread_pool = self._long_pool
         # Without a deserialiser gRPC hands over the bytes; with one it answers malformed bytes INTERNAL.
         return getattr(grpc, f"{shape}_rpc_method_handler")(
-            guarded, None, handler.response_serializer
+            guarded, None, frames.response_writer(method, handler.response_serializer)
         )
 
     def _single(self, method: str, behaviour: Any) -> Any:
@@ -216,14 +217,14 @@ class _Quota:
                 self._under_way[node] -= 1
 
 
-def _parsing(method: str, handler: Any, behaviour: Any) -> Any:
+def _parsing(method: str, handler: Any, reader: frames.Reader, behaviour: Any) -> Any:
     """The behaviour, on bytes. Raises InvalidMessage, when it is called or reads on, for no message."""
 
     def parsed(raw: bytes) -> Any:
         if len(raw) > MESSAGE_BYTES and method not in _LARGE:
             raise errors.TooMuch(f"a message of this method has {MESSAGE_BYTES} bytes at most")
         try:
-            return handler.request_deserializer(raw)
+            return reader(raw)
         except Exception as error:
             raise InvalidMessage("the bytes are not the message that this method takes") from error
 

@@ -40,6 +40,7 @@ class JobSpec:
     round_deadline_seconds: int
     min_examples: int
     max_examples: int
+    encoding: "pb.Encoding" = pb.ENCODING_WHOLE
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Manifest:
     nonce: bytes
     ledger_head: bytes
     ledger_number: int
+    encoding: "pb.Encoding" = pb.ENCODING_WHOLE
 
     @property
     def trains(self) -> bool:
@@ -125,6 +127,7 @@ def job_spec_to_bytes(spec: JobSpec) -> bytes:
         round_deadline_seconds=spec.round_deadline_seconds,
         min_examples=spec.min_examples,
         max_examples=spec.max_examples,
+        encoding=spec.encoding,
     ).SerializeToString(deterministic=True)
 
 
@@ -138,6 +141,7 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
     known(pb.Rule, message.rule, "rule")
     known(pb.Chain, message.chain, "chain")
     known(pb.Weighting, message.weighting, "weighting")
+    known(pb.Encoding, message.encoding, "encoding")
     check_name(message.federation, "federation")
     check_name(message.name, "job")
     check_name(message.task, "task")
@@ -167,6 +171,7 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
         ),
         min_examples=least,
         max_examples=within(message.max_examples, least, MAX_EXAMPLES, "max_examples"),
+        encoding=message.encoding,
     )
 
 
@@ -188,6 +193,7 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
         nonce=manifest.nonce,
         ledger_head=manifest.ledger_head,
         ledger_number=manifest.ledger_number,
+        encoding=manifest.encoding,
         protocol=PROTOCOL,
         software=__version__,
     ).SerializeToString(deterministic=True)
@@ -201,6 +207,7 @@ def manifest_from_bytes(body: bytes) -> Manifest:
     known(pb.Rule, message.rule, "rule")
     known(pb.Phase, message.phase, "phase")
     known(pb.Weighting, message.weighting, "weighting")
+    known(pb.Encoding, message.encoding, "encoding")
     check_name(message.federation, "federation")
     check_name(message.job, "job")
     if message.previous_release_digest:
@@ -221,6 +228,7 @@ def manifest_from_bytes(body: bytes) -> Manifest:
         nonce=check_digest(message.nonce, "nonce"),
         ledger_head=check_digest(message.ledger_head, "ledger_head"),
         ledger_number=message.ledger_number,
+        encoding=message.encoding,
     )
 
 

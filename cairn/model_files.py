@@ -1,22 +1,19 @@
-"""How a model lies on a disk: a safetensors file, read strictly and written atomically.
+"""Reads a model from a disk: a safetensors file, strictly.
 
-The only place that opens model files. It never unpickles: a PyTorch pickle file is refused by name.
-What is written is the canonical form (`cairn/tensors.py`); what is read may have its tensors in any
-order that the format allows.
+The only place that opens model files to read. It never unpickles: a PyTorch pickle file is refused by
+name. What is read may have its tensors in any order that the format allows.
 """
 
-import hashlib
 import json
 import mmap
 import os
-import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.tensors import CHUNK_BYTES, Buffer, Schema, TensorSpec
+from cairn.tensors import CHUNK_BYTES, Schema, TensorSpec
 
 MAX_HEADER_BYTES = 1 << 26
 _LENGTH_BYTES = 8
@@ -30,7 +27,7 @@ def read_model(path: Path) -> tuple[Schema, memoryview]:
     """Return the schema of a safetensors file, and its values in canonical order, read-only.
 
     The values are the file itself, mapped, where its order is canonical, and a copy otherwise. A mapped
-    file must not be overwritten in place; `write_model` replaces it, which leaves the mapping whole.
+    file must not be overwritten in place; `model_writing` replaces it, which leaves the mapping whole.
     Raises UsageError, which names the file and what is wrong, for whatever is not a valid file.
     """
     try:
@@ -47,53 +44,32 @@ def read_model(path: Path) -> tuple[Schema, memoryview]:
     return schema, _in_order(schema, entries, values)
 
 
-def write_model(path: Path, schema: Schema, payload: Buffer) -> bytes:
-    """Write the canonical file, atomically, and return its SHA-256, which is the model's digest.
-
-    Raises InvalidMessage where the payload has not the size of the schema, and OSError as
-    `write_atomically` does.
-    """
-    values = memoryview(payload).cast("B")
-    if len(values) != schema.total_bytes:
-        raise InvalidMessage(f"the values have {len(values)} bytes, not {schema.total_bytes}")
-    hasher = hashlib.sha256()
-
-    def parts() -> Iterator[Buffer]:
-        header = schema.header()
-        hasher.update(header)
-        yield header
-        for start in range(0, len(values), CHUNK_BYTES):
-            chunk = values[start : start + CHUNK_BYTES]
-            hasher.update(chunk)
-            yield chunk
-
-    write_atomically(path, parts())
-    return hasher.digest()
+def map_values(path: Path, schema: Schema) -> memoryview:
+    """The values of a canonical file of this schema, which `model_writing` has written: mapped, read-only."""
+    return _map(path)[len(schema.header()) :]
 
 
-def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
-    """Replace the file's content by the parts, one after the other, durably and all at once.
+class StoredValues:
+    """The values of a canonical file, read piece by piece: the file never counts as this process's memory."""
 
-    Whoever reads the file meanwhile, or after a crash, finds the old content or the new, whole. Raises
-    OSError as the file system does; where that is before the end, the old content stays and nothing
-    is left behind. A crash can leave a file `.cairn-*.tmp` beside it, which may be deleted.
-    """
-    temporary = path.parent / f".cairn-{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    def __init__(self, path: Path) -> None:
+        """Open the file. Raises OSError as the file system does."""
+        self._file = os.open(path, os.O_RDONLY)
+        header = int.from_bytes(os.pread(self._file, _LENGTH_BYTES, 0), "little")
+        self._begin = _LENGTH_BYTES + header
+        self.total = os.fstat(self._file).st_size - self._begin
+
+    def pieces(self, offset: int) -> Iterator[memoryview]:
+        """The values from this byte on, in pieces of `CHUNK_BYTES`."""
+        while piece := os.pread(self._file, CHUNK_BYTES, self._begin + offset):
+            offset += len(piece)
+            yield memoryview(piece)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
 
 
 @dataclass(frozen=True, slots=True)

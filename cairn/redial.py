@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import grpc
 
+from cairn import frames
+
 
 class _Line:
     """One channel, the credentials it was dialled with, and how many calls are on it."""
@@ -120,7 +122,11 @@ class _Method:
     ) -> None:
         self._channel = channel
         self._shape = shape
-        self._coding = (path, request_serializer, response_deserializer)
+        self._coding = (
+            path,
+            frames.request_writer(path, request_serializer),
+            frames.response_reader(path, response_deserializer),
+        )
 
     def __call__(self, *request: Any, **options: Any) -> Any:
         if self._shape.endswith("_stream"):

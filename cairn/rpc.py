@@ -78,14 +78,17 @@ class Listener:
         long_callers: int,
         message_bytes: int = MESSAGE_BYTES,
         idle_seconds: int | None = None,
+        window_bytes: int | None = None,
         admits: Admits = everybody,
         refused: Refused = unrecorded,
     ) -> None:
         """Prepare to listen, under the identity that is in its files whenever somebody connects.
 
         `long_callers` is how many nodes may have streams under way; `message_bytes` the largest single
-        message to accept; a connection that has no call for `idle_seconds` is ended. `admits` is asked about the caller at every call, and raises CallerNotAllowed;
-        `refused` is told of every refusal, once: the caller where it is known, the method, the error.
+        message to accept; a connection that has no call for `idle_seconds` is ended. Of a stream that is not
+        read yet at most `window_bytes` come in; by default gRPC lets that grow with the connection. `admits`
+        is asked about the caller at every call, and raises CallerNotAllowed; `refused` is told of every
+        refusal, once: the caller where it is known, the method, the error.
         """
         self._long_pool = ThreadPoolExecutor(
             LONG_CALLS_OF_ONE_CALLER * long_callers + 4, thread_name_prefix="stream"
@@ -98,6 +101,7 @@ class Listener:
                 *_LISTENING,
                 ("grpc.max_receive_message_length", message_bytes),
                 *([("grpc.max_connection_idle_ms", 1000 * idle_seconds)] if idle_seconds else []),
+                *(_window(window_bytes) if window_bytes else []),
             ],
         )
         self._credentials = grpc.dynamic_ssl_server_credentials(
@@ -128,6 +132,10 @@ class Listener:
         self._health.enter_graceful_shutdown()
         self._grpc.stop(grace_seconds).wait(grace_seconds + 1)
         self._long_pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _window(nbytes: int) -> list[tuple[str, int]]:
+    return [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", nbytes)]
 
 
 def dial(address: str, identity: Identity, pinned: PinnedAggregator | None = None) -> grpc.Channel:

@@ -54,6 +54,7 @@ def verified_statement(key: Ed25519PublicKey, signed: pb.Signed) -> pb.ReleaseSt
     known(pb.Phase, statement.phase, "phase")
     known(pb.Rule, statement.rule, "rule")
     known(pb.Weighting, statement.weighting, "weighting")
+    known(pb.Encoding, statement.encoding, "encoding")
     for exclusion in statement.exclusions:
         known(pb.Reason, exclusion.reason, "reason")
     for field in ("manifest_digest", "release_digest", "base_digest", "ledger_head"):
@@ -125,6 +126,7 @@ def _in_words(statement: pb.ReleaseStatement) -> dict[str, Any]:
         "exclusions": {e.owner: reason_word(e.reason) for e in statement.exclusions},
         "rule": pb.Rule.Name(statement.rule).removeprefix("RULE_").lower(),
         "weighting": pb.Weighting.Name(statement.weighting).removeprefix("WEIGHTING_").lower(),
+        "encoding": pb.Encoding.Name(statement.encoding).removeprefix("ENCODING_").lower(),
         "metrics": dict(statement.metrics),
         "release_digest": statement.release_digest.hex(),
         "base_digest": statement.base_digest.hex(),

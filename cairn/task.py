@@ -9,9 +9,13 @@
 
 The framework loads the round's weights into the model before it calls `train` or `evaluate`, and reads
 `model.state_dict()` afterwards, so a task never touches a state_dict.
+
+A task may exchange a part of its model only: adapters, a head, everything but the BatchNorm layers.
+
+    task = cairn.Task(model=model, data=data, train=train, exchanges=("*.lora_*", "head.*"))
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,9 +67,19 @@ class Task:
     """The functions of a task, bound together. Each is called in a process of its own.
 
     `train` and `evaluate` return scalars by name, or nothing; the aggregator averages them.
+
+    `exchanges` says which entries of `model.state_dict()` travel, buffers included: names, or patterns
+    as a shell has them, in which * stands for any text, dots too. A pattern after "!" takes entries
+    out again: ("*", "!*.norm.*"). None is all of them. The job's model, the update and the release
+    then consist of these entries alone.
+
+    The other entries never leave, and nothing keeps them: a round begins with what `model()` returns,
+    and what training makes of them ends with the round. So `model()` must give them the same values
+    every time and at every owner: from a file, or after a seed.
     """
 
     model: Callable[[], "nn.Module"]
     data: Callable[[Site], Data]
     train: Callable[["nn.Module", Any, Round], Metrics | None]
     evaluate: Callable[["nn.Module", Any, Round], Metrics | None] | None = None
+    exchanges: Sequence[str] | None = None

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cairn.errors import UsageError
+from cairn.exchanging import Parts, parts_of
 from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.task import Data, Round, Site, Task
 from cairn.task_loading import TaskFailed, own_code
@@ -36,12 +37,20 @@ class Outcome:
 
 
 def first_model(task: Task, seed: int) -> tuple[Schema, bytearray]:
-    """Build the model a job starts from: `task.model()` after `torch.manual_seed(seed)`.
+    """Build the model a job starts from: what the task exchanges of `first_parts`.
 
     Raises TaskFailed where the task's code raises, UsageError for a model that cannot be averaged.
     """
+    return payload_of(first_parts(task, seed).travels)
+
+
+def first_parts(task: Task, seed: int) -> Parts:
+    """Build `task.model()` after `torch.manual_seed(seed)`: what travels of it, and what stays.
+
+    Raises as `first_model` does.
+    """
     torch.manual_seed(seed)
-    return payload_of(_built(task).state_dict())
+    return _parts(task, _built(task))
 
 
 class TaskRunner:
@@ -67,7 +76,7 @@ class TaskRunner:
         with own_code("train"):
             returned = self._task.train(model, data, replace(this, device=self._device))
         metrics = _checked_metrics("train", returned)
-        _write_update(model, schema, update)
+        _write_update(self._task, model, schema, update)
         return Outcome(examples, metrics)
 
     def evaluate(self, this: Round, schema: Schema, base: WritableBuffer) -> Outcome:
@@ -108,15 +117,21 @@ class TaskRunner:
     def _loaded_model(self, schema: Schema, base: WritableBuffer) -> nn.Module:
         model = _built(self._task)
         try:
-            difference = schema.difference(schema_of(model.state_dict()))
+            parts = _parts(self._task, model)
+            difference = schema.difference(schema_of(parts.travels))
         except UsageError as error:
             raise TaskFailed(str(error), pb.REASON_SCHEMA_MISMATCH) from None
-        if difference:
+        if private := [spec.name for spec in schema.tensors if spec.name in parts.stays]:
             raise TaskFailed(
-                f"the task's model is not the job's: {difference}", pb.REASON_SCHEMA_MISMATCH
+                f"the job's model has {private[0]}, which stays at this site by the task's exchanges;"
+                " a job's model holds only what its task exchanges",
+                pb.REASON_SCHEMA_MISMATCH,
             )
+        if difference:
+            part = "what the task exchanges" if parts.stays else "the task's model"
+            raise TaskFailed(f"{part} is not the job's: {difference}", pb.REASON_SCHEMA_MISMATCH)
         model.to(self._device)
-        model.load_state_dict(read_state(schema, base))
+        _load(model, read_state(schema, base), parts)
         return model
 
 
@@ -130,10 +145,23 @@ def _built(task: Task) -> nn.Module:
     return model
 
 
-def _write_update(model: nn.Module, schema: Schema, update: WritableBuffer) -> None:
-    with own_code("model after training"):
+def _parts(task: Task, model: nn.Module) -> Parts:
+    with own_code("model's state_dict"):
         state = model.state_dict()
+    return parts_of(state, task.exchanges)
+
+
+def _load(model: nn.Module, base: Mapping[str, torch.Tensor], parts: Parts) -> None:
+    """Load exactly these entries; the others stay what `model()` made them."""
+    with own_code("model's load_state_dict"):
+        loaded = model.load_state_dict(base, strict=False)
+    if wrong := [*loaded.unexpected_keys, *(parts.travels.keys() & {*loaded.missing_keys})]:
+        raise TaskFailed(f"the task's model does not load {wrong[0]}, which its state_dict has")
+
+
+def _write_update(task: Task, model: nn.Module, schema: Schema, update: WritableBuffer) -> None:
     try:
+        state = _parts(task, model).travels
         difference = schema.difference(schema_of(state))
     except UsageError as error:
         raise TaskFailed(str(error), pb.REASON_WRONG_TENSORS) from None

@@ -14,6 +14,7 @@ from cairn.errors import UpdateRefused
 from cairn.tensors import DTYPES, FLOATS, Buffer, Schema
 from cairn.v1 import round_pb2 as pb
 
+SIGNIFICANT_BITS = {"F16": 11, "BF16": 8, "F32": 24, "F64": 53}
 BLOCK = 1 << 16  # elements, so that a block of binary64 is 512 KiB and stays in the cache
 
 

@@ -26,7 +26,7 @@ from cairn.verify import (
     failed,
 )
 from cairn.verify_owner import OwnerRecord
-from cairn.verify_reading import content_of, no_key, read_copy, read_statement, sha256_of
+from cairn.verify_reading import blake3_of, content_of, no_key, read_copy, read_statement
 from cairn.verify_recorded import check_recorded
 from cairn.verify_run import (
     check_evaluation,
@@ -102,7 +102,7 @@ def _run(folder: Path, against: Against) -> Iterator[Finding]:
         yield failed(RELEASE, "it is the statement of an evaluation, not of a released model")
     yield from check_recorded(RELEASE, stated, ledger)
     yield from check_last(RELEASE, release, ledger)
-    digest, findings = attempted(MODEL, partial(sha256_of, folder / MODEL))
+    digest, findings = attempted(MODEL, partial(blake3_of, folder / MODEL))
     yield from findings
     if digest is not None:
         yield check_model(MODEL, digest, release)

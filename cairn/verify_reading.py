@@ -1,12 +1,12 @@
 """Reads the files of which `cairn verify` checks each by itself: a ledger, a statement, a model."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, UsageError
@@ -74,10 +74,9 @@ def content_of(path: Path) -> bytes:
         raise InvalidMessage(f"it cannot be read: {error.strerror}") from None
 
 
-def sha256_of(path: Path) -> bytes:
+def blake3_of(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return blake3().update_mmap(path).digest()
     except FileNotFoundError:
         raise InvalidMessage("it is missing") from None
     except OSError as error:

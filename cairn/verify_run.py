@@ -12,11 +12,11 @@ from cairn.verify_recorded import phase_word, title
 
 
 def check_model(name: str, digest: bytes, statement: pb.ReleaseStatement) -> Finding:
-    """Whether the file with this SHA-256 is the released model."""
+    """Whether the file with this BLAKE3 is the released model."""
     if digest != statement.release_digest:
         return failed(
             name,
-            f"its SHA-256 is {digest.hex()}, that of the release of {title(statement)} is"
+            f"its BLAKE3 is {digest.hex()}, that of the release of {title(statement)} is"
             f" {statement.release_digest.hex()}",
         )
     return Finding(name, f"it is the release of {title(statement)}")

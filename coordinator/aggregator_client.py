@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cairn import __version__
 from cairn.errors import InvalidMessage, Unavailable
 from cairn.messages import PROTOCOL, Manifest, digest_of, known, manifest_from_bytes
+from cairn.model_writing import NewModel
 from cairn.patience import patiently
 from cairn.rpc import CALL_SECONDS, translated
 from cairn.statements import MANIFEST, verified, verified_statement
@@ -22,6 +23,7 @@ from cairn.tensors import Schema
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from coordinator.campaign import Step
+from coordinator.collecting import Collecting, Release
 
 T = TypeVar("T")
 
@@ -48,15 +50,6 @@ class OpenedRound:
     manifest: Manifest
     digest: bytes
     signed: pb.Signed
-
-
-@dataclass(frozen=True)
-class Release:
-    """A verified release; `payload` is empty for an evaluation."""
-
-    statement: pb.ReleaseStatement
-    signed: pb.Signed
-    payload: bytearray
 
 
 class AggregatorClient:
@@ -123,35 +116,16 @@ class AggregatorClient:
 
         return self._call(follow)
 
-    def collect(self, manifest_digest: bytes, schema: Schema, seconds: float) -> Release:
-        """Fetch a release and verify its statement and its bytes."""
-        request = aggregator_pb2.CollectReleaseRequest(manifest_digest=manifest_digest)
-
-        def fetch() -> Release:
-            parts = self._stub.CollectRelease(request, timeout=seconds + _MARGIN_SECONDS)
-            first = next(parts, None)
-            if first is None or first.WhichOneof("part") != "header":
-                raise InvalidMessage("the release does not begin with its header")
-            statement = verified_statement(self._key, first.header.statement)
-            trains = statement.phase == pb.PHASE_TRAIN
-            expected = schema.total_bytes if trains else 0
-            payload = bytearray(expected)
-            offset = 0
-            for part in parts:
-                end = offset + len(part.chunk)
-                if not part.chunk or end > expected:
-                    raise InvalidMessage("the release has other bytes than the schema")
-                payload[offset:end] = part.chunk
-                offset = end
-            if offset != expected or (
-                trains and schema.digest(payload) != statement.release_digest
-            ):
-                raise Unavailable("the release arrived incomplete or damaged")
-            if statement.manifest_digest != manifest_digest:
-                raise InvalidMessage("the statement is that of another round")
-            return Release(statement, first.header.statement, payload)
-
-        return self._call(fetch)
+    def collect(
+        self, manifest_digest: bytes, schema: Schema, begin: Callable[[Schema], NewModel]
+    ) -> Release:
+        """Fetch a release into the file that `begin` begins, and verify its statement and its bytes."""
+        collecting = Collecting(self._stub, self._key, manifest_digest, schema, begin)
+        try:
+            return self._call(collecting.fetch)
+        except BaseException:
+            collecting.discard()
+            raise
 
     def abort(self, opened: OpenedRound) -> None:
         request = aggregator_pb2.AbortRoundRequest(manifest_digest=opened.digest)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cairn import __version__
+from cairn.allocator import keep_freed_memory
 
 
 @click.group()
@@ -56,6 +57,7 @@ def run(
     Leaves model.safetensors, release.json and history.jsonl in the run's folder. Exit codes: 0 all
     rounds released, 1 the job could not be ended, 2 a mistake in a file.
     """
+    keep_freed_memory()
     # Imported here, so that --help answers at once.
     from cairn.process import exit_with
     from coordinator.node import run as run_job

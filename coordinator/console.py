@@ -47,7 +47,7 @@ class Console:
 
     def finished(self, model: Path, digest: str) -> None:
         click.echo(f"Finished. Model: {model}")
-        click.echo(f"SHA-256: {digest}")
+        click.echo(f"BLAKE3: {digest}")
         click.echo(f'Load it: safetensors.torch.load_file("{model}")')
 
 

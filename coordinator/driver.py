@@ -8,8 +8,9 @@ import structlog
 
 from cairn.errors import CairnError, Unavailable
 from cairn.v1 import round_pb2 as pb
-from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound, Release
+from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound
 from coordinator.campaign import Campaign, Step
+from coordinator.collecting import Release
 from coordinator.console import Console
 from coordinator.ledger_copy import LedgerCopy
 from coordinator.record_client import RecordClient
@@ -151,9 +152,10 @@ class Driver:
 
     def _keep(self, standing: _Standing, release: Release) -> None:
         schema = standing.base.schema
-        self._folder.save_release(release.signed, schema, release.payload)
-        digest = release.statement.release_digest
-        standing.base = Base(schema, memoryview(release.payload), digest)
+        if release.model is not None:
+            self._folder.save_release(release.signed, release.model)
+        payload = self._folder.values(schema)
+        standing.base = Base(schema, payload, release.statement.release_digest)
 
     def _finish_round(self, standing: _Standing) -> None:
         line = standing.line

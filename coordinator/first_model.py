@@ -11,13 +11,15 @@ from tempfile import TemporaryDirectory
 import click
 
 from cairn.errors import UsageError
-from cairn.model_files import read_model, write_model
+from cairn.model_files import read_model
+from cairn.model_writing import write_model
 from cairn.tensors import Schema
 
 
 def first_model(source: Path, seed: int, workspace: Path) -> tuple[Schema, memoryview]:
     """Read a .safetensors file, or build the model of a task's .py file, by way of `workspace`.
 
+    Either holds the entries that the task exchanges and no others; of a file, the owners find that out.
     Raises UsageError where that fails; the traceback of the task's own code goes to stderr.
     """
     if source.suffix != ".py":

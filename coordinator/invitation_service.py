@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator
 import grpc
 
 from cairn.errors import InvalidMessage, NotFound, WrongState
+from cairn.frames import chunks_of
 from cairn.guard import caller
 from cairn.messages import check_digest, check_protocol
-from cairn.tensors import CHUNK_BYTES
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 from coordinator.attendance import Attendance
 
@@ -47,7 +47,7 @@ class InvitationService(coordinator_pb2_grpc.InvitationServiceServicer):
 
     def FetchModel(  # noqa: N802 - gRPC calls it so
         self, request: coordinator_pb2.FetchModelRequest, context: grpc.ServicerContext
-    ) -> Iterator[coordinator_pb2.FetchModelResponse]:
+    ) -> Iterator[coordinator_pb2.FetchModelResponse | memoryview]:
         self._check_listed(caller(context).name)
         with self._lock:
             digest, payload = self._base
@@ -57,10 +57,7 @@ class InvitationService(coordinator_pb2_grpc.InvitationServiceServicer):
             raise InvalidMessage(f"the model has {len(payload)} bytes")
         header = coordinator_pb2.FetchModelHeader(total_bytes=len(payload))
         yield coordinator_pb2.FetchModelResponse(header=header)
-        for begin in range(request.offset, len(payload), CHUNK_BYTES):
-            yield coordinator_pb2.FetchModelResponse(
-                chunk=bytes(payload[begin : begin + CHUNK_BYTES])
-            )
+        yield from chunks_of(payload, request.offset)
 
     def _check_listed(self, owner: str) -> None:
         if owner not in self._owners:

@@ -15,7 +15,7 @@ from cairn.errors import CairnError, InvalidMessage, UsageError
 from cairn.ledger import GENESIS, Entry, check_chain
 from cairn.ledger_files import HEAD_FILE, LEDGER_FILE, entry_of, head_envelope, line_of
 from cairn.messages import parse
-from cairn.model_files import write_atomically
+from cairn.model_writing import write_atomically
 from cairn.statements import from_envelope
 from cairn.v1 import round_pb2 as pb
 from coordinator.record_client import Page

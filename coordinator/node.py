@@ -4,6 +4,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cairn.encoding import WORDS
 from cairn.errors import CairnError, UsageError
 from cairn.identity import (
     Identity,
@@ -87,7 +88,7 @@ def _serve(
     records = RecordClient(channel, settings.aggregator, key, patience, stopping)
     attendance = Attendance()
     service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
-    rounds = Rounds(job, aggregator, attendance, service, stopping)
+    rounds = Rounds(job, aggregator, attendance, service, folder.new_model, stopping)
     driver = Driver(job, folder, aggregator, records, rounds, console, stopping)
     listener = Listener(identity, long_callers=len(job.spec.owners))
     listener.add(add_InvitationServiceServicer_to_server, service)
@@ -129,6 +130,7 @@ def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
         round_deadline_seconds=job.round_deadline_seconds,
         min_examples=job.examples[0],
         max_examples=job.examples[1],
+        encoding=WORDS[job.updates],
     )
     body = job_spec_to_bytes(spec)
     try:

@@ -1,19 +1,21 @@
 """Takes one round from its opening to its collected release, between owners and aggregator."""
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import structlog
 
 from cairn.errors import CairnError, InvalidMessage, WrongState
 from cairn.messages import JobSpec, digest_of
+from cairn.model_writing import NewModel
 from cairn.tensors import Schema
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
-from coordinator.aggregator_client import AggregatorClient, OpenedRound, Release
+from coordinator.aggregator_client import AggregatorClient, OpenedRound
 from coordinator.attendance import Attendance
 from coordinator.campaign import Step
+from coordinator.collecting import Release
 from coordinator.invitation_service import InvitationService
 
 log = structlog.get_logger()
@@ -60,12 +62,14 @@ class Rounds:
         aggregator: AggregatorClient,
         attendance: Attendance,
         service: InvitationService,
+        new_model: Callable[[Schema], NewModel],
         stopping: threading.Event,
     ) -> None:
         self._job = job
         self._aggregator = aggregator
         self._attendance = attendance
         self._service = service
+        self._new_model = new_model
         self._stopping = stopping
         self._lock = threading.Lock()
         self._open: OpenedRound | None = None
@@ -119,8 +123,7 @@ class Rounds:
         excluded = tuple(ending.exclusions)
         release = None
         if ending.state == aggregator_pb2.ROUND_STATE_RELEASED:
-            release = self.collect(opened.digest, base.schema)
-            _check(release, opened)
+            release = self._collect_of(opened, base.schema)
         with self._lock:
             self._open = None
         self._announce(opened, release, ending.reason)
@@ -128,9 +131,17 @@ class Rounds:
         return Ended(release, ending.reason, excluded)
 
     def collect(self, manifest_digest: bytes, schema: Schema) -> Release:
-        return self._aggregator.collect(
-            manifest_digest, schema, self._job.spec.round_deadline_seconds
-        )
+        return self._aggregator.collect(manifest_digest, schema, self._new_model)
+
+    def _collect_of(self, opened: OpenedRound, schema: Schema) -> Release:
+        release = self.collect(opened.digest, schema)
+        try:
+            _check(release, opened)
+        except BaseException:
+            if release.model is not None:
+                release.model.discard()
+            raise
+        return release
 
     def abort_open_round(self) -> None:
         """Have the aggregator end the round that is under way in another thread, if one is."""
@@ -156,13 +167,14 @@ def _check(release: Release, opened: OpenedRound) -> None:
     """Raise InvalidMessage where a statement does not keep what the manifest said."""
     statement, manifest = release.statement, opened.manifest
     said = (statement.federation, statement.job, statement.round, statement.phase)
-    if (*said, statement.base_digest, statement.weighting) != (
+    if (*said, statement.base_digest, statement.weighting, statement.encoding) != (
         manifest.federation,
         manifest.job,
         manifest.round,
         manifest.phase,
         manifest.base_digest,
         manifest.weighting,
+        manifest.encoding,
     ):
         raise InvalidMessage("the release statement is that of another round")
     excluded = {exclusion.owner for exclusion in statement.exclusions}

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cairn.errors import UsageError
-from cairn.model_files import read_model, write_atomically, write_model
+from cairn.model_files import map_values, read_model
+from cairn.model_writing import NewModel, write_atomically, write_model
 from cairn.statements import envelope
 from cairn.tensors import Buffer, Schema
 from cairn.v1 import round_pb2 as pb
@@ -76,9 +77,17 @@ class RunFolder:
     def model(self) -> tuple[Schema, memoryview]:
         return read_model(self.model_path)
 
-    def save_release(self, statement: pb.Signed, schema: Schema, payload: Buffer) -> None:
+    def values(self, schema: Schema) -> memoryview:
+        """The values of the model, which has this schema: the file itself, mapped."""
+        return map_values(self.model_path, schema)
+
+    def new_model(self, schema: Schema) -> NewModel:
+        """Begin the file that becomes the model once it is kept."""
+        return NewModel(self.model_path, schema)
+
+    def save_release(self, statement: pb.Signed, model: NewModel) -> None:
         """Keep a release and its statement."""
-        write_model(self.model_path, schema, payload)
+        model.keep()
         self._write_json("release.json", envelope(statement))
 
     def save_evaluation(self, statement: pb.Signed) -> None:

@@ -41,7 +41,9 @@ class JobSettings(Settings):
     `model` is what it starts from: a .safetensors file, or a task's .py file whose `model()` is built
     after `torch.manual_seed(seed)`. `settings` are the numbers handed to the task. `evaluate` has the
     owners evaluate the release of every round. `examples` says as how many an update of fewer
-    or more counts, the fewest and the most. `gather_seconds` is how long the job waits for owners that
+    or more counts, the fewest and the most. `updates` is how the updates travel: "whole", or from the job's
+    first release on as "bf16_deltas" in half the bytes or as "int8_deltas" in a quarter, which say the
+    float32 and float64 tensors less exactly; an owner may not allow it. `gather_seconds` is how long the job waits for owners that
     do not attend.
     """
 
@@ -54,6 +56,7 @@ class JobSettings(Settings):
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
     weighting: Literal["equal", "examples"] = "equal"
     examples: tuple[_Examples, _Examples] = (1, MAX_EXAMPLES)
+    updates: Literal["whole", "bf16_deltas", "int8_deltas"] = "whole"  # cairn.encoding.WORDS
     evaluate: bool = False
     round_deadline_seconds: Seconds = 600
     gather_seconds: Seconds = 60

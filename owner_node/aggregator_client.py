@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from queue import SimpleQueue
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn import __version__
 from cairn.errors import InvalidMessage, NotFound
+from cairn.frames import chunks_of
 from cairn.messages import PROTOCOL, Manifest, digest_of, manifest_from_bytes
 from cairn.rpc import CALL_SECONDS, translated
 from cairn.statements import (
@@ -84,10 +86,17 @@ class AggregatorClient:
         seen = self._witness.seen()
         if seen is not None and not header.HasField("seen_head"):  # repeated, it is the same header
             header.seen_head.CopyFrom(seen)
+        begun: SimpleQueue[grpc.Call] = SimpleQueue()
+        parts = _parts(header, payload, pushed.payload_digest, begun)
         with translated():
-            answer = self._intake.SubmitUpdate(
-                _parts(header, payload, pushed.payload_digest), timeout=seconds
-            )
+            if (
+                len(payload) <= CHUNK_BYTES
+            ):  # it goes along with the header: there is nothing to hold back
+                answer = self._intake.SubmitUpdate(parts, timeout=seconds)
+            else:
+                call = self._intake.SubmitUpdate.future(parts, timeout=seconds)
+                begun.put(call)
+                answer = call.result()
         return self._checked(answer.receipt, header.manifest_digest, [pushed])
 
     def receipt(self, manifest_digest: bytes, pushed: Sequence[Pushed]) -> pb.Signed | None:
@@ -136,11 +145,14 @@ class AggregatorClient:
 
 
 def _parts(
-    header: aggregator_pb2.UpdateHeader, payload: memoryview, payload_digest: bytes
-) -> Iterator[aggregator_pb2.SubmitUpdateRequest]:
+    header: aggregator_pb2.UpdateHeader,
+    payload: memoryview,
+    payload_digest: bytes,
+    begun: SimpleQueue[grpc.Call],
+) -> Iterator[aggregator_pb2.SubmitUpdateRequest | memoryview]:
     yield aggregator_pb2.SubmitUpdateRequest(header=header)
-    for begin in range(0, len(payload), CHUNK_BYTES):
-        chunk = bytes(payload[begin : begin + CHUNK_BYTES])
-        yield aggregator_pb2.SubmitUpdateRequest(chunk=chunk)
+    if len(payload) > CHUNK_BYTES:
+        begun.get().initial_metadata()  # comes when it is our turn, or when the call ends
+    yield from chunks_of(payload)
     commit = aggregator_pb2.UpdateCommit(payload_digest=payload_digest)
     yield aggregator_pb2.SubmitUpdateRequest(commit=commit)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cairn import __version__
+from cairn.allocator import keep_freed_memory
 
 
 @click.command()
@@ -23,6 +24,7 @@ def main(*, config: Path, once: bool) -> None:
     It dials out and listens on nothing. Stops on SIGTERM or Ctrl-C. Exit codes: 0 stopped, 1 the
     coordinator could not be reached or refused this owner, 2 a mistake in a file.
     """
+    keep_freed_memory()
     # Imported here, so that --help answers at once.
     from cairn.process import exit_with
     from owner_node.node import run

@@ -7,9 +7,11 @@ import grpc
 
 from cairn import __version__
 from cairn.errors import InvalidMessage, Unavailable
+from cairn.incoming import Incoming
 from cairn.messages import PROTOCOL
 from cairn.rpc import translated
-from cairn.tensors import CHUNK_BYTES, Schema
+from cairn.silence import ended_when_silent
+from cairn.tensors import CHUNK_BYTES
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 
 _ATTEND_SECONDS = 3600  # then the stream is opened again
@@ -40,30 +42,28 @@ class CoordinatorClient:
         with translated():
             yield from stream
 
-    def fetch(self, digest: bytes, schema: Schema, into: memoryview, seconds: float) -> None:
-        """Fetch the model of this digest. Raises InvalidMessage where the bytes are not that model."""
-        request = coordinator_pb2.FetchModelRequest(digest=digest)
+    def fetch(self, digest: bytes, incoming: Incoming, seconds: float) -> None:
+        """Fetch the model of this digest, from where an earlier call broke off.
+
+        Raises Unavailable where this one breaks off, and InvalidMessage where the bytes are not that model.
+        """
+        request = coordinator_pb2.FetchModelRequest(digest=digest, offset=incoming.offset)
         with translated():
             parts = self._stub.FetchModel(request, timeout=seconds)
-            first = next(parts, None)
-            if first is None or first.WhichOneof("part") != "header":
-                raise InvalidMessage("the model does not begin with its header")
-            if first.header.total_bytes != schema.total_bytes:
-                raise InvalidMessage("the model has another size than the job's schema")
-            hasher = schema.hasher()
-            offset = 0
-            for part in parts:
-                if len(part.chunk) > CHUNK_BYTES:
-                    raise InvalidMessage(f"a chunk of the model has more than {CHUNK_BYTES} bytes")
-                end = offset + len(part.chunk)
-                if not part.chunk or end > schema.total_bytes:
-                    raise InvalidMessage("the model has more bytes than the job's schema")
-                into[offset:end] = part.chunk
-                hasher.update(part.chunk)
-                offset = end
-        if offset != schema.total_bytes:
+            with ended_when_silent(parts.cancel) as heard:
+                first = next(parts, None)
+                if isinstance(first, memoryview) or not (first and first.HasField("header")):
+                    raise InvalidMessage("the model does not begin with its header")
+                if first.header.total_bytes != incoming.total:
+                    raise InvalidMessage("the model has another size than the job's schema")
+                for part in parts:
+                    if not isinstance(part, memoryview) or not 0 < len(part) <= CHUNK_BYTES:
+                        raise InvalidMessage(f"a chunk of the model has 1 to {CHUNK_BYTES} bytes")
+                    incoming.write(part)
+                    heard()
+        if incoming.missing:
             raise Unavailable("the model's transfer broke off")
-        if hasher.digest() != digest:
+        if incoming.digest() != digest:
             raise InvalidMessage(
                 "the coordinator sent another model than the aggregator's manifest names"
             )

@@ -7,8 +7,8 @@
                   were: {why, left_out}
     joined        {job, round, phase, manifest_digest, task, destination}
     sent          before the first byte of an update leaves: {job, round, phase, manifest_digest, task,
-                  destination, payload_digest, tensors, bytes, examples, metrics, dropped_metrics,
-                  clipped, rule, weighting}
+                  destination, payload_digest, tensors, bytes, encoding, examples, metrics,
+                  dropped_metrics, clipped, rule, weighting}
     receipt       the aggregator's signed receipt: {manifest_digest, receipt}
     not accepted  the aggregator did not let this owner in, or refused its update:
                   {manifest_digest, reason, why}

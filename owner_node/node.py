@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.clock import Clock
+from cairn.encoding import WORDS
 from cairn.identity import (
     NodeName,
     PinnedAggregator,
@@ -116,7 +117,10 @@ def _policy(settings: OwnerSettings) -> Policy:
         owner=settings.name,
         floor=settings.floor,
         tasks={
-            name: TaskRules(task.settings, task.max_rounds) for name, task in settings.tasks.items()
+            name: TaskRules(
+                task.settings, task.max_rounds, frozenset(WORDS[word] for word in task.encodings)
+            )
+            for name, task in settings.tasks.items()
         },
         trusted=None if trusted is None else frozenset({*trusted, settings.name}),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cairn.encoding import WORDS, encoding_word
 from cairn.errors import CairnError, InvalidMessage
 from cairn.messages import JobSpec, Manifest
 from cairn.v1 import round_pb2 as pb
@@ -54,10 +55,11 @@ class Known:
 
 @dataclass(frozen=True)
 class TaskRules:
-    """The allowed ranges of a task's settings, and in how many rounds an update of it may leave."""
+    """The allowed ranges of a task's settings, in how many rounds an update may leave, and encoded how."""
 
     ranges: Ranges = field(default_factory=dict)
     max_rounds: int | None = None
+    encodings: frozenset["pb.Encoding"] = frozenset(WORDS.values())
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Policy:
             raise InvalidMessage("the invitation is for another federation")
         if manifest.weighting != job.weighting:
             raise InvalidMessage("the manifest weighs the updates in another way than its job")
+        if manifest.encoding not in {pb.ENCODING_WHOLE, job.encoding}:
+            raise InvalidMessage("the manifest has updates travel in another way than its job")
         if self.owner not in manifest.cohort:
             raise InvalidMessage("the invitation's cohort does not have this owner")
 
@@ -118,6 +122,7 @@ class Policy:
                 pb.REASON_UNKNOWN_TASK,
             )
         _check_settings(job, rules.ranges)
+        _check_encoding(invited, rules.encodings)
         if rules.max_rounds is None:
             return
         if job.rounds > rules.max_rounds:
@@ -161,6 +166,16 @@ def _check_chain(manifest: Manifest, release: tuple[int, bytes] | None) -> None:
         raise Declined(
             f"{manifest} does not go on from the release of round {number}, which this owner has seen",
             pb.REASON_CHAIN_BROKEN,
+        )
+
+
+def _check_encoding(invited: Invited, allowed: frozenset["pb.Encoding"]) -> None:
+    manifest = invited.manifest
+    if manifest.trains and manifest.encoding not in allowed:
+        raise Declined(
+            f"the updates of {manifest} travel as {encoding_word(manifest.encoding)}; this owner's file"
+            f" allows {', '.join(sorted(map(encoding_word, allowed)))} for the task {invited.job.task}",
+            pb.REASON_ENCODING_REFUSED,
         )
 
 

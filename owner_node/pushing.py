@@ -4,10 +4,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
+from cairn.encoding import Layout, encoding_word
 from cairn.errors import Conflict, TooMuch, Unavailable, UpdateRefused
 from cairn.messages import reason_word
 from cairn.patience import patiently
@@ -16,10 +17,12 @@ from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds, check_values
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.clip import clip
+from owner_node.encoding import Change, Residual, encode, length
 from owner_node.ledger import OwnerLedger, round_facts
 from owner_node.past import Pushed
 from owner_node.policy import Declined, Invited
 from owner_node.receipts import Receipts
+from owner_node.residual import Residuals, Stream
 from owner_node.training_process import Trained
 
 log = structlog.get_logger()
@@ -37,32 +40,61 @@ class LeavingRules:
 
 @dataclass(frozen=True)
 class Leaving:
-    """An update as it leaves."""
+    """An update as it leaves. `change` is what its payload says, where that is in deltas."""
 
     payload: memoryview
     pushed: Pushed
     dropped_metrics: tuple[str, ...]
     clipped: bool
+    change: Change | None
 
 
-def prepared(invited: Invited, base: memoryview, trained: Trained, rules: LeavingRules) -> Leaving:
-    """Clip the update in place and drop what may not leave.
+def prepared(
+    invited: Invited,
+    base: memoryview,
+    trained: Trained,
+    rules: LeavingRules,
+    residuals: Residuals,
+) -> Leaving:
+    """Clip the update, encode it and drop what may not leave.
 
-    Raises Declined for an update with a value that is NaN or infinite.
+    A whole update is clipped in place and leaves from where it is. Raises Declined for a value that is NaN
+    or infinite, and for a change that its encoding cannot say.
     """
-    schema, clipped = invited.job.schema, False
-    digest = b""
+    stream, payload, digest = _stream(invited), trained.payload, b""
+    clipped, change = False, None
     if invited.manifest.trains:
         try:
-            check_values(schema, trained.payload, _ANY_FINITE)
+            if stream.layout.encoding == pb.ENCODING_WHOLE:
+                check_values(stream.layout.schema, payload, _ANY_FINITE)
+                if rules.clip is not None:
+                    clipped = clip(stream.layout.schema, base, payload, rules.clip)
+            else:
+                change = _change(stream.layout, base, trained, rules, residuals.of(stream))
+                clipped, payload = change.factor < 1, residuals.wire(stream.layout)
+                encode(stream.layout, change, payload)
         except UpdateRefused as error:
             raise Declined(f"after training the {error}", error.reason) from None
-        if rules.clip is not None:
-            clipped = clip(schema, base, trained.payload, rules.clip)
-        digest = schema.digest(trained.payload)
+        digest = stream.layout.digest(payload)
     metrics = {name: value for name, value in trained.metrics.items() if name in rules.metrics}
     dropped = tuple(sorted(trained.metrics.keys() - metrics.keys()))
-    return Leaving(trained.payload, Pushed(digest, trained.examples, metrics), dropped, clipped)
+    return Leaving(payload, Pushed(digest, trained.examples, metrics), dropped, clipped, change)
+
+
+def _stream(invited: Invited) -> Stream:
+    job = invited.job
+    return Stream(job.task, job.name, Layout(job.schema, invited.manifest.encoding))
+
+
+def _change(
+    layout: Layout, base: memoryview, trained: Trained, rules: LeavingRules, residual: Residual
+) -> Change:
+    change = Change(base, trained.payload, residual)
+    if rules.clip is None:
+        return change
+    # A length that is none is left as it is: its change is refused, and by name, when it is encoded.
+    far = length(layout, change)
+    return replace(change, factor=rules.clip / far) if rules.clip < far < math.inf else change
 
 
 class Pushing:
@@ -82,13 +114,15 @@ class Pushing:
         self._rules = rules
         self._destination = destination
         self._stopping = stopping
+        self._residuals = Residuals()
 
     def push(self, invited: Invited, base: memoryview, trained: Trained, deadline: float) -> None:
         """Push what may leave, by this moment of the monotonic clock, and keep the receipt.
 
         Raises Declined, or NotRecorded where the ledger cannot be written: then nothing has left.
         """
-        leaving = prepared(invited, base, trained, self._rules[invited.job.task])
+        rules = self._rules[invited.job.task]
+        leaving = prepared(invited, base, trained, rules, self._residuals)
         ids = {"job": invited.job.name, "round": invited.manifest.round}
         if leaving.dropped_metrics:
             log.warning(
@@ -97,9 +131,14 @@ class Pushing:
                 metrics=list(leaving.dropped_metrics),
             )
         self._ledger.record("sent", self._facts(invited, leaving))
+        stream = _stream(invited)
+        if leaving.change is not None:
+            self._residuals.drop(stream)
         try:
             receipt = self._submitted(invited, leaving, deadline)
         except (UpdateRefused, Conflict) as error:
+            if leaving.change is not None:
+                self._residuals.refused(stream, leaving.change)
             log.error("update refused", **ids, reason=str(error))
             self._ledger.record(
                 "not accepted",
@@ -114,10 +153,12 @@ class Pushing:
             "update accepted",
             **ids,
             bytes=len(leaving.payload),
-            sha256=leaving.pushed.payload_digest.hex(),
+            digest=leaving.pushed.payload_digest.hex(),
             clipped=leaving.clipped,
         )
         self._receipts.keep(invited.digest, receipt)
+        if leaving.change is not None:
+            self._residuals.accepted(stream, leaving.change, leaving.payload)
 
     def _submitted(self, invited: Invited, leaving: Leaving, deadline: float) -> pb.Signed:
         header = aggregator_pb2.UpdateHeader(
@@ -158,6 +199,7 @@ class Pushing:
             "payload_digest": leaving.pushed.payload_digest.hex(),
             "tensors": len(invited.job.schema.tensors) if trains else 0,
             "bytes": len(leaving.payload),
+            "encoding": encoding_word(invited.manifest.encoding),
             "examples": leaving.pushed.examples,
             "metrics": dict(leaving.pushed.metrics),
             "dropped_metrics": list(leaving.dropped_metrics),

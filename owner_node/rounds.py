@@ -17,6 +17,7 @@ from cairn.errors import (
     UpdateRefused,
     WrongState,
 )
+from cairn.incoming import Incoming
 from cairn.messages import digest_of, job_spec_from_bytes
 from cairn.patience import patiently
 from cairn.rpc import CALL_SECONDS
@@ -207,10 +208,13 @@ class Rounds:
 
     def _renew(self, invited: Invited) -> aggregator_pb2.JoinRoundResponse:
         try:
-            return self._aggregator.join(invited.digest)
+            joined = self._aggregator.join(invited.digest)
         except InvalidMessage as error:
             self._records.refused(error, invited)
             raise
+        if joined.queue_place:
+            log.info("waiting in line to push", **_ids(invited), place=joined.queue_place)
+        return joined
 
     def _fetch(self, invited: Invited, process: TrainingProcess, deadline: float) -> memoryview:
         """Bring the base into the training process's memory, unless it is there, and look at it."""
@@ -219,8 +223,10 @@ class Rounds:
         if process.has_base(schema, digest):
             return base
 
+        incoming = Incoming(len(base), schema.hasher(), base)
+
         def fetch() -> None:
-            self._coordinator.fetch(digest, schema, base, until(deadline))
+            self._coordinator.fetch(digest, incoming, until(deadline))
 
         try:
             patiently(fetch, "the coordinator", until(deadline), self._stopping)

@@ -1,7 +1,7 @@
 """The owner's TOML file: its side of the contract, which no coordinator can override."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
@@ -33,6 +33,7 @@ def _metric(name: str) -> str:
 
 
 TaskSourceText = Annotated[str, AfterValidator(_task_source)]
+EncodingWord = Literal["whole", "bf16_deltas", "int8_deltas"]  # those of cairn.encoding.WORDS
 MetricName = Annotated[str, AfterValidator(_metric)]
 
 
@@ -44,7 +45,9 @@ class TaskSettings(Settings):
     `min_examples` is the fewest examples that what leaves must stand for, in training and in evaluation.
     `max_rounds` is in how many training rounds of this task an update may leave, over all jobs, as this
     owner's ledger counts them. `clip` is the longest way, as the L2 norm over all floating-point tensors
-    together, by which an update may differ from its base; a longer one is scaled down to it.
+    together, by which an update may differ from its base; a longer one is scaled down to it, before it
+    is encoded. `encodings` lists how updates may travel: "whole", or as deltas, which are smaller and say
+    a little less. A job that asks for deltas has its updates travel whole until its first release.
     """
 
     file: TaskSourceText
@@ -54,6 +57,7 @@ class TaskSettings(Settings):
     min_examples: Annotated[int, Field(ge=1, le=MAX_EXAMPLES)] = 1
     max_rounds: Annotated[int, Field(ge=1)] | None = None
     clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
+    encodings: Annotated[tuple[EncodingWord, ...], Field(min_length=1)] = get_args(EncodingWord)
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "TaskSettings":

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cairn.allocator import keep_freed_memory
 from cairn.errors import UsageError
 from cairn.task import Round, Site
 from cairn.task_loading import TaskFailed, load_task, own_traceback
@@ -68,6 +69,7 @@ class Training:
 
 def main(arguments: list[str]) -> None:
     """Work until the owner's process closes the socket."""
+    keep_freed_memory()
     descriptor, owner, file, data, min_examples = arguments
     # Ctrl-C is for the owner's process: when that ends, this one does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -38,16 +38,18 @@ class JoinRoundRequest(_message.Message):
     def __init__(self, manifest_digest: _Optional[bytes] = ..., join: _Optional[bool] = ..., reason: _Optional[_Union[_round_pb2.Reason, str]] = ..., seen_head: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., protocol: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class JoinRoundResponse(_message.Message):
-    __slots__ = ("lease_seconds", "update_accepted", "open_seconds", "ledger_head")
+    __slots__ = ("lease_seconds", "update_accepted", "open_seconds", "ledger_head", "queue_place")
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     UPDATE_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     OPEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_PLACE_FIELD_NUMBER: _ClassVar[int]
     lease_seconds: int
     update_accepted: bool
     open_seconds: int
     ledger_head: _round_pb2.Signed
-    def __init__(self, lease_seconds: _Optional[int] = ..., update_accepted: _Optional[bool] = ..., open_seconds: _Optional[int] = ..., ledger_head: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
+    queue_place: int
+    def __init__(self, lease_seconds: _Optional[int] = ..., update_accepted: _Optional[bool] = ..., open_seconds: _Optional[int] = ..., ledger_head: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., queue_place: _Optional[int] = ...) -> None: ...
 
 class SubmitUpdateRequest(_message.Message):
     __slots__ = ("header", "chunk", "commit")
@@ -190,10 +192,12 @@ class WatchRoundResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[RoundState, str]] = ..., reason: _Optional[_Union[_round_pb2.Reason, str]] = ..., exclusions: _Optional[_Iterable[_Union[_round_pb2.Exclusion, _Mapping]]] = ...) -> None: ...
 
 class CollectReleaseRequest(_message.Message):
-    __slots__ = ("manifest_digest",)
+    __slots__ = ("manifest_digest", "offset")
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
-    def __init__(self, manifest_digest: _Optional[bytes] = ...) -> None: ...
+    offset: int
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class CollectReleaseResponse(_message.Message):
     __slots__ = ("header", "chunk")

@@ -73,6 +73,9 @@ class IntakeServiceServicer:
     def SubmitUpdate(self, request_iterator, context):
         """Pushes one owner's update. Nothing of it counts before it is complete and accepted.
 
+        While the aggregator has no memory free for it, the stream is not read: it waits in line, and goes on
+        by itself. JoinRound tells its place. When its turn has come the aggregator sends the call's initial
+        metadata; a good owner sends no chunk before.
         The caller must be an owner that has joined the round. The call is idempotent under (job, round,
         phase, owner): the same update is answered with the same receipt, another is refused.
         Errors: PERMISSION_DENIED, NOT_FOUND for an unknown manifest, FAILED_PRECONDITION where the round
@@ -82,7 +85,8 @@ class IntakeServiceServicer:
         values beyond the aggregator's bounds, and as in JoinRound for the head of the ledger.
 
         Stream: 1. one `header`; 2. `chunk` until all bytes of the schema were sent (none in the phase
-        EVALUATE); 3. one `commit`, and nothing after it.
+        EVALUATE); 3. one `commit`, and nothing after it. A stream that brings nothing for 30 seconds, and
+        does not wait in line, is ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -272,10 +276,12 @@ class ReleaseServiceServicer:
         The caller must be the coordinator that registered the job. Idempotent: the same request for a
         round that was opened is answered with the same manifest; another is refused.
         Errors: PERMISSION_DENIED, NOT_FOUND for an unknown job, INVALID_ARGUMENT for a cohort that is
-        below the floor, not sorted or outside the job, FAILED_PRECONDITION for a round out of turn, a
+        below the floor, not sorted or outside the job, RESOURCE_EXHAUSTED for a round that the aggregator's
+        memory cannot hold, FAILED_PRECONDITION for a round out of turn, a
         base that is not the last release, a job that has ended, an open round with another request, a
         cohort that overlaps with other owners of an earlier release that is comparable, or too many
-        rounds that the coordinator ended; UNAVAILABLE while too many of its rounds are open.
+        rounds that the coordinator ended; UNAVAILABLE while too many of its rounds are open, or others
+        hold the memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -301,10 +307,11 @@ class ReleaseServiceServicer:
         The caller must be the coordinator that registered the job. Every call for one round returns the
         same bytes; the last release of a job stays available after a restart.
         Errors: PERMISSION_DENIED, NOT_FOUND for an unknown manifest or a release that a later one has
-        replaced, FAILED_PRECONDITION where the round is not released.
+        replaced, FAILED_PRECONDITION where the round is not released, INVALID_ARGUMENT for an offset behind the
+        last byte.
 
-        Stream: 1. one `header`; 2. `chunk` until all bytes of the schema were sent (none in the phase
-        EVALUATE).
+        Stream: 1. one `header`; 2. `chunk` until all bytes of the schema from `offset` on were sent (none in
+        the phase EVALUATE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

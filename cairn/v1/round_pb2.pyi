@@ -37,6 +37,13 @@ class Chain(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CHAIN_UNSPECIFIED: _ClassVar[Chain]
     CHAIN_STRICT: _ClassVar[Chain]
 
+class Encoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENCODING_UNSPECIFIED: _ClassVar[Encoding]
+    ENCODING_WHOLE: _ClassVar[Encoding]
+    ENCODING_BF16_DELTAS: _ClassVar[Encoding]
+    ENCODING_INT8_DELTAS: _ClassVar[Encoding]
+
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PHASE_UNSPECIFIED: _ClassVar[Phase]
@@ -86,6 +93,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_TOO_FEW_EXAMPLES: _ClassVar[Reason]
     REASON_TOO_MANY_ROUNDS: _ClassVar[Reason]
     REASON_CHAIN_BROKEN: _ClassVar[Reason]
+    REASON_ENCODING_REFUSED: _ClassVar[Reason]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_BOOL: Dtype
 DTYPE_U8: Dtype
@@ -104,6 +112,10 @@ RULE_UNSPECIFIED: Rule
 RULE_MEAN: Rule
 CHAIN_UNSPECIFIED: Chain
 CHAIN_STRICT: Chain
+ENCODING_UNSPECIFIED: Encoding
+ENCODING_WHOLE: Encoding
+ENCODING_BF16_DELTAS: Encoding
+ENCODING_INT8_DELTAS: Encoding
 PHASE_UNSPECIFIED: Phase
 PHASE_TRAIN: Phase
 PHASE_EVALUATE: Phase
@@ -148,6 +160,7 @@ REASON_MODEL_SUSPECT: Reason
 REASON_TOO_FEW_EXAMPLES: Reason
 REASON_TOO_MANY_ROUNDS: Reason
 REASON_CHAIN_BROKEN: Reason
+REASON_ENCODING_REFUSED: Reason
 
 class Signed(_message.Message):
     __slots__ = ("type", "body", "signature")
@@ -176,7 +189,7 @@ class ModelSchema(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("federation", "name", "task", "settings", "owners", "floor", "rounds", "rule", "weighting", "chain", "schema", "round_deadline_seconds", "min_examples", "max_examples")
+    __slots__ = ("federation", "name", "task", "settings", "owners", "floor", "rounds", "rule", "weighting", "chain", "schema", "round_deadline_seconds", "min_examples", "max_examples", "encoding")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -198,6 +211,7 @@ class JobSpec(_message.Message):
     ROUND_DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     MAX_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
     federation: str
     name: str
     task: str
@@ -212,10 +226,11 @@ class JobSpec(_message.Message):
     round_deadline_seconds: int
     min_examples: int
     max_examples: int
-    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ..., min_examples: _Optional[int] = ..., max_examples: _Optional[int] = ...) -> None: ...
+    encoding: Encoding
+    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ..., min_examples: _Optional[int] = ..., max_examples: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
 
 class RoundManifest(_message.Message):
-    __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "rule", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol", "ledger_number", "software")
+    __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "rule", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol", "ledger_number", "software", "encoding")
     FEDERATION_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     JOB_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +249,7 @@ class RoundManifest(_message.Message):
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     LEDGER_NUMBER_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
     federation: str
     job: str
     job_digest: bytes
@@ -252,7 +268,8 @@ class RoundManifest(_message.Message):
     protocol: int
     ledger_number: int
     software: str
-    def __init__(self, federation: _Optional[str] = ..., job: _Optional[str] = ..., job_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ..., previous_release_digest: _Optional[bytes] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., floor: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ledger_head: _Optional[bytes] = ..., protocol: _Optional[int] = ..., ledger_number: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+    encoding: Encoding
+    def __init__(self, federation: _Optional[str] = ..., job: _Optional[str] = ..., job_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ..., previous_release_digest: _Optional[bytes] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., floor: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ledger_head: _Optional[bytes] = ..., protocol: _Optional[int] = ..., ledger_number: _Optional[int] = ..., software: _Optional[str] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
 
 class Exclusion(_message.Message):
     __slots__ = ("owner", "reason")
@@ -263,7 +280,7 @@ class Exclusion(_message.Message):
     def __init__(self, owner: _Optional[str] = ..., reason: _Optional[_Union[Reason, str]] = ...) -> None: ...
 
 class ReleaseStatement(_message.Message):
-    __slots__ = ("manifest_digest", "federation", "job", "round", "phase", "release_digest", "base_digest", "contributors", "exclusions", "rule", "weighting", "metrics", "ledger_head", "sealed_unix_ms", "software", "ledger_number", "floor", "commitments")
+    __slots__ = ("manifest_digest", "federation", "job", "round", "phase", "release_digest", "base_digest", "contributors", "exclusions", "rule", "weighting", "metrics", "ledger_head", "sealed_unix_ms", "software", "ledger_number", "floor", "commitments", "encoding")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +306,7 @@ class ReleaseStatement(_message.Message):
     LEDGER_NUMBER_FIELD_NUMBER: _ClassVar[int]
     FLOOR_FIELD_NUMBER: _ClassVar[int]
     COMMITMENTS_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
     federation: str
     job: str
@@ -307,7 +325,8 @@ class ReleaseStatement(_message.Message):
     ledger_number: int
     floor: int
     commitments: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., federation: _Optional[str] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., release_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., contributors: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., ledger_head: _Optional[bytes] = ..., sealed_unix_ms: _Optional[int] = ..., software: _Optional[str] = ..., ledger_number: _Optional[int] = ..., floor: _Optional[int] = ..., commitments: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    encoding: Encoding
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., federation: _Optional[str] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., release_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., contributors: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., ledger_head: _Optional[bytes] = ..., sealed_unix_ms: _Optional[int] = ..., software: _Optional[str] = ..., ledger_number: _Optional[int] = ..., floor: _Optional[int] = ..., commitments: _Optional[_Iterable[bytes]] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
 
 class LedgerHead(_message.Message):
     __slots__ = ("federation", "number", "head")

@@ -62,6 +62,7 @@ EXPECTED: dict[str, Message] = {
         round_deadline_seconds=604800,
         min_examples=10,
         max_examples=5000,
+        encoding=pb.ENCODING_INT8_DELTAS,
     ),
     "RoundManifest": pb.RoundManifest(
         federation="clinics",
@@ -82,6 +83,7 @@ EXPECTED: dict[str, Message] = {
         protocol=2,
         ledger_number=601,
         software="0.2.0",
+        encoding=pb.ENCODING_WHOLE,
     ),
     "Exclusion": EXCLUSION,
     "ReleaseStatement": pb.ReleaseStatement(
@@ -103,6 +105,7 @@ EXPECTED: dict[str, Message] = {
         ledger_number=602,
         floor=3,
         commitments=[digest("1"), digest("2"), digest("3")],
+        encoding=pb.ENCODING_BF16_DELTAS,
     ),
     "LedgerHead": pb.LedgerHead(federation="clinics", number=603, head=digest("h")),
     "JoinRoundRequest": agg.JoinRoundRequest(
@@ -114,7 +117,11 @@ EXPECTED: dict[str, Message] = {
         software="0.2.0",
     ),
     "JoinRoundResponse": agg.JoinRoundResponse(
-        lease_seconds=15, update_accepted=True, open_seconds=600, ledger_head=SIGNED
+        lease_seconds=15,
+        update_accepted=True,
+        open_seconds=600,
+        ledger_head=SIGNED,
+        queue_place=2,
     ),
     "SubmitUpdateRequest.header": agg.SubmitUpdateRequest(header=HEADER),
     "SubmitUpdateRequest.chunk": agg.SubmitUpdateRequest(chunk=b"\x00\x01\xfe\xff"),
@@ -150,7 +157,7 @@ EXPECTED: dict[str, Message] = {
     "WatchRoundResponse": agg.WatchRoundResponse(
         state=agg.ROUND_STATE_ABORTED, reason=pb.REASON_BELOW_FLOOR, exclusions=[EXCLUSION]
     ),
-    "CollectReleaseRequest": agg.CollectReleaseRequest(manifest_digest=digest("m")),
+    "CollectReleaseRequest": agg.CollectReleaseRequest(manifest_digest=digest("m"), offset=1 << 33),
     "CollectReleaseResponse.header": agg.CollectReleaseResponse(header=RELEASE_HEADER),
     "CollectReleaseResponse.chunk": agg.CollectReleaseResponse(chunk=b"\x00\x01\xfe\xff"),
     "ReleaseHeader": RELEASE_HEADER,

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.v1 import aggregator_pb2
@@ -152,4 +153,4 @@ def _check_files(state: Path, rounds: list[Round]) -> None:
     stated = {r.digest.hex(): r.statement for r in rounds if r.statement is not None}
     for path in (state / "releases").iterdir():
         statement = stated[path.stem]
-        assert sha256(path.read_bytes()).digest() == statement.release_digest
+        assert blake3(path.read_bytes()).digest() == statement.release_digest

@@ -232,6 +232,11 @@ class Stage:
             base_digest=ONE_HOT.digest(self._payload),
         )
 
+    def _collect(self, random: Random) -> Iterator[Message]:
+        yield aggregator_pb2.CollectReleaseRequest(
+            manifest_digest=self._digest(random), offset=random.choice((0, 0, 1, 20, 21))
+        )
+
     def _fetch(self, random: Random) -> Iterator[Message]:
         yield coordinator_pb2.FetchModelRequest(
             digest=self._ward.base_digest, offset=random.choice((0, 1, 20, 21))
@@ -259,7 +264,7 @@ _MESSAGES: dict[str, Callable[[Stage, Random], Iterator[Message]]] = {
     "/cairn.v1.ReleaseService/RegisterJob": Stage._register,
     "/cairn.v1.ReleaseService/OpenRound": Stage._open_round,
     "/cairn.v1.ReleaseService/WatchRound": _naming(aggregator_pb2.WatchRoundRequest),
-    "/cairn.v1.ReleaseService/CollectRelease": _naming(aggregator_pb2.CollectReleaseRequest),
+    "/cairn.v1.ReleaseService/CollectRelease": Stage._collect,
     "/cairn.v1.ReleaseService/AbortRound": _naming(aggregator_pb2.AbortRoundRequest),
     "/cairn.v1.RecordService/GetStatement": _naming(aggregator_pb2.GetStatementRequest),
     "/cairn.v1.RecordService/ListEntries": _of(

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from inspect import getclosurevars, isfunction
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Recorder:
 
         def recorded(message: bytes, parse: Any) -> Any:
             # What arrives is parsed behind the guard of our own code, so gRPC is given no parser for it.
-            kind = parse.__self__.DESCRIPTOR.full_name if parse is not None else "request"
+            kind = kind_of(parse) if parse is not None else "request"
             self.record(sender, kind, message)
             return deserialize(message, parse)
 
@@ -68,6 +69,13 @@ class Recorder:
             return handle(event, method, *rest)
 
         return recorded
+
+
+def kind_of(parse: Any) -> str:
+    """The message that a parser makes; `cairn.frames` reads tensors around the generated one."""
+    generated = getclosurevars(parse).nonlocals["generated"] if isfunction(parse) else parse
+    name: str = generated.__self__.DESCRIPTOR.full_name
+    return name
 
 
 class _Common:

@@ -192,6 +192,7 @@ def manifest(stage: Stage, of: Job, base: bytes | None = None, **changes: Any) -
         "base_digest": of.spec.schema.digest(payload),
         "rule": pb.RULE_MEAN,
         "weighting": of.spec.weighting,
+        "encoding": pb.ENCODING_WHOLE,
         "floor": 3,
         "deadline_unix_ms": int(time.time() * 1000) + 60_000,
         "lease_seconds": 5,

@@ -102,6 +102,7 @@ def _statement(opened: OpenRound, **changes: Any) -> pb.ReleaseStatement:
         "contributors": 3,
         "rule": pb.RULE_MEAN,
         "weighting": opened.manifest.weighting,
+        "encoding": opened.manifest.encoding,
         "ledger_head": bytes(32),
         "floor": 3,
         "commitments": [bytes([number]) * 32 for number in range(3)],

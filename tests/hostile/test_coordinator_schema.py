@@ -15,7 +15,7 @@ REQUESTS = {
     "cairn.v1.RegisterJobRequest": ["job_spec", "protocol", "software"],
     "cairn.v1.OpenRoundRequest": ["job", "round", "phase", "cohort", "base_digest"],
     "cairn.v1.WatchRoundRequest": ["manifest_digest"],
-    "cairn.v1.CollectReleaseRequest": ["manifest_digest"],
+    "cairn.v1.CollectReleaseRequest": ["manifest_digest", "offset"],
     "cairn.v1.AbortRoundRequest": ["manifest_digest"],
     "cairn.v1.GetStatementRequest": ["manifest_digest"],
     "cairn.v1.ListEntriesRequest": ["first", "limit"],
@@ -23,7 +23,7 @@ REQUESTS = {
 # What a job says of its owners: their names, and bounds that are the same for all of them.
 TERMS = [
     *("federation", "name", "task", "settings", "owners", "floor", "rounds", "rule", "weighting"),
-    *("chain", "schema", "round_deadline_seconds", "min_examples", "max_examples"),
+    *("chain", "schema", "round_deadline_seconds", "min_examples", "max_examples", "encoding"),
 ]
 # Whatever an owner computed reaches a coordinator in one of these, averaged, or not at all.
 AVERAGED = {
@@ -48,12 +48,12 @@ PUBLIC = {
     "RoundManifest": (
         "federation job job_digest round phase cohort base_digest previous_release_digest rule"
         " weighting floor deadline_unix_ms lease_seconds nonce ledger_head protocol ledger_number"
-        " software"
+        " software encoding"
     ),
     "ReleaseStatement": (
         "manifest_digest federation job round phase release_digest base_digest contributors"
         " exclusions rule weighting metrics ledger_head sealed_unix_ms software ledger_number floor"
-        " commitments"
+        " commitments encoding"
     ),
     "LedgerHead": "federation number head",
 }

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
-from aggregator_node.pushes import IDLE_SECONDS
 from cairn.messages import PROTOCOL
+from cairn.silence import IDLE_SECONDS
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb

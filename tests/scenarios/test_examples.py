@@ -2,13 +2,13 @@
 
 import copy
 import csv
-import hashlib
 import json
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file, save_file
 from torch import nn, optim
 
@@ -95,10 +95,10 @@ def test_the_tutorial_as_it_stands_learns_and_leaves_what_a_verifier_needs(tmp_p
     (pinned,) = [line for line in lines if line.startswith("aggregator_signing_key")]
     key = parse_signing_key_text(pinned.split('"')[1])
     statement = verified_statement(key, from_envelope((out / "release.json").read_text()))
-    digest = hashlib.sha256((out / "model.safetensors").read_bytes()).digest()
+    digest = blake3((out / "model.safetensors").read_bytes()).digest()
     assert statement.release_digest == digest
     assert (statement.round, statement.contributors) == (10, 2)
-    assert f"SHA-256: {digest.hex()}" in running.output()
+    assert f"BLAKE3: {digest.hex()}" in running.output()
     assert "predictions:" in running.output()
     assert "Traceback" not in running.output()
     assert "error" not in running.output()
@@ -112,6 +112,19 @@ def test_the_breast_cancer_job_reaches_an_accuracy_of_93_per_cent(tmp_path: Path
     assert all(line["contributors"] == 5 for line in history)
     assert history[-1]["metrics"]["accuracy"] >= 0.93
     assert json.loads((out / "evaluation.json").read_text())["statement"]["phase"] == "evaluate"
+
+
+def test_the_adapters_job_releases_the_adapters_and_the_head_and_learns(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert demo(tmp_path, out, "adapters", "--rounds", "3").ends() == 0
+    released = load_file(out / "model.safetensors")
+    adapters = [f"{layer}.lora_{side}" for layer in ("first", "second") for side in "ab"]
+    assert sorted(released) == sorted([*adapters, "head.bias", "head.weight"])
+    assert all(released[f"{layer}.lora_b"].any() for layer in ("first", "second"))  # 0 at first
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [line["contributors"] for line in history] == [4, 4, 4]
+    accuracies = [line["metrics"]["accuracy"] for line in history]
+    assert accuracies == sorted(set(accuracies))
 
 
 def test_a_demo_that_is_interrupted_stops_all_it_started_and_goes_on_where_it_was(

@@ -1,6 +1,5 @@
 """What an owner refuses and what it lets go, in federations of real processes, as its own ledger tells it."""
 
-import hashlib
 import shutil
 import sqlite3
 import stat
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file, save
 
 from cairn.ledger_files import read_ledger
@@ -163,13 +163,13 @@ def test_the_ledger_says_exactly_what_left_and_that_it_was_counted(
     for number, facts in enumerate(of_kind(federation, "bob", "sent"), 1):
         update = {n: b * np.float32(0.5) + np.float32(-0.3) for n, b in base.items()}
         file = save({name: torch.from_numpy(values) for name, values in update.items()})
-        assert facts["payload_digest"] == hashlib.sha256(file).hexdigest()
+        assert facts["payload_digest"] == blake3(file).hexdigest()
         assert (facts["round"], facts["bytes"], facts["tensors"]) == (number, 12, 2)
         assert (facts["examples"], facts["metrics"]) == (1, {"value": -0.3})
         assert facts["destination"].startswith("sha256:")
         base = federation.expected(*[["alice", "bob"]] * number)
     assert [facts["counted"] for facts in of_kind(federation, "bob", "released")] == [True, True]
-    digest = hashlib.sha256((federation.out / "model.safetensors").read_bytes()).hexdigest()
+    digest = blake3((federation.out / "model.safetensors").read_bytes()).hexdigest()
     assert of_kind(federation, "bob", "released")[-1]["release_digest"] == digest
 
 

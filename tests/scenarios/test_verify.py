@@ -98,7 +98,7 @@ def with_a_byte_changed(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        ("model.safetensors", "model.safetensors: its SHA-256 is"),
+        ("model.safetensors", "model.safetensors: its BLAKE3 is"),
         ("release.json", "release.json: "),
         ("ledger.jsonl", "ledger.jsonl: entry "),
     ],

@@ -121,7 +121,8 @@ class Door(
 
     def SubmitUpdate(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's
         self._note(context)
-        nbytes = sum(len(part.chunk) for part in request_iterator)
+        chunks = (part for part in request_iterator if isinstance(part, memoryview))
+        nbytes = sum(map(len, chunks))
         return aggregator_pb2.SubmitUpdateResponse(receipt=pb.Signed(type=str(nbytes)))
 
     def AbortRound(self, _request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's

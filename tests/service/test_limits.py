@@ -86,7 +86,7 @@ def send(shared: Door, homes: dict[str, Home]) -> Iterator[Callable[..., Any]]:
             if path in ANSWERS_A_STREAM:
                 return next(channel.unary_stream(path)(messages[0], **options))
             if path in TAKES_A_STREAM:
-                return channel.stream_unary(path)(iter(messages), **options)
+                return channel.stream_unary(path, bytes)(iter(messages), **options)
             return channel.unary_unary(path)(messages[0], **options)
 
         yield call

@@ -90,7 +90,7 @@ def test_an_update_trained_from_another_base_is_refused_for_good(opened: OpenRou
 
 @pytest.mark.parametrize("total", [0, 15, 17, 2**63])
 def test_a_header_that_declares_another_size_is_refused(opened: OpenRound, total: int) -> None:
-    with refused(INVALID, "the schema has 16"):
+    with refused(INVALID, "its layout has 16"):
         opened.push("alice", ZEROS, total_bytes=total)
 
 
@@ -276,7 +276,7 @@ def test_streams_without_a_header_do_not_keep_others_from_pushing(opened: OpenRo
     opened.push("alice", ONES)
     goes_on.set()
     for push in held:
-        with refused(INVALID, "its end where header was due", "MALFORMED"):
+        with refused(INVALID, "its end where its header was due", "MALFORMED"):
             push.result()
 
 
@@ -334,7 +334,7 @@ def test_an_evaluation_carries_no_tensors(network: Network) -> None:
     released = job.run({"alice": ONES, "bob": ONES}).payload
     opened = job.open(base=released, phase=pb.PHASE_EVALUATE)
     opened.join("alice")
-    with refused(INVALID, "the schema has 0"):
+    with refused(INVALID, "its layout has 0"):
         opened.push("alice", ONES, total_bytes=16)
     header, last = opened.parts(b"")
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):

@@ -21,12 +21,15 @@ PACKAGES = ("cairn", *ROLES)
 PURE = [
     "aggregator_node/averaging.py",
     "aggregator_node/closing.py",
-    "aggregator_node/ordered_sum.py",
+    "aggregator_node/exact_rounding.py",
+    "aggregator_node/exact_sum.py",
     "aggregator_node/policy.py",
     "aggregator_node/push.py",
     "aggregator_node/round.py",
     "aggregator_node/rows.py",
     "cairn/access.py",
+    "cairn/encoding.py",
+    "cairn/parts.py",
     "cairn/errors.py",
     "cairn/messages.py",
     "cairn/settings.py",
@@ -38,6 +41,7 @@ PURE = [
     "cairn/verify_owner.py",
     "cairn/verify_run.py",
     "coordinator/campaign.py",
+    "owner_node/encoding.py",
     "owner_node/policy.py",
 ]
 EXECUTES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,13 @@ from aggregator_node.averaging import (
     Mean,
     average_metrics,
 )
+from aggregator_node.exact_rounding import Rounding
+from aggregator_node.exact_sum import BLOCK, ExactSums
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.tensors import DTYPES, FLOATS, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds, check_values
 
-BLOCK = 1 << 16
 # Precision in bits and exponent of the smallest normal number (IEEE 754; bfloat16 has binary32's).
 FORMATS = {"F16": (11, -14), "BF16": (8, -126), "F32": (24, -126), "F64": (53, -1022)}
 EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
@@ -65,15 +67,19 @@ def mean_of(dtype: str, updates: Sequence[NDArray[Any]], by: Sequence[int]) -> N
     for update, weight in zip(updates, by, strict=True):
         assert update.dtype == DTYPES[dtype]
         mean.add(update.tobytes(), weight)
-    out = bytearray(schema.total_bytes)
-    mean.result(out)
-    return np.frombuffer(out, DTYPES[dtype])
+    return np.frombuffer(bytes_of(mean), DTYPES[dtype])
+
+
+def bytes_of(mean: Mean, base: bytes | None = None) -> bytes:
+    return b"".join(bytes(piece) for piece in mean.result_blocks(base))
 
 
 @st.composite
-def float_updates(draw: st.DrawFn, dtype: str) -> tuple[list[NDArray[Any]], list[int]]:
+def float_updates(
+    draw: st.DrawFn, dtype: str, most_owners: int = 6
+) -> tuple[list[NDArray[Any]], list[int]]:
     size = DTYPES[dtype].itemsize
-    owners = draw(st.integers(1, 6))
+    owners = draw(st.integers(1, most_owners))
     count = draw(st.integers(1, 4))
     # For F64 the sums must stay in range: the top exponents are left to the test of refusals.
     top = (1 << 8 * size) - 1 if dtype != "F64" else 0x7BFFFFFFFFFFFFFF
@@ -84,17 +90,163 @@ def float_updates(draw: st.DrawFn, dtype: str) -> tuple[list[NDArray[Any]], list
     return updates, draw(st.lists(weights, min_size=owners, max_size=owners))
 
 
+def exact_mean(column: Sequence[Fraction], by: Sequence[int]) -> Fraction:
+    return sum((w * v for w, v in zip(by, column, strict=True)), Fraction(0)) / sum(by)
+
+
+def means_in_fractions(
+    dtype: str, updates: Sequence[NDArray[Any]], by: Sequence[int]
+) -> list[Fraction]:
+    columns = zip(*(fractions_of(update) for update in updates), strict=True)
+    return [nearest(exact_mean(column, by), dtype) for column in columns]
+
+
 @pytest.mark.parametrize("dtype", sorted(FLOATS))
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_mean_of_any_floats_is_the_exact_mean_rounded_once(
+    dtype: str, data: st.DataObject
+) -> None:
+    updates, by = data.draw(float_updates(dtype))
+    released = mean_of(dtype, updates, by)
+    assert fractions_of(released) == means_in_fractions(dtype, updates, by)
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_order_of_the_updates_gives_the_same_bits(dtype: str, data: st.DataObject) -> None:
+    updates, by = data.draw(float_updates(dtype, most_owners=4))
+    expected = mean_of(dtype, updates, by).tobytes()
+    for order in permutations(range(len(by))):
+        again = mean_of(dtype, [updates[i] for i in order], [by[i] for i in order])
+        assert again.tobytes() == expected
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])
+@pytest.mark.parametrize("step", [26, 53, 100])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_terms_that_cancel_across_any_spread_leave_the_exact_mean(
+    dtype: str, step: int, data: st.DataObject
+) -> None:
+    small = st.integers(-255, 255)
+    powers = [2.0 ** (30 - step * k) for k in range(4) if 30 - step * k > -120]
+    values = data.draw(
+        st.lists(
+            st.tuples(small, st.sampled_from(powers)).map(lambda x: x[0] * x[1]),
+            min_size=1,
+            max_size=5,
+        )
+    )
+    # Twice the first one and its negative, so that what is left is far below what was added.
+    columns = [*values, values[0], -values[0], -values[0]]
+    updates = [np.array([value], DTYPES[dtype]) for value in data.draw(st.permutations(columns))]
+    by = data.draw(st.lists(weights, min_size=1, max_size=1)) * len(updates)
+    released = mean_of(dtype, updates, by)
+    assert fractions_of(released) == means_in_fractions(dtype, updates, by)
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+@pytest.mark.parametrize("toward", [-1, 0, 1])
+@pytest.mark.parametrize("weight", [1, 3, 1250, 2**29 - 1, 2**30 - 1])
+def test_a_mean_at_or_beside_a_tie_is_rounded_once(dtype: str, toward: int, weight: int) -> None:
+    # A quarter of two neighbours' sum is a tie; the smallest number there is decides.
+    kind = np.dtype(f"u{DTYPES[dtype].itemsize}")
+    patterns = np.random.default_rng(3).integers(1, EXPONENTS[dtype] - 2, 400)
+    if dtype == "F64":
+        patterns = np.minimum(patterns, 0x7BFFFFFFFFFFFFFF)
+    low, high = (patterns.astype(kind) + kind.type(i) for i in (0, 1))
+    nudge, rest = np.full_like(low, abs(toward)), np.zeros_like(low)
+    updates = [bits.view(DTYPES[dtype]) for bits in (low, high, nudge, rest)]
+    if toward < 0:
+        updates[2] = -updates[2]
+    by = [weight, weight, 1, 2 * weight - 1]
+    expected = means_in_fractions(dtype, updates, by)
+    assert fractions_of(mean_of(dtype, updates, by)) == expected
+    assert fractions_of(mean_of(dtype, updates[::-1], by[::-1])) == expected
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_mean_of_floats_follows_the_rule_step_by_step(dtype: str, data: st.DataObject) -> None:
-    updates, by = data.draw(float_updates(dtype))
-    sums = [Fraction(0)] * len(updates[0])
-    for update, weight in zip(updates, by, strict=True):
-        terms = [nearest(value * weight, "F64") for value in fractions_of(update)]
-        sums = [nearest(s + term, "F64") for s, term in zip(sums, terms, strict=True)]
-    expected = [nearest(nearest(s / sum(by), "F64"), dtype) for s in sums]
-    assert fractions_of(mean_of(dtype, updates, by)) == expected
+def test_a_mean_of_deltas_is_added_to_the_base_and_rounded_once(
+    dtype: str, data: st.DataObject
+) -> None:
+    updates, by = data.draw(float_updates(dtype, most_owners=4))
+    base, *deltas = updates
+    by = by[: len(deltas)] or [1]
+    deltas = deltas or [base]
+    mean = Mean(schema_of(dtype, len(base)))
+    for delta, weight in zip(deltas, by, strict=True):
+        mean.add(delta.tobytes(), weight)
+    columns = zip(*(fractions_of(delta) for delta in deltas), strict=True)
+    expected = [
+        nearest(start + exact_mean(column, by), dtype)
+        for start, column in zip(fractions_of(base), columns, strict=True)
+    ]
+    largest = Fraction(float(np.finfo(DTYPES[dtype]).max))
+    if max(map(abs, expected)) > largest:
+        with pytest.raises(TooMuch, match="tensor t"):
+            bytes_of(mean, base.tobytes())
+    else:
+        released = np.frombuffer(bytes_of(mean, base.tobytes()), DTYPES[dtype])
+        assert fractions_of(released) == expected
+    alone = np.frombuffer(bytes_of(mean), DTYPES[dtype])
+    assert fractions_of(alone) == means_in_fractions(dtype, deltas, by)
+
+
+def test_a_base_counts_for_the_types_that_travel_as_deltas_only() -> None:
+    updates = [random_update(ALL_TYPES, seed) for seed in range(2)]
+    mean = Mean(ALL_TYPES)
+    mean.add(updates[0], 3)
+    whole = tensors_of(ALL_TYPES, bytes_of(mean))
+    added = tensors_of(ALL_TYPES, bytes_of(mean, updates[1]))
+    base = tensors_of(ALL_TYPES, updates[1])
+    for tensor in ALL_TYPES.tensors:
+        expected = whole[tensor.name]
+        if tensor.dtype in {"F32", "F64"}:
+            expected = expected + base[tensor.name]
+        assert np.array_equal(added[tensor.name], expected), tensor
+
+
+def test_an_update_can_be_read_block_by_block_as_numbers_of_binary64() -> None:
+    count, scale = 2 * BLOCK + 5, np.float32(1 / 3)
+    quanta = np.random.default_rng(8).integers(-127, 128, (2, count))
+    mean, seen = Mean(schema_of("F32", count)), []
+    for row, weight in zip(quanta, (60_001, 7), strict=True):
+
+        def read(number: int, block: slice, row: NDArray[Any] = row) -> tuple[NDArray[Any], int]:
+            seen.append((number, block))
+            return row[block] * np.float64(scale), 31
+
+        mean.add_blocks(read, weight)
+    assert all(number == 0 for number, _ in seen)
+    assert [i for _, block in seen[: len(seen) // 2] for i in range(count)[block]] == [
+        *range(count)
+    ]
+    released = np.frombuffer(bytes_of(mean), np.float32)
+    for place in range(0, count, 997):
+        column = [Fraction(int(row[place])) * Fraction(float(scale)) for row in quanta]
+        assert Fraction(float(released[place])) == nearest(exact_mean(column, [60_001, 7]), "F32")
+
+
+def test_nothing_of_a_round_is_left_for_the_next() -> None:
+    mean, secret = Mean(ALL_TYPES), random_update(ALL_TYPES, 1)
+    mean.add(secret, 12345)
+    mean.add(random_update(ALL_TYPES, 2), 2**31 - 3)
+    assert bytes_of(mean)
+    mean.reset()
+    with pytest.raises(WrongState):
+        bytes_of(mean)
+    assert not np.frombuffer(mean._memory, np.uint8).any()
+    assert not mean._rounding._scratch.any()
+    for sums in mean._sums:
+        if isinstance(sums, ExactSums):
+            assert not sums._carries
+            assert not sums._floats.any()
+    mean.add(random_update(ALL_TYPES, 3), 1)
+    assert bytes_of(mean) == random_update(ALL_TYPES, 3)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
@@ -104,25 +256,8 @@ def test_a_mean_of_trained_weights_is_the_exact_mean_rounded_once(
 ) -> None:
     generator = np.random.default_rng(len(by))
     updates = [generator.normal(0, 0.1, 3000).astype(DTYPES[dtype]) for _ in by]
-    columns = zip(*(fractions_of(update) for update in updates), strict=True)
-    expected = [
-        nearest(sum((w * v for w, v in zip(by, column, strict=True)), Fraction(0)) / sum(by), dtype)
-        for column in columns
-    ]
+    expected = means_in_fractions(dtype, updates, by)
     assert fractions_of(mean_of(dtype, updates, by)) == expected
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_a_mean_of_any_f16_values_is_the_exact_mean_rounded_once(data: st.DataObject) -> None:
-    updates, _ = data.draw(float_updates("F16"))
-    by = data.draw(st.lists(st.integers(1, 100), min_size=len(updates), max_size=len(updates)))
-    columns = zip(*(fractions_of(update) for update in updates), strict=True)
-    expected = [
-        nearest(sum((w * v for w, v in zip(by, column, strict=True)), Fraction(0)) / sum(by), "F16")
-        for column in columns
-    ]
-    assert fractions_of(mean_of("F16", updates, by)) == expected
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -133,13 +268,12 @@ def test_every_quotient_beside_a_tie_is_rounded_once(dtype: str) -> None:
     to_even = np.where(np.arange(len(ties)) % 2, upper, lower)
     quotients = np.concatenate([ties, np.nextafter(ties, -np.inf), np.nextafter(ties, np.inf)])
     expected = np.concatenate([to_even, lower, upper])
-    for sign in (1, -1):
-        mean = Mean(schema_of(dtype, len(quotients)))
-        mean._sums[0][:] = sign * quotients
-        mean._total_weight = 1
-        out = bytearray(2 * len(quotients))
-        mean.result(out)
-        assert np.array_equal(np.frombuffer(out, DTYPES[dtype]).astype(np.float64), sign * expected)
+    rounded = np.empty(len(quotients), DTYPES[dtype])
+    for start in range(0, len(quotients), BLOCK):
+        block = slice(start, start + BLOCK)
+        for sign in (1, -1):
+            Rounding().nearest(sign * quotients[block], None, 1, dtype, rounded[block])
+            assert np.array_equal(rounded[block].astype(np.float64), sign * expected[block])
 
 
 def test_a_bf16_mean_just_above_a_tie_is_not_rounded_twice() -> None:
@@ -175,13 +309,23 @@ def test_the_largest_values_and_weights_stay_in_range(dtype: str) -> None:
 
 @pytest.mark.parametrize("values", [[1.7e308, 1.7e308], [-1.7e308, -1.7e308]])
 def test_an_f64_sum_beyond_the_range_is_not_released(values: list[float]) -> None:
-    with pytest.raises(TooMuch, match="sum of tensor t exceeds"):
+    with pytest.raises(TooMuch, match="average of tensor t exceeds the range of F64"):
         mean_of("F64", [np.array([1.0, value]) for value in values], [1, 1])
 
 
 def test_an_f64_product_beyond_the_range_is_not_released() -> None:
-    with pytest.raises(TooMuch, match="sum of tensor t exceeds"):
+    with pytest.raises(TooMuch, match="average of tensor t exceeds the range of F64"):
         mean_of("F64", [np.array([1e308]), np.array([-1e308])], [2**30, 2**30])
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+@pytest.mark.parametrize("by", [[1, 1], [3, 4], [MAX_WEIGHT] * 2, [MAX_WEIGHT, 2]])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_is_never_released(dtype: str, by: list[int], value: float) -> None:
+    updates = [np.array([0.1, x, 3], DTYPES[dtype]) for x in (value, 1 / 3)]
+    for order in (1, -1):
+        with pytest.raises(TooMuch, match="average of tensor t"):
+            mean_of(dtype, updates[::order], by[::order])
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -278,10 +422,10 @@ def tensors_of(schema: Schema, payload: bytes | bytearray) -> dict[str, NDArray[
 
 def test_each_tensor_of_a_model_of_all_types_is_averaged_as_if_it_were_alone() -> None:
     updates, by = [random_update(ALL_TYPES, seed) for seed in range(3)], [1, 5, 2]
-    mean, out = Mean(ALL_TYPES), bytearray(ALL_TYPES.total_bytes)
+    mean = Mean(ALL_TYPES)
     for update, weight in zip(updates, by, strict=True):
         mean.add(update, weight)
-    mean.result(out)
+    out = bytes_of(mean)
     parts = [tensors_of(ALL_TYPES, update) for update in updates]
     for tensor in ALL_TYPES.tensors:
         released = tensors_of(ALL_TYPES, out)[tensor.name]
@@ -294,37 +438,33 @@ def test_the_same_order_gives_the_same_bits_from_unaligned_memory_too() -> None:
     updates = [random_update(ALL_TYPES, seed) for seed in range(3)]
     results = []
     for shift in (0, 1, 3):
-        mean, out = Mean(ALL_TYPES), bytearray(ALL_TYPES.total_bytes + shift)
+        mean = Mean(ALL_TYPES)
         for update in updates:
             mean.add(memoryview(bytes(shift) + update)[shift:], 5)
-        mean.result(memoryview(out)[shift:])
-        results.append(bytes(out[shift:]))
+        results.append(bytes_of(mean))
     assert results[0] == results[1] == results[2]
 
 
 def test_the_result_can_be_written_again_and_after_a_further_update() -> None:
     schema = schema_of("I64", 1)
-    mean, first, second = Mean(schema), bytearray(8), bytearray(8)
+    mean = Mean(schema)
     mean.add(np.array([4]).tobytes(), 1)
-    mean.result(first)
-    mean.result(second)
-    assert first == second == np.array([4]).tobytes()
+    assert bytes_of(mean) == bytes_of(mean) == np.array([4]).tobytes()
     mean.add(np.array([8]).tobytes(), 1)
-    mean.result(second)
-    assert second == np.array([6]).tobytes()
+    assert bytes_of(mean) == np.array([6]).tobytes()
 
 
 def test_a_model_without_a_single_value_has_a_mean() -> None:
     schema = Schema.of([TensorSpec("a", "F32", (0,)), TensorSpec("b", "I64", (2, 0))])
-    mean, out = Mean(schema), bytearray()
+    mean = Mean(schema)
     mean.add(b"", 1)
-    mean.result(out)
-    assert out == b""
+    assert bytes_of(mean) == b""
+    mean.reset()
 
 
 def test_there_is_no_mean_of_no_update() -> None:
     with pytest.raises(WrongState):
-        Mean(schema_of("F32", 1)).result(bytearray(4))
+        bytes_of(Mean(schema_of("F32", 1)))
 
 
 @pytest.mark.parametrize("weight", [0, -1, MAX_WEIGHT + 1])
@@ -335,13 +475,12 @@ def test_a_weight_out_of_range_is_refused(weight: int) -> None:
 
 
 def test_a_total_weight_out_of_range_is_refused_and_changes_nothing() -> None:
-    mean, out = Mean(schema_of("I8", 1)), bytearray(1)
+    mean = Mean(schema_of("I8", 1))
     for _ in range(1024):
         mean.add(b"\x05", MAX_WEIGHT)
     with pytest.raises(TooMuch):
         mean.add(b"\x09", 1025)
-    mean.result(out)
-    assert out == b"\x05"
+    assert bytes_of(mean) == b"\x05"
 
 
 @pytest.mark.parametrize("nbytes", [0, 7, 9])
@@ -354,18 +493,36 @@ def test_an_update_of_another_length_is_refused(nbytes: int) -> None:
 
 def test_no_step_needs_memory_in_proportion_to_the_model() -> None:
     schema = Schema.of([TensorSpec(dtype, dtype, (1 << 20,)) for dtype in DTYPES])
-    payload, out = bytes(schema.total_bytes), bytearray(schema.total_bytes)
+    payload = bytes(schema.total_bytes)
     mean = Mean(schema)
     tracemalloc.start()
     try:
         for weight in (1, 3):
             check_values(schema, payload, Bounds())
             mean.add(payload, weight)
-        mean.result(out)
+        for piece in mean.result_blocks(payload):
+            assert len(piece) <= 4 * 8 * BLOCK
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 10 * 8 * BLOCK < schema.total_bytes / 5
+    assert peak < 20 * 8 * BLOCK < schema.total_bytes / 5
+
+
+def test_trained_weights_need_next_to_no_memory_below_the_first_level() -> None:
+    count, generator = 1 << 20, np.random.default_rng(9)
+    trained = generator.normal(0, 0.1, count)
+    mean = Mean(schema_of("F32", count))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for weight in (60_001, 45_677, 98_765):
+            mean.add(
+                (trained + generator.normal(0, 1e-3, count)).astype(np.float32).tobytes(), weight
+            )
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < count / 8
 
 
 def test_metrics_are_the_exact_weighted_mean_rounded_once() -> None:

@@ -9,7 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.averages import Averages
 from aggregator_node.jobs import Jobs
+from aggregator_node.live_rounds import LiveRounds
+from aggregator_node.memory import Memory
 from aggregator_node.policy import Opening, Policy
+from aggregator_node.recording import Recorder
 from aggregator_node.store import Store
 from cairn.clock import Clock
 from cairn.messages import JobSpec, job_spec_to_bytes
@@ -33,6 +36,8 @@ JOB = JobSpec(
     max_examples=1,
 )
 
+ROUND_BYTES = 8 + len(OWNERS) * 4  # the sum of its one element, and an update of each owner
+
 
 def test_a_round_for_which_no_thread_can_be_started_is_aborted_and_the_next_can_be_opened(
     tmp_path: Path,
@@ -41,7 +46,11 @@ def test_a_round_for_which_no_thread_can_be_started_is_aborted_and_the_next_can_
     store = Store(tmp_path / "state", clock)
     policy = Policy("clinics", frozenset(OWNERS), floor=2)
     key = Ed25519PrivateKey.generate()
-    jobs = Jobs(lambda: policy, 15, store, key, clock, Averages(any_base=False))
+    averages = Averages(any_base=False)
+    recorder = Recorder(store, key, clock, averages)
+    memory = Memory(ROUND_BYTES, updates_in_flight=2)  # for one round, and for no other beside it
+    rounds = LiveRounds(recorder, memory, key, clock)
+    jobs = Jobs(lambda: policy, 15, store, rounds, averages, clock)
     jobs.register("coordinator", job_spec_to_bytes(JOB))
 
     def opening(number: int) -> Opening:
@@ -57,5 +66,5 @@ def test_a_round_for_which_no_thread_can_be_started_is_aborted_and_the_next_can_
         pb.REASON_STORAGE_FAILED,
     )
     jobs.open("coordinator", "tumours", opening(2))
-    jobs.abort_all()
+    rounds.abort_all()
     store.close()

@@ -13,6 +13,7 @@ from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds
+from tests.unit.aggregator_node.calls import FakeCall
 
 SCHEMA = Schema.of([TensorSpec("w", "F32", (3,))])
 BASE = bytes(32)
@@ -32,6 +33,7 @@ MANIFEST = Manifest(
     nonce=bytes(32),
     ledger_head=bytes(32),
     ledger_number=0,
+    encoding=pb.ENCODING_WHOLE,
 )
 JOB = JobSpec(
     federation="clinics",
@@ -63,8 +65,11 @@ def header(**changes: object) -> aggregator_pb2.UpdateHeader:
     return aggregator_pb2.UpdateHeader(**{**values, **changes})  # type: ignore[arg-type]  # the changes are the test's
 
 
-def push() -> Push:
-    return Push(header(), TERMS, lambda: None, now=0.0)
+def push(terms: Terms = TERMS) -> Push:
+    """A push that has its buffer, as one of an update that may be accepted has."""
+    arriving = Push(header(total_bytes=terms.total_bytes), terms, FakeCall())
+    arriving.keep_in(memoryview(bytearray(terms.total_bytes)), turn_ends=math.inf)
+    return arriving
 
 
 def commit(payload: bytes) -> aggregator_pb2.UpdateCommit:
@@ -111,8 +116,7 @@ def test_a_bad_header_is_refused(
 
 
 def large_push() -> Push:
-    terms = replace(TERMS, job=replace(JOB, schema=LARGE))
-    return Push(header(total_bytes=LARGE.total_bytes), terms, lambda: None, now=0.0)
+    return push(replace(TERMS, job=replace(JOB, schema=LARGE)))
 
 
 @pytest.mark.parametrize("cuts", [[2.5], [1, 1, 0.5], [1, 1.5], [2.25, 0.25], [1.25, 1.25]])
@@ -122,10 +126,11 @@ def test_a_whole_update_is_taken_however_it_is_cut(cuts: list[float]) -> None:
     begin = 0
     for chunks in cuts:
         length = int(chunks * MIN_CHUNK_BYTES)
-        arriving.write(good[begin : begin + length], now=1.0)
+        arriving.write(memoryview(good[begin : begin + length]))
         begin += length
     last = aggregator_pb2.UpdateCommit(payload_digest=LARGE.digest(good))
     assert arriving.finish(last) == LARGE.digest(good)
+    assert arriving.payload is not None
     assert bytes(arriving.payload) == good
 
 
@@ -135,36 +140,36 @@ def test_a_chunk_that_is_too_small_and_not_the_last_is_refused(cuts: list[float]
     arriving = large_push()
     *before, last = (bytes(int(chunks * MIN_CHUNK_BYTES)) for chunks in cuts)
     for chunk in before:
-        arriving.write(chunk, now=1.0)
+        arriving.write(memoryview(chunk))
     with pytest.raises(InvalidMessage, match="every chunk but the last"):
-        arriving.write(last, now=1.0)
+        arriving.write(memoryview(last))
 
 
 def test_a_chunk_beyond_1_mib_is_refused() -> None:
     schema = Schema.of([TensorSpec("w", "F32", (1 << 20,))])
     terms = replace(TERMS, job=replace(JOB, schema=schema))
-    arriving = Push(header(total_bytes=schema.total_bytes), terms, lambda: None, now=0.0)
-    arriving.write(bytes(1 << 20), now=1.0)
+    arriving = push(terms)
+    arriving.write(memoryview(bytes(1 << 20)))
     with pytest.raises(TooMuch, match="at most 1048576 bytes"):
-        arriving.write(bytes((1 << 20) + 1), now=1.0)
+        arriving.write(memoryview(bytes((1 << 20) + 1)))
 
 
 def test_one_byte_more_than_declared_is_refused_when_it_arrives() -> None:
     arriving = push()
-    arriving.write(GOOD, now=1.0)
+    arriving.write(memoryview(GOOD))
     with pytest.raises(TooMuch):
-        arriving.write(b"\x00", now=1.0)
+        arriving.write(memoryview(b"\x00"))
 
 
 def test_an_empty_chunk_is_refused_because_a_stream_of_them_would_never_end() -> None:
     with pytest.raises(InvalidMessage):
-        push().write(b"", now=1.0)
+        push().write(memoryview(b""))
 
 
 def test_fewer_bytes_than_declared_are_no_update() -> None:
     arriving = push()
     with pytest.raises(InvalidMessage):
-        arriving.write(GOOD[:-1], now=1.0)
+        arriving.write(memoryview(GOOD[:-1]))
     with pytest.raises(UpdateRefused) as refusal:
         arriving.finish(commit(GOOD))
     assert refusal.value.reason == pb.REASON_CORRUPT_UPDATE
@@ -172,7 +177,7 @@ def test_fewer_bytes_than_declared_are_no_update() -> None:
 
 def test_a_flipped_bit_is_found() -> None:
     arriving = push()
-    arriving.write(bytes([GOOD[0] ^ 1]) + GOOD[1:], now=1.0)
+    arriving.write(memoryview(bytes([GOOD[0] ^ 1]) + GOOD[1:]))
     with pytest.raises(UpdateRefused) as refusal:
         arriving.finish(commit(GOOD))
     assert refusal.value.reason == pb.REASON_CORRUPT_UPDATE
@@ -185,7 +190,7 @@ def test_a_value_that_is_not_finite_is_refused_wherever_it_stands(place: int, va
     values[place] = value
     payload = struct.pack("<3f", *values)
     arriving = push()
-    arriving.write(payload, now=1.0)
+    arriving.write(memoryview(payload))
     with pytest.raises(UpdateRefused) as refusal:
         arriving.finish(commit(payload))
     assert refusal.value.reason == pb.REASON_NON_FINITE
@@ -193,9 +198,9 @@ def test_a_value_that_is_not_finite_is_refused_wherever_it_stands(place: int, va
 
 def test_an_evaluation_carries_no_tensors() -> None:
     check_header(header(total_bytes=0), EVALUATION)
-    with pytest.raises(InvalidMessage, match="the schema has 0"):
+    with pytest.raises(InvalidMessage, match="its layout has 0"):
         check_header(header(), EVALUATION)
-    arriving = Push(header(total_bytes=0), EVALUATION, lambda: None, now=0.0)
+    arriving = Push(header(total_bytes=0), EVALUATION, FakeCall())
     assert arriving.finish(aggregator_pb2.UpdateCommit()) == b""
     with pytest.raises(InvalidMessage):
         arriving.finish(commit(GOOD))
@@ -206,16 +211,22 @@ def test_an_evaluation_carries_no_tensors() -> None:
 def test_a_value_beyond_the_bounds_is_refused_wherever_it_stands(place: int, value: float) -> None:
     values = [100.0, -100.0, 100.0]
     taken, refused = push(), push()
-    taken.write(struct.pack("<3f", *values), now=1.0)
+    taken.write(memoryview(struct.pack("<3f", *values)))
     assert taken.finish(commit(struct.pack("<3f", *values)))
     values[place] = value
     payload = struct.pack("<3f", *values)
-    refused.write(payload, now=1.0)
+    refused.write(memoryview(payload))
     with pytest.raises(UpdateRefused) as refusal:
         refused.finish(commit(payload))
     assert refusal.value.reason == pb.REASON_MAGNITUDE_REFUSED
 
 
-def test_an_update_for_which_there_is_no_memory_is_refused() -> None:
-    with pytest.raises(TooMuch, match="no memory"):
-        Push(header(total_bytes=1 << 62), TERMS, lambda: None, now=0.0)
+def test_without_a_buffer_an_update_is_compared_by_its_digest_and_kept_nowhere() -> None:
+    """One that is repeated after it was accepted: its values were checked then."""
+    arriving = Push(header(), TERMS, FakeCall())
+    arriving.write(memoryview(GOOD))
+    assert arriving.payload is None
+    assert arriving.finish(commit(GOOD)) == SCHEMA.digest(GOOD)
+    with pytest.raises(UpdateRefused) as refusal:
+        arriving.finish(commit(bytes(12)))
+    assert refusal.value.reason == pb.REASON_CORRUPT_UPDATE

@@ -33,9 +33,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aggregator_node import jobs as jobs_module
+from aggregator_node import live_rounds
 from aggregator_node.averages import Averages
 from aggregator_node.jobs import Jobs
+from aggregator_node.live_rounds import LiveRounds
+from aggregator_node.memory import Memory
 from aggregator_node.policy import Opening, Policy
 from aggregator_node.recording import Recorder
 from aggregator_node.rows import RoundRow
@@ -47,12 +49,14 @@ from cairn.model_files import read_model
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
+from tests.unit.aggregator_node.calls import FakeCall
 
 OWNERS = ("alice", "bob", "carol", "dora", "erin")
 JOBS = ("one", "two", "three")
 SCHEMA = Schema.of([TensorSpec("who", "F64", (len(OWNERS),))])
 BASES = [SCHEMA.digest(bytes([first]) * SCHEMA.total_bytes) for first in (0, 1)]
 LEASE, DEADLINE = 15, 60
+MEMORY = 1 << 20  # more than all rounds together take
 TRAIN, EVALUATE = pb.PHASE_TRAIN, pb.PHASE_EVALUATE
 RELEASED = aggregator_pb2.ROUND_STATE_RELEASED
 ABORTED = aggregator_pb2.ROUND_STATE_ABORTED
@@ -117,9 +121,7 @@ class Aggregator:
         self.due: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         later = self._later
         self._threads = mock.patch.object(
-            jobs_module,
-            "threading",
-            SimpleNamespace(RLock=threading.RLock, Lock=threading.Lock, Thread=later),
+            live_rounds, "threading", SimpleNamespace(Lock=threading.Lock, Thread=later)
         )
         self._threads.start()
         self.start()
@@ -127,9 +129,10 @@ class Aggregator:
     def start(self) -> None:
         self.store = Store(self.path / "state", self.clock)
         policy = Policy("clinics", frozenset(OWNERS), floor=2)
-        self.jobs = Jobs(
-            lambda: policy, LEASE, self.store, self.key, self.clock, Averages(any_base=False)
-        )
+        averages = Averages(any_base=False)
+        recorder = Recorder(self.store, self.key, self.clock, averages)
+        rounds = LiveRounds(recorder, Memory(MEMORY, 2), self.key, self.clock)
+        self.jobs = Jobs(lambda: policy, LEASE, self.store, rounds, averages, self.clock)
 
     def crash(self) -> None:
         """Everything that is only in memory is gone."""
@@ -185,10 +188,10 @@ class Aggregator:
             total_bytes=len(payload),
         )
         digest = SCHEMA.digest(payload) if trains else b""
-        with live.push(owner, header, lambda: None) as push:
+        with live.push(owner, header, FakeCall()) as push:
             if trains and how != "cut off":
-                push.write(payload, self.clock.monotonic())
-                live.heard(owner)
+                push.write(memoryview(payload))
+                live.heard(owner, push)
             commit = aggregator_pb2.UpdateCommit(payload_digest=digest)
             receipt = live.commit(owner, push, commit)
         accepted = opened.accepted.setdefault(owner, Pushed(value, examples, receipt))

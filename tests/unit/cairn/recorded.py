@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cairn.ledger_files import head_envelope
@@ -67,7 +68,7 @@ class Federation:
         self.ledger.add("job", job="tumours", job_digest=digest("job").hex())
         base = digest("first model")
         for number in (1, 2):
-            released = sha256(MODEL).digest() if number == 2 else digest("model of round 1")
+            released = blake3(MODEL).digest() if number == 2 else digest("model of round 1")
             self._round(number, pb.PHASE_TRAIN, base, released)
             self._round(number, pb.PHASE_EVALUATE, released, released)
             base = released
@@ -94,6 +95,7 @@ class Federation:
             exclusions=[pb.Exclusion(owner="dora", reason=pb.REASON_DEADLINE)],
             rule=pb.RULE_MEAN,
             weighting=pb.WEIGHTING_EQUAL,
+            encoding=pb.ENCODING_WHOLE,
             metrics={"loss": 0.25},
             ledger_head=self.ledger.head,
             ledger_number=len(self.ledger.rows),

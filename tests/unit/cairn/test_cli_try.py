@@ -1,11 +1,11 @@
 """`cairn try` shows exactly what would leave, and explains mistakes."""
 
-import hashlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import nn
@@ -51,15 +51,75 @@ def test_it_lists_every_tensor_and_the_digest_of_what_would_leave(tmp_path: Path
     with torch.no_grad():
         model[1].bias += 0.5  # type: ignore[index]  # a Sequential can be indexed
     save_file(model.state_dict(), tmp_path / "expected.safetensors")
-    expected = hashlib.sha256((tmp_path / "expected.safetensors").read_bytes()).hexdigest()
+    expected = blake3((tmp_path / "expected.safetensors").read_bytes()).hexdigest()
     result = tried("site_task.py", "--data", "rows.csv", "--set", "add=0.5")
     assert result.exit_code == 0, result.output
     assert [name for name in model.state_dict() if name not in result.output] == []
-    assert f"52 bytes, SHA-256 {expected}" in result.output
+    assert f"52 bytes, BLAKE3 {expected}" in result.output
     assert "train: 3 examples\n  loss = 0.125\n" in result.output
     assert "evaluate: 2 examples\n  bias = " in result.output
     assert '  metrics = ["bias", "loss"]\n' in result.output
     assert "Nothing was sent" in result.output
+
+
+def exchanging(*exchanges: str, model: str = "") -> None:
+    """Have the task exchange only these entries, and build its model after this line."""
+    text = Path("site_task.py").read_text()
+    text = text.replace("evaluate=evaluate)", f"evaluate=evaluate, exchanges={exchanges!r})")
+    text = text.replace("def model(): return", f"def model():\n    {model}\n    return")
+    Path("site_task.py").write_text(text)
+
+
+def test_it_says_what_travels_and_what_stays_with_the_bytes_of_both() -> None:
+    exchanging("1.*", "0.running_mean", model="__import__('torch').manual_seed(0)")
+    model = a_model()
+    with torch.no_grad():
+        model[1].bias += 0.5  # type: ignore[index]  # a Sequential can be indexed
+    sent = {n: t for n, t in model.state_dict().items() if n[0] == "1" or n == "0.running_mean"}
+    save_file(sent, "expected.safetensors")
+    expected = blake3(Path("expected.safetensors").read_bytes()).hexdigest()
+    result = tried("site_task.py", "--data", "rows.csv", "--set", "add=0.5")
+    assert result.exit_code == 0, result.output
+    leaves, stays = result.output.split("What would stay, since the task does not exchange it:")
+    assert [name for name in sent if name not in leaves] == []
+    assert f"20 bytes, BLAKE3 {expected}" in leaves
+    private = ["0.weight", "0.bias", "0.running_var", "0.num_batches_tracked"]
+    assert [name for name in private if name not in stays or name in leaves] == []
+    assert "\n32 bytes\n" in stays
+    assert "Warning" not in result.output
+
+
+def test_it_warns_where_what_stays_is_built_with_other_values_each_time() -> None:
+    exchanging("0.*", model="pass")
+    result = tried("site_task.py", "--data", "rows.csv", "--set", "add=0.5")
+    assert result.exit_code == 0, result.output
+    assert "Warning: with another seed model() gives 1.weight other values" in result.output
+
+
+def test_a_pattern_that_matches_nothing_is_one_sentence() -> None:
+    exchanging("1.wieght")
+    result = tried("site_task.py", "--data", "rows.csv", "--set", "add=0.5")
+    assert result.exit_code == 2
+    assert "'1.wieght', which matches no entry" in result.output
+    assert "the closest are 1.weight" in result.output
+    assert result.output.count(os.linesep) == 1
+
+
+def test_a_whole_model_is_no_start_for_a_task_that_exchanges_a_part() -> None:
+    exchanging("1.*")
+    save_file(a_model().state_dict(), "whole.safetensors")
+    arguments = ("--data", "rows.csv", "--set", "add=1", "--initial-model", "whole.safetensors")
+    result = tried("site_task.py", *arguments)
+    assert result.exit_code == 2
+    assert "the job's model has 0.num_batches_tracked, which stays at this site" in result.output
+
+
+def test_an_update_that_is_not_finite_is_refused_by_name() -> None:
+    text = Path("site_task.py").read_text().replace("+= round.settings", "/= 0 * round.settings")
+    Path("site_task.py").write_text(text)
+    result = tried("site_task.py", "--data", "rows.csv", "--set", "add=1")
+    assert result.exit_code == 2
+    assert "after training the tensor 1.bias holds NaN or an infinity" in result.output
 
 
 def test_it_starts_from_a_given_model() -> None:

@@ -128,6 +128,7 @@ def test_an_owners_file_says_where_its_ledger_lies_and_what_else_it_may_say(made
         "min_examples",
         "max_rounds",
         "clip",
+        "encodings",
         "settings",
     ]
 

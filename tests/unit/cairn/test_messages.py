@@ -40,6 +40,7 @@ JOB = JobSpec(
     round_deadline_seconds=60,
     min_examples=10,
     max_examples=5000,
+    encoding=pb.ENCODING_INT8_DELTAS,
 )
 MANIFEST = Manifest(
     federation="clinics",
@@ -57,6 +58,7 @@ MANIFEST = Manifest(
     nonce=b"n" * 32,
     ledger_head=b"l" * 32,
     ledger_number=7,
+    encoding=pb.ENCODING_BF16_DELTAS,
 )
 _SPECS = st.builds(
     TensorSpec,
@@ -95,6 +97,8 @@ def test_every_schema_arrives_as_it_was_sent(specs: list[TensorSpec]) -> None:
         {"chain": 0},
         {"weighting": 0},
         {"weighting": 99},
+        {"encoding": 0},
+        {"encoding": 4},
         {"federation": ""},
         {"name": "../escape"},
         {"task": "os.system('x')"},

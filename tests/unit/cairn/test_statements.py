@@ -39,6 +39,7 @@ BODY = pb.ReleaseStatement(
     exclusions=[pb.Exclusion(owner="dora", reason=pb.REASON_LEASE_EXPIRED)],
     rule=pb.RULE_MEAN,
     weighting=pb.WEIGHTING_EQUAL,
+    encoding=pb.ENCODING_WHOLE,
     metrics={"loss": 0.25},
     ledger_head=b"l" * 32,
     ledger_number=7,
@@ -120,6 +121,8 @@ def test_a_statement_with_an_unknown_reason_is_refused() -> None:
         {"ledger_head": b""},
         {"phase": 0},
         {"rule": 99},
+        {"encoding": 0},
+        {"encoding": 99},
     ],
     ids=str,
 )

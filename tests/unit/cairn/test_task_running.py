@@ -21,8 +21,13 @@ THIS = Round("job", 3, {"lr": 0.5})
 Train = Callable[[nn.Module, Any, Round], Mapping[str, float] | None]
 
 
-def a_task(train: Train, model: Callable[[], nn.Module] = lambda: nn.Linear(2, 1)) -> Task:
-    return Task(model=model, data=lambda _: Data(train=None, examples=4), train=train)
+def a_task(
+    train: Train,
+    model: Callable[[], nn.Module] = lambda: nn.Linear(2, 1),
+    exchanges: tuple[str, ...] | None = None,
+) -> Task:
+    data = Data(train=None, examples=4)
+    return Task(model=model, data=lambda _: data, train=train, exchanges=exchanges)
 
 
 def trained(task: Task, schema: Schema | None = None) -> tuple[Outcome, dict[str, torch.Tensor]]:
@@ -232,6 +237,184 @@ def test_an_update_that_is_not_finite_is_refused_by_name(value: float) -> None:
     reason, text = failure(a_task(train))
     assert reason == "REASON_NON_FINITE"
     assert "weight" in text
+
+
+class Partial(nn.Module):
+    """A layer and BatchNorm that stay, a head and BatchNorm that travel; all begin the same each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.norm = nn.BatchNorm1d(2)
+        self.shared = nn.BatchNorm1d(2)
+        self.head = nn.Linear(2, 1)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.tensor([[3.0, -1.0], [0.5, 2.0]]))
+            self.layer.bias.fill_(7.0)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.shared(self.norm(self.layer(rows))))
+        return out
+
+
+PART = ("head.*", "shared.*")
+
+
+def step(model: nn.Module, _data: Any = None, _round: Any = None) -> None:
+    """A step of training that changes every tensor there is."""
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    opt.zero_grad()
+    model(torch.tensor([[1.0, 2.0], [-3.0, 0.5], [0.0, 1.0]])).square().sum().backward()
+    opt.step()
+
+
+def test_only_what_the_task_exchanges_travels_and_the_rest_begins_each_round_as_built() -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def train(model: nn.Module, data: Any, this: Round) -> None:
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        step(model, data, this)
+
+    task = a_task(train, Partial, PART)
+    schema, base = first_model(task, 1)
+    assert {spec.name.split(".")[0] for spec in schema.tensors} == {"head", "shared"}
+    assert schema.total_bytes == 4 * (2 + 1 + 4 * 2) + 8  # of 4 * (6 + 8 + 8 + 3) + 2 * 8
+    torch.manual_seed(1)
+    plain = Partial().train()
+    built = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    runner = TaskRunner(task, SITE)
+    for _ in range(2):
+        update = bytearray(schema.total_bytes)
+        runner.train(THIS, schema, base, update)
+        assert all(torch.equal(seen[-1][name], value) for name, value in plain.state_dict().items())
+        step(plain)
+        expected = plain.state_dict()
+        state = read_state(schema, update)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+        plain.load_state_dict({n: t for n, t in built.items() if n not in state}, strict=False)
+        base = update
+    assert seen[1]["shared.num_batches_tracked"] == 1
+    assert seen[1]["norm.num_batches_tracked"] == 0
+
+
+def test_an_evaluation_gets_the_base_and_the_rest_as_built() -> None:
+    def evaluate(model: Any, _data: Any, _round: Round) -> dict[str, float]:
+        return {"head": model.head.bias.item(), "layer": model.layer.bias[0].item()}
+
+    task = Task(
+        model=Partial,
+        data=lambda _: Data(train=None, examples=4, test_examples=2),
+        train=nothing,
+        evaluate=evaluate,
+        exchanges=("head.bias",),
+    )
+    schema, base = payload_of({"head.bias": torch.tensor([-4.0])})
+    outcome = TaskRunner(task, SITE).evaluate(THIS, schema, base)
+    assert outcome.metrics == {"head": -4.0, "layer": 7.0}
+
+
+def test_what_stays_may_be_of_any_type_and_change_its_shape() -> None:
+    class Model(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 1)
+            self.register_buffer("phase", torch.zeros(3, dtype=torch.complex64))
+
+        def get_extra_state(self) -> Any:
+            return {"read": 1}
+
+        def set_extra_state(self, _state: Any) -> None:
+            raise AssertionError
+
+    def train(model: Any, _data: Any, _round: Round) -> None:
+        model.phase = torch.ones(5, dtype=torch.complex64)
+        model.register_buffer("cache", torch.ones(2))
+        model.bias.data += 1
+
+    torch.manual_seed(1)
+    expected = nn.Linear(2, 1).bias.detach() + 1
+    _, state = trained(a_task(train, Model, ("weight", "bias")))
+    assert state.keys() == {"weight", "bias"}
+    assert torch.equal(state["bias"], expected)
+
+
+def tie(model: Any, _data: Any, _round: Round) -> None:
+    model.layer.weight = nn.Parameter(torch.ones(2, 2))
+    model.head.weight = nn.Parameter(model.layer.weight[:1])
+
+
+def drop_head(model: Any, _data: Any, _round: Round) -> None:
+    del model.head
+
+
+def grow(model: Any, _data: Any, _round: Round) -> None:
+    model.head.register_buffer("steps", torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        (tie, "layer.weight stays by the task's exchanges, but it shares its memory"),
+        (drop_head, "'head.*', which matches no entry"),
+        (grow, "head.steps F32[1] is not part of the model"),
+    ],
+)
+def test_training_that_changes_what_travels_is_refused(train: Train, words: str) -> None:
+    reason, text = failure(a_task(train, Partial, PART))
+    assert reason == "REASON_WRONG_TENSORS"
+    assert words in text
+
+
+@pytest.mark.parametrize(
+    ("jobs", "exchanges", "words"),
+    [
+        (None, PART, "the job's model has norm.num_batches_tracked, which stays at this site"),
+        (
+            PART,
+            None,
+            "the task's model is not the job's: norm.num_batches_tracked I64[] is not part of",
+        ),
+        (("head.*",), PART, "what the task exchanges is not the job's: shared."),
+        (("head.*",), ("head.weight",), "the job's model has head.bias, which stays at this site"),
+        (PART, ("haed.*",), "'haed.*', which matches no entry"),
+    ],
+)
+def test_a_job_that_exchanges_other_entries_is_refused_by_name_before_data_is_read(
+    jobs: tuple[str, ...] | None, exchanges: tuple[str, ...] | None, words: str
+) -> None:
+    schema, base = first_model(a_task(nothing, Partial, jobs), 1)
+    update = bytearray(schema.total_bytes)
+
+    def data(_site: Site) -> Data:
+        raise AssertionError
+
+    task = Task(model=Partial, data=data, train=nothing, evaluate=nothing, exchanges=exchanges)
+    with pytest.raises(TaskFailed) as training:
+        TaskRunner(task, SITE).train(THIS, schema, base, update)
+    with pytest.raises(TaskFailed) as evaluating:
+        TaskRunner(task, SITE).evaluate(THIS, schema, base)
+    for caught in (training, evaluating):
+        assert caught.value.reason == pb.REASON_SCHEMA_MISMATCH
+        assert words in str(caught.value)
+    assert update == bytes(schema.total_bytes)
+
+
+@pytest.mark.parametrize("exchanges", [None, ("weight", "bias")])
+def test_a_model_that_does_not_load_what_it_has_fails_the_task(
+    exchanges: tuple[str, ...] | None,
+) -> None:
+    class Deaf(nn.Linear):
+        def load_state_dict(
+            self,
+            state_dict: Mapping[str, Any],
+            strict: bool = True,  # noqa: FBT001, FBT002  PyTorch's own signature
+            assign: bool = False,  # noqa: FBT001, FBT002  PyTorch's own signature
+        ) -> Any:
+            return super().load_state_dict({"bias": state_dict["bias"]}, strict, assign)
+
+    assert failure(a_task(nothing, lambda: Deaf(2, 1), exchanges)) == (
+        "REASON_TASK_FAILED",
+        "the task's model does not load weight, which its state_dict has",
+    )
 
 
 def test_a_job_with_another_model_is_refused_by_name() -> None:

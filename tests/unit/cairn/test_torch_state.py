@@ -9,7 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cairn.errors import UsageError
-from cairn.torch_state import non_finite_tensor, payload_of, read_state, schema_of, write_state
+from cairn.torch_state import (
+    facts_of,
+    non_finite_tensor,
+    payload_of,
+    read_state,
+    schema_of,
+    write_state,
+)
 
 TYPES = [
     torch.bool,
@@ -108,10 +115,41 @@ def test_a_model_without_tensors_is_refused() -> None:
         schema_of(nn.ReLU().state_dict())
 
 
+@pytest.mark.parametrize(
+    ("entry", "facts"),
+    [
+        (torch.zeros(2, 3), ("F32", (2, 3), 24)),
+        (torch.tensor(1), ("I64", (), 8)),
+        (torch.zeros(2, dtype=torch.complex64), ("complex64", (2,), 16)),
+        (torch.zeros(3, dtype=torch.float8_e4m3fn), ("float8_e4m3fn", (3,), 3)),
+        (torch.eye(2).to_sparse(), ("F32", (), 0)),
+        (nn.LazyLinear(2).weight, ("UninitializedParameter", (), 0)),
+        ({"extra": 1}, ("dict", (), 0)),
+    ],
+)
+def test_an_entry_of_any_kind_has_a_type_a_shape_and_bytes(
+    entry: Any, facts: tuple[str, tuple[int, ...], int]
+) -> None:
+    assert facts_of(entry) == facts
+
+
+def test_only_what_the_schema_names_is_written() -> None:
+    schema, payload = payload_of({"t": torch.zeros(2)})
+    write_state({"t": torch.ones(2), "private": torch.full((2,), 3.0)}, schema, payload)
+    assert payload == torch.ones(2).numpy().tobytes()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_not_finite_is_found(dtype: torch.dtype, value: float) -> None:
-    state = {"counter": torch.tensor(1), "good": torch.ones(2), "bad": torch.ones(3, dtype=dtype)}
+@pytest.mark.parametrize("place", [0, 1, 5000, 9998])
+def test_a_value_that_is_not_finite_is_found(dtype: torch.dtype, value: float, place: int) -> None:
+    largest = torch.finfo(dtype).max
+    state = {
+        "counter": torch.tensor(1),
+        "empty": torch.empty(0, dtype=dtype),
+        "good": torch.tensor([largest, -largest], dtype=dtype),
+        "bad": torch.linspace(-3, 3, 9999).to(dtype).reshape(3, 11, 303),
+    }
     assert not non_finite_tensor(*payload_of(state))
-    state["bad"][1] = value
+    state["bad"].view(-1)[place] = value
     assert non_finite_tensor(*payload_of(state)) == "bad"

@@ -3,10 +3,10 @@
 import shutil
 import sqlite3
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -229,7 +229,7 @@ def test_a_model_with_one_bit_changed_is_refused(run: Path) -> None:
     (run / "model.safetensors").write_bytes(changed)
     result = checked(run)
     assert result.exit_code == 1
-    assert f"its SHA-256 is {sha256(changed).hexdigest()}" in result.output
+    assert f"its BLAKE3 is {blake3(changed).hexdigest()}" in result.output
 
 
 def test_an_older_release_with_its_own_model_is_found(run: Path) -> None:

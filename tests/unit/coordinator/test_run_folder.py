@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cairn.errors import UsageError
+from cairn.model_writing import NewModel
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from coordinator.run_folder import Checkpoint, RunFolder
@@ -25,6 +26,13 @@ STATEMENT = pb.Signed(
 
 def values(*numbers: float) -> bytes:
     return torch.tensor(numbers).numpy().tobytes()
+
+
+def arrived(folder: RunFolder) -> NewModel:
+    """A model that has arrived whole and is not kept yet."""
+    model = folder.new_model(SCHEMA)
+    model.write(values(3.0, 4.0))
+    return model
 
 
 @pytest.fixture
@@ -48,8 +56,9 @@ def test_the_model_is_a_safetensors_file_that_torch_reads(folder: RunFolder) -> 
 
 
 def test_a_release_replaces_the_model_and_its_statement(folder: RunFolder) -> None:
-    folder.save_release(STATEMENT, SCHEMA, values(3.0, 4.0))
+    folder.save_release(STATEMENT, arrived(folder))
     assert torch.equal(load_file(folder.model_path)["w"], torch.tensor([3.0, 4.0]))
+    assert bytes(folder.values(SCHEMA)) == values(3.0, 4.0)
     release = json.loads((folder.path / "release.json").read_text(encoding="utf-8"))
     assert release["statement"]["contributors"] == 3
 
@@ -91,6 +100,6 @@ def test_a_full_disk_leaves_the_last_release_whole(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        folder.save_release(STATEMENT, SCHEMA, values(3.0, 4.0))
+        folder.save_release(STATEMENT, arrived(folder))
     assert torch.equal(load_file(folder.model_path)["w"], torch.tensor([1.0, 2.0]))
     assert folder.checkpoint() == START

@@ -1,9 +1,11 @@
 """The job's file."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from cairn.encoding import WORDS
 from cairn.errors import UsageError
 from coordinator.settings import JobSettings
 
@@ -45,6 +47,7 @@ def test_the_usual_floor_is_three(tmp_path: Path) -> None:
         ('name = "tumours"', 'name = "Tumours!"', "name = 'Tumours!'"),
         ("[settings]", "floor = 1\n[settings]", "floor = 1"),
         ("[settings]", 'weighting = "size"\n[settings]', "weighting = 'size'"),
+        ("[settings]", 'updates = "int4"\n[settings]', "updates = 'int4'"),
         ("[settings]", "[settings", "not valid TOML"),
         ("[settings]", 'weighting = "examples"\n[settings]', "the key examples is missing"),
         (
@@ -64,6 +67,14 @@ def test_a_mistake_in_a_job_is_named(tmp_path: Path, old: str, new: str, words: 
         load(tmp_path, JOB.replace(old, new))
     assert words in str(mistake.value)
     assert str(tmp_path / "job.toml") in str(mistake.value)
+
+
+def test_a_job_says_in_a_word_how_its_updates_travel(tmp_path: Path) -> None:
+    words = get_args(JobSettings.model_fields["updates"].annotation)
+    assert words == tuple(WORDS)
+    assert load(tmp_path, JOB).updates == "whole"
+    smaller = JOB.replace("[settings]", 'updates = "int8_deltas"\n[settings]')
+    assert load(tmp_path, smaller).updates == "int8_deltas"
 
 
 def test_updates_that_count_by_their_examples_have_bounds(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from cairn.encoding import WORDS
 from cairn.errors import InvalidMessage
 from cairn.messages import JobSpec, Manifest, digest_of, job_spec_to_bytes
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Declined, Invited, Known, Policy, Taken, TaskRules
+from owner_node.settings import TaskSettings
 
 OWNERS = ("alice", "bob", "carol")
 LAST_RELEASE = b"r" * 32
@@ -205,11 +207,43 @@ def test_an_evaluation_is_not_counted() -> None:
         replace(MANIFEST, cohort=("alice", "carol", "dora")),
         replace(MANIFEST, job="another"),
         replace(MANIFEST, weighting=pb.WEIGHTING_EXAMPLES),
+        replace(MANIFEST, encoding=pb.ENCODING_BF16_DELTAS),
     ],
 )
 def test_an_invitation_that_is_not_for_this_owner_is_refused(manifest: Manifest) -> None:
     with pytest.raises(InvalidMessage):
         check(manifest)
+
+
+IN_INT8 = replace(JOB, encoding=pb.ENCODING_INT8_DELTAS)
+WHOLE_ONLY = replace(
+    POLICY, tasks={"tumours": replace(RULES, encodings=frozenset({pb.ENCODING_WHOLE}))}
+)
+
+
+def test_a_round_may_be_whole_or_as_its_job_says_and_not_a_third_way() -> None:
+    for encoding in (pb.ENCODING_WHOLE, pb.ENCODING_INT8_DELTAS):
+        check(replace(MANIFEST, encoding=encoding), IN_INT8)
+    with pytest.raises(InvalidMessage):
+        check(replace(MANIFEST, encoding=pb.ENCODING_BF16_DELTAS), IN_INT8)
+
+
+def test_a_round_whose_updates_travel_as_this_owner_does_not_allow_is_declined() -> None:
+    manifest = replace(MANIFEST, encoding=pb.ENCODING_INT8_DELTAS)
+    assert reason_of(manifest, IN_INT8, policy=WHOLE_ONLY) == "ENCODING_REFUSED"
+    check(job=IN_INT8, policy=WHOLE_ONLY)  # a whole round of the same job
+
+
+def test_an_owners_file_allows_every_way_to_travel_unless_it_says_otherwise() -> None:
+    assert TaskSettings.model_fields["encodings"].default == tuple(WORDS)
+    assert RULES.encodings == frozenset(WORDS.values())
+
+
+def test_how_an_evaluation_would_travel_does_not_matter() -> None:
+    deltas_only = replace(
+        POLICY, tasks={"tumours": replace(RULES, encodings=frozenset({pb.ENCODING_INT8_DELTAS}))}
+    )
+    check(replace(MANIFEST, phase=pb.PHASE_EVALUATE), IN_INT8, policy=deltas_only)
 
 
 def test_what_is_wrong_first_is_what_is_said() -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from cairn.errors import (
     UpdateRefused,
     WrongState,
 )
+from cairn.incoming import Incoming
 from cairn.ledger import Entry
 from cairn.messages import PROTOCOL, Manifest, digest_of, job_spec_to_bytes, manifest_to_bytes
 from cairn.state_directory import StateDirectory
@@ -79,9 +81,11 @@ class FakeStub:
             update_accepted=request.manifest_digest in self.receipts,
         )
 
-    def SubmitUpdate(  # noqa: N802 - as the stub has it
-        self, parts: Iterator[aggregator_pb2.SubmitUpdateRequest], timeout: float
-    ) -> aggregator_pb2.SubmitUpdateResponse:
+    @property
+    def SubmitUpdate(self) -> Any:  # noqa: N802 - as the stub has it
+        return SimpleNamespace(future=lambda parts, timeout: Submission(self, parts, timeout))
+
+    def submit(self, parts: Iterator[Any], timeout: float) -> aggregator_pb2.SubmitUpdateResponse:
         assert timeout
         header, *_, last = list(parts)
         self.log.append("submitted")
@@ -117,6 +121,21 @@ class FakeStub:
             raise WrongState("the round has no release yet")
         signed = self.statements[request.manifest_digest]
         return aggregator_pb2.GetStatementResponse(statement=signed, ledger_head=HEAD_NOW)
+
+
+@dataclass
+class Submission:
+    """A push under way: it is this owner's turn at once, and its stream is read for its result."""
+
+    stub: FakeStub
+    parts: Iterator[Any]
+    timeout: float
+
+    def initial_metadata(self) -> tuple[()]:
+        return ()
+
+    def result(self) -> aggregator_pb2.SubmitUpdateResponse:
+        return self.stub.submit(self.parts, self.timeout)
 
 
 class FakeWitness:
@@ -171,10 +190,10 @@ class FakeTask:
 class FakeCoordinator:
     error: Exception | None = None
 
-    def fetch(self, _digest: bytes, _schema: object, into: memoryview, _seconds: float) -> None:
+    def fetch(self, _digest: bytes, incoming: Incoming, _seconds: float) -> None:
         if self.error is not None:
             raise self.error
-        into[:] = BASE
+        incoming.write(memoryview(BASE))
 
 
 class Bench:
@@ -247,6 +266,7 @@ def statement(commitments: list[bytes], key: Ed25519PrivateKey = KEY) -> pb.Sign
         contributors=3,
         rule=pb.RULE_MEAN,
         weighting=pb.WEIGHTING_EQUAL,
+        encoding=pb.ENCODING_WHOLE,
         ledger_head=bytes(32),
         floor=3,
         commitments=sorted([*others, *commitments]),

@@ -1,0 +1,90 @@
+"""Lends memory to the updates under way: a few buffers, in the order in which owners ask.
+
+The buffers are made once for a job and used again for every update. Who finds none free waits in line; what
+it sends meanwhile stays on its side of the connection, by HTTP/2's flow control.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from aggregator_node.pages import anonymous
+from cairn.errors import Unavailable
+
+_RETURN_SECONDS = 60  # a cancelled push ends at once, but a look at many gigabytes takes its time
+
+
+class Buffers:
+    """Buffers of one size. Every method may be called from any thread."""
+
+    def __init__(self, count: int, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.count = count
+        self._free = [memoryview(anonymous(nbytes))[:nbytes] for _ in range(count)]
+        self._is_lent = True
+        self._line: list[str] = []
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def one(self, owner: str, is_over: Callable[[], bool]) -> Iterator[memoryview]:
+        """Lend a buffer inside, after a wait in line.
+
+        Raises Unavailable once `is_over` says so, which is asked first and whenever `wake` is called, and
+        where the round has ended.
+        """
+        buffer = self._take(owner, is_over)
+        try:
+            yield buffer
+        finally:
+            np.frombuffer(buffer, np.uint8).fill(
+                0
+            )  # what was in it is in the sums, or counts for nothing
+            with self._changed:
+                self._free.append(buffer)
+                self._changed.notify_all()
+
+    def place(self, owner: str) -> int:
+        """Where the owner stands in line: 1 is the next, 0 is not in line."""
+        with self._changed:
+            return self._line.index(owner) + 1 if owner in self._line else 0
+
+    @property
+    def are_waited_for(self) -> bool:
+        with self._changed:
+            return bool(self._line)
+
+    def wake(self) -> None:
+        """Have those in line ask whether it is over for them."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def begin(self) -> None:
+        """A round begins that may use them."""
+        with self._changed:
+            self._is_lent = True
+
+    def end(self) -> bool:
+        """The round has ended: lend none of them before `begin`.
+
+        Waits for those that are still lent, to pushes that were cancelled or whose update is being looked at;
+        each is overwritten as it comes back. Returns False where one does not: then none may be used again.
+        """
+        with self._changed:
+            self._is_lent = False
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: len(self._free) == self.count, _RETURN_SECONDS)
+
+    def _take(self, owner: str, is_over: Callable[[], bool]) -> memoryview:
+        with self._changed:
+            self._line.append(owner)
+            try:
+                while self._is_lent and not is_over():
+                    if self._line[0] == owner and self._free:
+                        return self._free.pop()
+                    self._changed.wait()
+            finally:
+                self._line.remove(owner)
+                self._changed.notify_all()
+        raise Unavailable("the wait for a turn to push is over")

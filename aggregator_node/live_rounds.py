@@ -1,0 +1,123 @@
+"""The rounds that are open or have just ended: starts them, finds them and has each seen to its end."""
+
+import gc
+import threading
+from collections import deque
+from contextlib import ExitStack, suppress
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from aggregator_node.ending import see_to_end
+from aggregator_node.live_round import ENDED, LiveRound
+from aggregator_node.memory import Memory, Workspace
+from aggregator_node.push import Terms
+from aggregator_node.recording import Recorder
+from aggregator_node.rows import RoundRow
+from cairn.clock import Clock
+from cairn.errors import WrongState
+from cairn.messages import digest_of, manifest_to_bytes
+from cairn.statements import MANIFEST, RECEIPT, sign
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+
+_RECORD_SECONDS = 5.0
+_KEPT_ROUNDS = 64  # ended rounds whose receipts can still be asked for
+
+
+class LiveRounds:
+    """Every public method may be called from any thread."""
+
+    def __init__(
+        self, recorder: Recorder, memory: Memory, signing_key: Ed25519PrivateKey, clock: Clock
+    ) -> None:
+        self._recorder = recorder
+        self._memory = memory
+        self._key = signing_key
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._live: dict[bytes, LiveRound] = {}
+        self._coordinators: dict[bytes, str] = {}  # whose round it is, for those in `_live`
+        self._ended: deque[bytes] = deque()
+
+    def start(self, coordinator: str, terms: Terms) -> pb.Signed:
+        """Sign the manifest, record it and open the round.
+
+        Raises TooMuch for a round that the memory can never hold, Unavailable while others hold it.
+        """
+        manifest = terms.manifest
+        body = manifest_to_bytes(manifest)
+        digest = digest_of(body)
+        signed = sign(self._key, MANIFEST, body)
+        row = RoundRow(
+            digest, manifest.job, manifest.round, manifest.phase, signed.SerializeToString()
+        )
+        workspace = self._memory.lend(terms)
+        with ExitStack() as undo:
+            undo.callback(self._memory.take_back, workspace)
+            self._recorder.open(row, manifest.cohort)
+            undo.callback(self._recorder.abort, row, pb.REASON_STORAGE_FAILED, ())
+            live = LiveRound(digest, terms, workspace, self._clock, self._sign_receipt)
+            with self._lock:
+                self._live[digest] = live
+                self._coordinators[digest] = coordinator
+            undo.callback(self._forget, digest)
+            name = f"round-{manifest.job}-{manifest.round}"
+            arguments = (live, row, terms, workspace)
+            threading.Thread(
+                target=self._see_to_end, args=arguments, name=name, daemon=True
+            ).start()
+            undo.pop_all()
+        return signed
+
+    def find(self, manifest_digest: bytes) -> LiveRound | None:
+        """A round that is open or has just ended."""
+        with self._lock:
+            return self._live.get(manifest_digest)
+
+    def under_way(self, coordinator: str | None = None) -> list[LiveRound]:
+        """The rounds whose end is not recorded yet: of this coordinator, or all.
+
+        A sealed round is one of them: its release, which the next base must be, is yet to come.
+        """
+        with self._lock:
+            return [
+                live
+                for live in self._live.values()
+                if live.state not in ENDED
+                and coordinator in {None, self._coordinators[live.digest]}
+            ]
+
+    def abort_all(self) -> None:
+        """End every open round, because the process is about to end, and wait for the records."""
+        under_way = self.under_way()
+        for live in under_way:
+            with suppress(WrongState):  # sealed meanwhile: then it is released
+                live.abort(pb.REASON_AGGREGATOR_RESTARTED)
+        for live in under_way:
+            live.wait_for_end(_RECORD_SECONDS)
+
+    def _sign_receipt(self, receipt: aggregator_pb2.Receipt) -> pb.Signed:
+        return sign(self._key, RECEIPT, receipt.SerializeToString(deterministic=True))
+
+    def _see_to_end(
+        self, live: LiveRound, row: RoundRow, terms: Terms, workspace: Workspace
+    ) -> None:
+        reason = see_to_end(live, row, terms, self._recorder)
+        try:
+            # Before anybody is told of the end: no update outlives its round here.
+            live.let_go()
+            self._memory.take_back(workspace)
+            if live.has_broken_pushes:
+                gc.collect()  # an error that gRPC keeps refers to the frame that had the last chunk
+        finally:
+            live.end(reason)
+        with self._lock:
+            self._ended.append(live.digest)
+            left = self._ended.popleft() if len(self._ended) > _KEPT_ROUNDS else None
+        if left is not None:
+            self._forget(left)
+
+    def _forget(self, digest: bytes) -> None:
+        with self._lock:
+            self._live.pop(digest, None)
+            self._coordinators.pop(digest, None)

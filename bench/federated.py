@@ -1,0 +1,99 @@
+"""Runs the work through a real federation: every node a process, mTLS, ledgers and digests on."""
+
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.processes import Processes, free_ports
+from bench.watch import Watch
+from bench.work import MEGABYTE, Work, check_model, write_work
+
+_LEASE_SECONDS = 600
+_MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What the rounds of a run took.
+
+    `seconds` are those of the coordinator's history; `wall_seconds` go from the end of one round to that of
+    the next, so that what the coordinator does in between, such as its checkpoint, is in them.
+    """
+
+    first_seconds: float
+    seconds: tuple[float, ...]
+    wall_seconds: tuple[float, ...]
+    cpu_seconds: float
+    total_peak_bytes: int
+    peak_bytes: dict[str, int]
+
+    @property
+    def median_seconds(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def median_wall_seconds(self) -> float:
+        return statistics.median(self.wall_seconds)
+
+
+def run_federation(home: Path, work: Work) -> Rounds:
+    """Run the work in an empty folder. Raises BenchFailed where a node fails or the model is wrong."""
+    home.mkdir(parents=True, exist_ok=True)
+    write_work(home, work)
+    _write_nodes(home / "federation", home / "tasks.toml", work)
+    out = home / "out"
+    with Processes(home / "logs", {"CAIRN_LOG": "text"}) as nodes:
+        for name, command in _commands(home, work).items():
+            nodes.start(name, command)
+        watch = Watch(nodes.pids(), out / "history.jsonl", last=1 + work.rounds)
+        while not nodes.has_ended("coordinator"):
+            watch.look()
+    check_model(out / "model.safetensors", work)
+    lines = (out / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    first, *seconds = (float(json.loads(line)["seconds"]) for line in lines)
+    timed = tuple(seconds[: work.rounds])
+    return Rounds(
+        first_seconds=first,
+        seconds=timed,
+        wall_seconds=watch.seconds_between_rounds() or timed,
+        cpu_seconds=watch.cpu_seconds_per_round(),
+        total_peak_bytes=watch.memory.total_bytes,
+        peak_bytes=watch.memory.role_bytes,
+    )
+
+
+def _commands(home: Path, work: Work) -> dict[str, list[str]]:
+    python = [sys.executable, "-m"]
+    files = home / "federation"
+    nodes = {"aggregator": "aggregator_node"} | dict.fromkeys(work.names, "owner_node")
+    commands = {
+        name: [*python, module, "--config", f"{files}/{name}.toml"]
+        for name, module in nodes.items()
+    }
+    run = [*python, "coordinator", "run", f"{home}/job.toml", "--out", f"{home}/out"]
+    commands["coordinator"] = [*run, "--config", f"{files}/coordinator.toml"]
+    return commands
+
+
+def _write_nodes(directory: Path, tasks: Path, work: Work) -> None:
+    from cairn.federation import FederationPlan, write_federation
+
+    coordinator, intake, release = (f"localhost:{port}" for port in free_ports(3))
+    plan = FederationPlan(
+        name="bench",
+        owners=work.names,
+        floor=work.owners,
+        coordinator_address=coordinator,
+        intake_address=intake,
+        release_address=release,
+        tasks_file=tasks,
+        data=tasks.parent,
+    )
+    write_federation(directory, plan)
+    toml = directory / "aggregator.toml"
+    # No owner of this run is lost, and the largest model that a job may have is this one.
+    megabytes = work.megabytes * MEGABYTE // _MEBIBYTE + 1
+    ours = f"\nlease_seconds = {_LEASE_SECONDS}\nlargest_model_megabytes = {megabytes}\nstate = "
+    toml.write_text(toml.read_text(encoding="utf-8").replace("\nstate = ", ours), encoding="utf-8")

@@ -1,0 +1,141 @@
+"""The machine's limit: the bytes of a round through as many processes, over bare loopback streams.
+
+Coordinator to owners, owners to aggregator, aggregator to coordinator, as in a round. The processes are
+started once, and the first passage is not counted. What arrives lies in memory, no digest is made,
+nothing is averaged or written: what remains is the wire, once as TCP and once as TLS 1.3.
+"""
+
+import multiprocessing
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from bench.failure import BenchFailed
+from bench.limit_party import KINDS, Party, Sockets, run_party
+from bench.streams import connected_pair
+from bench.work import Work
+
+_PATIENCE_SECONDS = 600
+_COORDINATOR, _AGGREGATOR = "coordinator", "aggregator"
+
+
+@dataclass
+class Limit:
+    """The processes of the limit, and the seconds that each passage took."""
+
+    parties: list[tuple[BaseProcess, Connection]] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+
+    @property
+    def tcp_seconds(self) -> float:
+        return statistics.median(self.seconds["tcp"])
+
+    @property
+    def tls_seconds(self) -> float:
+        return statistics.median(self.seconds["tls"])
+
+    def measure(self) -> None:
+        """Let the bytes of a round pass once in each kind."""
+        for kind in KINDS:
+            self.seconds[kind].append(self.passage(kind))
+
+    def passage(self, kind: str) -> float:
+        """Let the bytes pass; returns the coordinator's seconds, from its first byte to its last."""
+        for _, control in reversed(self.parties):  # the coordinator, which begins, is told last
+            control.send(kind)
+        answers: list[float] = [self._answer(control) for _, control in self.parties]
+        return max(answers)
+
+    def start(self, links: "_Links", work: Work, identity: Path) -> None:
+        """Start a process for every party of the links, the coordinator first."""
+        context = multiprocessing.get_context("spawn")
+        for name in (_COORDINATOR, _AGGREGATOR, *work.names):
+            sends_first = name == _COORDINATOR
+            incoming, outgoing = links.incoming[name], links.outgoing[name]
+            party = Party(sends_first, incoming, outgoing, work.model_bytes, identity)
+            ours, theirs = context.Pipe()
+            process = context.Process(target=run_party, args=(party, theirs), daemon=True)
+            process.start()
+            self.parties.append((process, ours))
+            theirs.close()
+        links.close()
+        for _, control in self.parties:
+            self._answer(control)
+
+    def stop(self) -> None:
+        for process, _ in self.parties:
+            process.terminate()
+        for process, control in self.parties:
+            process.join()
+            control.close()
+
+    def _answer(self, control: Connection) -> Any:
+        try:
+            if control.poll(_PATIENCE_SECONDS):
+                return control.recv()
+        except EOFError:
+            pass
+        raise BenchFailed("a process that measures the machine's limit ended, or went silent")
+
+
+class _Links:
+    """The connections between the parties, in each kind."""
+
+    def __init__(self, work: Work) -> None:
+        names = (_COORDINATOR, _AGGREGATOR, *work.names)
+        self.incoming: dict[str, Sockets] = {n: {kind: [] for kind in KINDS} for n in names}
+        self.outgoing: dict[str, Sockets] = {n: {kind: [] for kind in KINDS} for n in names}
+        for owner in work.names:
+            self._link(_COORDINATOR, owner)
+            self._link(owner, _AGGREGATOR)
+        self._link(_AGGREGATOR, _COORDINATOR)
+
+    def _link(self, sender: str, receiver: str) -> None:
+        for kind in KINDS:
+            one, other = connected_pair()
+            self.outgoing[sender][kind].append(one)
+            self.incoming[receiver][kind].append(other)
+
+    def close(self) -> None:
+        """Close this process's own copies."""
+        for side in (*self.incoming.values(), *self.outgoing.values()):
+            for sockets in side.values():
+                for each in sockets:
+                    each.close()
+
+
+@contextmanager
+def started_limit(work: Work) -> Iterator[Limit]:
+    """Start the processes and let the bytes pass once, not counted; ends them."""
+    limit = Limit()
+    with tempfile.TemporaryDirectory(prefix="bench-limit-") as directory:
+        try:
+            limit.start(_Links(work), work, _throw_away_identity(Path(directory)))
+            for kind in KINDS:
+                limit.passage(kind)
+            yield limit
+        finally:
+            limit.stop()
+
+
+def _throw_away_identity(directory: Path) -> Path:
+    """Make a certificate for all parties; returns its directory."""
+    from datetime import UTC, datetime
+
+    from cairn.authority import Subject, issue, new_authority, new_key, new_request
+    from cairn.identity import NodeName, Role
+
+    now = datetime.now(UTC)
+    authority, key = new_authority("bench", now), new_key()
+    subject = Subject(NodeName("bench", Role.AGGREGATOR, "aggregator"))
+    certificate = issue(authority, new_request(subject, key), subject, now)
+    (directory / "node.key").write_bytes(key)
+    (directory / "node.crt").write_bytes(certificate)
+    (directory / "authority.crt").write_bytes(authority.certificate)
+    return directory

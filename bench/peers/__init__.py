@@ -1,0 +1,1 @@
+"""The same work by other systems, each in an environment of its own."""

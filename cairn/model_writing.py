@@ -1,0 +1,130 @@
+"""Writes files so that they are there whole or not at all: models as they arrive, and small files.
+
+A model is written in its canonical form (`cairn/tensors.py`) and hashed on the way.
+"""
+
+import io
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from cairn.errors import InvalidMessage
+from cairn.tensors import CHUNK_BYTES, Buffer, Schema
+
+_SYNC_BYTES = 64 << 20
+
+
+def write_model(path: Path, schema: Schema, payload: Buffer) -> bytes:
+    """Write the canonical file, atomically, and return its BLAKE3, which is the model's digest.
+
+    Raises InvalidMessage where the payload has not the size of the schema, and OSError as
+    `write_atomically` does.
+    """
+    values = memoryview(payload).cast("B")
+    if len(values) != schema.total_bytes:
+        raise InvalidMessage(f"the values have {len(values)} bytes, not {schema.total_bytes}")
+    with NewModel(path, schema) as new:
+        for start in range(0, len(values), CHUNK_BYTES):
+            new.write(values[start : start + CHUNK_BYTES])
+        new.keep()
+        return new.digest()
+
+
+class NewModel:
+    """A model file while it is written: until `keep` the path holds what it held before.
+
+    Used as a context it leaves nothing behind where it was not kept; a crash can leave a file
+    `.cairn-*.tmp` beside the path, which may be deleted.
+    """
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        """Begin the canonical file of this schema. Raises OSError as the file system does."""
+        self._path = path
+        self._temporary = path.parent / f".cairn-{secrets.token_hex(8)}.tmp"
+        self._hasher = schema.hasher()
+        self.missing = schema.total_bytes
+        self.written = 0
+        self._unsynced = 0
+        self._file = self._temporary.open("xb", buffering=0)
+        try:
+            _write_all(self._file, schema.header())
+        except BaseException:
+            self.discard()
+            raise
+
+    def write(self, chunk: Buffer) -> None:
+        """Add the next bytes of the values. Raises InvalidMessage for more than the schema has."""
+        if len(chunk) > self.missing:
+            raise InvalidMessage("the model has more bytes than its schema")
+        self.missing -= len(chunk)
+        self.written += len(chunk)
+        self._hasher.update(chunk)
+        try:
+            _write_all(self._file, chunk)
+            self._unsynced += len(chunk)
+            if self._unsynced >= _SYNC_BYTES:  # else `keep` has to wait for all of it
+                os.fdatasync(self._file.fileno())
+                self._unsynced = 0
+        except OSError as error:  # it names no file, and whoever frees the disk must know which
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+    def digest(self) -> bytes:
+        """The BLAKE3 of the file so far, which is the model's digest once all is written."""
+        return self._hasher.digest()
+
+    def keep(self) -> None:
+        """Put the whole file in its place, durably and in one step. Raises InvalidMessage where bytes lack."""
+        if self.missing:
+            raise InvalidMessage(f"the model lacks {self.missing} bytes of its schema")
+        with self._file:
+            os.fsync(self._file.fileno())
+        self._temporary.replace(self._path)
+        _sync_directory(self._path.parent)
+
+    def discard(self) -> None:
+        """Leave the path as it was; after `keep` this does nothing."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+
+def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
+    """Replace the file's content by the parts, one after the other, durably and all at once.
+
+    Whoever reads the file meanwhile, or after a crash, finds the old content or the new, whole. Raises
+    OSError as the file system does; where that is before the end, the old content stays and nothing
+    is left behind. A crash can leave a file `.cairn-*.tmp` beside it, which may be deleted.
+    """
+    temporary = path.parent / f".cairn-{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _write_all(file: "io.FileIO", data: Buffer) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

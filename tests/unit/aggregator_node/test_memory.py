@@ -1,0 +1,304 @@
+"""Which rounds fit into the aggregator's memory, and what of it is used again."""
+
+import gc
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from aggregator_node.memory import Memory, Workspace, memory_of_this_machine
+from aggregator_node.push import Terms
+from cairn.errors import TooMuch, Unavailable
+from cairn.messages import JobSpec, Manifest
+from cairn.tensors import Schema, TensorSpec
+from cairn.v1 import round_pb2 as pb
+from cairn.values import Bounds
+from tests.scenarios.processes import ROOT
+
+MIB = 1 << 20
+LARGE = Schema.of([TensorSpec("t", "F32", (10, MIB))])  # 40 MiB: one update and no more is small
+UPDATE, SUMS = 40 * MIB, 80 * MIB  # a sum is a binary64
+COHORT = tuple(f"owner{number:04}" for number in range(1024))
+ALWAYS = 1 << 40
+
+
+def terms(
+    schema: Schema = LARGE,
+    owners: int = 4,
+    phase: "pb.Phase" = pb.PHASE_TRAIN,
+    encoding: "pb.Encoding" = pb.ENCODING_WHOLE,
+) -> Terms:
+    manifest = Manifest(
+        federation="ward",
+        job="job",
+        job_digest=bytes(32),
+        round=1,
+        phase=phase,
+        cohort=COHORT[:owners],
+        base_digest=bytes(32),
+        previous_release_digest=b"",
+        weighting=pb.WEIGHTING_EQUAL,
+        floor=2,
+        deadline_unix_ms=0,
+        lease_seconds=15,
+        nonce=bytes(32),
+        ledger_head=bytes(32),
+        ledger_number=0,
+        encoding=encoding,
+    )
+    job = JobSpec(
+        federation="ward",
+        name="job",
+        task="task",
+        settings={},
+        owners=COHORT[:owners],
+        floor=2,
+        rounds=1,
+        weighting=pb.WEIGHTING_EQUAL,
+        schema=schema,
+        round_deadline_seconds=60,
+        min_examples=1,
+        max_examples=1,
+    )
+    return Terms(manifest, job, Bounds(value=1.0, integer=1))
+
+
+@contextmanager
+def lent_buffers(workspace: Workspace, count: int) -> Iterator[list[memoryview]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(workspace.buffers.one(COHORT[n], lambda: False))
+            for n in range(count)
+        ]
+
+
+def test_a_round_takes_its_sums_and_a_few_updates_however_many_owners_it_has() -> None:
+    reckoned = {}
+    for owners in (2, 3, 16, 1024):
+        workspace = Memory(ALWAYS, 2).lend(terms(owners=owners))
+        assert workspace.buffers.nbytes == UPDATE
+        reckoned[owners] = workspace.nbytes, workspace.buffers.count
+    assert set(reckoned.values()) == {(SUMS + 2 * UPDATE, 2)}
+
+
+@pytest.mark.parametrize(("in_flight", "owners", "count"), [(1, 9, 1), (5, 9, 5), (5, 3, 3)])
+def test_as_many_updates_are_under_way_as_the_file_says_and_never_more_than_owners(
+    in_flight: int, owners: int, count: int
+) -> None:
+    workspace = Memory(ALWAYS, in_flight).lend(terms(owners=owners))
+    assert (workspace.buffers.count, workspace.nbytes) == (count, SUMS + count * UPDATE)
+
+
+def test_small_updates_never_wait() -> None:
+    small = Schema.of([TensorSpec("t", "F32", (1000,))])
+    workspace = Memory(ALWAYS, 1).lend(terms(small, owners=1024))
+    assert workspace.buffers.count == 1024
+    assert workspace.nbytes == 1024 * 4000 + 8000
+
+
+def test_the_buffers_have_the_size_in_which_updates_travel() -> None:
+    by_encoding = {
+        encoding: Memory(ALWAYS, 2).lend(terms(encoding=encoding)).buffers.nbytes
+        for encoding in (pb.ENCODING_WHOLE, pb.ENCODING_BF16_DELTAS, pb.ENCODING_INT8_DELTAS)
+    }
+    scales = 4 * 10 * MIB // 256
+    assert list(by_encoding.values()) == [UPDATE, UPDATE // 2, UPDATE // 4 + scales]
+
+
+def test_a_round_that_can_never_fit_is_refused_for_good_and_says_what_to_change() -> None:
+    memory = Memory(SUMS + 2 * UPDATE - 1, 2)
+    with pytest.raises(TooMuch, match=r"168 MB.*2 updates at a time.*168 MB.*memory_megabytes"):
+        memory.lend(terms())
+    workspace = Memory(SUMS + 2 * UPDATE, 2).lend(terms())
+    assert workspace.nbytes == SUMS + 2 * UPDATE
+    assert memory.lend(terms(owners=1)).buffers.count == 1  # nothing was taken by the refusal
+
+
+def test_a_round_for_which_others_have_the_memory_has_to_wait_and_then_fits() -> None:
+    memory = Memory(2 * (SUMS + 2 * UPDATE), 2)
+    first, _second = memory.lend(terms()), memory.lend(terms())
+    with pytest.raises(Unavailable, match="lent to other rounds") as refusal:
+        memory.lend(terms())
+    assert refusal.value.reason == pb.REASON_TOO_MUCH
+    memory.take_back(first)
+    third = memory.lend(terms())
+    with pytest.raises(Unavailable):
+        memory.lend(terms())
+    memory.take_back(third)
+    memory.lend(terms())
+
+
+def test_what_the_system_refuses_is_not_lent() -> None:
+    """Else a few such refusals would leave an aggregator that takes no round until it is restarted."""
+    memory = Memory(SUMS + 2 * UPDATE, 2)
+    full = mock.patch("aggregator_node.memory.Buffers", side_effect=OSError("cannot allocate"))
+    with full, pytest.raises(Unavailable) as refusal:
+        memory.lend(terms())
+    assert refusal.value.reason == pb.REASON_TOO_MUCH
+    assert memory.lend(terms()).nbytes == SUMS + 2 * UPDATE
+
+
+def test_the_memory_of_a_round_serves_the_next_of_its_kind() -> None:
+    memory = Memory(ALWAYS, 2)
+    first = memory.lend(terms(owners=3))
+    memory.take_back(first)
+    assert memory.lend(terms(owners=16)) is first
+    other = memory.lend(terms())
+    assert other is not first
+    memory.take_back(first)
+    memory.take_back(other)
+    assert {id(memory.lend(terms())), id(memory.lend(terms()))} == {id(first), id(other)}
+
+
+def test_another_kind_of_round_gets_memory_of_its_own() -> None:
+    memory = Memory(ALWAYS, 2)
+    kept = memory.lend(terms())
+    memory.take_back(kept)
+    renamed = Schema.of([TensorSpec("u", "F32", (10 * MIB,))])
+    transposed = Schema.of([TensorSpec("t", "F32", (MIB, 10))])
+    for kind in (
+        terms(renamed),
+        terms(transposed),
+        terms(encoding=pb.ENCODING_INT8_DELTAS),
+        terms(owners=1),
+        terms(phase=pb.PHASE_EVALUATE),
+    ):
+        assert memory.lend(kind) is not kept
+    assert memory.lend(terms()) is kept
+
+
+def test_what_is_kept_gives_way_to_a_round_that_needs_the_memory() -> None:
+    memory = Memory(SUMS + 2 * UPDATE, 2)
+    kept = memory.lend(terms())
+    memory.take_back(kept)
+    other = memory.lend(terms(Schema.of([TensorSpec("u", "F32", (10 * MIB,))])))
+    memory.take_back(other)
+    assert memory.lend(terms()) is not kept
+    assert memory._kept == []
+
+
+def test_the_sums_and_buffers_of_a_round_that_is_over_are_zeroed() -> None:
+    memory = Memory(ALWAYS, 2)
+    schema = Schema.of([TensorSpec("t", "F32", (1000,)), TensorSpec("n", "I64", (10,))])
+    workspace = memory.lend(terms(schema, owners=2))
+    update = np.full(1000, 0.375, "<f4")
+    payload = np.full(10, 7, "<i8").tobytes() + update.tobytes()
+    workspace.mean.add(payload, 1)
+    with lent_buffers(workspace, 2) as lent:
+        for buffer in lent:
+            buffer[:] = payload
+    memory.take_back(workspace)
+    assert [bytes(buffer) for buffer in lent] == [bytes(len(payload))] * 2
+    assert workspace.mean._memory is not None
+    assert workspace.mean._memory[:] == bytes(8 * 1000 + 24 * 10)
+
+
+def test_no_more_than_a_few_workspaces_are_kept() -> None:
+    """Each has a few megabytes besides its sums and buffers, and a coordinator may have many jobs."""
+    memory = Memory(1 << 40, 2)
+    workspaces = []
+    for number in range(10):
+        kind = Schema.of([TensorSpec(f"t{number}", "F32", (4,))])
+        workspaces.append(memory.lend(terms(kind)))
+    alive = [weakref.ref(workspace) for workspace in workspaces]
+    while workspaces:
+        memory.take_back(workspaces.pop())
+    gc.collect()
+    assert sum(kept() is not None for kept in alive) == 4
+
+
+def test_memory_to_which_a_push_still_writes_is_never_lent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the last bytes of a push that was cancelled would be in another owner's update."""
+    monkeypatch.setattr("aggregator_node.buffers._RETURN_SECONDS", 0)
+    memory = Memory(SUMS + 2 * UPDATE, 2)
+    workspace = memory.lend(terms())
+    with lent_buffers(workspace, 1) as (late,):
+        memory.take_back(workspace)
+        fresh = memory.lend(terms())
+        assert fresh is not workspace
+        with lent_buffers(fresh, 2) as lent:
+            late[:] = b"\x55" * UPDATE
+            assert all(buffer[0] == buffer[-1] == 0 for buffer in lent)
+    memory.take_back(fresh)
+    assert memory.lend(terms()) is fresh
+
+
+def test_an_update_that_is_being_added_when_its_round_is_aborted_is_in_no_other_average() -> None:
+    """The abort does not wait for it: its add may end just after the sums were zeroed."""
+    memory = Memory(ALWAYS, 2)
+    schema = Schema.of([TensorSpec("t", "F32", (4,))])
+    workspace = memory.lend(terms(schema))
+    zero = workspace.mean.reset
+    with ExitStack() as push:
+        push.enter_context(workspace.buffers.one("alice", lambda: False))
+
+        def reset() -> None:
+            zero()
+            workspace.mean.add(np.full(4, 1000, "<f4").tobytes(), 1)
+            push.close()  # the push is over, and its buffer free
+
+        with mock.patch.object(workspace.mean, "reset", reset):
+            memory.take_back(workspace)
+        push.close()
+    following = memory.lend(terms(schema))
+    following.mean.add(np.full(4, 2, "<f4").tobytes(), 1)
+    assert b"".join(following.mean.result_blocks()) == np.full(4, 2, "<f4").tobytes()
+
+
+def test_an_evaluation_takes_no_memory() -> None:
+    memory = Memory(SUMS + 2 * UPDATE, 2)
+    memory.lend(terms())
+    for _ in range(3):
+        evaluation = memory.lend(terms(phase=pb.PHASE_EVALUATE))
+        assert (evaluation.nbytes, evaluation.buffers.nbytes) == (0, 0)
+        with lent_buffers(evaluation, 4) as lent:
+            assert lent == [b""] * 4
+        memory.take_back(evaluation)
+
+
+EVALUATES = f"""
+import re, sys
+from pathlib import Path
+from aggregator_node.memory import Memory
+from cairn.v1 import round_pb2 as pb
+from tests.unit.aggregator_node.test_memory import terms
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) << 10
+
+memory = Memory({ALWAYS}, 2)
+before = peak()
+evaluation = memory.lend(terms(phase=pb.PHASE_EVALUATE))
+memory.take_back(evaluation)
+print(peak() - before)
+"""
+
+
+def test_the_memory_that_an_evaluation_does_not_take_is_not_touched_either() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EVALUATES], cwd=ROOT, check=True, capture_output=True, timeout=60
+    )
+    assert int(done.stdout) < 16 * MIB
+
+
+@pytest.mark.parametrize("text", [f"{1 << 20}\n", "max\n", f"{1 << 60}\n", None])
+def test_the_memory_of_a_container_is_its_limit_where_that_is_the_smaller(
+    tmp_path: Path, text: str | None
+) -> None:
+    limit = tmp_path / "memory.max"
+    if text is not None:
+        limit.write_text(text)
+    with mock.patch("aggregator_node.memory.Path", return_value=limit):
+        found = memory_of_this_machine()
+    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    machine = int(meminfo.split()[1]) << 10  # its first line is MemTotal
+    assert found == (1 << 20 if text == f"{1 << 20}\n" else machine)

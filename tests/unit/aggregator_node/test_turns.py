@@ -1,0 +1,131 @@
+"""How long a push may keep its place in memory while others wait for it."""
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from aggregator_node.averaging import Mean
+from aggregator_node.buffers import Buffers
+from aggregator_node.live_round import LiveRound
+from aggregator_node.memory import Workspace
+from aggregator_node.push import Terms
+from cairn.clock import Clock
+from cairn.errors import TooMuch
+from cairn.tensors import Schema, TensorSpec
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+from cairn.values import Bounds
+from tests.scenarios.processes import until
+from tests.unit.aggregator_node.calls import FakeCall
+from tests.unit.aggregator_node.test_push import JOB, MANIFEST
+
+SECONDS = 60.0
+SCHEMA = Schema.of([TensorSpec("w", "F32", (3,))])
+OWNERS = ("alice", "bob", "carol")
+TERMS = Terms(
+    replace(MANIFEST, cohort=OWNERS, deadline_unix_ms=int(1000 * SECONDS)),
+    replace(JOB, owners=OWNERS, schema=SCHEMA),
+    Bounds(),
+)
+HEADER = aggregator_pb2.UpdateHeader(base_digest=MANIFEST.base_digest, examples=1, total_bytes=12)
+
+
+class SetClock(Clock):
+    """A clock that stands until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def unix_ms(self) -> int:
+        return int(1000 * self.now)
+
+
+def opened(clock: Clock) -> tuple[LiveRound, Buffers]:
+    """A round of three owners with memory for one update at a time."""
+    buffers = Buffers(1, SCHEMA.total_bytes)
+    workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
+    live = LiveRound(bytes(32), TERMS, workspace, clock, lambda _receipt: pb.Signed())
+    for owner in OWNERS:
+        live.join(owner)
+    return live, buffers
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def waiting() -> Iterator[list[threading.Thread]]:
+    threads: list[threading.Thread] = []
+    yield threads
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def begin(live: LiveRound, owner: str, taken: list[str]) -> threading.Thread:
+    def push() -> None:
+        with live.push(owner, HEADER, FakeCall()):
+            taken.append(owner)
+
+    thread = threading.Thread(target=push, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_push_may_take_its_share_of_the_rounds_time_and_no_more_while_others_wait(
+    clock: SetClock, waiting: list[threading.Thread]
+) -> None:
+    live, buffers = opened(clock)
+    taken: list[str] = []
+    with live.push("alice", HEADER, FakeCall()) as push:
+        waiting.append(begin(live, "bob", taken))
+        until(lambda: buffers.place("bob") == 1, "bob waits in line")
+        clock.now = SECONDS / len(OWNERS) - 0.1
+        live.heard("alice", push)
+        clock.now = SECONDS / len(OWNERS)
+        with pytest.raises(TooMuch, match="others wait in line"):
+            live.heard("alice", push)
+        assert taken == []
+    until(lambda: taken == ["bob"], "bob has his turn")
+
+
+def test_a_push_that_nobody_waits_for_may_take_the_whole_round(clock: SetClock) -> None:
+    live, _ = opened(clock)
+    with live.push("alice", HEADER, FakeCall()) as push:
+        for clock.now in (1.0, SECONDS / 2, SECONDS - 0.1):
+            for owner in OWNERS:
+                live.join(owner)
+            live.heard("alice", push)
+
+
+def test_an_ended_round_lets_its_memory_go_though_its_receipts_stay(clock: SetClock) -> None:
+    buffers = Buffers(1, SCHEMA.total_bytes)
+    workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
+    live = LiveRound(bytes(32), TERMS, workspace, clock, lambda _receipt: pb.Signed())
+    live.join("alice")
+    held = weakref.ref(workspace.mean)
+    del workspace
+    live.abort(pb.REASON_ABORTED)
+    assert live.await_seal() is None
+    live.let_go()
+    live.end(pb.REASON_ABORTED)
+    gc.collect()
+    assert held() is None
+
+
+def test_the_last_owner_that_is_awaited_has_all_the_time_that_is_left(clock: SetClock) -> None:
+    live, _ = opened(clock)
+    for owner in ("bob", "carol"):
+        live.decline(owner, pb.REASON_TASK_FAILED)
+    clock.now = 10.0
+    with live.push("alice", HEADER, FakeCall()) as push:
+        assert push.turn_ends == SECONDS
