@@ -30,6 +30,9 @@ def see_to_end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder)
     except WrongState as error:  # an earlier release forbids this one
         log.error("round not released", job=row.job, round=row.number, error=str(error))
         return _abort_or_fail(live, row, error.reason, recorder)
+    except OSError as error:  # it says which file, and what its disk lacks
+        log.error("round not released", job=row.job, round=row.number, error=str(error))
+        return _abort_or_fail(live, row, pb.REASON_STORAGE_FAILED, recorder)
     except Exception:
         log.exception("round not released", job=row.job, round=row.number)
         reason = live.reason or pb.REASON_STORAGE_FAILED

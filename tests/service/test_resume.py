@@ -21,6 +21,7 @@ from cairn.identity import Identity, NodeName, Role, load_identity
 from cairn.incoming import Incoming
 from cairn.messages import job_spec_from_bytes
 from cairn.model_writing import NewModel
+from cairn.patience import patiently
 from cairn.rpc import Listener, dial
 from cairn.state_directory import StateDirectory
 from cairn.tensors import Schema, TensorSpec
@@ -348,7 +349,12 @@ def test_a_push_whose_answer_was_lost_may_be_repeated_whole_and_is_counted_once(
     proxy.lose_the_answer(lambda: accepted(network, opened, "alice") > 0)
     with pytest.raises(Unavailable):
         alice.aggregator.submit(header, memoryview(payload), pushed, SECONDS)
-    again = alice.aggregator.submit(header, memoryview(payload), pushed, SECONDS)
+    again = patiently(
+        lambda: alice.aggregator.submit(header, memoryview(payload), pushed, SECONDS),
+        "the aggregator",
+        SECONDS,
+        threading.Event(),
+    )
     assert proxy.sent.bytes > 2 * SIZE
     assert again == alice.aggregator.receipt(opened.digest, [pushed]) == opened.receipt("alice")
     assert accepted(network, opened, "alice") == 1

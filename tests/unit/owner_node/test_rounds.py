@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,7 @@ class FakeStub:
 
     @property
     def SubmitUpdate(self) -> Any:  # noqa: N802 - as the stub has it
-        return SimpleNamespace(future=lambda parts, timeout: Submission(self, parts, timeout))
+        return Submit(self)
 
     def submit(self, parts: Iterator[Any], timeout: float) -> aggregator_pb2.SubmitUpdateResponse:
         assert timeout
@@ -121,6 +120,19 @@ class FakeStub:
             raise WrongState("the round has no release yet")
         signed = self.statements[request.manifest_digest]
         return aggregator_pb2.GetStatementResponse(statement=signed, ledger_head=HEAD_NOW)
+
+
+class Submit:
+    """A method that streams: called and waited for, or begun."""
+
+    def __init__(self, stub: FakeStub) -> None:
+        self._stub = stub
+
+    def __call__(self, parts: Iterator[Any], timeout: float) -> Any:
+        return self.future(parts, timeout).result()
+
+    def future(self, parts: Iterator[Any], timeout: float) -> "Submission":
+        return Submission(self._stub, parts, timeout)
 
 
 @dataclass
