@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import ml_dtypes
@@ -50,7 +51,7 @@ def first_release(job: Job) -> bytes:
     return payload
 
 
-def push_deltas(opened: OpenRound, owner: str, deltas: NDArray[np.float32]) -> None:
+def push_deltas(opened: OpenRound, owner: str, deltas: NDArray[Any]) -> None:
     payload = deltas.astype(ml_dtypes.bfloat16).tobytes()
     layout = Layout(SCHEMA, pb.ENCODING_BF16_DELTAS)
     commit = aggregator_pb2.UpdateCommit(payload_digest=layout.digest(payload))
