@@ -33,7 +33,7 @@ from aggregator_node.pages import anonymous
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.tensors import DTYPES, FLOATS, Buffer, Schema
 from cairn.v1 import round_pb2 as pb
-from cairn.values import SIGNIFICANT_BITS, Run, check_length, runs_of
+from cairn.values import SIGNIFICANT_BITS, Run, runs_of
 
 MAX_WEIGHT = 2**31 - 1
 MAX_TOTAL_WEIGHT = 2**41
@@ -60,19 +60,6 @@ class Mean:
         # The first update overwrites the sums, so a mean of negative zeros is one as well.
         self._sums = tuple(self._divided())
         self._rounding = Rounding()
-
-    def add(self, payload: Buffer, weight: int) -> None:
-        """Add one complete update that `check_values` has passed; it counts `weight` times.
-
-        Raises UpdateRefused for another length, and as `add_blocks` does.
-        """
-        check_length(self._schema, payload)
-
-        def read(number: int, block: slice) -> tuple[NDArray[Any], int]:
-            run = self._runs[number]
-            return run.values(payload)[block], SIGNIFICANT_BITS.get(run.dtype, 0)
-
-        self.add_blocks(read, weight)
 
     def add_blocks(self, read: ReadBlock, weight: int) -> None:
         """Add one update that is read block by block, in canonical order; it counts `weight` times.

@@ -1,7 +1,7 @@
 """Lends memory to the updates under way: a few buffers, in the order in which owners ask.
 
-The buffers are made once for a job and used again for every update. Who finds none free waits in line; what
-it sends meanwhile stays on its side of the connection, by HTTP/2's flow control.
+The buffers are made once for a job and used again for every update. Who finds none free waits in line, and
+sends nothing meanwhile; of one that does, HTTP/2's flow control leaves the most on its own side.
 """
 
 import threading
@@ -38,9 +38,8 @@ class Buffers:
         try:
             yield buffer
         finally:
-            np.frombuffer(buffer, np.uint8).fill(
-                0
-            )  # what was in it is in the sums, or counts for nothing
+            # What was in it is in the sums, or counts for nothing.
+            np.frombuffer(buffer, np.uint8).fill(0)
             with self._changed:
                 self._free.append(buffer)
                 self._changed.notify_all()

@@ -83,9 +83,8 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
             self._witness.check(header.seen_head)
         live = self._live(header.manifest_digest)
         with live.push(owner, header, context) as push:
-            context.send_initial_metadata(
-                ()
-            )  # it is this owner's turn: what a good owner waits for
+            # It is this owner's turn: a good owner has waited for this.
+            context.send_initial_metadata(())
             commit = self._receive(live, owner, push, requests)
             if not context.is_active():
                 raise Unavailable("the owner broke off before its update was accepted")

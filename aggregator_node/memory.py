@@ -16,9 +16,8 @@ from cairn.errors import TooMuch, Unavailable
 from cairn.tensors import Schema
 from cairn.v1 import round_pb2 as pb
 
-_SMALL_BYTES = (
-    64 << 20
-)  # of buffers that a round may have in any case, so that small updates never wait
+# Of buffers that a round may have in any case, so that small updates never wait.
+_SMALL_BYTES = 64 << 20
 _MOST_KEPT = 4  # each has a few megabytes besides what is reckoned
 
 
@@ -49,14 +48,16 @@ class Memory:
         Raises TooMuch where this aggregator can never hold it, and Unavailable, which is to be tried
         again, while other rounds have the memory.
         """
-        schema, size = terms.job.schema, terms.total_bytes
+        # In an evaluation nothing is added: its sums are those of no tensor.
+        schema = terms.job.schema if terms.manifest.trains else Schema(())
+        size = terms.total_bytes
         count = self._buffers_of(size, len(terms.manifest.cohort))
-        nbytes = count * size + (sum_bytes(schema) if terms.manifest.trains else 0)
+        nbytes = count * size + sum_bytes(schema)
         if nbytes > self._nbytes:
             raise TooMuch(
                 f"a round of this model takes {_megabytes(nbytes)} of memory: the sums and"
-                f" {count} updates at a time; this aggregator has {_megabytes(self._nbytes)}"
-                " (memory_megabytes in its file)"
+                f" {count} updates at a time; this aggregator has {_megabytes(self._nbytes)}:"
+                " raise memory_megabytes in its file, or lower updates_in_flight"
             )
         with self._lock:
             if self._lent + nbytes > self._nbytes:
@@ -85,8 +86,7 @@ class Memory:
     def take_back(self, workspace: Workspace) -> None:
         """The round is over, and nothing is added any more: its memory, which is erased here, can be lent again."""
         is_whole = workspace.buffers.end()
-        if workspace.nbytes:
-            workspace.mean.reset()
+        workspace.mean.reset()
         with self._lock:
             self._lent -= workspace.nbytes
             if is_whole and workspace.nbytes:

@@ -20,6 +20,7 @@ from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds
 from tests.scenarios.processes import ROOT
+from tests.unit.aggregator_node.whole import add_whole
 
 MIB = 1 << 20
 LARGE = Schema.of([TensorSpec("t", "F32", (10, MIB))])  # 40 MiB: one update and no more is small
@@ -189,7 +190,7 @@ def test_the_sums_and_buffers_of_a_round_that_is_over_are_zeroed() -> None:
     workspace = memory.lend(terms(schema, owners=2))
     update = np.full(1000, 0.375, "<f4")
     payload = np.full(10, 7, "<i8").tobytes() + update.tobytes()
-    workspace.mean.add(payload, 1)
+    add_whole(workspace.mean, schema, payload, 1)
     with lent_buffers(workspace, 2) as lent:
         for buffer in lent:
             buffer[:] = payload
@@ -242,14 +243,14 @@ def test_an_update_that_is_being_added_when_its_round_is_aborted_is_in_no_other_
 
         def reset() -> None:
             zero()
-            workspace.mean.add(np.full(4, 1000, "<f4").tobytes(), 1)
+            add_whole(workspace.mean, schema, np.full(4, 1000, "<f4").tobytes(), 1)
             push.close()  # the push is over, and its buffer free
 
         with mock.patch.object(workspace.mean, "reset", reset):
             memory.take_back(workspace)
         push.close()
     following = memory.lend(terms(schema))
-    following.mean.add(np.full(4, 2, "<f4").tobytes(), 1)
+    add_whole(following.mean, schema, np.full(4, 2, "<f4").tobytes(), 1)
     assert b"".join(following.mean.result_blocks()) == np.full(4, 2, "<f4").tobytes()
 
 
@@ -270,6 +271,7 @@ from pathlib import Path
 from aggregator_node.memory import Memory
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.test_memory import terms
+from tests.unit.aggregator_node.whole import add_whole
 
 def peak():
     status = Path("/proc/self/status").read_text()

@@ -76,6 +76,22 @@ def test_a_transfer_that_brings_nothing_for_long_enough_is_cancelled_once(
     assert transfer.times == 1
 
 
+def test_a_transfer_with_less_time_than_others_is_cancelled_earlier(clock: FakeClock) -> None:
+    transfer = Transfer()
+    with no_watch_is_left(), ended_when_silent(transfer.cancel, clock, REAL_WAIT):
+        clock.is_looked_at()
+        assert transfer.times == 0
+        clock.now = REAL_WAIT
+        assert transfer.cancelled.acquire(timeout=60)
+
+
+def test_nobody_has_more_time_than_others(clock: FakeClock, idle_seconds: float) -> None:
+    transfer = Transfer()
+    with no_watch_is_left(), ended_when_silent(transfer.cancel, clock, 1e6):
+        clock.now = idle_seconds
+        assert transfer.cancelled.acquire(timeout=60)
+
+
 def test_a_transfer_that_is_heard_of_lasts_as_long_as_it_likes(
     clock: FakeClock, idle_seconds: float
 ) -> None:
