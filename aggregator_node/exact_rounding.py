@@ -22,7 +22,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_node.exact_sum import BINARY64_BITS, BLOCK, Carry, Floats, exact_terms, normalise
+from aggregator_node.exact_sum import BLOCK, Carry, Floats, exact_terms, normalise
+from aggregator_node.spread import BINARY64_BITS
 from cairn.values import SIGNIFICANT_BITS
 
 # What an infinity stands for: the first power of two beyond the range.

@@ -7,6 +7,9 @@ is not zero it is added to level 1 in the same way, whose error goes to level 2,
 needs a value that is smaller than the sum by about 2**(29 - bits of its weight), so few elements
 have a level 1: it and all below are kept for these elements only, in a `Carry` for each block.
 
+Where the values of a block are so close together that no sum can be rounded (`spread`), nothing is lost and
+TwoSum is not needed; else every sum is looked at.
+
 Terms are exact. A product of a value of `bits` significant bits and a weight of which b bits are left
 without its factors of two fits the 53 bits of binary64 where bits + b <= 53. Otherwise the value is cut
 in two of at most 27 and 26 bits and the weight in digits of at most 26, and each product is a term.
@@ -31,9 +34,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator_node.spread import BINARY64_BITS, Spread, spread_of
+
 BLOCK = 1 << 15  # elements: four binary64 arrays of a block stay in a cache of 1 MiB
 LARGEST = 2.0**976
-BINARY64_BITS = 53
 
 _DIGIT_BITS = 26
 _LOW_BITS = (1 << _DIGIT_BITS) - 1
@@ -155,6 +159,7 @@ class ExactSums:
         """Keep level 0 in `sums`; what is in it before the first update does not matter."""
         self._sums = sums
         self._carries: dict[int, Carry] = {}
+        self._spreads: dict[int, Spread] = {}  # of the sums, by the first element of the block
         self._floats = np.empty((4, BLOCK))
         self._bools = np.empty((2, BLOCK), np.bool_)
 
@@ -165,9 +170,17 @@ class ExactSums:
         sums = self._sums[block]
         if values.dtype == np.float64:
             values = _within_range(values)
+        spread = spread_of(values, bits, self._floats[1].view(np.uint64)).weighted(weight)
+        if not first:
+            spread = self._spreads[block.start].plus(spread)
+        self._spreads[block.start] = spread
         out = sums if first else self._floats[0, : len(sums)]
         for terms in exact_terms(values, bits, weight, out):
-            if terms is not sums and (missed := self._add_terms(sums, terms)):
+            if terms is sums:
+                continue
+            if spread.is_exact:
+                np.add(sums, terms, out=sums)
+            elif missed := self._add_terms(sums, terms):
                 self._carries.setdefault(block.start, Carry()).add(*missed)
 
     def read(self, block: slice) -> tuple[Floats, Carry | None]:
@@ -194,6 +207,7 @@ class ExactSums:
         for carry in self._carries.values():
             carry.erase()
         self._carries.clear()
+        self._spreads.clear()
         self._floats.fill(0)
 
     def _add_terms(self, sums: Floats, terms: Floats) -> tuple[NDArray[np.intp], Floats] | None:
