@@ -2,6 +2,9 @@
 
 The buffers are made once for a job and used again for every update. Who finds none free waits in line, and
 sends nothing meanwhile; of one that does, HTTP/2's flow control leaves the most on its own side.
+
+What was in a buffer is in the sums by then, or counts for nothing. It is overwritten at the latest when the
+round ends: by the next update, where an owner waits for the buffer, and else by zeros.
 """
 
 import threading
@@ -23,6 +26,7 @@ class Buffers:
         self.nbytes = nbytes
         self.count = count
         self._free = [memoryview(anonymous(nbytes))[:nbytes] for _ in range(count)]
+        self._passed_on: list[memoryview] = []  # free as well, and not overwritten yet
         self._is_lent = True
         self._line: list[str] = []
         self._changed = threading.Condition()
@@ -38,11 +42,7 @@ class Buffers:
         try:
             yield buffer
         finally:
-            # What was in it is in the sums, or counts for nothing.
-            np.frombuffer(buffer, np.uint8).fill(0)
-            with self._changed:
-                self._free.append(buffer)
-                self._changed.notify_all()
+            self._put_back(buffer)
 
     def place(self, owner: str) -> int:
         """Where the owner stands in line: 1 is the next, 0 is not in line."""
@@ -67,23 +67,44 @@ class Buffers:
     def end(self) -> bool:
         """The round has ended: lend none of them before `begin`.
 
-        Waits for those that are still lent, to pushes that were cancelled or whose update is being looked at;
-        each is overwritten as it comes back. Returns False where one does not: then none may be used again.
+        Waits for those that are still lent, to pushes that were cancelled or whose update is being looked at.
+        All that are back are overwritten. Returns False where one is not: then none may be used again.
         """
         with self._changed:
             self._is_lent = False
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: len(self._free) == self.count, _RETURN_SECONDS)
+            are_back = self._changed.wait_for(
+                lambda: len(self._free) + len(self._passed_on) == self.count, _RETURN_SECONDS
+            )
+            while self._passed_on:
+                _erase(self._passed_on[-1])
+                self._free.append(self._passed_on.pop())
+            return are_back
 
     def _take(self, owner: str, is_over: Callable[[], bool]) -> memoryview:
         with self._changed:
             self._line.append(owner)
             try:
                 while self._is_lent and not is_over():
-                    if self._line[0] == owner and self._free:
-                        return self._free.pop()
+                    if self._line[0] == owner and (self._passed_on or self._free):
+                        return (self._passed_on or self._free).pop()
                     self._changed.wait()
             finally:
                 self._line.remove(owner)
                 self._changed.notify_all()
         raise Unavailable("the wait for a turn to push is over")
+
+    def _put_back(self, buffer: memoryview) -> None:
+        with self._changed:
+            if self._is_lent and self._line:
+                self._passed_on.append(buffer)
+                self._changed.notify_all()
+                return
+        _erase(buffer)
+        with self._changed:
+            self._free.append(buffer)
+            self._changed.notify_all()
+
+
+def _erase(buffer: memoryview) -> None:
+    np.frombuffer(buffer, np.uint8).fill(0)

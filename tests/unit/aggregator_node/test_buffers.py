@@ -235,3 +235,24 @@ def test_to_erase_takes_no_memory_of_the_size_of_a_model() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def test_a_buffer_that_nobody_waits_for_is_erased_at_once(line: Line) -> None:
+    buffers = Buffers(1, NBYTES)
+    (alice,) = line.asking(buffers, "alice")
+    alice.buffer[:] = b"\x55" * NBYTES
+    alice.ends()
+    assert bytes(alice.buffer) == bytes(NBYTES)
+
+
+def test_what_was_left_to_an_owner_that_went_away_is_erased_when_the_round_ends(line: Line) -> None:
+    buffers = Buffers(2, NBYTES)
+    alice, bob, carol = line.asking(buffers, "alice", "bob", "carol")
+    alice.buffer[:] = bob.buffer[:] = b"\x55" * NBYTES
+    carol.is_over = True  # it is not asked before it is woken, by the buffer that comes back
+    alice.ends()
+    carol.thread.join(LONG)
+    assert carol.refused
+    bob.ends()
+    assert buffers.end()
+    assert [bytes(owner.buffer) for owner in (alice, bob)] == [bytes(NBYTES)] * 2
