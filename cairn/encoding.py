@@ -33,7 +33,7 @@ from cairn.errors import UpdateRefused
 from cairn.parts import LARGEST_QUANTUM, SCALE_BLOCK, Part
 from cairn.tensors import Buffer, Schema
 from cairn.v1 import round_pb2 as pb
-from cairn.values import BLOCK, Bounds, check_values, runs_of
+from cairn.values import BLOCK, Bounds, check_values, magnitudes_of, runs_of
 
 WORDS: dict[str, "pb.Encoding"] = {
     "whole": pb.ENCODING_WHOLE,
@@ -43,7 +43,6 @@ WORDS: dict[str, "pb.Encoding"] = {
 
 _ENCODED = frozenset({"F32", "F64"})
 _ALIGNMENT = 8
-_BF16_MAGNITUDE = 0x7FFF
 _BF16_INFINITY = 0x7F80
 _LARGEST_PLAIN = float(np.finfo(np.float32).max)
 
@@ -169,13 +168,12 @@ def check_wire_values(layout: Layout, payload: Buffer, bounds: Bounds) -> None:
 
 
 def _check_halves(part: Part, payload: Buffer, limit: float) -> None:
-    """In bits, of which those of a larger magnitude are the larger number, and a NaN's the largest."""
     most = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)  # type: ignore[no-untyped-call]  # not annotated
     largest = np.array(min(limit, most)).astype(ml_dtypes.bfloat16)
     highest = int(largest.view(np.uint16)) - int(float(largest) > limit)
-    bits = part.halves(payload).view(np.uint16)
+    halves = part.halves(payload)
     for block in part.run.blocks():
-        magnitudes = bits[block] & _BF16_MAGNITUDE
+        magnitudes = magnitudes_of(halves[block])
         if magnitudes.max() > highest:
             element = int(magnitudes.argmax())
             infinite = magnitudes[element] >= _BF16_INFINITY
