@@ -2,7 +2,7 @@
 
 Coordinator to owners, owners to aggregator, aggregator to coordinator, as in a round. The processes are
 started once, and the first passage is not counted. What arrives lies in memory, no digest is made,
-nothing is averaged or written: what remains is the wire, once as TCP and once as TLS 1.3.
+nothing is averaged or written: what remains is the wire, as TCP, as TLS 1.3, and as TLS under gRPC-Python.
 """
 
 import multiprocessing
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.failure import BenchFailed
-from bench.limit_party import KINDS, Party, Sockets, run_party
+from bench.limit_party import KINDS, SOCKET_KINDS, Party, Sockets, run_party
+from bench.processes import free_ports
 from bench.streams import connected_pair
 from bench.work import Work
 
@@ -40,6 +41,10 @@ class Limit:
     def tls_seconds(self) -> float:
         return statistics.median(self.seconds["tls"])
 
+    @property
+    def grpc_seconds(self) -> float:
+        return statistics.median(self.seconds["grpc"])
+
     def measure(self) -> None:
         """Let the bytes of a round pass once in each kind."""
         for kind in KINDS:
@@ -57,8 +62,15 @@ class Limit:
         context = multiprocessing.get_context("spawn")
         for name in (_COORDINATOR, _AGGREGATOR, *work.names):
             sends_first = name == _COORDINATOR
-            incoming, outgoing = links.incoming[name], links.outgoing[name]
-            party = Party(sends_first, incoming, outgoing, work.model_bytes, identity)
+            party = Party(
+                sends_first,
+                links.incoming[name],
+                links.outgoing[name],
+                links.doors[name],
+                tuple(links.doors[other] for other in links.receivers[name]),
+                work.model_bytes,
+                identity,
+            )
             ours, theirs = context.Pipe()
             process = context.Process(target=run_party, args=(party, theirs), daemon=True)
             process.start()
@@ -89,15 +101,18 @@ class _Links:
 
     def __init__(self, work: Work) -> None:
         names = (_COORDINATOR, _AGGREGATOR, *work.names)
-        self.incoming: dict[str, Sockets] = {n: {kind: [] for kind in KINDS} for n in names}
-        self.outgoing: dict[str, Sockets] = {n: {kind: [] for kind in KINDS} for n in names}
+        self.incoming: dict[str, Sockets] = {n: {kind: [] for kind in SOCKET_KINDS} for n in names}
+        self.outgoing: dict[str, Sockets] = {n: {kind: [] for kind in SOCKET_KINDS} for n in names}
+        self.doors = dict(zip(names, free_ports(len(names)), strict=True))
+        self.receivers: dict[str, list[str]] = {name: [] for name in names}
         for owner in work.names:
             self._link(_COORDINATOR, owner)
             self._link(owner, _AGGREGATOR)
         self._link(_AGGREGATOR, _COORDINATOR)
 
     def _link(self, sender: str, receiver: str) -> None:
-        for kind in KINDS:
+        self.receivers[sender].append(receiver)
+        for kind in SOCKET_KINDS:
             one, other = connected_pair()
             self.outgoing[sender][kind].append(one)
             self.incoming[receiver][kind].append(other)

@@ -1,4 +1,4 @@
-"""One process of the limit: it passes on the bytes of a round, over TCP or over TLS."""
+"""One process of the limit: it passes on the bytes of a round, over TCP, over TLS or by gRPC."""
 
 import signal
 import socket
@@ -11,10 +11,12 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from bench.streams import Stream, TcpStream, TlsStream, tls_context
+from bench.streams import Receiver, Sender, TcpStream, TlsStream, tls_context
+from cairn.allocator import keep_freed_memory
 
-KINDS = ("tcp", "tls")
-Sockets = dict[str, list[socket.socket]]  # of each kind
+SOCKET_KINDS = ("tcp", "tls")
+KINDS = (*SOCKET_KINDS, "grpc")
+Sockets = dict[str, list[socket.socket]]  # of each kind that has sockets
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Party:
     sends_first: bool
     incoming: Sockets
     outgoing: Sockets
+    door: int  # the port at which it takes in what comes by gRPC
+    doors: tuple[int, ...]  # the ports of those it sends to
     size: int
     identity: Path  # the directory of its certificate, its key and its authority
 
@@ -31,16 +35,16 @@ class Party:
 def run_party(party: Party, control: Connection) -> None:
     """Pass on the bytes each time a kind comes from `control`, and answer with the seconds it took."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
+    keep_freed_memory()  # as Cairn's nodes do
     # Where a neighbour has gone, so does this one; whoever started it notices by the pipe.
     with suppress(ConnectionError):
         _pass_on(party, control)
 
 
 def _pass_on(party: Party, control: Connection) -> None:
-    count = sum(map(len, [*party.incoming.values(), *party.outgoing.values()]))
+    count = sum(map(len, [*party.incoming.values(), *party.outgoing.values()])) + len(party.doors)
     # One memory for what is sent, which all receive; one each for what arrives, as nodes have it.
-    most = max(len(connections) for connections in party.incoming.values())
-    arrived = [memoryview(bytearray(party.size)) for _ in range(most)]
+    arrived = [memoryview(bytearray(party.size)) for _ in party.incoming["tcp"]]
     sent = arrived[0] if arrived else memoryview(bytearray(party.size))
     with ThreadPoolExecutor(max_workers=count) as threads:
         incoming, outgoing = _streams(party, threads)
@@ -59,8 +63,10 @@ def _pass_on(party: Party, control: Connection) -> None:
 
 def _streams(
     party: Party, threads: ThreadPoolExecutor
-) -> tuple[dict[str, Sequence[Stream]], dict[str, Sequence[Stream]]]:
+) -> tuple[dict[str, Sequence[Receiver]], dict[str, Sequence[Sender]]]:
     """Wrap the sockets. All hands are shaken at once: nobody waits for a third one."""
+    from bench.bare_grpc import Call, Door  # after the allocator has its settings
+
     files = [party.identity / name for name in ("node.crt", "node.key", "authority.crt")]
 
     def wrap(connection: socket.socket, *, accepts: bool) -> TlsStream:
@@ -68,12 +74,15 @@ def _streams(
 
     arriving = [threads.submit(wrap, each, accepts=True) for each in party.incoming["tls"]]
     leaving = [threads.submit(wrap, each, accepts=False) for each in party.outgoing["tls"]]
-    incoming: dict[str, Sequence[Stream]] = {
+    callers = len(party.incoming["tcp"])
+    incoming: dict[str, Sequence[Receiver]] = {
         "tcp": [TcpStream(each) for each in party.incoming["tcp"]],
         "tls": [future.result() for future in arriving],
+        "grpc": [Door(party.door, party.identity, callers)] * callers,
     }
-    outgoing: dict[str, Sequence[Stream]] = {
+    outgoing: dict[str, Sequence[Sender]] = {
         "tcp": [TcpStream(each) for each in party.outgoing["tcp"]],
         "tls": [future.result() for future in leaving],
+        "grpc": [Call(port, party.identity) for port in party.doors],
     }
     return incoming, outgoing

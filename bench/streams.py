@@ -12,10 +12,15 @@ _BLOCK_BYTES = 1 << 19  # measured: as fast as any, from 64 KiB to 1 MiB
 _RECORD_BYTES = 1 << 14  # what TLS hands out at once
 
 
-class Stream(Protocol):
-    """Sends what lies in a memory, or receives as much into it."""
+class Sender(Protocol):
+    """Sends what lies in a memory."""
 
     def send(self, memory: memoryview) -> None: ...
+
+
+class Receiver(Protocol):
+    """Receives as much as a memory holds into it."""
+
     def receive(self, memory: memoryview) -> None: ...
 
 

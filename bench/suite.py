@@ -21,6 +21,8 @@ _COLUMNS = {
     "ratio": "times the limit",
     "wall_seconds_per_round": "with the checkpoint, s",
     "wall_ratio": "times the limit",
+    "limit_grpc_seconds": "bare gRPC, s",
+    "grpc_ratio": "times that",
     "limit_tcp_seconds": "limit: TCP, s",
     "first_round_seconds": "first round, s",
     "cpu_seconds_per_gb": "CPU-s per GB",

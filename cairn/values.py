@@ -107,7 +107,8 @@ def magnitudes_of(values: NDArray[Any]) -> NDArray[Any]:
     IEEE 754 has it so. A comparison of integers is fast for every type; NumPy's own of F16 is not.
     """
     kind = np.dtype(f"u{values.itemsize}")
-    return values.view(kind) & kind.type((1 << 8 * kind.itemsize - 1) - 1)
+    magnitudes: NDArray[Any] = values.view(kind) & kind.type((1 << 8 * kind.itemsize - 1) - 1)
+    return magnitudes
 
 
 def _are_within(values: NDArray[Any], low: Any, high: Any) -> bool:
