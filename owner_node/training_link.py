@@ -1,7 +1,8 @@
 """What an owner's process and its training process share: the messages, and the memory of a model.
 
 Messages are lines of JSON over a UNIX socket. Tensors are never in them: both processes map one
-memory file, whose first half is the base and whose second half is the update.
+memory file. Its first half is the base. Its second half is the update, unless that takes the base's place:
+then nobody writes to the second half, and it takes no memory.
 """
 
 import json
