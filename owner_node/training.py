@@ -25,6 +25,7 @@ from cairn.task import Round, Site
 from cairn.task_loading import TaskFailed, load_task, own_traceback
 from cairn.task_running import TaskRunner
 from cairn.tensors import Schema
+from owner_node.forks import keep_from_forks, watch_forks
 from owner_node.training_link import Link, ModelMemory, schema_from
 
 _EXIT_SECONDS = 2.0
@@ -99,6 +100,7 @@ def main(arguments: list[str]) -> None:
     # What the task itself starts, or forks off, must not keep the socket open.
     end.set_inheritable(False)
     os.register_at_fork(after_in_child=end.close)
+    watch_forks()
     link = Link(end)
     orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(link, orders), daemon=True).start()
@@ -122,6 +124,7 @@ def _listen(link: Link, orders: "queue.SimpleQueue[Order | None]") -> None:
     while (message := link.receive()) is not None:
         if "schema" in message:
             memory = ModelMemory(schema_from(message), link.received_descriptor())
+            keep_from_forks(memory.mapped, memory.descriptor)
             memory.close()  # the mapping stays
         elif memory is not None:
             orders.put((memory, message))

@@ -67,9 +67,10 @@ class ModelMemory:
         self.schema = schema
         self.descriptor = descriptor
         total, half = schema.total_bytes, _half_bytes(schema)
-        mapped = memoryview(mmap.mmap(descriptor, 2 * half))
-        self.base = mapped[:total]
-        self.update = mapped[half : half + total]
+        self.mapped = mmap.mmap(descriptor, 2 * half)
+        view = memoryview(self.mapped)
+        self.base = view[:total]
+        self.update = view[half : half + total]
 
     @classmethod
     def create(cls, schema: Schema) -> "ModelMemory":

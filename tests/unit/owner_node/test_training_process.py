@@ -294,6 +294,28 @@ def test_a_task_that_fails_and_keeps_the_model_keeps_its_memory_too(start: Start
     assert run(process, IN_PLACE).metrics == {"bias": 7.0}
 
 
+@pytest.mark.parametrize("order", [work(), IN_PLACE])
+def test_what_a_forked_process_does_to_its_model_is_not_trained(start: Start, order: Work) -> None:
+    process = start(
+        "def forked(work):\n"
+        "    if not (pid := os.fork()):\n"
+        "        os._exit(work())\n"
+        "    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "bias = model[1].bias.data\n"
+        "bias.fill_(3)\n"
+        "def child():\n"
+        "    bias.add_(1)\n"
+        "    return forked(grandchild) + int(bias.item())\n"
+        "def grandchild():\n"
+        "    bias.add_(10)\n"
+        "    return int(bias.item())\n"
+        "return {'theirs': forked(child), 'mine': bias.item()}"
+    )
+    trained = run(process, order)
+    assert trained.metrics == {"theirs": 18.0, "mine": 3.0}
+    assert read_state(SCHEMA, trained.payload)["1.bias"] == 3
+
+
 def test_memory_of_which_nothing_was_kept_is_used_again(start: Start) -> None:
     process = start("model.me = [model]")
     run(process, IN_PLACE)
