@@ -4,7 +4,6 @@ So the average of every round is known, and one lost, doubled or stale update sh
 file lies `elements`, a text: how many elements the model's parameters have, one number for each.
 """
 
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,9 +12,9 @@ from torch import nn
 import cairn
 
 
-@cache  # kept between calls, as a task with a large model would
 def model() -> nn.Module:
     elements = Path(__file__).with_name("elements").read_text(encoding="utf-8").split()
+    # Uninitialised memory costs nothing until it is touched, and it is not: the weights lie elsewhere.
     return nn.ParameterList(nn.Parameter(torch.empty(int(count))) for count in elements)
 
 

@@ -13,10 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from cairn.cli_identity import mistakes_explained
-from cairn.errors import UsageError
+from cairn.errors import UpdateRefused, UsageError
 from cairn.model_files import read_model
 from cairn.task import Round, Site, Task
 from cairn.task_loading import TaskFailed, load_task, own_traceback
+from cairn.tensors import Schema
+from cairn.values import ANY_FINITE, check_values
 
 if TYPE_CHECKING:
     from cairn.task_running import Outcome
@@ -67,18 +69,19 @@ def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) ->
 
     initial_model, seed = start
     parts = first_parts(task, seed)
-    schema, base = payload_of(parts.travels)
+    schema, update = payload_of(parts.travels)
     if initial_model is not None:
         schema, values = read_model(initial_model)
-        base = bytearray(values)
+        update = bytearray(values)
     runner = TaskRunner(task, site)
-    update = bytearray(schema.total_bytes)
-    trained = runner.train(this, schema, base, update)
+    trained = runner.train(this, schema, update, update)
+    _check_finite(schema, update)
+    digest = schema.digest(update)
     evaluated = runner.evaluate(this, schema, update) if task.evaluate else None
     console = Console(file=sys.stdout, soft_wrap=True)
     console.print("What would leave this site, to the aggregator only:\n")
     console.print(_table((s.name, s.dtype, s.shape, s.nbytes) for s in schema.tensors))
-    console.print(f"{schema.total_bytes} bytes, BLAKE3 {schema.digest(update).hex()}")
+    console.print(f"{schema.total_bytes} bytes, BLAKE3 {digest.hex()}")
     if parts.stays:
         _print_what_stays(console, parts.stays, first_parts(task, seed + 1).stays)
     _print_outcome(console, "train", trained)
@@ -92,6 +95,13 @@ def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) ->
             markup=False,
         )
     console.print("\nNothing was sent: this was a trial on this machine.")
+
+
+def _check_finite(schema: Schema, update: bytearray) -> None:
+    try:
+        check_values(schema, update, ANY_FINITE)
+    except UpdateRefused as error:
+        raise TaskFailed(f"after training the {error}", error.reason) from None
 
 
 def _print_what_stays(console: Console, stays: Entries, again: Entries) -> None:

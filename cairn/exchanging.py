@@ -39,7 +39,7 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name, value in one.items()
-        if _is_plain(value) and _is_plain(other.get(name)) and not torch.equal(value, other[name])
+        if is_plain(value) and is_plain(other.get(name)) and not torch.equal(value, other[name])
     ]
 
 
@@ -97,14 +97,15 @@ def _check_apart(parts: Parts) -> None:
 
 def _span(value: Any) -> tuple[int, int] | None:
     """The addresses that a tensor has its values at; None where it has none or is of a kind of its own."""
-    if not _is_plain(value) or not value.numel():
+    if not is_plain(value) or not value.numel():
         return None
     last = sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
     begin: int = value.data_ptr()
     return begin, begin + (last + 1) * value.element_size()
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether this is a dense tensor of PyTorch's own kinds, with values in memory of its own."""
     return (
         type(value) in {Tensor, nn.Parameter}
         and value.layout is torch.strided

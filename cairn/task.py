@@ -8,7 +8,9 @@
     task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
 
 The framework loads the round's weights into the model before it calls `train` or `evaluate`, and reads
-`model.state_dict()` afterwards, so a task never touches a state_dict.
+`model.state_dict()` afterwards, so a task never touches a state_dict. The model's tensors may lie in memory that
+the owner's process reads, so they can be changed but not resized. What a task keeps of them stays as it was when the
+round ended; that costs a copy.
 
 A task may exchange a part of its model only: adapters, a head, everything but the BatchNorm layers.
 

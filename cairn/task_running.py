@@ -13,17 +13,16 @@ from torch import nn
 
 from cairn.errors import UsageError
 from cairn.exchanging import Parts, parts_of
+from cairn.in_place import lay, write_back
 from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.task import Data, Round, Site, Task
 from cairn.task_loading import TaskFailed, own_code
 from cairn.tensors import Schema
 from cairn.torch_state import (
     WritableBuffer,
-    non_finite_tensor,
     payload_of,
     read_state,
     schema_of,
-    write_state,
 )
 from cairn.v1 import round_pb2 as pb
 
@@ -69,8 +68,12 @@ class TaskRunner:
     def train(
         self, this: Round, schema: Schema, base: WritableBuffer, update: WritableBuffer
     ) -> Outcome:
-        """Train from `base` and write what came out to `update`. Raises TaskFailed."""
-        model = self._loaded_model(schema, base).train()  # first: for another model no data is read
+        """Train from `base`, in `update`, which then holds what came out. Raises TaskFailed.
+
+        The two may be one buffer, in which the base is lost then. The values are not looked at.
+        """
+        # First: for another model no data is read.
+        model = self._loaded_model(schema, base, update).train()
         data = self._read_data()
         examples = self._checked_examples("examples", data.examples)
         with own_code("train"):
@@ -80,13 +83,13 @@ class TaskRunner:
         return Outcome(examples, metrics)
 
     def evaluate(self, this: Round, schema: Schema, base: WritableBuffer) -> Outcome:
-        """Evaluate `base`. Raises TaskFailed."""
+        """Evaluate `base`, which the model is not copied from but lies in. Raises TaskFailed."""
         if self._task.evaluate is None:
             raise TaskFailed(
                 "the job evaluates and the task has no evaluate function;"
                 " pass one: cairn.Task(..., evaluate=evaluate)"
             )
-        model = self._loaded_model(schema, base).eval()
+        model = self._loaded_model(schema, base, base).eval()
         data = self._read_data()
         examples = self._checked_examples("test_examples", data.test_examples)
         with own_code("evaluate"), torch.no_grad():
@@ -114,7 +117,10 @@ class TaskRunner:
             self._data = data
         return self._data
 
-    def _loaded_model(self, schema: Schema, base: WritableBuffer) -> nn.Module:
+    def _loaded_model(
+        self, schema: Schema, base: WritableBuffer, home: WritableBuffer
+    ) -> nn.Module:
+        """Build the model and load it, into tensors that live in `home` as far as they can."""
         model = _built(self._task)
         try:
             parts = _parts(self._task, model)
@@ -131,7 +137,12 @@ class TaskRunner:
             part = "what the task exchanges" if parts.stays else "the task's model"
             raise TaskFailed(f"{part} is not the job's: {difference}", pb.REASON_SCHEMA_MISMATCH)
         model.to(self._device)
-        _load(model, read_state(schema, base), parts)
+        values, slots = read_state(schema, base), read_state(schema, home)
+        laid = lay(model, {**parts.travels, **parts.stays}, slots)
+        if home is not base:
+            for name in laid:
+                slots[name].copy_(values[name])
+        _load(model, {name: value for name, value in values.items() if name not in laid})
         return model
 
 
@@ -151,11 +162,11 @@ def _parts(task: Task, model: nn.Module) -> Parts:
     return parts_of(state, task.exchanges)
 
 
-def _load(model: nn.Module, base: Mapping[str, torch.Tensor], parts: Parts) -> None:
-    """Load exactly these entries; the others stay what `model()` made them."""
+def _load(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+    """Load exactly these entries; the others stay what they are."""
     with own_code("model's load_state_dict"):
-        loaded = model.load_state_dict(base, strict=False)
-    if wrong := [*loaded.unexpected_keys, *(parts.travels.keys() & {*loaded.missing_keys})]:
+        loaded = model.load_state_dict(values, strict=False)
+    if wrong := [*loaded.unexpected_keys, *(values.keys() & {*loaded.missing_keys})]:
         raise TaskFailed(f"the task's model does not load {wrong[0]}, which its state_dict has")
 
 
@@ -169,11 +180,7 @@ def _write_update(task: Task, model: nn.Module, schema: Schema, update: Writable
         raise TaskFailed(
             f"training changed the model's tensors: {difference}", pb.REASON_WRONG_TENSORS
         )
-    write_state(state, schema, update)
-    if name := non_finite_tensor(schema, update):
-        raise TaskFailed(
-            f"after training the tensor {name} holds NaN or an infinity", pb.REASON_NON_FINITE
-        )
+    write_back(state, read_state(schema, update))
 
 
 def _checked_examples(field: str, value: Any) -> int:

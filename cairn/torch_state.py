@@ -20,13 +20,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.tensors import Schema, TensorSpec
 
-WritableBuffer = bytearray | memoryview
+WritableBuffer = bytearray | memoryview | NDArray[np.uint8]
 
 _NAMES = {
     torch.bool: "BOOL",
@@ -71,20 +73,6 @@ def payload_of(state: Mapping[str, Any]) -> tuple[Schema, bytearray]:
     payload = bytearray(schema.total_bytes)
     write_state(state, schema, payload)
     return schema, payload
-
-
-def non_finite_tensor(schema: Schema, payload: WritableBuffer) -> str:
-    """Name the first tensor that holds NaN or an infinity; empty where none does.
-
-    By the least and the largest value, NaN where one is: unlike isfinite().all(), that takes no memory
-    beside the tensor, and a tenth of the time.
-    """
-    for name, tensor in read_state(schema, payload).items():
-        if tensor.is_floating_point() and tensor.numel():
-            least, largest = torch.aminmax(tensor)
-            if not (math.isfinite(least.item()) and math.isfinite(largest.item())):
-                return name
-    return ""
 
 
 def facts_of(value: Any) -> tuple[str, tuple[int, ...], int]:

@@ -1,5 +1,6 @@
 """Looks at the values of a model as it travels: refuses those that must not be used. Pure."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ class Bounds:
             kind.type(max(-self.integer, int(info.min))),
             kind.type(min(self.integer, int(info.max))),
         )
+
+
+ANY_FINITE = Bounds(value=math.inf, integer=1 << 64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,12 @@ from cairn.errors import UpdateRefused
 from cairn.parts import LARGEST_QUANTUM, SCALE_BLOCK, Part
 from cairn.tensors import FLOATS, Buffer
 from cairn.v1 import round_pb2 as pb
-from cairn.values import BLOCK, Bounds, check_values
+from cairn.values import ANY_FINITE, BLOCK, check_values
 
 Residual = Mapping[str, NDArray[np.float32]]  # of each encoded run, by its type
 Block = NDArray[np.float64]
 Scratch = NDArray[np.float64]  # two rows of a block each
 
-_ANY_FINITE = Bounds(value=math.inf, integer=1 << 64)
 _BF16_LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)  # type: ignore[no-untyped-call]  # not annotated
 _DROPPED_BITS = 45  # of the 53 of binary64, where bfloat16 has 8
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
@@ -111,7 +110,7 @@ def keep_remainder(
 
 def _copy(part: Part, change: Change, out: memoryview, scratch: Scratch) -> None:
     update, values = part.run.values(change.update), part.values(out)
-    check_values(part.schema, update.view(np.uint8).data, _ANY_FINITE)
+    check_values(part.schema, update.view(np.uint8).data, ANY_FINITE)
     if change.factor == 1 or part.run.dtype not in FLOATS:
         np.copyto(values, update)
         return

@@ -14,7 +14,7 @@ from cairn.messages import reason_word
 from cairn.patience import patiently
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from cairn.values import Bounds, check_values
+from cairn.values import ANY_FINITE, check_values
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.clip import clip
 from owner_node.encoding import Change, Residual, encode, length
@@ -26,8 +26,6 @@ from owner_node.residual import Residuals, Stream
 from owner_node.training_process import Trained
 
 log = structlog.get_logger()
-
-_ANY_FINITE = Bounds(value=math.inf, integer=1 << 64)
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,11 @@ class Leaving:
     change: Change | None
 
 
+def needs_base(encoding: "pb.Encoding", rules: LeavingRules) -> bool:
+    """Whether what leaves is made of the update and its base, which must then outlive the training."""
+    return encoding != pb.ENCODING_WHOLE or rules.clip is not None
+
+
 def prepared(
     invited: Invited,
     base: memoryview,
@@ -58,7 +61,8 @@ def prepared(
 ) -> Leaving:
     """Clip the update, encode it and drop what may not leave.
 
-    A whole update is clipped in place and leaves from where it is. Raises Declined for a value that is NaN
+    A whole update is clipped in place and leaves from where it is. The base is looked at only where
+    `needs_base` says so. Raises Declined for a value that is NaN
     or infinite, and for a change that its encoding cannot say.
     """
     stream, payload, digest = _stream(invited), trained.payload, b""
@@ -66,7 +70,7 @@ def prepared(
     if invited.manifest.trains:
         try:
             if stream.layout.encoding == pb.ENCODING_WHOLE:
-                check_values(stream.layout.schema, payload, _ANY_FINITE)
+                check_values(stream.layout.schema, payload, ANY_FINITE)
                 if rules.clip is not None:
                     clipped = clip(stream.layout.schema, base, payload, rules.clip)
             else:
@@ -115,6 +119,10 @@ class Pushing:
         self._destination = destination
         self._stopping = stopping
         self._residuals = Residuals()
+
+    def needs_base(self, invited: Invited) -> bool:
+        """Whether the base must still be there when the update is pushed."""
+        return needs_base(invited.manifest.encoding, self._rules[invited.job.task])
 
     def push(self, invited: Invited, base: memoryview, trained: Trained, deadline: float) -> None:
         """Push what may leave, by this moment of the monotonic clock, and keep the receipt.

@@ -198,9 +198,10 @@ class Rounds:
             self._current = _Current(invited, process, lease)
         try:
             with lease:
-                base = self._fetch(invited, process, deadline)
+                self._fetch(invited, process, deadline)
                 trained = self._train(invited, process)
                 self._check_not_dropped(invited)
+                base = process.base_buffer(invited.job.schema)
                 self._pushing.push(invited, base, trained, deadline)
         finally:
             with self._lock:
@@ -216,12 +217,12 @@ class Rounds:
             log.info("waiting in line to push", **_ids(invited), place=joined.queue_place)
         return joined
 
-    def _fetch(self, invited: Invited, process: TrainingProcess, deadline: float) -> memoryview:
+    def _fetch(self, invited: Invited, process: TrainingProcess, deadline: float) -> None:
         """Bring the base into the training process's memory, unless it is there, and look at it."""
         schema, digest = invited.job.schema, invited.manifest.base_digest
         base = process.base_buffer(schema)
         if process.has_base(schema, digest):
-            return base
+            return
 
         incoming = Incoming(len(base), schema.hasher(), base)
 
@@ -239,16 +240,17 @@ class Rounds:
         except UpdateRefused as error:
             raise Declined(f"in the base the {error}", pb.REASON_MODEL_SUSPECT) from None
         process.keep_base(digest)
-        return base
 
     def _train(self, invited: Invited, process: TrainingProcess) -> Trained:
         self._check_not_dropped(invited)
+        trains = invited.manifest.trains
         work = Work(
             job=invited.job.name,
             round=invited.manifest.round,
-            phase="train" if invited.manifest.trains else "evaluate",
+            phase="train" if trains else "evaluate",
             settings=invited.job.settings,
             schema=invited.job.schema,
+            in_place=trains and not self._pushing.needs_base(invited),
         )
         try:
             return process.run(work)

@@ -3,6 +3,7 @@
 Started by `training_process`, with its end of a socket and no other way out.
 """
 
+import gc
 import os
 import queue
 import signal
@@ -10,19 +11,26 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cairn.allocator import keep_freed_memory
 from cairn.errors import UsageError
 from cairn.task import Round, Site
 from cairn.task_loading import TaskFailed, load_task, own_traceback
-from cairn.task_running import Outcome, TaskRunner
+from cairn.task_running import TaskRunner
+from cairn.tensors import Schema
+from owner_node.forks import keep_from_forks, watch_forks
 from owner_node.training_link import Link, ModelMemory, schema_from
 
 _EXIT_SECONDS = 2.0
 
+Bytes = NDArray[np.uint8]
 Order = tuple[ModelMemory, Mapping[str, Any]]
 
 
@@ -43,20 +51,35 @@ class Training:
             _show(failed)
 
     def answer(self, memory: ModelMemory, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Do one piece of work and say how it went."""
+        """Do one piece of work and say how it went, and whether the task has kept any of the memory.
+
+        A tensor that lies in memory keeps the array that it was made from, and so do its views, the
+        graphs that it is part of and the tracebacks that it occurs in. So the arrays outlive the work
+        where the task can still reach a tensor of the round, and only there.
+        """
+        base = np.asarray(memory.base)
+        update = base if message["in_place"] else np.asarray(memory.update)
+        lent = [weakref.ref(base), weakref.ref(update)]
+        answer = self._answer(memory.schema, base, update, message)
+        del base, update
+        if _any_alive(lent):
+            gc.collect()  # a model may be part of a cycle
+        return {**answer, "kept": _any_alive(lent)}
+
+    def _answer(
+        self, schema: Schema, base: Bytes, update: Bytes, message: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        this = Round(message["job"], message["round"], message["settings"])
         try:
-            outcome = self._carry_out(memory, message)
+            runner = self._load()
+            if message["phase"] == "evaluate":
+                outcome = runner.evaluate(this, schema, base)
+            else:
+                outcome = runner.train(this, schema, base, update)
         except TaskFailed as failed:
             _show(failed)
             return {"reason": failed.reason, "text": str(failed)}
         return {"examples": outcome.examples, "metrics": outcome.metrics}
-
-    def _carry_out(self, memory: ModelMemory, message: Mapping[str, Any]) -> Outcome:
-        runner = self._load()
-        this = Round(message["job"], message["round"], message["settings"])
-        if message["phase"] == "evaluate":
-            return runner.evaluate(this, memory.schema, memory.base)
-        return runner.train(this, memory.schema, memory.base, memory.update)
 
     def _load(self) -> TaskRunner:
         if self._runner is None:
@@ -77,9 +100,11 @@ def main(arguments: list[str]) -> None:
     # What the task itself starts, or forks off, must not keep the socket open.
     end.set_inheritable(False)
     os.register_at_fork(after_in_child=end.close)
+    watch_forks()
     link = Link(end)
     orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(link, orders), daemon=True).start()
+    gc.freeze()  # PyTorch has 100000 objects, and to look at them takes longer than a small round
     training = Training(file, Site(owner, Path(data)), int(min_examples))
     training.warm_up()
     for memory, message in iter(orders.get, None):
@@ -89,12 +114,17 @@ def main(arguments: list[str]) -> None:
             return
 
 
+def _any_alive(arrays: list["weakref.ref[Bytes]"]) -> bool:
+    return any(array() is not None for array in arrays)
+
+
 def _listen(link: Link, orders: "queue.SimpleQueue[Order | None]") -> None:
     """Read messages, also while the task runs, so that this process never outlives its owner's."""
     memory: ModelMemory | None = None
     while (message := link.receive()) is not None:
         if "schema" in message:
             memory = ModelMemory(schema_from(message), link.received_descriptor())
+            keep_from_forks(memory.mapped, memory.descriptor)
             memory.close()  # the mapping stays
         elif memory is not None:
             orders.put((memory, message))

@@ -1,7 +1,8 @@
 """What an owner's process and its training process share: the messages, and the memory of a model.
 
 Messages are lines of JSON over a UNIX socket. Tensors are never in them: both processes map one
-memory file, whose first half is the base and whose second half is the update.
+memory file. Its first half is the base. Its second half is the update, unless that takes the base's place:
+then nobody writes to the second half, and it takes no memory.
 """
 
 import json
@@ -66,9 +67,10 @@ class ModelMemory:
         self.schema = schema
         self.descriptor = descriptor
         total, half = schema.total_bytes, _half_bytes(schema)
-        mapped = memoryview(mmap.mmap(descriptor, 2 * half))
-        self.base = mapped[:total]
-        self.update = mapped[half : half + total]
+        self.mapped = mmap.mmap(descriptor, 2 * half)
+        view = memoryview(self.mapped)
+        self.base = view[:total]
+        self.update = view[half : half + total]
 
     @classmethod
     def create(cls, schema: Schema) -> "ModelMemory":

@@ -43,13 +43,17 @@ class TaskSource:
 
 @dataclass(frozen=True)
 class Work:
-    """What a round asks of the task."""
+    """What a round asks of the task.
+
+    With `in_place` it trains in the base's own memory: the base is not there any more afterwards.
+    """
 
     job: str
     round: int
     phase: Literal["train", "evaluate"]
     settings: Mapping[str, float]
     schema: Schema
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,10 @@ class TrainingProcess:
             self._live_child()
 
     def base_buffer(self, schema: Schema) -> memoryview:
-        """Where the base belongs before `run`. The same memory for every round of a schema."""
+        """Where the base belongs before `run`, and where it is afterwards, unless it trained in place.
+
+        The same memory for every round of a schema, until the task keeps some of it.
+        """
         return self._memory_of(schema).base
 
     def keep_base(self, digest: bytes) -> None:
@@ -105,6 +112,8 @@ class TrainingProcess:
     def run(self, work: Work) -> Trained:
         """Do the work and wait for it. Raises TaskFailed, also where the process died or was killed."""
         memory = self._memory_of(work.schema)
+        if work.in_place:
+            self._base_digest = None
         with self._lock:
             child = self._live_child()
             self._running, self._cancelled = True, False
@@ -115,9 +124,13 @@ class TrainingProcess:
                 self._running = False
         if answer is None:
             raise TaskFailed(self._bury(child))
+        if answer["kept"]:
+            memory = self._left_to_task(memory, work)
         if "reason" in answer:
             raise TaskFailed(answer["text"], answer["reason"])
-        payload = memory.update if work.phase == "train" else memory.update[:0]
+        payload = memory.base if work.in_place else memory.update
+        if work.phase == "evaluate":
+            payload = payload[:0]
         return Trained(payload, answer["examples"], answer["metrics"])
 
     def cancel(self) -> None:
@@ -152,6 +165,16 @@ class TrainingProcess:
                 self._memory.close()
             self._memory, self._base_digest = ModelMemory.create(schema), None
         return self._memory
+
+    def _left_to_task(self, memory: ModelMemory, work: Work) -> ModelMemory:
+        """Go on with a copy: what the task has kept of this memory must not change from now on."""
+        copy = ModelMemory.create(memory.schema)
+        copy.base[:] = memory.base
+        if work.phase == "train" and not work.in_place:
+            copy.update[:] = memory.update
+        memory.close()
+        self._memory = copy
+        return copy
 
     def _bury(self, child: _Child) -> str:
         status = _end(child)
@@ -202,6 +225,7 @@ def _ask(child: _Child, memory: ModelMemory, work: Work) -> dict[str, Any] | Non
                 "round": work.round,
                 "phase": work.phase,
                 "settings": dict(work.settings),
+                "in_place": work.in_place,
             }
         )
         return child.link.receive()

@@ -116,6 +116,7 @@ def test_every_kind_of_refusal_is_one_word_to_the_coordinator_and_whole_to_its_o
     for others in (coordinator, aggregator, owners["alice"]):
         assert "4711" not in others.output()
         assert "RuntimeError" not in others.output()
+    assert "has a value that is NaN or infinite" in owners["nans"].output()
     assert "this owner allows 0 to 0.4" in owners["ranges"].output()
     assert "asks for the task halving; this owner's file has doubling" in owners["tasks"].output()
     assert "is 2, this owner's file asks for 4" in owners["floors"].output()

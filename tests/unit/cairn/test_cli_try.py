@@ -1,6 +1,7 @@
 """`cairn try` shows exactly what would leave, and explains mistakes."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,20 @@ def test_an_update_that_is_not_finite_is_refused_by_name() -> None:
     Path("site_task.py").write_text(text)
     result = tried("site_task.py", "--data", "rows.csv", "--set", "add=1")
     assert result.exit_code == 2
-    assert "after training the tensor 1.bias holds NaN or an infinity" in result.output
+    assert "after training the tensor 1.bias has a value that is NaN or infinite" in result.output
+
+
+def test_an_evaluation_that_changes_the_model_changes_nothing_of_what_would_leave() -> None:
+    arguments = ("site_task.py", "--data", "rows.csv", "--set", "add=0.5")
+    expected = re.search("BLAKE3 .*", tried(*arguments).output)
+    text = Path("site_task.py").read_text()
+    changed = re.sub(
+        r"def evaluate\(model, data, round\):", r"\g<0>\n    model[1].bias.data += 9\n", text
+    )
+    assert changed != text
+    Path("site_task.py").write_text(changed)
+    assert expected is not None
+    assert expected[0] in tried(*arguments).output
 
 
 def test_it_starts_from_a_given_model() -> None:

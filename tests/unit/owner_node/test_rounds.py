@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ from owner_node.pushing import LeavingRules, Pushing
 from owner_node.receipts import Receipts
 from owner_node.records import Records
 from owner_node.rounds import Closing, Deciding, Rounds
-from owner_node.training_process import Trained, Work
+from owner_node.training_process import Trained, TrainingProcess, Work
 from tests.unit.owner_node.test_policy import JOB, LAST_RELEASE, MANIFEST
 
 LONG = 30.0
@@ -176,6 +176,7 @@ class FakeTask:
         self.base = memoryview(bytearray(len(BASE)))
         self.update = memoryview(bytearray(UPDATE.tobytes()))
         self.hold = False
+        self.works: list[Work] = []
         self.trains = threading.Event()
         self.cancelled = threading.Event()
 
@@ -188,7 +189,8 @@ class FakeTask:
     def keep_base(self, _digest: bytes) -> None:
         """It is fetched in every round."""
 
-    def run(self, _work: Work) -> Trained:
+    def run(self, work: Work) -> Trained:
+        self.works.append(work)
         self.trains.set()
         if self.hold:
             assert self.cancelled.wait(LONG)
@@ -322,8 +324,35 @@ def test_an_update_that_is_not_finite_does_not_leave(tmp_path: Path, value: floa
     bench = Bench(tmp_path, clip=1.0)
     bench.task.update[:4] = np.float32(value).tobytes()
     bench.rounds.take_part(invitation())
-    bench.state.close()
     assert bench.stub.log == ["joined", "declined REASON_NON_FINITE"]
+    why = "after training the tensor w has a value that is NaN or infinite"
+    assert bench.facts("declined")["why"] == why
+    bench.state.close()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "clip", "phase", "in_place"),
+    [
+        (pb.ENCODING_WHOLE, None, pb.PHASE_TRAIN, True),
+        (pb.ENCODING_WHOLE, 1.0, pb.PHASE_TRAIN, False),
+        (pb.ENCODING_BF16_DELTAS, None, pb.PHASE_TRAIN, False),
+        (pb.ENCODING_INT8_DELTAS, 1.0, pb.PHASE_TRAIN, False),
+        (pb.ENCODING_WHOLE, None, pb.PHASE_EVALUATE, False),
+    ],
+)
+def test_it_trains_in_place_where_what_leaves_needs_no_base(
+    tmp_path: Path,
+    encoding: "pb.Encoding",
+    clip: float | None,
+    phase: "pb.Phase",
+    in_place: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    bench = Bench(tmp_path, clip=clip)
+    manifest = replace(MANIFEST, phase=phase, encoding=encoding)
+    invited = Invited(manifest, digest_of(manifest_to_bytes(manifest)), JOB)
+    bench.rounds._train(invited, cast("TrainingProcess", bench.task))
+    bench.state.close()
+    assert [work.in_place for work in bench.task.works] == [in_place]
 
 
 def test_a_clipped_update_is_what_is_pushed(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cairn.errors import UpdateRefused
 from cairn.tensors import Schema
 from cairn.torch_state import payload_of, read_state, write_state
 from cairn.v1 import round_pb2 as pb
+from cairn.values import ANY_FINITE, check_values
 from owner_node.training_process import (
     TaskFailed,
     TaskSource,
@@ -55,8 +57,16 @@ def a_model() -> nn.Module:
 SCHEMA, BASE = payload_of(a_model().state_dict())
 
 
-def work(phase: Literal["train", "evaluate"] = "train", schema: Schema = SCHEMA) -> Work:
-    return Work("job", 4, phase, {"lr": 0.5}, schema)
+def work(
+    phase: Literal["train", "evaluate"] = "train",
+    schema: Schema = SCHEMA,
+    *,
+    in_place: bool = False,
+) -> Work:
+    return Work("job", 4, phase, {"lr": 0.5}, schema, in_place)
+
+
+IN_PLACE = work(in_place=True)
 
 
 def run(process: TrainingProcess, order: Work | None = None) -> Trained:
@@ -85,7 +95,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.close()
 
 
-def test_the_base_goes_in_and_the_update_comes_out_bit_by_bit(start: Start) -> None:
+@pytest.mark.parametrize("order", [work(), IN_PLACE])
+def test_the_base_goes_in_and_the_update_comes_out_bit_by_bit(start: Start, order: Work) -> None:
     process = start(
         "model(torch.ones(2, 2)).sum().backward()\n"
         "torch.optim.SGD(model.parameters(), lr=round.settings['lr']).step()\n"
@@ -94,7 +105,7 @@ def test_the_base_goes_in_and_the_update_comes_out_bit_by_bit(start: Start) -> N
     expected = a_model().train()
     expected(torch.ones(2, 2)).sum().backward()
     torch.optim.SGD(expected.parameters(), lr=0.5).step()
-    trained = run(process)
+    trained = run(process, order)
     assert (trained.examples, trained.metrics) == (5, {"round": 4.0})
     state: dict[str, Tensor] = read_state(SCHEMA, trained.payload)
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.state_dict().items())
@@ -133,6 +144,194 @@ def test_a_base_that_was_written_to_is_not_held_any_more(start: Start) -> None:
     assert process.has_base(SCHEMA, digest)
     process.base_buffer(SCHEMA)[-1] ^= 1
     assert not process.has_base(SCHEMA, digest)
+
+
+def test_what_was_trained_in_place_lies_where_the_base_was(start: Start) -> None:
+    process = start("model[1].bias.data += 1")
+    trained = run(process, IN_PLACE)
+    state = read_state(SCHEMA, trained.payload)
+    assert state["1.bias"] == a_model().state_dict()["1.bias"] + 1
+    assert process.base_buffer(SCHEMA) == trained.payload != BASE
+
+
+def test_what_was_trained_apart_leaves_the_base_as_it_was(start: Start) -> None:
+    process = start("model[1].bias.data += 1")
+    trained = run(process)
+    assert read_state(SCHEMA, trained.payload)["1.bias"] == a_model().state_dict()["1.bias"] + 1
+    assert process.base_buffer(SCHEMA) == BASE
+
+
+def test_after_training_in_place_the_base_is_fetched_again_whatever_became_of_it(
+    start: Start,
+) -> None:
+    process = start(
+        "if 'dead' not in os.listdir(site.data):\n"
+        "    (site.data / 'dead').touch()\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    digest = SCHEMA.digest(BASE)
+    process.base_buffer(SCHEMA)[:] = BASE
+    process.keep_base(digest)
+    with pytest.raises(TaskFailed, match="was killed by SIGKILL"):
+        process.run(IN_PLACE)
+    assert not process.has_base(SCHEMA, digest)
+    process.base_buffer(SCHEMA)[:] = BASE
+    process.keep_base(digest)
+    process.run(IN_PLACE)  # changes nothing, and nobody can know that
+    assert not process.has_base(SCHEMA, digest)
+
+
+def test_an_evaluation_leaves_the_base_for_the_training_after_it(start: Start) -> None:
+    process = start("model[1].bias.data += 1")
+    digest = SCHEMA.digest(BASE)
+    process.base_buffer(SCHEMA)[:] = BASE
+    process.keep_base(digest)
+    process.run(work("evaluate"))
+    assert process.has_base(SCHEMA, digest)
+    state = read_state(SCHEMA, process.run(IN_PLACE).payload)
+    assert state["1.bias"] == a_model().state_dict()["1.bias"] + 1
+
+
+@pytest.mark.parametrize(("in_place", "models"), [(True, 1), (False, 2)])
+def test_a_model_trained_in_place_takes_its_memory_once_and_one_trained_apart_twice(
+    tmp_path: Path,
+    in_place: bool,  # noqa: FBT001 - a parameter of the test
+    models: int,
+) -> None:
+    (tmp_path / "task.py").write_text(
+        "import cairn, torch\n"
+        "from torch import nn\n"
+        "def model(): return nn.Linear(1024, 1024, bias=False)\n"
+        "def data(site): return cairn.Data(train=None, examples=1)\n"
+        "def train(model, data, round): model.weight.data += 1\n"
+        "task = cairn.Task(model=model, data=data, train=train)\n"
+    )
+    schema, payload = payload_of({"weight": torch.ones(1024, 1024)})
+    process = TrainingProcess("bob", TaskSource("big", str(tmp_path / "task.py"), tmp_path))
+    try:
+        for _ in range(3):
+            process.base_buffer(schema)[:] = payload
+            process.run(work(schema=schema, in_place=in_place))
+            assert process._memory is not None
+            taken = os.fstat(process._memory.descriptor).st_blocks * 512
+            assert taken == models * len(payload)
+    finally:
+        process.close()
+
+
+KEPT = {
+    "the model": "model",
+    "its tensors": "list(model.parameters()) + list(model.buffers())",
+    "its state_dict": "model.state_dict()",
+}
+MOON = """\
+previous = globals().setdefault('previous', [])
+tensors = lambda kept: (
+    [*kept.state_dict().values()] if hasattr(kept, 'state_dict')
+    else [*kept.values()] if hasattr(kept, 'values') else kept)
+changed = sum(not torch.equal(now, then) for kept, copies in previous
+    for now, then in zip(tensors(kept), copies, strict=True))
+model[1].bias.data += 1
+kept = {kept}
+previous.append((kept, [tensor.clone() for tensor in tensors(kept)]))
+return {{'changed': changed, 'rounds': len(previous)}}"""
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT.keys())
+def test_what_a_task_keeps_of_a_round_is_unchanged_in_the_next(
+    start: Start,
+    kept: str,
+    in_place: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    process = start(MOON.format(kept=kept))
+    order = work(in_place=in_place)
+    for number in range(1, 4):
+        base = bytearray(BASE)
+        read_state(SCHEMA, base)["1.bias"].fill_(number)
+        process.base_buffer(SCHEMA)[:] = base
+        trained = process.run(order)
+        assert trained.metrics == {"changed": 0.0, "rounds": number}
+        assert read_state(SCHEMA, trained.payload)["1.bias"] == number + 1
+        if not in_place:
+            assert process.base_buffer(SCHEMA) == base
+        trained.payload[:] = bytes(len(base))  # as clipping would write to it
+
+
+def test_an_evaluation_that_keeps_the_model_leaves_the_base_and_gets_the_next_one(
+    start: Start, tmp_path: Path
+) -> None:
+    process = start("pass")
+    text = (
+        (tmp_path / "task.py")
+        .read_text()
+        .replace(
+            'return {"bias"', "globals().setdefault('kept', []).append(model)\n    return {'bias'"
+        )
+    )
+    (tmp_path / "task.py").write_text(
+        text.replace("model[1].bias.item()", "sum(m[1].bias.item() for m in kept)")
+    )
+    for number, total in ((1, 1), (2, 3), (3, 6)):
+        base = bytearray(BASE)
+        read_state(SCHEMA, base)["1.bias"].fill_(number)
+        process.base_buffer(SCHEMA)[:] = base
+        process.keep_base(SCHEMA.digest(base))
+        assert process.run(work("evaluate")).metrics == {"bias": total}
+        assert process.has_base(SCHEMA, SCHEMA.digest(base))
+
+
+def test_a_task_that_fails_and_keeps_the_model_keeps_its_memory_too(start: Start) -> None:
+    process = start(
+        "kept = globals().setdefault('kept', [])\n"
+        "if kept: return {'bias': kept[0][1].bias.item()}\n"
+        "kept.append(model)\n"
+        "model[1].bias.data.fill_(7)\n"
+        "raise ValueError"
+    )
+    with pytest.raises(TaskFailed):
+        run(process, IN_PLACE)
+    assert run(process, IN_PLACE).metrics == {"bias": 7.0}
+
+
+@pytest.mark.parametrize("order", [work(), IN_PLACE])
+def test_what_a_forked_process_does_to_its_model_is_not_trained(start: Start, order: Work) -> None:
+    process = start(
+        "def forked(work):\n"
+        "    if not (pid := os.fork()):\n"
+        "        os._exit(work())\n"
+        "    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "bias = model[1].bias.data\n"
+        "bias.fill_(3)\n"
+        "def child():\n"
+        "    bias.add_(1)\n"
+        "    return forked(grandchild) + int(bias.item())\n"
+        "def grandchild():\n"
+        "    bias.add_(10)\n"
+        "    return int(bias.item())\n"
+        "return {'theirs': forked(child), 'mine': bias.item()}"
+    )
+    trained = run(process, order)
+    assert trained.metrics == {"theirs": 18.0, "mine": 3.0}
+    assert read_state(SCHEMA, trained.payload)["1.bias"] == 3
+
+
+def test_memory_of_which_nothing_was_kept_is_used_again(start: Start) -> None:
+    process = start("model.me = [model]")
+    run(process, IN_PLACE)
+    memory = process._memory
+    run(process, IN_PLACE)
+    assert process._memory is memory
+
+
+@pytest.mark.parametrize("order", [work(), IN_PLACE])
+def test_a_value_that_is_not_finite_comes_out_to_be_refused_by_name(
+    start: Start, order: Work
+) -> None:
+    trained = run(start("model[1].bias.data[0] = float('nan')"), order)
+    with pytest.raises(UpdateRefused, match=r"tensor 1\.bias has a value that is NaN") as caught:
+        check_values(SCHEMA, trained.payload, ANY_FINITE)
+    assert caught.value.reason == pb.REASON_NON_FINITE
 
 
 def test_an_evaluation_returns_metrics_and_no_tensors(start: Start) -> None:
@@ -185,7 +384,6 @@ def test_a_model_larger_than_the_sockets_buffers_is_no_matter(tmp_path: Path) ->
             "REASON_WRONG_TENSORS",
             "1.bias F32[3] should be 1.bias F32[1]",
         ),
-        ("model[1].bias.data[0] = float('nan')", "REASON_NON_FINITE", "1.bias"),
         ("return 3", "REASON_TASK_FAILED", "returned int"),
         ("os._exit(3)", "REASON_TASK_FAILED", "ended with exit status 3"),
         ("os.kill(os.getpid(), 9)", "REASON_TASK_FAILED", "was killed by SIGKILL"),
