@@ -7,6 +7,8 @@ import io
 import os
 import secrets
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -47,6 +49,8 @@ class NewModel:
         self.missing = schema.total_bytes
         self.written = 0
         self._unsynced = 0
+        self._beside: ThreadPoolExecutor | None = None
+        self._syncing: Future[None] | None = None
         self._file = self._temporary.open("xb", buffering=0)
         try:
             _write_all(self._file, schema.header())
@@ -64,9 +68,8 @@ class NewModel:
         try:
             _write_all(self._file, chunk)
             self._unsynced += len(chunk)
-            if self._unsynced >= _SYNC_BYTES:  # else `keep` has to wait for all of it
-                os.fdatasync(self._file.fileno())
-                self._unsynced = 0
+            if self._unsynced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+                self._sync_beside()
         except OSError as error:  # it names no file, and whoever frees the disk must know which
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
@@ -78,6 +81,7 @@ class NewModel:
         """Put the whole file in its place, durably and in one step. Raises InvalidMessage where bytes lack."""
         if self.missing:
             raise InvalidMessage(f"the model lacks {self.missing} bytes of its schema")
+        self._end_sync()
         with self._file:
             os.fsync(self._file.fileno())
         self._temporary.replace(self._path)
@@ -85,8 +89,30 @@ class NewModel:
 
     def discard(self) -> None:
         """Leave the path as it was; after `keep` this does nothing."""
+        with suppress(OSError):  # the file goes away
+            self._end_sync()
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+    def _sync_beside(self) -> None:
+        """Have the disk take what is there, while more arrives: else `keep` has to wait for all of it.
+
+        Raises OSError where it did not take what came before: the kernel says so once, and forgets.
+        """
+        self._wait_for_sync()
+        if self._beside is None:
+            self._beside = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        self._syncing = self._beside.submit(os.fdatasync, self._file.fileno())
+        self._unsynced = 0
+
+    def _end_sync(self) -> None:
+        if self._beside is not None:
+            self._beside.shutdown()  # before the file is closed, whose number may be another's then
+        self._wait_for_sync()
+
+    def _wait_for_sync(self) -> None:
+        if self._syncing is not None:
+            self._syncing.result()
 
     def __enter__(self) -> Self:
         return self

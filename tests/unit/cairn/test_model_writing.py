@@ -1,6 +1,8 @@
 """Model files that are there whole or not at all."""
 
+import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file, save
 from cairn.errors import InvalidMessage
 from cairn.model_writing import NewModel, write_atomically, write_model
 from cairn.tensors import CHUNK_BYTES, Schema, TensorSpec
+from tests.scenarios.processes import until
 
 STATE: dict[str, NDArray[Any]] = {
     "b.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -175,3 +178,70 @@ def test_whoever_has_the_old_file_open_goes_on_to_read_it_whole(path: Path) -> N
     with path.open("rb") as old:
         write_model(path, SCHEMA, VALUES)
         assert old.read() == OLD
+
+
+@pytest.fixture
+def syncs_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cairn.model_writing._SYNC_BYTES", 4)
+
+
+@pytest.mark.usefixtures("syncs_often")
+def test_what_arrives_while_the_disk_is_slow_is_written_meanwhile(path: Path) -> None:
+    is_slow, wrote_on = threading.Event(), threading.Event()
+
+    def fdatasync(_: int) -> None:
+        is_slow.set()
+        assert wrote_on.wait(30)
+
+    with mock.patch.object(os, "fdatasync", fdatasync), NewModel(path, SCHEMA) as new:
+        new.write(VALUES[:4])
+        assert is_slow.wait(30)
+        new.write(VALUES[4:])
+        wrote_on.set()
+        new.keep()
+    assert only(path) == FILE
+
+
+@pytest.mark.usefixtures("syncs_often")
+@pytest.mark.parametrize("more", ["a later write", "keep"])
+def test_a_disk_that_fails_beside_the_writing_is_told_and_leaves_the_old_file(
+    path: Path, more: str
+) -> None:
+    fails = mock.patch.object(os, "fdatasync", side_effect=OSError(errno.EIO, "it broke"))
+    with fails, NewModel(path, SCHEMA) as new:
+        new.write(VALUES[: 4 if more == "a later write" else None])
+        until(lambda: new._syncing is not None and new._syncing.done(), "the sync is over")
+        with pytest.raises(OSError, match="it broke"):
+            _go_on(new, more)
+    assert only(path) == OLD
+
+
+def _go_on(new: NewModel, more: str) -> None:
+    if more == "keep":
+        new.keep()
+    else:
+        new.write(VALUES[4:])
+
+
+@pytest.mark.usefixtures("syncs_often")
+def test_a_file_that_is_discarded_is_not_closed_under_the_disk(path: Path) -> None:
+    order: list[str] = []
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def fdatasync(descriptor: int) -> None:
+        begun.set()
+        assert goes_on.wait(30)
+        os.fstat(descriptor)
+        order.append("synced")
+
+    with mock.patch.object(os, "fdatasync", fdatasync):
+        new = NewModel(path, SCHEMA)
+        new.write(VALUES[:4])
+        assert begun.wait(30)
+        discarding = threading.Thread(target=new.discard)
+        discarding.start()
+        goes_on.set()
+        discarding.join(30)
+        order.append("discarded")
+    assert order == ["synced", "discarded"]
+    assert only(path) == OLD
