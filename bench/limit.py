@@ -10,7 +10,6 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,29 +25,36 @@ _PATIENCE_SECONDS = 600
 _COORDINATOR, _AGGREGATOR = "coordinator", "aggregator"
 
 
-@dataclass
-class Limit:
-    """The processes of the limit, and the seconds that each passage took."""
+class LimitSeconds:
+    """What each passage took, of each kind."""
 
-    parties: list[tuple[BaseProcess, Connection]] = field(default_factory=list)
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    def __init__(self) -> None:
+        self._each: dict[str, list[float]] = {kind: [] for kind in KINDS}
 
-    @property
-    def tcp_seconds(self) -> float:
-        return statistics.median(self.seconds["tcp"])
+    def add(self, kind: str, seconds: float) -> None:
+        self._each[kind].append(seconds)
 
-    @property
-    def tls_seconds(self) -> float:
-        return statistics.median(self.seconds["tls"])
+    def of(self, kind: str) -> float:
+        """The median of this kind."""
+        return statistics.median(self._each[kind])
 
-    @property
-    def grpc_seconds(self) -> float:
-        return statistics.median(self.seconds["grpc"])
 
-    def measure(self) -> None:
-        """Let the bytes of a round pass once in each kind."""
-        for kind in KINDS:
-            self.seconds[kind].append(self.passage(kind))
+def measure_limit(work: Work, seconds: LimitSeconds, times: int) -> None:
+    """Let the bytes of a round pass so many times in each kind, and once before that is not counted.
+
+    The processes end with that: beside those of a federation, a large model would not fit.
+    """
+    with _started_limit(work) as limit:
+        for _ in range(times):
+            for kind in KINDS:
+                seconds.add(kind, limit.passage(kind))
+
+
+class _Limit:
+    """The processes of the limit."""
+
+    def __init__(self) -> None:
+        self.parties: list[tuple[BaseProcess, Connection]] = []
 
     def passage(self, kind: str) -> float:
         """Let the bytes pass; returns the coordinator's seconds, from its first byte to its last."""
@@ -126,9 +132,9 @@ class _Links:
 
 
 @contextmanager
-def started_limit(work: Work) -> Iterator[Limit]:
+def _started_limit(work: Work) -> Iterator[_Limit]:
     """Start the processes and let the bytes pass once, not counted; ends them."""
-    limit = Limit()
+    limit = _Limit()
     with tempfile.TemporaryDirectory(prefix="bench-limit-") as directory:
         try:
             limit.start(_Links(work), work, _throw_away_identity(Path(directory)))
