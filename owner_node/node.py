@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.clock import Clock
 from cairn.encoding import WORDS
+from cairn.health_client import is_serving
 from cairn.identity import (
     NodeName,
     PinnedAggregator,
@@ -24,7 +25,7 @@ from cairn.identity import (
 from cairn.ledger_files import OWNER_DATABASE
 from cairn.process import on_stop_signal, start_logging
 from cairn.renewal import Renewal, renewal_of_pin
-from cairn.rpc import CALL_SECONDS, dial, is_serving
+from cairn.rpc import CALL_SECONDS, dial
 from cairn.state_directory import StateDirectory
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
