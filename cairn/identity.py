@@ -21,8 +21,10 @@ from cairn.node_name import KEY_USES, NAME_PATTERN, NodeName, Role, node_named_i
 from cairn.pem import load_certificate, load_certificates, load_key
 
 __all__ = [
+    "ASK_FOR_PRESENT",
     "KEY_USES",
     "NAME_PATTERN",
+    "RENEW",
     "Certified",
     "Identity",
     "IdentityFiles",
@@ -44,8 +46,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SIGNING_KEY_PREFIX = "ed25519:"
-_RENEW = "renew it with `cairn request` on this machine and `cairn sign` at the authority"
-_ASK = "ask whoever runs the aggregator for the present one"
+RENEW = "renew it with `cairn request` on this machine and `cairn sign` at the authority"
+ASK_FOR_PRESENT = "ask whoever runs the aggregator for the present one"
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,9 @@ def _examined(
     if certificate is not None and authority is not None:
         _attempt(faults, _check_issuer, files, certificate, authority)
     if certificate is not None:
-        _attempt(faults, _check_time, files.certificate, certificate, now, _RENEW)
+        _attempt(faults, _check_time, files.certificate, certificate, now, RENEW)
     if authority is not None:
-        _attempt(faults, _check_time, files.authority, authority, now, _ASK)
+        _attempt(faults, _check_time, files.authority, authority, now, ASK_FOR_PRESENT)
     if certificate is not None:
         _attempt(faults, _check_uses, files.certificate, certificate, node.role)
     if faults or certificate is None or authority is None or loaded is None:
@@ -161,7 +163,7 @@ def load_pinned_aggregator(path: Path, federation: str, now: datetime) -> Pinned
                 f" federation {federation}; ask whoever runs the aggregator for its node.crt"
             )
         try:
-            _check_time(path, certificate, now, _ASK)
+            _check_time(path, certificate, now, ASK_FOR_PRESENT)
             pinned.append(certificate.public_bytes(Encoding.PEM))
         except UsageError as error:
             expired = error
@@ -208,7 +210,7 @@ class Certified:
         """Raise CallerNotAllowed where the certificate has ended by this time."""
         if unix_ms > self.not_after.timestamp() * 1000:
             raise CallerNotAllowed(
-                f"the certificate of {self.node} expired on {self.not_after:%Y-%m-%d %H:%M} UTC; {_RENEW}"
+                f"the certificate of {self.node} expired on {self.not_after:%Y-%m-%d %H:%M} UTC; {RENEW}"
             )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cairn import errors
 from cairn.errors import CairnError, Unavailable
 from cairn.guard import (
     LONG_CALLS_OF_ONE_CALLER,
@@ -28,6 +27,7 @@ from cairn.guard import (
 from cairn.health_service import HealthService
 from cairn.identity import Identity, PinnedAggregator
 from cairn.limits import MAX_JOB_SPEC_BYTES
+from cairn.listening import why_not
 from cairn.messages import reason_of_word
 from cairn.redial import RedialledChannel
 from cairn.renewal import Renewal, renewal_of, renewal_of_pin
@@ -120,10 +120,7 @@ class Listener:
         try:
             port = self._grpc.add_secure_port(address, self._credentials)
         except RuntimeError:
-            raise errors.UsageError(
-                f"cannot listen on {address}: another process has the port, or the address is not"
-                " this machine's. Stop the other process or change the address in this node's file"
-            ) from None
+            raise why_not(address) from None
         self._grpc.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         return port
