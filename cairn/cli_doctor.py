@@ -44,7 +44,9 @@ def doctor(*, file: Path, as_json: bool, timeout: float) -> None:
     """
     # Imported here, so that --help answers at once.
     from cairn.findings import Grade, of_grade
+    from cairn.process import start_logging
 
+    start_logging()  # to stderr: stdout is for the findings
     findings = _examined(file, timeout)
     faults = len(of_grade(findings, Grade.FAULT))
     warnings = len(of_grade(findings, Grade.WARNING))

@@ -65,4 +65,5 @@ def _ending(check: str, path: Path, now: datetime, end: datetime, cure: str) -> 
     if end - now > SOON:
         return []
     days = (end - now).days
-    return [warning(check, f"{path} expires in {days} days, on {end:%Y-%m-%d %H:%M} UTC; {cure}")]
+    left = "1 day" if days == 1 else f"{days} days"
+    return [warning(check, f"{path} expires in {left}, on {end:%Y-%m-%d %H:%M} UTC; {cure}")]

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -16,18 +15,7 @@ from cairn.health_client import Health, ask_health
 from cairn.messages import PROTOCOL
 from cairn.rpc import dial
 from tests.service.door import AGGREGATOR, ALICE, SECONDS, Door, Ward
-
-
-class Says(health.HealthServicer):
-    """A health service with metadata of its own."""
-
-    def __init__(self, *pairs: tuple[str, str]) -> None:
-        super().__init__()
-        self._pairs = pairs
-
-    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's
-        context.set_trailing_metadata(self._pairs)
-        return super().Check(request, context)
+from tests.unit.cairn.examination import Says
 
 
 @contextmanager
