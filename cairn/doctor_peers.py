@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cairn.distrust import Trust
 from cairn.doctor_disk import CLOCK_SECONDS
-from cairn.errors import CairnError
+from cairn.errors import CairnError, Unavailable
 from cairn.federation_plan import Address
 from cairn.findings import Finding, fault, note, ok, warning
 from cairn.health_client import Health, ask_health
@@ -75,6 +75,9 @@ def _found_at(peer: Peer, way: Way, pin: PinnedAggregator | None) -> list[Findin
         return [_silent(peer, str(error))]
     except Unreachable as error:
         return [fault(peer.role, f"{peer.key}: {error}")]
+    except Unavailable as error:  # after its handshake: it hangs, or has stopped this moment
+        sentence = f"{name} at {peer.address} does not say whether it is up ({error}): see its log"
+        return [fault(peer.role, sentence)]
     except CairnError as error:
         return [fault(peer.role, f"{peer.address} refuses this node: {error}; ask whoever runs it")]
     return [*_versions(peer, name, health), *_clocks(peer, health, half_ms)]

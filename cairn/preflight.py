@@ -75,7 +75,8 @@ def on_this_machine(node: Node) -> list[Finding]:
     if node.signing_key is not None:
         findings += signing_key_findings(node.signing_key)
     if node.place is not None:
-        findings += place_findings(node.place)
-        if node.database:
+        writing = place_findings(node.place)
+        findings += writing
+        if node.database and not of_grade(writing, Grade.FAULT):
             findings += clock_findings(node.place, node.database, now)
     return [*findings, *node.further]

@@ -122,7 +122,11 @@ def _no_module(source: str, missing: str | None) -> UsageError:
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # a name that is too long, or a directory that may not be looked into
+        there = False
+    if not there:
         raise UsageError(f"there is no task file {path}; expected the path of an existing .py file")
     if not os.access(path, os.R_OK):
         raise UsageError(f"the task file {path} may not be read; let this account read it")

@@ -1,6 +1,7 @@
 """What is checked of an owner's node, at its start and by `cairn doctor`. Runs none of a task's code."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from cairn.errors import UsageError
@@ -38,8 +39,8 @@ def _tasks(settings: OwnerSettings) -> list[Finding]:
         return [note("task", "there is none in the file: every invitation is declined")]
     findings: list[Finding] = []
     for name, task in settings.tasks.items():
-        findings += attempted("task", lambda: _code(name, task.file))  # noqa: B023 - called at once
-        findings += attempted("task", lambda: _data(name, task.data))  # noqa: B023 - called at once
+        findings += attempted("task", partial(_code, name, task.file))
+        findings += attempted("task", partial(_data, name, task.data))
     return findings
 
 
@@ -53,11 +54,13 @@ def _code(name: str, file: str) -> str:
 
 def _data(name: str, path: Path) -> str:
     """Look whether it is there; what is in it is for the task alone."""
-    if not path.exists():
+    try:
+        path.stat()
+    except OSError as error:
         raise UsageError(
-            f"tasks.{name}.data: there is no {path}; correct the path in this owner's file, or put the"
-            " data there"
-        )
+            f"tasks.{name}.data: there is no {path} ({error.strerror}); correct the path in this owner's"
+            " file, or put the data there"
+        ) from None
     if not os.access(path, os.R_OK):
         raise UsageError(
             f"tasks.{name}.data: this account may not read {path}; have its owner run `chmod` or `chown`"

@@ -359,8 +359,20 @@ def test_a_missing_task_and_missing_data_are_named_by_their_keys(ward: Path) -> 
     code, data = examined(ward / "alice.toml").of("task", "fault")
     assert code.startswith(f"tasks.mean.file: there is no task file {ward.parent / 'task.py'};")
     assert "expected the path of an existing .py file" in code
-    assert data.startswith(f"tasks.mean.data: there is no {ward.parent / 'data.csv'};")
+    assert data.startswith(f"tasks.mean.data: there is no {ward.parent / 'data.csv'} (No such file")
     assert "correct the path in this owner's file, or put the data there" in data
+
+
+def test_a_path_that_cannot_be_one_is_a_fault_like_any_other(ward: Path) -> None:
+    config = ward / "alice.toml"
+    text = config.read_text().replace("task.py", "t" * 300 + ".py")
+    text = text.replace("data.csv", "d" * 300)
+    config.write_text(text.replace('state = "', 'state = "' + "s" * 300))
+    found = examined(config)
+    code, data = found.of("task", "fault")
+    assert "there is no task file" in code
+    assert "(File name too long); correct the path" in data
+    assert "File name too long" in found.only("disk", "fault")
 
 
 def test_the_module_of_a_task_is_found_without_importing_its_package(

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health
 
 from cairn.authority import Authority, Subject, issue, new_authority, new_key, new_request
 from cairn.errors import CallerNotAllowed
@@ -210,6 +213,20 @@ def test_a_peer_that_is_stopping_is_told(ward: Path) -> None:
     with standing(ward / "aggregator", Says(serving=False)) as (port, _):
         sentence = examined(aggregator_at(ward, port)).only("aggregator", "fault")
     assert sentence.endswith("is starting or stopping: ask again in a moment")
+
+
+def test_a_peer_that_does_not_answer_after_its_handshake_is_told(ward: Path) -> None:
+    class Broken(health.HealthServicer):
+        def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's
+            del request
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the disk is gone")
+
+    with standing(ward / "aggregator", Broken()) as (port, _):
+        sentence = examined(aggregator_at(ward, port)).only("aggregator", "fault")
+    assert sentence == (
+        f"aggregator/aggregator in federation ward at localhost:{port} does not say whether it is up"
+        " (the disk is gone): see its log"
+    )
 
 
 def test_a_peer_of_another_protocol_is_a_fault_that_names_both_versions(ward: Path) -> None:
