@@ -11,6 +11,7 @@ import structlog
 from aggregator_node.audit import Audit
 from aggregator_node.averages import Averages
 from aggregator_node.departure import Departure
+from aggregator_node.doctor import node_of
 from aggregator_node.intake_service import IntakeService
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_rounds import LiveRounds
@@ -24,6 +25,7 @@ from aggregator_node.store import Store
 from aggregator_node.witness import Witness
 from cairn.clock import Clock
 from cairn.identity import Identity, NodeName, Role, load_identity, load_signing_key
+from cairn.preflight import preflight
 from cairn.process import (
     allow_many_connections,
     forbid_core_dumps,
@@ -76,6 +78,7 @@ def run(config: Path, *, once: bool, erases: bool) -> int:
     os.umask(0o077)  # whatever it writes is for this account only
     start_logging(federation=settings.federation, node=settings.name)
     allow_many_connections()
+    preflight(node_of(settings))
     if not erases:
         log.warning("freed memory is not overwritten: this system's C library cannot do that")
     stopping = threading.Event()

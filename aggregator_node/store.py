@@ -16,6 +16,7 @@ from aggregator_node.state_check import check_state
 from cairn.clock import Clock
 from cairn.errors import InvalidMessage, NotFound, UsageError
 from cairn.ledger import Entry, Ledger
+from cairn.place import state_directory
 from cairn.state_directory import StateDirectory
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -55,7 +56,7 @@ class Store:
             self._check()
         except (OSError, sqlite3.Error) as error:
             self.close()
-            raise UsageError(f"the state directory {path} cannot be used: {error}") from None
+            raise state_directory(path).unusable(error) from None
         except UsageError:
             self.close()
             raise

@@ -11,6 +11,7 @@ class _Lazy(click.Group):
 
     places: ClassVar[dict[str, str]] = {
         "demo": "cairn.cli_demo:demo",
+        "doctor": "cairn.cli_doctor:doctor",
         "health": "cairn.cli_health:health",
         "identity": "cairn.cli_identity:identity",
         "init": "cairn.cli_identity:init",
@@ -22,6 +23,7 @@ class _Lazy(click.Group):
     }
     summaries: ClassVar[dict[str, str]] = {
         "demo": "Run an example: every node a process of its own, on this machine.",
+        "doctor": "Check a node's file, certificates, clock, disk, ports and peers, and name each cure.",
         "health": "Ask whether a node is up.",
         "identity": "Say in words whose certificate a file is.",
         "init": "Make the files of a whole federation.",

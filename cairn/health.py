@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from cairn.errors import Unavailable
+from cairn.health_client import is_serving
 from cairn.identity import (
     Identity,
     PinnedAggregator,
@@ -20,7 +21,7 @@ from cairn.identity import (
     node_named_in,
 )
 from cairn.pem import load_certificate
-from cairn.rpc import dial, is_serving
+from cairn.rpc import dial
 from cairn.settings import Address, FilePath, IdentityFiles, Settings
 
 

@@ -1,88 +1,53 @@
-"""Who a node is: the certificate and key it starts with, and the name in a peer's certificate.
-
-A node's name stands in the one URI of its certificate's subject alternative name,
-`spiffe://<federation>/<role>/<name>`. Nothing else in a certificate is ever read as a name: gRPC's own
-list of names mixes URIs with DNS names, and a common name is anybody's to choose.
-"""
+"""Who a node is: the certificate and key it starts with, and what a peer's certificate says."""
 
 import base64
 import binascii
 import hashlib
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, Self
+from typing import ParamSpec, Protocol, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from cairn.errors import CallerNotAllowed, InvalidMessage, UsageError
+from cairn.node_name import KEY_USES, NAME_PATTERN, NodeName, Role, node_named_in
 from cairn.pem import load_certificate, load_certificates, load_key
 
-NAME_PATTERN = "[a-z0-9][a-z0-9-]{0,62}"
+__all__ = [
+    "ASK_FOR_PRESENT",
+    "KEY_USES",
+    "NAME_PATTERN",
+    "RENEW",
+    "Certified",
+    "Identity",
+    "IdentityFiles",
+    "NodeName",
+    "PinnedAggregator",
+    "Role",
+    "certified",
+    "fingerprint",
+    "identity_faults",
+    "load_identity",
+    "load_pinned_aggregator",
+    "load_signing_key",
+    "node_named_in",
+    "parse_signing_key_text",
+    "public_signing_key_text",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SIGNING_KEY_PREFIX = "ed25519:"
-_URI = re.compile(f"spiffe://({NAME_PATTERN})/([a-z]+)/({NAME_PATTERN})")
-_RENEW = "renew it with `cairn request` on this machine and `cairn sign` at the authority"
-_ASK = "ask whoever runs the aggregator for the present one"
-
-
-class Role(StrEnum):
-    OWNER = "owner"
-    AGGREGATOR = "aggregator"
-    COORDINATOR = "coordinator"
-
-
-# Owners open no port, so their certificates do not serve for listening.
-KEY_USES = {
-    Role.OWNER: {ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth"},
-    # The aggregator dials only itself, to ask its own health.
-    Role.AGGREGATOR: {
-        ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
-        ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
-    },
-    Role.COORDINATOR: {
-        ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
-        ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
-    },
-}
-
-
-@dataclass(frozen=True)
-class NodeName:
-    """A node's federation, role and name. Raises InvalidMessage for what cannot be a name."""
-
-    federation: str
-    role: Role
-    name: str
-
-    def __post_init__(self) -> None:
-        for name in (self.federation, self.name):
-            if not re.fullmatch(NAME_PATTERN, name):
-                raise InvalidMessage(
-                    f"{name!r} cannot be a name: a federation and a node are named by 1 to 63 of"
-                    " a-z, 0-9 and '-', and not with '-' first"
-                )
-
-    def __str__(self) -> str:
-        return f"{self.role}/{self.name} in federation {self.federation}"
-
-    @property
-    def uri(self) -> str:
-        return f"spiffe://{self.federation}/{self.role}/{self.name}"
-
-    @classmethod
-    def parse(cls, uri: str) -> Self:
-        """Read the URI of a certificate. Raises InvalidMessage for any other text."""
-        parts = _URI.fullmatch(uri)
-        if parts is None or parts[2] not in list(Role):
-            raise InvalidMessage(f"{uri!r} is not spiffe://FEDERATION/ROLE/NAME")
-        return cls(parts[1], Role(parts[2]), parts[3])
+RENEW = "renew it with `cairn request` on this machine and `cairn sign` at the authority"
+ASK_FOR_PRESENT = "ask whoever runs the aggregator for the present one"
 
 
 @dataclass(frozen=True)
@@ -119,27 +84,59 @@ def fingerprint(der: bytes) -> str:
 
 def load_identity(files: IdentityFiles, node: NodeName, now: datetime) -> Identity:
     """Load a node's identity. Raises UsageError for anything that would fail at a peer later."""
-    certificate = load_certificate(files.certificate)
-    authority = load_certificate(files.authority)
-    key, pem = load_key(files.key)
-    _check_name(files.certificate, certificate, node)
-    if key.public_key() != certificate.public_key():
-        raise UsageError(
-            f"the key {files.key} does not belong to the certificate {files.certificate};"
-            " give the two files that were made together"
-        )
-    _check_issuer(files, certificate, authority)
-    _check_time(files.certificate, certificate, now, _RENEW)
-    _check_time(files.authority, authority, now, _ASK)
-    _check_uses(files.certificate, certificate, node.role)
+    faults: list[UsageError] = []
+    identity = _examined(files, node, now, faults)
+    if identity is None:
+        raise faults[0]
+    return identity
+
+
+def identity_faults(files: IdentityFiles, node: NodeName, now: datetime) -> list[UsageError]:
+    """Everything for which `load_identity` refuses these files, not only the first."""
+    faults: list[UsageError] = []
+    _examined(files, node, now, faults)
+    return faults
+
+
+def _examined(
+    files: IdentityFiles, node: NodeName, now: datetime, faults: list[UsageError]
+) -> Identity | None:
+    """The identity; None where there is a fault, which is then added to `faults`."""
+    certificate = _attempt(faults, load_certificate, files.certificate)
+    authority = _attempt(faults, load_certificate, files.authority)
+    loaded = _attempt(faults, load_key, files.key)
+    if certificate is not None:
+        _attempt(faults, _check_name, files.certificate, certificate, node)
+    if certificate is not None and loaded is not None:
+        _attempt(faults, _check_key, files, certificate, loaded[0])
+    if certificate is not None and authority is not None:
+        _attempt(faults, _check_issuer, files, certificate, authority)
+    if certificate is not None:
+        _attempt(faults, _check_time, files.certificate, certificate, now, RENEW)
+    if authority is not None:
+        _attempt(faults, _check_time, files.authority, authority, now, ASK_FOR_PRESENT)
+    if certificate is not None:
+        _attempt(faults, _check_uses, files.certificate, certificate, node.role)
+    if faults or certificate is None or authority is None or loaded is None:
+        return None
     return Identity(
         node=node,
         certificate=certificate.public_bytes(Encoding.PEM),
-        key=pem,
+        key=loaded[1],
         authority=authority.public_bytes(Encoding.PEM),
         not_after=certificate.not_valid_after_utc,
         files=files,
     )
+
+
+def _attempt(
+    faults: list[UsageError], check: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T | None:
+    try:
+        return check(*args, **kwargs)
+    except UsageError as fault:
+        faults.append(fault)
+        return None
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ def load_pinned_aggregator(path: Path, federation: str, now: datetime) -> Pinned
                 f" federation {federation}; ask whoever runs the aggregator for its node.crt"
             )
         try:
-            _check_time(path, certificate, now, _ASK)
+            _check_time(path, certificate, now, ASK_FOR_PRESENT)
             pinned.append(certificate.public_bytes(Encoding.PEM))
         except UsageError as error:
             expired = error
@@ -202,18 +199,6 @@ def parse_signing_key_text(text: str) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(raw)
 
 
-def node_named_in(document: x509.Certificate | x509.CertificateSigningRequest) -> NodeName:
-    """Return the name in the only URI of the document. Raises InvalidMessage without exactly one."""
-    try:
-        names = document.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
-        uris = []
-    if len(uris) != 1:
-        raise InvalidMessage(f"it names {len(uris)} nodes by URI where it must name one")
-    return NodeName.parse(uris[0])
-
-
 @dataclass(frozen=True)
 class Certified:
     """What a peer's certificate says: who it is, and until when."""
@@ -225,7 +210,7 @@ class Certified:
         """Raise CallerNotAllowed where the certificate has ended by this time."""
         if unix_ms > self.not_after.timestamp() * 1000:
             raise CallerNotAllowed(
-                f"the certificate of {self.node} expired on {self.not_after:%Y-%m-%d %H:%M} UTC; {_RENEW}"
+                f"the certificate of {self.node} expired on {self.not_after:%Y-%m-%d %H:%M} UTC; {RENEW}"
             )
 
 
@@ -254,6 +239,14 @@ def _check_name(path: Path, certificate: x509.Certificate, node: NodeName) -> No
     found = _node_of_file(path, certificate)
     if found != node:
         raise UsageError(f"{path} is the certificate of {found}, but this node is {node}")
+
+
+def _check_key(files: IdentityFiles, certificate: x509.Certificate, key: PrivateKeyTypes) -> None:
+    if key.public_key() != certificate.public_key():
+        raise UsageError(
+            f"the key {files.key} does not belong to the certificate {files.certificate};"
+            " give the two files that were made together"
+        )
 
 
 def _check_issuer(

@@ -103,6 +103,22 @@ def read_ledger(path: Path) -> Iterator[Entry]:
         raise InvalidMessage(f"it cannot be read as a ledger: {error}") from None
 
 
+def last_entry(path: Path) -> Entry | None:
+    """The last entry of a node's database; None where it has none, or is not there.
+
+    Raises sqlite3.Error, OSError or InvalidMessage where it cannot be read.
+    """
+    if not path.exists():
+        return None
+    select = "SELECT number, kind, body, head FROM ledger ORDER BY number DESC LIMIT 1"
+    tables = "SELECT 1 FROM sqlite_master WHERE name = 'ledger'"
+    with _for_reading(path) as uri, closing(sqlite3.connect(uri, uri=True)) as db:
+        row = db.execute(select).fetchone() if db.execute(tables).fetchone() else None
+    if row is not None and tuple(map(type, row)) != _COLUMNS:
+        raise InvalidMessage("its last entry cannot be read: its columns have other types")
+    return Entry(*row) if row else None
+
+
 def find_refusals(path: Path) -> Path:
     """The aggregator's database that `path` is or has. Raises UsageError where there is none."""
     file = path / AGGREGATOR_DATABASE if path.is_dir() else path

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cairn import errors
 from cairn.errors import CairnError, Unavailable
 from cairn.guard import (
     LONG_CALLS_OF_ONE_CALLER,
@@ -25,8 +24,10 @@ from cairn.guard import (
     everybody,
     unrecorded,
 )
+from cairn.health_service import HealthService
 from cairn.identity import Identity, PinnedAggregator
 from cairn.limits import MAX_JOB_SPEC_BYTES
+from cairn.listening import why_not
 from cairn.messages import reason_of_word
 from cairn.redial import RedialledChannel
 from cairn.renewal import Renewal, renewal_of, renewal_of_pin
@@ -107,7 +108,7 @@ class Listener:
         self._credentials = grpc.dynamic_ssl_server_credentials(
             _served(identity), _fetcher(renewal_of(identity), identity), True
         )
-        self._health = health.HealthServicer()
+        self._health = HealthService()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
 
     def add(self, register: Callable[[Any, grpc.Server], None], service: object) -> None:
@@ -119,10 +120,7 @@ class Listener:
         try:
             port = self._grpc.add_secure_port(address, self._credentials)
         except RuntimeError:
-            raise errors.UsageError(
-                f"cannot listen on {address}: another process has the port, or the address is not"
-                " this machine's. Stop the other process or change the address in this node's file"
-            ) from None
+            raise why_not(address) from None
         self._grpc.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         return port
@@ -176,15 +174,6 @@ def _fetcher(renewal: Renewal[Identity], served: Identity) -> Callable[[], Any]:
         return _served(current)
 
     return fetch
-
-
-def is_serving(channel: grpc.Channel, timeout_seconds: float) -> bool:
-    """Ask the peer's health service. Raises Unavailable where it cannot be reached."""
-    with translated():
-        answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]  # the stubs of the stub lack its methods
-            health_pb2.HealthCheckRequest(), timeout=timeout_seconds
-        )
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @contextmanager

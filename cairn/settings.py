@@ -43,6 +43,18 @@ NodeLabel = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]  # fit f
 Seconds = Annotated[int, Field(ge=1, le=604_800)]
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file. Raises UsageError where there is none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: is not valid TOML: {error}") from None
+
+
 class Settings(BaseModel):
     """The root of every table of a settings file: an unknown key is an error."""
 
@@ -54,14 +66,7 @@ class Settings(BaseModel):
 
         Raises UsageError that names the file and every key that is wrong.
         """
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UsageError(f"{path}: there is no such file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: cannot be read: {error}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{path}: is not valid TOML: {error}") from None
+        values = read_toml(path)
         try:
             return cls.model_validate(values, context={"directory": path.parent})
         except ValidationError as error:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cairn.errors import UsageError
+from cairn.place import state_directory
 
 
 class StateDirectory:
@@ -36,7 +37,7 @@ class StateDirectory:
                 " its own"
             ) from None
         except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"the state directory {path} cannot be used: {error}") from None
+            raise state_directory(path).unusable(error) from None
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -54,3 +55,18 @@ class StateDirectory:
     def close(self) -> None:
         self.db.close()
         os.close(self._process_lock)
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process that runs now has opened the directory. Raises OSError where that cannot be told."""
+    try:
+        lock = os.open(path / "lock", os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False

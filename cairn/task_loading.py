@@ -7,10 +7,12 @@ Also where the task's own code ends and ours begins: whatever the task's code ra
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -60,12 +62,7 @@ def load_task(source: str) -> Task:
     if source.endswith(".py"):
         module, attribute = _module_of_file(Path(source)), "task"
     else:
-        name, _, attribute = source.partition(":")
-        if not name or not attribute:
-            raise UsageError(
-                f"{source!r} names no task: expected a file that ends in .py,"
-                ' or "package.module:attribute"'
-            )
+        name, attribute = _split(source)
         module = _module_of_package(source, name)
     task = getattr(module, attribute, None)
     if task is None:
@@ -80,6 +77,61 @@ def load_task(source: str) -> Task:
     return task
 
 
+def find_task(source: str) -> None:
+    """Look whether the file or the module of a task is there, and run none of its code.
+
+    Raises UsageError where `load_task` would not find it.
+    """
+    if source.endswith(".py"):
+        _check_file(Path(source))
+        return
+    name, _ = _split(source)
+    path = None
+    for end in range(1, name.count(".") + 2):
+        part = ".".join(name.split(".")[:end])
+        spec = _spec(part, path)
+        if spec is None:
+            raise _no_module(source, part)
+        path = spec.submodule_search_locations or []
+
+
+def _spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    """Where a module is. Unlike importlib's own way, it imports no package that the module is in."""
+    for finder in sys.meta_path:
+        spec = finder.find_spec(name, path)
+        if spec is not None:
+            return spec
+    return None
+
+
+def _split(source: str) -> tuple[str, str]:
+    name, _, attribute = source.partition(":")
+    if not name or not attribute:
+        raise UsageError(
+            f"{source!r} names no task: expected a file that ends in .py,"
+            ' or "package.module:attribute"'
+        )
+    return name, attribute
+
+
+def _no_module(source: str, missing: str | None) -> UsageError:
+    return UsageError(
+        f"{source}: there is no module {missing}; install its package in this"
+        " environment, or name a file that ends in .py"
+    )
+
+
+def _check_file(path: Path) -> None:
+    try:
+        there = path.is_file()
+    except OSError:  # a name that is too long, or a directory that may not be looked into
+        there = False
+    if not there:
+        raise UsageError(f"there is no task file {path}; expected the path of an existing .py file")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"the task file {path} may not be read; let this account read it")
+
+
 def _module_of_package(source: str, name: str) -> ModuleType:
     try:
         with own_code("module"):
@@ -88,16 +140,12 @@ def _module_of_package(source: str, name: str) -> ModuleType:
         missing = failed.__cause__
         # Only where the package itself is missing, not something that it imports.
         if isinstance(missing, ModuleNotFoundError) and f"{name}.".startswith(f"{missing.name}."):
-            raise UsageError(
-                f"{source}: there is no module {missing.name}; install its package in this"
-                " environment, or name a file that ends in .py"
-            ) from missing
+            raise _no_module(source, missing.name) from missing
         raise
 
 
 def _module_of_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"there is no task file {path}; expected the path of an existing .py file")
+    _check_file(path)
     path = path.resolve()
     # The plain name lets worker processes that unpickle the task's classes import them again; a
     # second file of that name in one process gets a name that no other module has.

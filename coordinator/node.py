@@ -15,6 +15,7 @@ from cairn.identity import (
     parse_signing_key_text,
 )
 from cairn.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
+from cairn.preflight import preflight
 from cairn.process import allow_many_connections, on_stop_signal, start_logging
 from cairn.rpc import Listener, dial
 from cairn.tensors import Schema
@@ -24,6 +25,7 @@ from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_serve
 from coordinator.aggregator_client import AggregatorClient
 from coordinator.attendance import Attendance
 from coordinator.console import Console
+from coordinator.doctor import node_of
 from coordinator.driver import Driver
 from coordinator.first_model import first_model
 from coordinator.invitation_service import InvitationService
@@ -46,6 +48,7 @@ def run(job: JobSettings, settings: CoordinatorSettings, out: Path, *, dismiss: 
     """
     start_logging(federation=settings.federation, node=settings.name, job=job.name)
     allow_many_connections()
+    preflight(node_of(settings, out))
     now = datetime.now(UTC)
     node = NodeName(settings.federation, Role.COORDINATOR, settings.name)
     identity = load_identity(settings.identity, node, now)

@@ -20,6 +20,7 @@ from typing import Any
 from cairn.errors import UsageError
 from cairn.model_files import map_values, read_model
 from cairn.model_writing import NewModel, write_atomically, write_model
+from cairn.place import run_folder
 from cairn.statements import envelope
 from cairn.tensors import Buffer, Schema
 from cairn.v1 import round_pb2 as pb
@@ -54,7 +55,7 @@ class RunFolder:
                 f"{path} is in use by another coordinator: wait for it, or choose another --out"
             ) from None
         except OSError as error:
-            raise UsageError(f"{path} cannot be used for the run: {error}") from None
+            raise run_folder(path).unusable(error) from None
 
     def checkpoint(self) -> Checkpoint | None:
         """Where the run stands, or None for a new folder."""

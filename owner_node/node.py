@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.clock import Clock
 from cairn.encoding import WORDS
+from cairn.health_client import is_serving
 from cairn.identity import (
     NodeName,
     PinnedAggregator,
@@ -22,13 +23,15 @@ from cairn.identity import (
     parse_signing_key_text,
 )
 from cairn.ledger_files import OWNER_DATABASE
+from cairn.preflight import preflight
 from cairn.process import on_stop_signal, start_logging
 from cairn.renewal import Renewal, renewal_of_pin
-from cairn.rpc import CALL_SECONDS, dial, is_serving
+from cairn.rpc import CALL_SECONDS, dial
 from cairn.state_directory import StateDirectory
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient
+from owner_node.doctor import node_of
 from owner_node.ledger import OwnerLedger
 from owner_node.outcomes import Outcomes
 from owner_node.policy import Policy, TaskRules
@@ -51,6 +54,7 @@ def run(settings: OwnerSettings, *, once: bool) -> int:
     """
     start_logging(federation=settings.federation, node=settings.name)
     os.umask(0o077)  # what this owner writes down is for its own account
+    preflight(node_of(settings))
     now = datetime.now(UTC)
     node = NodeName(settings.federation, Role.OWNER, settings.name)
     identity = load_identity(settings.identity, node, now)

@@ -34,6 +34,7 @@ from cairn.identity import (
     NodeName,
     Role,
     certified,
+    identity_faults,
     load_identity,
     load_pinned_aggregator,
     load_signing_key,
@@ -184,6 +185,23 @@ def test_a_key_that_others_can_use_is_refused(files: Files, mode: int) -> None:
     files.key.chmod(mode)
     with pytest.raises(UsageError, match=f"chmod 600 {files.key}"):
         load_identity(files, ALICE, NOW)
+
+
+def test_all_that_is_wrong_with_an_identity_is_said_and_not_only_the_first(files: Files) -> None:
+    files.key.chmod(0o644)
+    files.authority.write_bytes(new_authority("hospitals", NOW).certificate)
+    late = NOW + timedelta(days=366)
+    faults = [str(fault) for fault in identity_faults(files, COORDINATOR, late)]
+    assert len(faults) == 5
+    assert f"chmod 600 {files.key}" in faults[0]
+    assert f"is the certificate of {ALICE}, but this node is {COORDINATOR}" in faults[1]
+    assert f"was not issued by the authority {files.authority}" in faults[2]
+    assert f"{files.certificate} expired on" in faults[3]
+    assert "its extended key usage lacks serverAuth" in faults[4]
+
+
+def test_an_identity_that_is_in_order_has_no_fault(files: Files) -> None:
+    assert identity_faults(files, ALICE, NOW) == []
 
 
 def test_a_key_with_a_password_is_refused(files: Files) -> None:

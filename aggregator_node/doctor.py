@@ -1,0 +1,28 @@
+"""What is checked of an aggregator, at its start and by `cairn doctor`. It dials nobody."""
+
+from pathlib import Path
+
+from aggregator_node.settings import AggregatorSettings
+from cairn.identity import NodeName, Role
+from cairn.ledger_files import AGGREGATOR_DATABASE
+from cairn.place import state_directory
+from cairn.preflight import Node
+
+
+def node_of_file(path: Path) -> Node:
+    """Read the file. Raises UsageError, with a line for every key that is wrong."""
+    return node_of(AggregatorSettings.load(path))
+
+
+def node_of(settings: AggregatorSettings) -> Node:
+    return Node(
+        name=NodeName(settings.federation, Role.AGGREGATOR, settings.name),
+        identity=settings.identity,
+        signing_key=settings.identity.signing_key,
+        place=state_directory(settings.state),
+        database=AGGREGATOR_DATABASE,
+        listens={
+            "listen_owners": settings.listen_owners,
+            "listen_coordinators": settings.listen_coordinators,
+        },
+    )

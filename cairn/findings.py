@@ -1,0 +1,59 @@
+"""What a check of a node found: how bad it is, and one line for a person. Pure."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cairn.errors import UsageError
+
+
+class Grade(StrEnum):
+    OK = "ok"
+    NOTE = "note"  # neither good nor bad, such as a node that is running
+    WARNING = "warning"  # it works now, and may not for long
+    FAULT = "fault"  # the node does not start with it, or cannot do its part
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked. The sentence of a warning or a fault names the cause and the cure."""
+
+    grade: Grade
+    check: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.grade:9}{self.check}: {self.sentence}"
+
+
+def ok(check: str, sentence: str) -> Finding:
+    return Finding(Grade.OK, check, sentence)
+
+
+def note(check: str, sentence: str) -> Finding:
+    return Finding(Grade.NOTE, check, sentence)
+
+
+def warning(check: str, sentence: str) -> Finding:
+    return Finding(Grade.WARNING, check, sentence)
+
+
+def fault(check: str, sentence: str) -> Finding:
+    return Finding(Grade.FAULT, check, sentence)
+
+
+def faults_of(check: str, error: UsageError) -> list[Finding]:
+    """A finding for each line of the error: a file's error has one for every key that is wrong."""
+    return [fault(check, line) for line in str(error).splitlines()]
+
+
+def attempted(check: str, attempt: Callable[[], str]) -> list[Finding]:
+    """What `attempt` says is well; or what the UsageError that it raises says is not."""
+    try:
+        return [ok(check, attempt())]
+    except UsageError as error:
+        return faults_of(check, error)
+
+
+def of_grade(findings: Iterable[Finding], grade: Grade) -> list[Finding]:
+    return [finding for finding in findings if finding.grade is grade]

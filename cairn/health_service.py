@@ -1,0 +1,40 @@
+"""Answers whether this node serves. Each answer says beside it which Cairn this is, and what time it has.
+
+That is in the answer's trailing metadata, so the messages are those of `grpc.health.v1` and no other: who
+does not know these keys does not look at them.
+
+    cairn-protocol   the version of the protocol, as a number
+    cairn-software   the version of Cairn
+    cairn-unix-ms    this machine's clock, in milliseconds since 1970, UTC
+"""
+
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health
+
+from cairn import __version__
+from cairn.clock import Clock
+from cairn.messages import PROTOCOL
+
+PROTOCOL_KEY = "cairn-protocol"
+SOFTWARE_KEY = "cairn-software"
+CLOCK_KEY = "cairn-unix-ms"
+
+
+class HealthService(health.HealthServicer):
+    """The standard health service of one listener."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        super().__init__()
+        self._clock = clock or Clock()
+
+    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
+        context.set_trailing_metadata(
+            (
+                (PROTOCOL_KEY, str(PROTOCOL)),
+                (SOFTWARE_KEY, __version__),
+                (CLOCK_KEY, str(self._clock.unix_ms())),
+            )
+        )
+        return super().Check(request, context)

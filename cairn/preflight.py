@@ -1,0 +1,82 @@
+"""What every node checks at its start: all that lies on its own machine. It asks nobody."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from cairn.doctor_disk import clock_findings, place_findings
+from cairn.doctor_identity import identity_findings, pin_findings, signing_key_findings
+from cairn.errors import UsageError
+from cairn.findings import Finding, Grade, of_grade
+from cairn.identity import IdentityFiles, NodeName, Role
+from cairn.place import Place
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A node that this one dials: under which key its address stands here, and under which in its own file.
+
+    A coordinator listens only while it runs a job, so that it need not answer.
+    """
+
+    role: Role
+    address: str
+    key: str
+    their_key: str
+
+    @property
+    def must_answer(self) -> bool:
+        return self.role is not Role.COORDINATOR
+
+
+@dataclass(frozen=True)
+class Node:
+    """What there is to check of a node, as its role reads it from its file.
+
+    `database` is the name of its ledger's in `place`, where it has one. `listens` and `peers` are by the
+    keys of the file. `further` is what only the role can check.
+    """
+
+    name: NodeName
+    identity: IdentityFiles
+    pin: Path | None = None
+    signing_key: Path | None = None
+    place: Place | None = None
+    database: str = ""
+    listens: Mapping[str, str] = field(default_factory=dict)
+    peers: Sequence[Peer] = ()
+    further: Sequence[Finding] = ()
+
+
+def preflight(node: Node) -> None:
+    """Check at a node's start what lies on its own machine. Warnings are logged.
+
+    Raises UsageError with a line for each fault. Peers are not asked: a node waits for them.
+    """
+    findings = on_this_machine(node)
+    for finding in of_grade(findings, Grade.WARNING):
+        log.warning("a check at the start", check=finding.check, found=finding.sentence)
+    faults = of_grade(findings, Grade.FAULT)
+    if faults:
+        raise UsageError("\n".join(finding.sentence for finding in faults))
+
+
+def on_this_machine(node: Node) -> list[Finding]:
+    """The checks that ask nobody."""
+    now = datetime.now(UTC)
+    findings = identity_findings(node.identity, node.name, now)
+    if node.pin is not None:
+        findings += pin_findings(node.pin, node.name.federation, now)
+    if node.signing_key is not None:
+        findings += signing_key_findings(node.signing_key)
+    if node.place is not None:
+        writing = place_findings(node.place)
+        findings += writing
+        if node.database and not of_grade(writing, Grade.FAULT):
+            findings += clock_findings(node.place, node.database, now)
+    return [*findings, *node.further]

@@ -1,0 +1,25 @@
+"""What is checked of a coordinator, at the start of a run and by `cairn doctor`."""
+
+from pathlib import Path
+
+from cairn.identity import NodeName, Role
+from cairn.place import run_folder
+from cairn.preflight import Node, Peer
+from coordinator.settings import CoordinatorSettings
+
+
+def node_of_file(path: Path) -> Node:
+    """Read the file. Raises UsageError, with a line for every key that is wrong."""
+    return node_of(CoordinatorSettings.load(path))
+
+
+def node_of(settings: CoordinatorSettings, out: Path | None = None) -> Node:
+    """What to check; `out` is the folder of the run, which the file does not name."""
+    return Node(
+        name=NodeName(settings.federation, Role.COORDINATOR, settings.name),
+        identity=settings.identity,
+        pin=settings.identity.aggregator,
+        place=None if out is None else run_folder(out),
+        listens={"listen": settings.listen},
+        peers=(Peer(Role.AGGREGATOR, settings.aggregator, "aggregator", "listen_coordinators"),),
+    )
