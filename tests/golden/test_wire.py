@@ -80,7 +80,7 @@ EXPECTED: dict[str, Message] = {
         lease_seconds=15,
         nonce=digest("n"),
         ledger_head=digest("l"),
-        protocol=2,
+        protocol=3,
         ledger_number=601,
         software="0.2.0",
         encoding=pb.ENCODING_WHOLE,
@@ -113,7 +113,7 @@ EXPECTED: dict[str, Message] = {
         join=True,
         reason=pb.REASON_STOPPING,
         seen_head=SIGNED,
-        protocol=2,
+        protocol=3,
         software="0.2.0",
     ),
     "JoinRoundResponse": agg.JoinRoundResponse(
@@ -140,7 +140,7 @@ EXPECTED: dict[str, Message] = {
     "GetReceiptRequest": agg.GetReceiptRequest(manifest_digest=digest("m")),
     "GetReceiptResponse": agg.GetReceiptResponse(receipt=SIGNED),
     "RegisterJobRequest": agg.RegisterJobRequest(
-        job_spec=b"\x0a\x07clinics", protocol=2, software="0.2.0"
+        job_spec=b"\x0a\x07clinics", protocol=3, software="0.2.0"
     ),
     "RegisterJobResponse": agg.RegisterJobResponse(
         floor=3, last_round=300, open_manifest=SIGNED, last_statement=SIGNED, released=299
@@ -168,7 +168,7 @@ EXPECTED: dict[str, Message] = {
     "ListEntriesRequest": agg.ListEntriesRequest(first=1 << 40, limit=1000),
     "ListEntriesResponse": agg.ListEntriesResponse(entries=[ENTRY, ENTRY], head=SIGNED),
     "LedgerEntry": ENTRY,
-    "AttendRequest": coord.AttendRequest(federation="clinics", protocol=2, software="0.2.0"),
+    "AttendRequest": coord.AttendRequest(federation="clinics", protocol=3, software="0.2.0"),
     "AttendResponse.invitation": coord.AttendResponse(invitation=INVITATION),
     "AttendResponse.outcome": coord.AttendResponse(outcome=OUTCOME),
     "AttendResponse.finished": coord.AttendResponse(finished=FINISHED),

@@ -33,10 +33,12 @@ from coordinator.attendance import Attendance
 from coordinator.invitation_service import InvitationService
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
+from owner_node.kept_updates import KeptUpdates
+from owner_node.leaving import LeavingRules
 from owner_node.ledger import OwnerLedger
 from owner_node.past import Pushed
 from owner_node.policy import Invited
-from owner_node.pushing import LeavingRules, Pushing
+from owner_node.pushing import Pushing
 from owner_node.training_process import Trained
 from owner_node.witness import Witness
 from tests.proxy import Proxy, Way
@@ -243,8 +245,9 @@ class Owner:
         self.aggregator = AggregatorClient(self.channel, network.key, "alice", witness)
         self.ledger = OwnerLedger(self.state, Clock())
         rules = {"task": LeavingRules()}
+        kept = KeptUpdates(self.state.path, self.ledger.past.may_leave_again)
         self._pushing = Pushing(
-            self.aggregator, self.ledger, rules, lambda: "sha256:00", threading.Event()
+            self.aggregator, self.ledger, kept, rules, lambda: "sha256:00", threading.Event()
         )
 
     def push(self, opened: OpenRound, payload: bytes) -> None:

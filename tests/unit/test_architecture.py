@@ -42,6 +42,7 @@ PURE = [
     "cairn/verify_run.py",
     "coordinator/campaign.py",
     "owner_node/encoding.py",
+    "owner_node/leaving.py",
     "owner_node/policy.py",
 ]
 EXECUTES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
