@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from cairn.errors import CairnError, Unavailable
+from cairn.errors import CairnError, Fenced, Unavailable
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound
 from coordinator.campaign import Campaign, Step
@@ -70,7 +70,7 @@ class Driver:
         self._console.started(status.floor, standing.checkpoint.released)
         try:
             self._carry_out_all(standing, status)
-        except Unavailable:
+        except (Unavailable, Fenced):
             raise
         except CairnError:  # stopped, or given up
             self._part()
@@ -91,8 +91,12 @@ class Driver:
                 self._finish_round(standing)
 
     def _part(self) -> None:
-        """Fetch the ledger's last entries, if the aggregator still answers."""
+        """Fetch the ledger's last entries, if the aggregator still answers.
+
+        Raises Fenced where the folder may be another coordinator's by now.
+        """
         try:
+            self._aggregator.register(self._job.spec_bytes)
             self._ledger.bring_up_to_date(self._records.entries)
         except Unavailable as error:
             log.warning("the ledger's last entries were not fetched", reason=str(error))

@@ -95,6 +95,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_CHAIN_BROKEN: _ClassVar[Reason]
     REASON_ENCODING_REFUSED: _ClassVar[Reason]
     REASON_UPDATE_LOST: _ClassVar[Reason]
+    REASON_FENCED: _ClassVar[Reason]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_BOOL: Dtype
 DTYPE_U8: Dtype
@@ -163,6 +164,7 @@ REASON_TOO_MANY_ROUNDS: Reason
 REASON_CHAIN_BROKEN: Reason
 REASON_ENCODING_REFUSED: Reason
 REASON_UPDATE_LOST: Reason
+REASON_FENCED: Reason
 
 class Signed(_message.Message):
     __slots__ = ("type", "body", "signature")

@@ -140,10 +140,10 @@ EXPECTED: dict[str, Message] = {
     "GetReceiptRequest": agg.GetReceiptRequest(manifest_digest=digest("m")),
     "GetReceiptResponse": agg.GetReceiptResponse(receipt=SIGNED),
     "RegisterJobRequest": agg.RegisterJobRequest(
-        job_spec=b"\x0a\x07clinics", protocol=3, software="0.2.0"
+        job_spec=b"\x0a\x07clinics", protocol=3, software="0.2.0", process=digest("p")
     ),
     "RegisterJobResponse": agg.RegisterJobResponse(
-        floor=3, last_round=300, open_manifest=SIGNED, last_statement=SIGNED, released=299
+        floor=3, last_round=300, open_manifest=SIGNED, last_statement=SIGNED, released=299, epoch=4
     ),
     "OpenRoundRequest": agg.OpenRoundRequest(
         job="tumours",
@@ -151,17 +151,20 @@ EXPECTED: dict[str, Message] = {
         phase=pb.PHASE_TRAIN,
         cohort=["alice", "bob", "carol"],
         base_digest=digest("b"),
+        epoch=4,
     ),
     "OpenRoundResponse": agg.OpenRoundResponse(manifest=SIGNED),
-    "WatchRoundRequest": agg.WatchRoundRequest(manifest_digest=digest("m")),
+    "WatchRoundRequest": agg.WatchRoundRequest(manifest_digest=digest("m"), epoch=4),
     "WatchRoundResponse": agg.WatchRoundResponse(
         state=agg.ROUND_STATE_ABORTED, reason=pb.REASON_BELOW_FLOOR, exclusions=[EXCLUSION]
     ),
-    "CollectReleaseRequest": agg.CollectReleaseRequest(manifest_digest=digest("m"), offset=1 << 33),
+    "CollectReleaseRequest": agg.CollectReleaseRequest(
+        manifest_digest=digest("m"), offset=1 << 33, epoch=4
+    ),
     "CollectReleaseResponse.header": agg.CollectReleaseResponse(header=RELEASE_HEADER),
     "CollectReleaseResponse.chunk": agg.CollectReleaseResponse(chunk=b"\x00\x01\xfe\xff"),
     "ReleaseHeader": RELEASE_HEADER,
-    "AbortRoundRequest": agg.AbortRoundRequest(manifest_digest=digest("m")),
+    "AbortRoundRequest": agg.AbortRoundRequest(manifest_digest=digest("m"), epoch=4),
     "AbortRoundResponse": agg.AbortRoundResponse(),
     "GetStatementRequest": agg.GetStatementRequest(manifest_digest=digest("m")),
     "GetStatementResponse": agg.GetStatementResponse(statement=SIGNED, ledger_head=SIGNED),

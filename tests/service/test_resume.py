@@ -171,7 +171,9 @@ def joined(job: Job, *cohort: str) -> OpenRound:
 
 def collecting(network: Network, address: str) -> tuple[grpc.Channel, Collector]:
     channel = dial(address, identity(network, "coordinator", Role.COORDINATOR))
-    return channel, Collector(channel, address, network.key, SECONDS, threading.Event())
+    collector = Collector(channel, address, network.key, SECONDS, threading.Event())
+    collector._epoch = 1  # as after its registration
+    return channel, collector
 
 
 def test_a_collection_that_breaks_off_goes_on_from_where_it_was(
@@ -206,6 +208,7 @@ def test_a_collection_that_is_given_up_leaves_nothing_behind(
     with Breaking(network.release_at) as proxy:
         channel = dial(proxy.address, identity(network, "coordinator", Role.COORDINATOR))
         collector = Collector(channel, proxy.address, network.key, SECONDS, stopping)
+        collector._epoch = 1
         proxy.break_off(proxy.received, BREAKS_AT)
         stopping.set()
         with pytest.raises(Unavailable):
@@ -218,7 +221,9 @@ def test_a_collection_that_is_given_up_leaves_nothing_behind(
 
 @pytest.mark.parametrize("offset", [0, 1, ROW, SIZE - 1, SIZE])
 def test_a_release_is_collected_from_any_of_its_bytes(released: OpenRound, offset: int) -> None:
-    request = aggregator_pb2.CollectReleaseRequest(manifest_digest=released.digest, offset=offset)
+    request = aggregator_pb2.CollectReleaseRequest(
+        manifest_digest=released.digest, offset=offset, epoch=1
+    )
     first, *rest = released.job.coordinator.CollectRelease(request, timeout=SECONDS)
     statement, payload = released.collect()
     assert (first.header.statement, first.header.total_bytes) == (statement, SIZE)
@@ -227,7 +232,9 @@ def test_a_release_is_collected_from_any_of_its_bytes(released: OpenRound, offse
 
 @pytest.mark.parametrize("offset", [SIZE + 1, 2**64 - 1])
 def test_an_offset_behind_the_last_byte_is_refused(released: OpenRound, offset: int) -> None:
-    request = aggregator_pb2.CollectReleaseRequest(manifest_digest=released.digest, offset=offset)
+    request = aggregator_pb2.CollectReleaseRequest(
+        manifest_digest=released.digest, offset=offset, epoch=1
+    )
     with refused(grpc.StatusCode.INVALID_ARGUMENT, f"has {SIZE} bytes", "MALFORMED"):
         list(released.job.coordinator.CollectRelease(request, timeout=SECONDS))
 
