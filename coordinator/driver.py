@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -27,6 +28,7 @@ class _Line:
     round: int
     contributors: int
     metrics: dict[str, float]
+    left_out: list[str]
     seconds: float = 0.0
 
 
@@ -104,7 +106,10 @@ class Driver:
     def _carry_out(self, step: Step, opened: OpenedRound | None, base: Base, floor: int) -> Ended:
         if opened is not None:
             return self._rounds.see_to_end(opened, base)
-        cohort = self._rounds.gather(floor)
+        seconds = self._job.gather_seconds
+        cohort = self._rounds.gather(
+            step, floor, lambda present: self._console.waiting(present, floor, seconds)
+        )
         self._check_stop()
         self._rounds.check_floor(cohort, floor)
         return self._rounds.carry_out(step, cohort, base)
@@ -139,6 +144,7 @@ class Driver:
     def _note(self, standing: _Standing, step: Step, ended: Ended, seconds: float) -> None:
         """Keep what a step brought."""
         self._console.excluded(step, ended.exclusions)
+        self._console.resting(step, ended.resting)
         if ended.release is None:
             self._console.aborted(step, ended.reason)
             self._check_stop()
@@ -147,7 +153,7 @@ class Driver:
         standing.campaign.was_released(step)
         if step.trains:
             self._keep(standing, ended.release)
-            standing.line = _line_of(ended.release.statement, seconds)
+            standing.line = _line_of(ended.release.statement, seconds, ended.left_out)
         else:
             self._folder.save_evaluation(ended.release.signed)
             if standing.line is not None:
@@ -182,6 +188,6 @@ def _step_of(opened: OpenedRound | None) -> Step | None:
     return Step(opened.manifest.round, opened.manifest.phase) if opened is not None else None
 
 
-def _line_of(statement: pb.ReleaseStatement, seconds: float) -> _Line:
+def _line_of(statement: pb.ReleaseStatement, seconds: float, left_out: Sequence[str] = ()) -> _Line:
     metrics = dict(sorted(statement.metrics.items()))
-    return _Line(statement.round, statement.contributors, metrics, seconds)
+    return _Line(statement.round, statement.contributors, metrics, list(left_out), seconds)
