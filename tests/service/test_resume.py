@@ -24,6 +24,7 @@ from cairn.model_writing import NewModel
 from cairn.patience import patiently
 from cairn.rpc import Listener, dial
 from cairn.state_directory import StateDirectory
+from cairn.statements import commitment_of
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -35,7 +36,7 @@ from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.kept_updates import KeptUpdates
 from owner_node.leaving import LeavingRules
-from owner_node.ledger import OwnerLedger
+from owner_node.ledger import OwnerLedger, round_facts
 from owner_node.past import Pushed
 from owner_node.policy import Invited
 from owner_node.pushing import Pushing
@@ -242,6 +243,10 @@ def test_an_offset_behind_the_last_byte_is_refused(released: OpenRound, offset: 
 # Pushing an update.
 
 
+def invited_to(opened: OpenRound) -> Invited:
+    return Invited(opened.manifest, opened.digest, job_spec_from_bytes(opened.job.body))
+
+
 class Owner:
     """Alice, as her node pushes: over a proxy, with a ledger of her own."""
 
@@ -252,25 +257,31 @@ class Owner:
         self.aggregator = AggregatorClient(self.channel, network.key, "alice", witness)
         self.ledger = OwnerLedger(self.state, Clock())
         rules = {"task": LeavingRules()}
-        kept = KeptUpdates(self.state.path, self.ledger.past.may_leave_again)
+        self.kept = KeptUpdates(self.state.path, self.ledger.past.may_leave_again)
+        self.stopping, self.is_closed = threading.Event(), False
         self._pushing = Pushing(
-            self.aggregator, self.ledger, kept, rules, lambda: "sha256:00", threading.Event()
+            self.aggregator, self.ledger, self.kept, rules, lambda: "sha256:00", self.stopping
         )
 
     def push(self, opened: OpenRound, payload: bytes) -> None:
         """Push as after training, again and again where it breaks off."""
-        job = opened.job
-        invited = Invited(opened.manifest, opened.digest, job_spec_from_bytes(job.body))
-        base = memoryview(job.first_base)
+        invited, base = invited_to(opened), memoryview(opened.job.first_base)
+        self.ledger.record("joined", round_facts(invited))
         trained = Trained(memoryview(payload), 1, {})
         self._pushing.push(invited, base, trained, time.monotonic() + SECONDS)
+
+    def push_again(self, opened: OpenRound) -> bool:
+        """Push what was recorded as sent before this owner was started."""
+        return self._pushing.push_again(invited_to(opened), time.monotonic() + SECONDS)
 
     def facts(self, kind: str) -> list[dict[str, Any]]:
         return [entry.facts for entry in self.ledger._ledger.all() if entry.kind == kind]
 
     def close(self) -> None:
-        self.channel.close()
-        self.state.close()
+        if not self.is_closed:
+            self.is_closed = True
+            self.channel.close()
+            self.state.close()
 
 
 @pytest.fixture
@@ -310,6 +321,27 @@ def test_a_push_that_breaks_off_is_pushed_again_and_counted_once(
     ended = opened.ends()
     assert ended.statement.contributors == 3
     counted_once(ended.payload, "alice", "bob", "carol")
+
+
+def test_a_push_that_an_owner_leaves_in_the_middle_goes_on_from_its_disk(
+    network: Network, proxy: Breaking, alice: Owner, tmp_path: Path
+) -> None:
+    opened = joined(network.job(schema=MODEL), "alice", "bob")
+    proxy.break_off(proxy.sent, BREAKS_AT)
+    alice.stopping.set()  # so that it does not push again
+    with pytest.raises(Unavailable):
+        alice.push(opened, one_hot("alice"))
+    alice.close()
+    again = Owner(network, proxy, tmp_path)
+    (file,) = again.kept.path.iterdir()
+    assert file.read_bytes() == one_hot("alice")
+    assert again.push_again(opened)
+    assert accepted(network, opened, "alice") == 1
+    opened.push("bob", one_hot("bob"))
+    ended = opened.ends()
+    assert commitment_of(opened.receipt("alice")) in ended.statement.commitments
+    counted_once(ended.payload, "alice", "bob")
+    again.close()
 
 
 def test_a_push_that_never_comes_again_is_not_counted(
