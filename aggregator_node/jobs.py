@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from aggregator_node.averages import Averages
+from aggregator_node.epochs import Epochs
 from aggregator_node.live_round import LiveRound
 from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.policy import (
@@ -19,6 +20,7 @@ from aggregator_node.policy import (
     MAX_UNRELEASED_BYTES,
     Opening,
     Policy,
+    Progress,
     check_opening,
 )
 from aggregator_node.push import Terms
@@ -40,6 +42,7 @@ from cairn.messages import (
     digest_of,
     manifest_from_bytes,
 )
+from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()
@@ -49,6 +52,7 @@ log = structlog.get_logger()
 class JobState:
     """What a coordinator is told when it registers a job, new or known."""
 
+    epoch: int
     floor: int
     last_round: int
     released: int
@@ -75,14 +79,15 @@ class Jobs:
         self._policy = policy
         self._lease_seconds = lease_seconds
         self._store = store
+        self._epochs = Epochs(store)
         self._rounds = rounds
         self._averages = averages
         self._clock = clock
         self._lock = threading.RLock()
         self._registered: dict[str, int] = {}  # job → its rounds, since this process began
 
-    def register(self, coordinator: str, body: bytes) -> JobState:
-        """Register a job, or tell the state of a known one."""
+    def register(self, coordinator: str, body: bytes, process: bytes) -> JobState:
+        """Register a job, or tell the state of a known one, to the process that is in charge from now on."""
         spec = spec_of(body)
         with self._lock:
             row = self._store.job(spec.name)
@@ -93,15 +98,6 @@ class Jobs:
                         "too many jobs of this coordinator have no release yet: finish one of them"
                         " first"
                     )
-                with self._store.transaction():
-                    self._store.add_job(JobRow(spec.name, coordinator, body))
-                    facts = {
-                        "job": spec.name,
-                        "job_digest": digest_of(body).hex(),
-                        "coordinator": coordinator,
-                    }
-                    self._store.append("job", facts)
-                log.info("job registered", job=spec.name, coordinator=coordinator)
             elif row.coordinator != coordinator:
                 raise CallerNotAllowed(f"{spec.name} is another coordinator's job")
             elif row.spec != body:
@@ -109,14 +105,20 @@ class Jobs:
                     f"another job was registered under the name {spec.name}: give the changed job"
                     " a new name"
                 )
+            with self._store.transaction():
+                if row is None:
+                    self._add(coordinator, spec.name, body)
+                epoch = self._epochs.enter(spec.name, process)
+            log.info("job registered", job=spec.name, coordinator=coordinator, epoch=epoch)
             self._registered[spec.name] = spec.rounds
-            return self._state_of(spec)
+            return self._state_of(spec, epoch)
 
-    def open(self, coordinator: str, job: str, opening: Opening) -> pb.Signed:
+    def open(self, coordinator: str, epoch: int, job: str, opening: Opening) -> pb.Signed:
         """Commit the round's cohort and sign its manifest; again for a repeated request."""
         row = self._row_of(coordinator, job)
         spec = spec_of(row.spec)
         with self._lock:
+            self._epochs.check(job, epoch)
             policy = self._policy()
             known = self._store.find_round(job, opening.round, opening.phase)
             if known is not None:
@@ -132,26 +134,7 @@ class Jobs:
                 )
             progress = self._store.progress(job)
             check_opening(policy, spec, progress, opening)
-            number, head = self._store.ledger_head()
-            manifest = Manifest(
-                federation=spec.federation,
-                job=job,
-                job_digest=digest_of(row.spec),
-                round=opening.round,
-                phase=opening.phase,
-                cohort=opening.cohort,
-                base_digest=opening.base_digest,
-                previous_release_digest=progress.release_digest,
-                weighting=spec.weighting,
-                floor=policy.floor_of(spec),
-                deadline_unix_ms=self._clock.unix_ms() + 1000 * spec.round_deadline_seconds,
-                lease_seconds=self._lease_seconds,
-                nonce=secrets.token_bytes(32),
-                ledger_head=head,
-                ledger_number=number,
-                encoding=self._encoding_of(spec, opening),
-            )
-            terms = Terms(manifest, spec, policy.bounds)
+            terms = self._terms(policy, spec, digest_of(row.spec), progress, opening)
             self._averages.check(terms, opening.cohort)
             return self._rounds.start(coordinator, terms)
 
@@ -166,17 +149,62 @@ class Jobs:
             raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
         return live
 
-    def row(self, coordinator: str, manifest_digest: bytes) -> RoundRow:
-        """What is recorded of a round, for the coordinator of its job."""
+    def row(self, coordinator: str, epoch: int, manifest_digest: bytes) -> RoundRow:
+        """What is recorded of a round, for the coordinator that is in charge of its job."""
         row = self._store.round(manifest_digest)
         self._row_of(coordinator, row.job)
+        self._epochs.check(row.job, epoch)
         return row
+
+    def abort(self, coordinator: str, epoch: int, manifest_digest: bytes) -> LiveRound | None:
+        """End a round without a release. Returns it where its end may not be recorded yet.
+
+        Raises WrongState where it is sealed or was released.
+        """
+        with self._lock:  # nobody takes over meanwhile
+            row = self.row(coordinator, epoch, manifest_digest)
+            live = self._rounds.find(manifest_digest)
+            if live is not None:
+                live.abort(pb.REASON_ABORTED)
+            elif row.state != aggregator_pb2.ROUND_STATE_ABORTED:
+                raise WrongState("the round was released")
+            return live
 
     def are_released(self) -> bool:
         """Whether coordinators have come with jobs, and all of these have their last release."""
         with self._lock:
             jobs = dict(self._registered)
         return bool(jobs) and all(self._store.progress(j).released >= n for j, n in jobs.items())
+
+    def _terms(
+        self,
+        policy: Policy,
+        spec: JobSpec,
+        job_digest: bytes,
+        progress: Progress,
+        opening: Opening,
+    ) -> Terms:
+        """The manifest of a round that may be opened, and what goes with it."""
+        number, head = self._store.ledger_head()
+        manifest = Manifest(
+            federation=spec.federation,
+            job=spec.name,
+            job_digest=job_digest,
+            round=opening.round,
+            phase=opening.phase,
+            cohort=opening.cohort,
+            base_digest=opening.base_digest,
+            previous_release_digest=progress.release_digest,
+            weighting=spec.weighting,
+            floor=policy.floor_of(spec),
+            deadline_unix_ms=self._clock.unix_ms() + 1000 * spec.round_deadline_seconds,
+            lease_seconds=self._lease_seconds,
+            nonce=secrets.token_bytes(32),
+            ledger_head=head,
+            ledger_number=number,
+            encoding=self._encoding_of(spec, opening),
+        )
+        return Terms(manifest, spec, policy.bounds)
 
     def _encoding_of(self, spec: JobSpec, opening: Opening) -> "pb.Encoding":
         """Updates can be deltas only from a model that is here: the job's last release."""
@@ -185,7 +213,12 @@ class Jobs:
             return pb.ENCODING_WHOLE
         return spec.encoding
 
-    def _state_of(self, spec: JobSpec) -> JobState:
+    def _add(self, coordinator: str, job: str, body: bytes) -> None:
+        self._store.add_job(JobRow(job, coordinator, body))
+        facts = {"job": job, "job_digest": digest_of(body).hex(), "coordinator": coordinator}
+        self._store.append("job", facts)
+
+    def _state_of(self, spec: JobSpec, epoch: int) -> JobState:
         progress = self._store.progress(spec.name)
         last = self._store.last_release(spec.name)
         under_way_here = {live.digest for live in self._rounds.under_way()}
@@ -197,6 +230,7 @@ class Jobs:
             and row.manifest_digest in under_way_here
         ]
         return JobState(
+            epoch=epoch,
             floor=self._policy().floor_of(spec),
             last_round=progress.opened,
             released=progress.released,

@@ -38,9 +38,11 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         self, request: aggregator_pb2.RegisterJobRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.RegisterJobResponse:
         check_protocol(request.protocol, request.software)
+        process = check_digest(request.process, "process")
         with self._departure.call():
-            state = self._jobs.register(caller(context).name, request.job_spec)
+            state = self._jobs.register(caller(context).name, request.job_spec, process)
         return aggregator_pb2.RegisterJobResponse(
+            epoch=state.epoch,
             floor=state.floor,
             last_round=state.last_round,
             released=state.released,
@@ -59,14 +61,15 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
             base_digest=check_digest(request.base_digest, "base_digest"),
         )
         with self._departure.call():
-            manifest = self._jobs.open(caller(context).name, request.job, opening)
+            coordinator = caller(context).name
+            manifest = self._jobs.open(coordinator, request.epoch, request.job, opening)
         return aggregator_pb2.OpenRoundResponse(manifest=manifest)
 
     def WatchRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.WatchRoundRequest, context: grpc.ServicerContext
     ) -> Iterator[aggregator_pb2.WatchRoundResponse]:
         with self._departure.call():
-            row = self._row(request.manifest_digest, context)
+            row = self._row(request, context)
             live = self._rounds.find(row.manifest_digest)
             seen = aggregator_pb2.ROUND_STATE_UNSPECIFIED
             while live is not None and seen not in ENDED:
@@ -77,7 +80,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
                     seen = state
                     if seen not in ENDED:
                         yield aggregator_pb2.WatchRoundResponse(state=state)
-            ended = self._row(request.manifest_digest, context)
+            ended = self._row(request, context)
             if live is not None and live.reason:
                 yield _ending(live.state, live.reason, live.exclusions)
             else:
@@ -87,7 +90,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         self, request: aggregator_pb2.CollectReleaseRequest, context: grpc.ServicerContext
     ) -> Iterator[aggregator_pb2.CollectReleaseResponse | memoryview]:
         with self._departure.call():
-            row = self._row(request.manifest_digest, context)
+            row = self._row(request, context)
             if row.state != aggregator_pb2.ROUND_STATE_RELEASED or row.statement is None:
                 raise WrongState("the round is not released")
             statement = pb.Signed.FromString(row.statement)
@@ -105,13 +108,10 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
     def AbortRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.AbortRoundRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.AbortRoundResponse:
-        row = self._row(request.manifest_digest, context)
-        live = self._rounds.find(row.manifest_digest)
+        digest = check_digest(request.manifest_digest, "manifest_digest")
+        live = self._jobs.abort(caller(context).name, request.epoch, digest)
         if live is not None:
-            live.abort(pb.REASON_ABORTED)
             live.wait_for_end(_ABORT_SECONDS)
-        elif row.state != aggregator_pb2.ROUND_STATE_ABORTED:
-            raise WrongState("the round was released")
         return aggregator_pb2.AbortRoundResponse()
 
     def _values(self, row: RoundRow) -> StoredValues:
@@ -120,9 +120,13 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         except FileNotFoundError:
             raise NotFound("a later release has replaced this one") from None
 
-    def _row(self, manifest_digest: bytes, context: grpc.ServicerContext) -> RoundRow:
-        digest = check_digest(manifest_digest, "manifest_digest")
-        return self._jobs.row(caller(context).name, digest)
+    def _row(
+        self,
+        request: aggregator_pb2.WatchRoundRequest | aggregator_pb2.CollectReleaseRequest,
+        context: grpc.ServicerContext,
+    ) -> RoundRow:
+        digest = check_digest(request.manifest_digest, "manifest_digest")
+        return self._jobs.row(caller(context).name, request.epoch, digest)
 
 
 def _ending(

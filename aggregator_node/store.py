@@ -30,6 +30,10 @@ CREATE TABLE IF NOT EXISTS round (
   phase INTEGER NOT NULL, manifest BLOB NOT NULL, state INTEGER NOT NULL, reason INTEGER NOT NULL,
   exclusions TEXT NOT NULL, statement BLOB, release_digest BLOB, UNIQUE (job, number, phase)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS epoch (
+  job TEXT NOT NULL REFERENCES job, number INTEGER NOT NULL, process BLOB NOT NULL,
+  PRIMARY KEY (job, number), UNIQUE (job, process)
+) STRICT;
 """
 
 
@@ -74,6 +78,15 @@ class Store:
     def job(self, name: str) -> JobRow | None:
         rows = self._execute("SELECT name, coordinator, spec FROM job WHERE name = ?", name)
         return JobRow(*rows[0]) if rows else None
+
+    def epochs(self, job: str) -> dict[int, bytes]:
+        """The last epochs of a job's coordinators, each with the process whose it is."""
+        return dict(self._execute("SELECT number, process FROM epoch WHERE job = ?", job))
+
+    def add_epoch(self, job: str, number: int, process: bytes, *, kept: int) -> None:
+        """Begin an epoch, inside a transaction, and forget those before the last `kept`."""
+        self._execute("INSERT INTO epoch VALUES (?, ?, ?)", job, number, process)
+        self._execute("DELETE FROM epoch WHERE job = ? AND number <= ?", job, number - kept)
 
     def save_round(self, row: RoundRow) -> None:
         self._execute(

@@ -7,6 +7,7 @@
      ├── CallerNotAllowed      the caller's certificate does not permit this
      ├── NotFound              there is no such job, round, receipt or model
      ├── WrongState            the right message at the wrong time
+     ├── Fenced                another process has taken over what this one did
      ├── Conflict              something else was accepted under the same name
      ├── TooMuch               beyond an agreed limit
      └── Unavailable           the peer cannot be reached now
@@ -59,6 +60,12 @@ class WrongState(CairnError):
     """The message came at the wrong time; to repeat it does not help."""
 
     reason = pb.REASON_OUT_OF_TURN
+
+
+class Fenced(CairnError):
+    """A later process of the same node has taken over; this one may do nothing more."""
+
+    reason = pb.REASON_FENCED
 
 
 class Conflict(CairnError):

@@ -99,7 +99,8 @@ def owner_toml(
         f"coordinator = {_text(plan.coordinator_address)}  # where this node dials the coordinator\n"
         f"aggregator = {_text(plan.intake_address)}   # where this node dials the aggregator\n"
         f"{_signing_key(signing_key)}\n"
-        "# This owner's own ledger: what it decided, and everything that left. Keep it.\n"
+        "# This owner's own ledger: what it decided, and everything that left. Keep it. Its finished update\n"
+        "# lies there too until the round is over.\n"
         f'state = "{owner}/state"\n\n'
         "# This owner takes part only where at least so many owners are averaged.\n"
         f"{_floor(plan)}"

@@ -19,7 +19,7 @@ from cairn.settings import NAME_PATTERN
 from cairn.tensors import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 M = TypeVar("M", bound=Message)
 

@@ -85,7 +85,7 @@ class NewModel:
         with self._file:
             os.fsync(self._file.fileno())
         self._temporary.replace(self._path)
-        _sync_directory(self._path.parent)
+        sync_directory(self._path.parent)
 
     def discard(self) -> None:
         """Leave the path as it was; after `keep` this does nothing."""
@@ -139,7 +139,7 @@ def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def _write_all(file: "io.FileIO", data: Buffer) -> None:
@@ -148,7 +148,8 @@ def _write_all(file: "io.FileIO", data: Buffer) -> None:
         rest = rest[file.write(rest) :]
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make durable which files a directory has."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

@@ -14,10 +14,11 @@ from typing import Any, TextIO, cast
 import click
 import structlog
 
-from cairn.errors import CairnError, UsageError
+from cairn.errors import CairnError, Fenced, UsageError
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
+EXIT_FENCED = 3
 EXIT_INTERRUPTED = 130
 _OPEN_FILES = 65_536
 
@@ -111,6 +112,9 @@ def exit_with(run: Callable[[], int]) -> None:
     except UsageError as error:
         click.echo(f"error: {error}", err=True)
         code = EXIT_USAGE
+    except Fenced as error:
+        click.echo(f"error: {error}", err=True)
+        code = EXIT_FENCED
     except (CairnError, OSError) as error:  # an OSError names the file, and a full disk is no bug
         click.echo(f"error: {error}", err=True)
         code = EXIT_FAILED

@@ -4,6 +4,7 @@ Everything signed is verified here against the pinned key, so the rest of the co
 what the aggregator really said.
 """
 
+import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from cairn.tensors import Schema
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from coordinator.campaign import Step
-from coordinator.collecting import Collecting, Release
+from coordinator.collecting import Collecting, Release, Wanted
 
 T = TypeVar("T")
 
@@ -53,7 +54,10 @@ class OpenedRound:
 
 
 class AggregatorClient:
-    """Speaks to one aggregator for one job. Waits for it as patiently as the settings say."""
+    """Speaks to one aggregator for one job. Waits for it as patiently as the settings say.
+
+    Everything but `opened` and `statement` raises Fenced once another process has registered the job.
+    """
 
     def __init__(
         self,
@@ -68,12 +72,15 @@ class AggregatorClient:
         self._key = key
         self._patience_seconds = patience_seconds
         self._stopping = stopping
+        self._process = secrets.token_bytes(32)
+        self._epoch = 0
 
     def register(self, job_spec: bytes) -> JobStatus:
         request = aggregator_pb2.RegisterJobRequest(
-            job_spec=job_spec, protocol=PROTOCOL, software=__version__
+            job_spec=job_spec, protocol=PROTOCOL, software=__version__, process=self._process
         )
         answer = self._call(lambda: self._stub.RegisterJob(request, timeout=CALL_SECONDS))
+        self._epoch = answer.epoch
         return JobStatus(
             floor=answer.floor,
             last_round=answer.last_round,
@@ -84,7 +91,12 @@ class AggregatorClient:
 
     def open(self, job: str, step: Step, cohort: list[str], base_digest: bytes) -> OpenedRound:
         request = aggregator_pb2.OpenRoundRequest(
-            job=job, round=step.round, phase=step.phase, cohort=cohort, base_digest=base_digest
+            job=job,
+            round=step.round,
+            phase=step.phase,
+            cohort=cohort,
+            base_digest=base_digest,
+            epoch=self._epoch,
         )
         answer = self._call(lambda: self._stub.OpenRound(request, timeout=CALL_SECONDS))
         opened = self.opened(answer.manifest)
@@ -104,7 +116,7 @@ class AggregatorClient:
 
     def watch(self, opened: OpenedRound, seconds: float) -> aggregator_pb2.WatchRoundResponse:
         """Wait for the round's end; `seconds` is its own deadline."""
-        request = aggregator_pb2.WatchRoundRequest(manifest_digest=opened.digest)
+        request = aggregator_pb2.WatchRoundRequest(manifest_digest=opened.digest, epoch=self._epoch)
 
         def follow() -> aggregator_pb2.WatchRoundResponse:
             for answer in self._stub.WatchRound(request, timeout=seconds + _MARGIN_SECONDS):
@@ -120,7 +132,8 @@ class AggregatorClient:
         self, manifest_digest: bytes, schema: Schema, begin: Callable[[Schema], NewModel]
     ) -> Release:
         """Fetch a release into the file that `begin` begins, and verify its statement and its bytes."""
-        collecting = Collecting(self._stub, self._key, manifest_digest, schema, begin)
+        wanted = Wanted(manifest_digest, self._epoch)
+        collecting = Collecting(self._stub, self._key, wanted, schema, begin)
         try:
             return self._call(collecting.fetch)
         except BaseException:
@@ -128,7 +141,7 @@ class AggregatorClient:
             raise
 
     def abort(self, opened: OpenedRound) -> None:
-        request = aggregator_pb2.AbortRoundRequest(manifest_digest=opened.digest)
+        request = aggregator_pb2.AbortRoundRequest(manifest_digest=opened.digest, epoch=self._epoch)
         with translated():
             self._stub.AbortRound(request, timeout=_PARTING_SECONDS)
 

@@ -2,9 +2,11 @@
 
 import queue
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from cairn.v1 import coordinator_pb2
+
+Waiting = Callable[[list[str]], object]  # is told who attends
 
 _MOMENT_SECONDS = 2.0  # how long an owner that was there a round ago may take to come back
 
@@ -57,23 +59,50 @@ class Attendance:
             self._changed.notify_all()
 
     def gather(
-        self, owners: Collection[str], expected: Collection[str], floor: int, seconds: float
+        self,
+        owners: Collection[str],
+        expected: Collection[str],
+        floor: int,
+        seconds: float,
+        waiting: Waiting = lambda _: None,
     ) -> list[str]:
         """Wait for owners to attend; returns who does, sorted.
 
         Those `expected` are waited for a moment, and as long as fewer than `floor` attend everybody
-        is, for at most `seconds`.
+        is, for at most `seconds`; then `waiting` is told who attends.
         """
-        with self._changed:
-            moment = min(seconds, _MOMENT_SECONDS)
-            self._changed.wait_for(lambda: self._present(expected, len(expected)), moment)
-            self._changed.wait_for(lambda: self._present(owners, floor), seconds)
-            return sorted(self._seats.keys() & set(owners))
+        self._wait_for(expected, len(expected), min(seconds, _MOMENT_SECONDS))
+        return self._gather(owners, floor, 0.0, seconds, waiting)
 
-    def gather_all(self, owners: Collection[str], seconds: float) -> list[str]:
-        """Wait for all of `owners`, for at most `seconds`; returns who attends, sorted."""
+    def gather_all(
+        self, owners: Collection[str], seconds: float, waiting: Waiting = lambda _: None
+    ) -> list[str]:
+        """Wait for all of `owners`, for at most `seconds`; returns who attends, sorted.
+
+        Where it takes longer than a moment, `waiting` is told who attends so far.
+        """
+        moment = min(seconds, _MOMENT_SECONDS)
+        return self._gather(owners, len(owners), moment, seconds - moment, waiting)
+
+    def _gather(
+        self,
+        owners: Collection[str],
+        count: int,
+        silent_seconds: float,
+        told_seconds: float,
+        waiting: Waiting,
+    ) -> list[str]:
+        if not self._wait_for(owners, count, silent_seconds) and told_seconds:
+            waiting(self._attending(owners))
+            self._wait_for(owners, count, told_seconds)
+        return self._attending(owners)
+
+    def _wait_for(self, owners: Collection[str], count: int, seconds: float) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._present(owners, len(owners)), seconds)
+            return self._changed.wait_for(lambda: self._present(owners, count), seconds)
+
+    def _attending(self, owners: Collection[str]) -> list[str]:
+        with self._changed:
             return sorted(self._seats.keys() & set(owners))
 
     def _present(self, owners: Collection[str], count: int) -> bool:

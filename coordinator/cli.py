@@ -55,7 +55,8 @@ def run(
     """Run the job to its end, and print a line for every round.
 
     Leaves model.safetensors, release.json and history.jsonl in the run's folder. Exit codes: 0 all
-    rounds released, 1 the job could not be ended, 2 a mistake in a file.
+    rounds released, 1 the job could not be ended, 2 a mistake in a file, 3 a coordinator that was
+    started later has taken the job over.
     """
     keep_freed_memory()
     # Imported here, so that --help answers at once.

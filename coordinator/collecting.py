@@ -26,6 +26,14 @@ class Release:
     model: NewModel | None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """The release that is asked for, by its round, and the epoch of the coordinator that asks."""
+
+    manifest_digest: bytes
+    epoch: int
+
+
 class Collecting:
     """One release on its way. `begin` begins the file of its model."""
 
@@ -33,13 +41,13 @@ class Collecting:
         self,
         stub: Any,
         key: Ed25519PublicKey,
-        manifest_digest: bytes,
+        wanted: Wanted,
         schema: Schema,
         begin: Callable[[Schema], NewModel],
     ) -> None:
         self._stub = stub
         self._key = key
-        self._manifest_digest = manifest_digest
+        self._wanted = wanted
         self._schema = schema
         self._begin = begin
         self._model: NewModel | None = None
@@ -47,13 +55,15 @@ class Collecting:
     def fetch(self) -> Release:
         """Go on, to the end. Raises Unavailable where it breaks off, to be called again."""
         request = aggregator_pb2.CollectReleaseRequest(
-            manifest_digest=self._manifest_digest, offset=self._model.written if self._model else 0
+            manifest_digest=self._wanted.manifest_digest,
+            offset=self._model.written if self._model else 0,
+            epoch=self._wanted.epoch,
         )
         parts = self._stub.CollectRelease(request, timeout=_LONGEST_SECONDS)
         with ended_when_silent(parts.cancel) as heard:
             signed = self._statement(next(parts, None))
             statement = verified_statement(self._key, signed)
-            if statement.manifest_digest != self._manifest_digest:
+            if statement.manifest_digest != self._wanted.manifest_digest:
                 raise InvalidMessage("the statement is that of another round")
             if statement.phase == pb.PHASE_TRAIN:
                 self._model = self._model or self._begin(self._schema)

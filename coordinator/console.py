@@ -27,6 +27,13 @@ class Console:
         if released:
             click.echo(f"Going on after {_count(released, 'round')}")
 
+    def waiting(self, present: Sequence[str], floor: int, seconds: float) -> None:
+        missing = ", ".join(sorted(set(self._spec.owners) - set(present)))
+        click.echo(
+            f"Waiting for {missing}, at most {seconds:g} s: {_count(len(present), 'owner')} of at least"
+            f" {floor} so far"
+        )
+
     def round(self, released: int, line: Mapping[str, Any]) -> None:
         width = len(str(self._spec.rounds))
         metrics = "".join(f"   {name} {value:.4f}" for name, value in line["metrics"].items())
@@ -39,6 +46,13 @@ class Console:
         for exclusion in exclusions:
             click.echo(
                 f"Round {step.round}: {exclusion.owner} was not counted ({reason_word(exclusion.reason)})"
+            )
+
+    def resting(self, step: Step, resting: Mapping[str, int]) -> None:
+        for owner, back_in in resting.items():
+            click.echo(
+                f"Round {step.round}: {owner} was not counted again and again; it is left out until round"
+                f" {back_in}"
             )
 
     def aborted(self, step: Step, reason: "pb.Reason") -> None:

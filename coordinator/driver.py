@@ -2,11 +2,12 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
 
-from cairn.errors import CairnError, Unavailable
+from cairn.errors import CairnError, Fenced, Unavailable
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound
 from coordinator.campaign import Campaign, Step
@@ -27,6 +28,7 @@ class _Line:
     round: int
     contributors: int
     metrics: dict[str, float]
+    left_out: list[str]
     seconds: float = 0.0
 
 
@@ -70,7 +72,7 @@ class Driver:
         self._console.started(status.floor, standing.checkpoint.released)
         try:
             self._carry_out_all(standing, status)
-        except Unavailable:
+        except (Unavailable, Fenced):
             raise
         except CairnError:  # stopped, or given up
             self._part()
@@ -91,8 +93,12 @@ class Driver:
                 self._finish_round(standing)
 
     def _part(self) -> None:
-        """Fetch the ledger's last entries, if the aggregator still answers."""
+        """Fetch the ledger's last entries, if the aggregator still answers.
+
+        Raises Fenced where the folder may be another coordinator's by now.
+        """
         try:
+            self._aggregator.register(self._job.spec_bytes)
             self._ledger.bring_up_to_date(self._records.entries)
         except Unavailable as error:
             log.warning("the ledger's last entries were not fetched", reason=str(error))
@@ -100,7 +106,10 @@ class Driver:
     def _carry_out(self, step: Step, opened: OpenedRound | None, base: Base, floor: int) -> Ended:
         if opened is not None:
             return self._rounds.see_to_end(opened, base)
-        cohort = self._rounds.gather(floor)
+        seconds = self._job.gather_seconds
+        cohort = self._rounds.gather(
+            step, floor, lambda present: self._console.waiting(present, floor, seconds)
+        )
         self._check_stop()
         self._rounds.check_floor(cohort, floor)
         return self._rounds.carry_out(step, cohort, base)
@@ -135,6 +144,7 @@ class Driver:
     def _note(self, standing: _Standing, step: Step, ended: Ended, seconds: float) -> None:
         """Keep what a step brought."""
         self._console.excluded(step, ended.exclusions)
+        self._console.resting(step, ended.resting)
         if ended.release is None:
             self._console.aborted(step, ended.reason)
             self._check_stop()
@@ -143,7 +153,7 @@ class Driver:
         standing.campaign.was_released(step)
         if step.trains:
             self._keep(standing, ended.release)
-            standing.line = _line_of(ended.release.statement, seconds)
+            standing.line = _line_of(ended.release.statement, seconds, ended.left_out)
         else:
             self._folder.save_evaluation(ended.release.signed)
             if standing.line is not None:
@@ -178,6 +188,6 @@ def _step_of(opened: OpenedRound | None) -> Step | None:
     return Step(opened.manifest.round, opened.manifest.phase) if opened is not None else None
 
 
-def _line_of(statement: pb.ReleaseStatement, seconds: float) -> _Line:
+def _line_of(statement: pb.ReleaseStatement, seconds: float, left_out: Sequence[str] = ()) -> _Line:
     metrics = dict(sorted(statement.metrics.items()))
-    return _Line(statement.round, statement.contributors, metrics, seconds)
+    return _Line(statement.round, statement.contributors, metrics, list(left_out), seconds)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cairn.encoding import WORDS
-from cairn.errors import CairnError, UsageError
+from cairn.errors import CairnError, Fenced, UsageError
 from cairn.identity import (
     Identity,
     NodeName,
@@ -105,16 +105,20 @@ def _serve(
             channel.close()  # whatever still waits for the aggregator ends now
 
     on_stop_signal(stop)
-    finished = coordinator_pb2.Finished(job=job.spec.name)
+    finished, goes_on = coordinator_pb2.Finished(job=job.spec.name), False
     try:
         if checkpoint.completed:
             attendance.gather_all(job.spec.owners, job.gather_seconds)
         driver.run(checkpoint)
         finished.completed = True
+    except Fenced as error:
+        goes_on = True
+        raise Fenced(f"{error}. This one ends, and leaves {folder.path} as it is") from None
     finally:
         ended.set()
-        # A job that was only stopped goes on later: its owners stay.
-        last = None if stopping.is_set() else coordinator_pb2.AttendResponse(finished=finished)
+        # A job that was only stopped, or is another's now, goes on: its owners stay.
+        goes_on |= stopping.is_set()
+        last = None if goes_on else coordinator_pb2.AttendResponse(finished=finished)
         attendance.dismiss(last, _DISMISSAL_SECONDS)
         listener.stop(0.0)
 

@@ -1,8 +1,8 @@
 """Takes one round from its opening to its collected release, between owners and aggregator."""
 
 import threading
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -13,10 +13,11 @@ from cairn.tensors import Schema
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
-from coordinator.attendance import Attendance
+from coordinator.attendance import Attendance, Waiting
 from coordinator.campaign import Step
 from coordinator.collecting import Release
 from coordinator.invitation_service import InvitationService
+from coordinator.leaving_out import LeavingOut
 
 log = structlog.get_logger()
 
@@ -46,11 +47,16 @@ class Base:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a round ended: with a release, or without one for a reason."""
+    """How a round ended: with a release, or without one for a reason.
+
+    `left_out` attended and were not invited, and those of `resting` will not be before the round named.
+    """
 
     release: Release | None
     reason: "pb.Reason"
     exclusions: tuple[pb.Exclusion, ...]
+    left_out: tuple[str, ...] = ()
+    resting: Mapping[str, int] = field(default_factory=dict)
 
 
 class Rounds:
@@ -74,13 +80,18 @@ class Rounds:
         self._lock = threading.Lock()
         self._open: OpenedRound | None = None
         self._counted: list[str] = []
+        self._present: list[str] = []
+        self._leaving_out = LeavingOut()
 
-    def gather(self, floor: int) -> list[str]:
-        """Wait for owners and return who attends: the next cohort, or too few of them."""
+    def gather(self, step: Step, floor: int, waiting: Waiting) -> list[str]:
+        """Wait for owners and return the next cohort: who attends and is not left out, or too few of them."""
         owners, seconds = self._job.spec.owners, self._job.gather_seconds
         if self._counted:
-            return self._attendance.gather(owners, self._counted, floor, seconds)
-        return self._attendance.gather_all(owners, seconds)
+            present = self._attendance.gather(owners, self._counted, floor, seconds, waiting)
+        else:
+            present = self._attendance.gather_all(owners, seconds, waiting)
+        self._present = present
+        return self._leaving_out.cohort(step.round, present, floor)
 
     def check_floor(self, present: Collection[str], floor: int) -> None:
         """Raise CairnError where too few attend."""
@@ -101,7 +112,8 @@ class Rounds:
                 raise
             log.warning("evaluation left out", round=step.round, reason=str(error))
             return Ended(None, pb.REASON_UNSPECIFIED, ())
-        return self.see_to_end(opened, base)
+        left_out = tuple(sorted(set(self._present) - set(cohort)))
+        return replace(self.see_to_end(opened, base), left_out=left_out)
 
     def see_to_end(self, opened: OpenedRound, base: Base) -> Ended:
         """Invite the cohort of an open round, wait for its end and tell everybody of it."""
@@ -127,8 +139,13 @@ class Rounds:
         with self._lock:
             self._open = None
         self._announce(opened, release, ending.reason)
-        self._counted = sorted(set(cohort) - {exclusion.owner for exclusion in excluded})
-        return Ended(release, ending.reason, excluded)
+        missed = {exclusion.owner for exclusion in excluded}
+        self._counted = sorted(set(cohort) - missed)
+        resting: Mapping[str, int] = {}
+        if opened.manifest.trains:
+            counted = self._counted if release else []
+            resting = self._leaving_out.note(opened.manifest.round, counted, missed)
+        return Ended(release, ending.reason, excluded, resting=resting)
 
     def collect(self, manifest_digest: bytes, schema: Schema) -> Release:
         return self._aggregator.collect(manifest_digest, schema, self._new_model)

@@ -1,7 +1,7 @@
 """The owner's calls to the aggregator. Makes `cairn.v1.IntakeService`'s and `RecordService`'s."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 
 import grpc
@@ -81,13 +81,22 @@ class AggregatorClient:
         payload: memoryview,
         pushed: Pushed,
         seconds: float,
+        before_commit: Callable[[], object] = lambda: None,
     ) -> pb.Signed:
-        """Push an update; returns the receipt. May be repeated: the same update is counted once."""
+        """Push an update; returns the receipt. May be repeated: the same update is counted once.
+
+        Nothing of it counts before its commit, and that waits for `before_commit`.
+        """
         seen = self._witness.seen()
         if seen is not None and not header.HasField("seen_head"):  # repeated, it is the same header
             header.seen_head.CopyFrom(seen)
         begun: SimpleQueue[grpc.Call] = SimpleQueue()
-        parts = _parts(header, payload, pushed.payload_digest, begun)
+
+        def commit() -> aggregator_pb2.UpdateCommit:
+            before_commit()
+            return aggregator_pb2.UpdateCommit(payload_digest=pushed.payload_digest)
+
+        parts = _parts(header, payload, commit, begun)
         with translated():
             if (
                 len(payload) <= CHUNK_BYTES
@@ -147,12 +156,11 @@ class AggregatorClient:
 def _parts(
     header: aggregator_pb2.UpdateHeader,
     payload: memoryview,
-    payload_digest: bytes,
+    commit: Callable[[], aggregator_pb2.UpdateCommit],
     begun: SimpleQueue[grpc.Call],
 ) -> Iterator[aggregator_pb2.SubmitUpdateRequest | memoryview]:
     yield aggregator_pb2.SubmitUpdateRequest(header=header)
     if len(payload) > CHUNK_BYTES:
         begun.get().initial_metadata()  # comes when it is our turn, or when the call ends
     yield from chunks_of(payload)
-    commit = aggregator_pb2.UpdateCommit(payload_digest=payload_digest)
-    yield aggregator_pb2.SubmitUpdateRequest(commit=commit)
+    yield aggregator_pb2.SubmitUpdateRequest(commit=commit())

@@ -9,6 +9,8 @@
     sent          before the first byte of an update leaves: {job, round, phase, manifest_digest, task,
                   destination, payload_digest, tensors, bytes, encoding, examples, metrics,
                   dropped_metrics, clipped, rule, weighting}
+    sent again    before the update that was recorded so is pushed again, after this node was started anew:
+                  {job, round, phase, manifest_digest, payload_digest, destination}
     receipt       the aggregator's signed receipt: {manifest_digest, receipt}
     not accepted  the aggregator did not let this owner in, or refused its update:
                   {manifest_digest, reason, why}

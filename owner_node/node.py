@@ -32,10 +32,12 @@ from owner_node.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.doctor import node_of
+from owner_node.kept_updates import KeptUpdates
+from owner_node.leaving import LeavingRules
 from owner_node.ledger import OwnerLedger
 from owner_node.outcomes import Outcomes
 from owner_node.policy import Policy, TaskRules
-from owner_node.pushing import LeavingRules, Pushing
+from owner_node.pushing import Pushing
 from owner_node.receipts import Receipts
 from owner_node.records import Records
 from owner_node.rounds import Closing, Deciding, Rounds
@@ -144,10 +146,11 @@ def _closing(
         name: LeavingRules(frozenset(task.metrics), task.clip)
         for name, task in settings.tasks.items()
     }
+    kept = KeptUpdates(settings.state, ledger.past.may_leave_again)
     return Closing(
         Records(ledger, Receipts(aggregator, ledger), destination),
-        Pushing(aggregator, ledger, rules, destination, stopping),
-        Outcomes(aggregator, ledger, settings.federation, settings.name, Clock()),
+        Pushing(aggregator, ledger, kept, rules, destination, stopping),
+        Outcomes(aggregator, ledger, kept, settings.federation, settings.name, Clock()),
     )
 
 

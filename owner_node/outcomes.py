@@ -15,6 +15,7 @@ from cairn.statements import commitment_of
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
+from owner_node.kept_updates import KeptUpdates
 from owner_node.ledger import OwnerLedger
 from owner_node.past import PHASE_WORDS
 from owner_node.receipts import Receipts
@@ -31,18 +32,21 @@ class Outcomes:
         self,
         aggregator: AggregatorClient,
         ledger: OwnerLedger,
+        kept: KeptUpdates,
         federation: str,
         owner: str,
         clock: Clock,
     ) -> None:
         self._aggregator = aggregator
         self._ledger = ledger
+        self._kept = kept
         self._receipts = Receipts(aggregator, ledger)
         self._federation = federation
         self._owner = owner
         self._clock = clock
         self._asked: dict[bytes, float] = {}  # when it was last asked about a round
-        self.put_off = False  # whether there was a question too soon after another
+        # Whether there was a question too soon after another, or one from before this node was started.
+        self.put_off = bool(ledger.past.unsettled)
 
     def is_proved(self, outcome: coordinator_pb2.Outcome) -> bool:
         """Whether the aggregator has signed that this round has ended."""
@@ -105,6 +109,7 @@ class Outcomes:
             if error.reason == pb.REASON_ROUND_ENDED:
                 facts = {"manifest_digest": digest.hex(), "why": str(error)}
                 self._ledger.record("no release", facts)
+                self._kept.tidy()
         except InvalidMessage as error:
             log.error("the aggregator's answer on a round is not good", **ids, reason=str(error))
         except CairnError as error:
@@ -137,6 +142,7 @@ class Outcomes:
                 "statement": base64.b64encode(signed.SerializeToString()).decode(),
             },
         )
+        self._kept.tidy()
         log.info(
             "released",
             **ids,

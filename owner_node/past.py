@@ -92,6 +92,12 @@ class Past:
         """Every update that left, or was about to leave, in this round, the latest last."""
         return self._sent.get(manifest_digest, [])
 
+    def may_leave_again(self, manifest_digest: bytes) -> bool:
+        """Whether an update left in this round, which may be open still: no later one of its job was joined."""
+        about = self.unsettled.get(manifest_digest)
+        last = self._last.get(about.job) if about is not None else None
+        return last is not None and last.manifest_digest == manifest_digest
+
     def receipt(self, manifest_digest: bytes) -> pb.Signed | None:
         return self._receipts.get(manifest_digest)
 

@@ -1,104 +1,27 @@
-"""Decides what of a trained round leaves this site, records it, and pushes it to the aggregator."""
+"""Records what leaves this site, keeps it until it is settled, and pushes it to the aggregator."""
 
-import math
 import threading
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 
 import structlog
 
-from cairn.encoding import Layout, encoding_word
+from cairn.encoding import encoding_word
 from cairn.errors import Conflict, TooMuch, Unavailable, UpdateRefused
 from cairn.messages import reason_word
 from cairn.patience import patiently
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from cairn.values import ANY_FINITE, check_values
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.clip import clip
-from owner_node.encoding import Change, Residual, encode, length
+from owner_node.fetching import until
+from owner_node.kept_updates import KeptUpdates
+from owner_node.leaving import Leaving, LeavingRules, needs_base, prepared, stream_of
 from owner_node.ledger import OwnerLedger, round_facts
-from owner_node.past import Pushed
 from owner_node.policy import Declined, Invited
 from owner_node.receipts import Receipts
-from owner_node.residual import Residuals, Stream
+from owner_node.residual import Residuals
 from owner_node.training_process import Trained
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class LeavingRules:
-    """What may leave of a task: the metrics by name, and how far an update may be from its base."""
-
-    metrics: frozenset[str] = frozenset()
-    clip: float | None = None
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """An update as it leaves. `change` is what its payload says, where that is in deltas."""
-
-    payload: memoryview
-    pushed: Pushed
-    dropped_metrics: tuple[str, ...]
-    clipped: bool
-    change: Change | None
-
-
-def needs_base(encoding: "pb.Encoding", rules: LeavingRules) -> bool:
-    """Whether what leaves is made of the update and its base, which must then outlive the training."""
-    return encoding != pb.ENCODING_WHOLE or rules.clip is not None
-
-
-def prepared(
-    invited: Invited,
-    base: memoryview,
-    trained: Trained,
-    rules: LeavingRules,
-    residuals: Residuals,
-) -> Leaving:
-    """Clip the update, encode it and drop what may not leave.
-
-    A whole update is clipped in place and leaves from where it is. The base is looked at only where
-    `needs_base` says so. Raises Declined for a value that is NaN
-    or infinite, and for a change that its encoding cannot say.
-    """
-    stream, payload, digest = _stream(invited), trained.payload, b""
-    clipped, change = False, None
-    if invited.manifest.trains:
-        try:
-            if stream.layout.encoding == pb.ENCODING_WHOLE:
-                check_values(stream.layout.schema, payload, ANY_FINITE)
-                if rules.clip is not None:
-                    clipped = clip(stream.layout.schema, base, payload, rules.clip)
-            else:
-                change = _change(stream.layout, base, trained, rules, residuals.of(stream))
-                clipped, payload = change.factor < 1, residuals.wire(stream.layout)
-                encode(stream.layout, change, payload)
-        except UpdateRefused as error:
-            raise Declined(f"after training the {error}", error.reason) from None
-        digest = stream.layout.digest(payload)
-    metrics = {name: value for name, value in trained.metrics.items() if name in rules.metrics}
-    dropped = tuple(sorted(trained.metrics.keys() - metrics.keys()))
-    return Leaving(payload, Pushed(digest, trained.examples, metrics), dropped, clipped, change)
-
-
-def _stream(invited: Invited) -> Stream:
-    job = invited.job
-    return Stream(job.task, job.name, Layout(job.schema, invited.manifest.encoding))
-
-
-def _change(
-    layout: Layout, base: memoryview, trained: Trained, rules: LeavingRules, residual: Residual
-) -> Change:
-    change = Change(base, trained.payload, residual)
-    if rules.clip is None:
-        return change
-    # A length that is none is left as it is: its change is refused, and by name, when it is encoded.
-    far = length(layout, change)
-    return replace(change, factor=rules.clip / far) if rules.clip < far < math.inf else change
 
 
 class Pushing:
@@ -108,12 +31,14 @@ class Pushing:
         self,
         aggregator: AggregatorClient,
         ledger: OwnerLedger,
+        kept: KeptUpdates,
         rules: Mapping[str, LeavingRules],
         destination: Callable[[], str],
         stopping: threading.Event,
     ) -> None:
         self._aggregator = aggregator
         self._ledger = ledger
+        self._kept = kept
         self._receipts = Receipts(aggregator, ledger)
         self._rules = rules
         self._destination = destination
@@ -130,24 +55,66 @@ class Pushing:
         Raises Declined, or NotRecorded where the ledger cannot be written: then nothing has left.
         """
         rules = self._rules[invited.job.task]
-        leaving = prepared(invited, base, trained, rules, self._residuals)
-        ids = {"job": invited.job.name, "round": invited.manifest.round}
-        if leaving.dropped_metrics:
-            log.warning(
-                "metrics that this owner's file does not list are dropped",
-                **ids,
-                metrics=list(leaving.dropped_metrics),
-            )
-        self._ledger.record("sent", self._facts(invited, leaving))
-        stream = _stream(invited)
-        if leaving.change is not None:
+        with self._kept.keeping(invited.digest) as keeping:
+            leaving = prepared(invited, base, trained, rules, self._residuals, keeping.write)
+            if leaving.dropped_metrics:
+                log.warning(
+                    "metrics that this owner's file does not list are dropped",
+                    **_ids(invited),
+                    metrics=list(leaving.dropped_metrics),
+                )
+            keeping.wait_until_placed()
+            self._ledger.record("sent", self._facts(invited, leaving))
+            self._push(invited, leaving, deadline, keeping.wait_until_durable)
+
+    def push_again(self, invited: Invited, deadline: float) -> bool:
+        """Push what was recorded as sent in this round before, as it was; returns whether something was.
+
+        Raises Declined where it is not there any more: to train again could bring another update, and
+        two of one round must never leave.
+        """
+        leaving = self._sent_before(invited)
+        if leaving is None:
+            return False
+        log.info("the finished update is pushed again, without training", **_ids(invited))
+        again = {**round_facts(invited), "payload_digest": leaving.pushed.payload_digest.hex()}
+        self._ledger.record("sent again", again | {"destination": self._destination()})
+        self._push(invited, leaving, deadline, lambda: None)
+        return True
+
+    def _sent_before(self, invited: Invited) -> Leaving | None:
+        sent = self._ledger.past.sent(invited.digest)
+        if not sent:
+            return None
+        pushed, payload = sent[-1], memoryview(b"")
+        if invited.manifest.trains:
+            layout = stream_of(invited).layout
+            kept = self._kept.find(invited.digest, layout, pushed.payload_digest)
+            if kept is None:
+                raise Declined(
+                    "the update that this owner recorded as sent is not on its disk any more, and no other"
+                    " may leave in its place",
+                    pb.REASON_UPDATE_LOST,
+                )
+            payload = kept
+        return Leaving(payload, pushed, dropped_metrics=(), clipped=False, change=None)
+
+    def _push(
+        self,
+        invited: Invited,
+        leaving: Leaving,
+        deadline: float,
+        before_commit: Callable[[], object],
+    ) -> None:
+        stream = stream_of(invited)
+        if stream.layout.encoding != pb.ENCODING_WHOLE:
             self._residuals.drop(stream)
         try:
-            receipt = self._submitted(invited, leaving, deadline)
+            receipt = self._submitted(invited, leaving, deadline, before_commit)
         except (UpdateRefused, Conflict) as error:
             if leaving.change is not None:
                 self._residuals.refused(stream, leaving.change)
-            log.error("update refused", **ids, reason=str(error))
+            log.error("update refused", **_ids(invited), reason=str(error))
             self._ledger.record(
                 "not accepted",
                 {
@@ -156,10 +123,11 @@ class Pushing:
                     "why": str(error),
                 },
             )
+            self._kept.remove(invited.digest)
             return
         log.info(
             "update accepted",
-            **ids,
+            **_ids(invited),
             bytes=len(leaving.payload),
             digest=leaving.pushed.payload_digest.hex(),
             clipped=leaving.clipped,
@@ -168,7 +136,13 @@ class Pushing:
         if leaving.change is not None:
             self._residuals.accepted(stream, leaving.change, leaving.payload)
 
-    def _submitted(self, invited: Invited, leaving: Leaving, deadline: float) -> pb.Signed:
+    def _submitted(
+        self,
+        invited: Invited,
+        leaving: Leaving,
+        deadline: float,
+        before_commit: Callable[[], object],
+    ) -> pb.Signed:
         header = aggregator_pb2.UpdateHeader(
             manifest_digest=invited.digest,
             base_digest=invited.manifest.base_digest,
@@ -188,7 +162,9 @@ class Pushing:
             tried = True
             try:
                 seconds = until(deadline)
-                return self._aggregator.submit(header, leaving.payload, leaving.pushed, seconds)
+                return self._aggregator.submit(
+                    header, leaving.payload, leaving.pushed, seconds, before_commit
+                )
             except UpdateRefused as error:
                 if error.reason == pb.REASON_CORRUPT_UPDATE:
                     raise Unavailable(str(error)) from None
@@ -217,9 +193,8 @@ class Pushing:
         }
 
 
-def until(deadline: float) -> float:
-    """The seconds left to a moment of the monotonic clock, but never none at all."""
-    return max(1.0, deadline - time.monotonic())
+def _ids(invited: Invited) -> dict[str, object]:
+    return {"job": invited.job.name, "round": invited.manifest.round}
 
 
 def _weighting_word(weighting: "pb.Weighting") -> str:

@@ -14,24 +14,22 @@ from cairn.errors import (
     CairnError,
     InvalidMessage,
     NotFound,
-    UpdateRefused,
     WrongState,
 )
-from cairn.incoming import Incoming
 from cairn.messages import digest_of, job_spec_from_bytes
 from cairn.patience import patiently
 from cairn.rpc import CALL_SECONDS
 from cairn.task_loading import TaskFailed
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
-from cairn.values import Bounds, check_values
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
+from owner_node.fetching import Fetching
 from owner_node.lease import Lease
 from owner_node.ledger import NotRecorded
 from owner_node.outcomes import Outcomes
 from owner_node.policy import Declined, Invited, Policy
-from owner_node.pushing import Pushing, until
+from owner_node.pushing import Pushing
 from owner_node.records import Records
 from owner_node.training_process import Trained, TrainingProcess, Work
 
@@ -82,7 +80,7 @@ class Rounds:
         self._records = closing.records
         self._pushing = closing.pushing
         self._outcomes = closing.outcomes
-        self._coordinator = coordinator
+        self._fetching = Fetching(coordinator, deciding.largest_value, stopping)
         self._aggregator = aggregator
         self._tasks = tasks
         self._stopping = stopping
@@ -198,11 +196,13 @@ class Rounds:
             self._current = _Current(invited, process, lease)
         try:
             with lease:
-                self._fetch(invited, process, deadline)
-                trained = self._train(invited, process)
                 self._check_not_dropped(invited)
-                base = process.base_buffer(invited.job.schema)
-                self._pushing.push(invited, base, trained, deadline)
+                if not self._pushing.push_again(invited, deadline):
+                    self._fetching.fetch(invited, process, deadline)
+                    trained = self._train(invited, process)
+                    self._check_not_dropped(invited)
+                    base = process.base_buffer(invited.job.schema)
+                    self._pushing.push(invited, base, trained, deadline)
         finally:
             with self._lock:
                 self._current = None
@@ -216,30 +216,6 @@ class Rounds:
         if joined.queue_place:
             log.info("waiting in line to push", **_ids(invited), place=joined.queue_place)
         return joined
-
-    def _fetch(self, invited: Invited, process: TrainingProcess, deadline: float) -> None:
-        """Bring the base into the training process's memory, unless it is there, and look at it."""
-        schema, digest = invited.job.schema, invited.manifest.base_digest
-        base = process.base_buffer(schema)
-        if process.has_base(schema, digest):
-            return
-
-        incoming = Incoming(len(base), schema.hasher(), base)
-
-        def fetch() -> None:
-            self._coordinator.fetch(digest, incoming, until(deadline))
-
-        try:
-            patiently(fetch, "the coordinator", until(deadline), self._stopping)
-        except InvalidMessage as error:
-            raise Declined(_not_fetched(error), pb.REASON_BASE_MISMATCH) from None
-        except CairnError as error:  # nothing that a coordinator says is the aggregator's word
-            raise Declined(_not_fetched(error), pb.REASON_FETCH_FAILED) from None
-        try:
-            check_values(schema, base, Bounds(value=self._deciding.largest_value, integer=1 << 63))
-        except UpdateRefused as error:
-            raise Declined(f"in the base the {error}", pb.REASON_MODEL_SUSPECT) from None
-        process.keep_base(digest)
 
     def _train(self, invited: Invited, process: TrainingProcess) -> Trained:
         self._check_not_dropped(invited)
@@ -284,10 +260,6 @@ class Rounds:
             self._aggregator.decline(digest, reason, seconds)
         except CairnError as error:
             log.warning("could not decline", reason=str(error))
-
-
-def _not_fetched(error: CairnError) -> str:
-    return f"the base was not fetched from the coordinator: {error}"
 
 
 def _ids(invited: Invited) -> dict[str, object]:

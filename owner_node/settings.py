@@ -70,7 +70,8 @@ class TaskSettings(Settings):
 class OwnerSettings(Settings):
     """Everything an owner node is told.
 
-    `state` is the directory of this owner's own ledger, which must outlive the node. `floor` is the
+    `state` is the directory of this owner's own ledger, which must outlive the node, and of its finished
+    update while the round is open. `floor` is the
     smallest cohort this owner takes part in. `trusted` lists the owners whose updates this owner
     believes to be real; itself is among them. Where it is given, so many of them must be sure to be in
     every average as `floor` says. `largest_value` is the largest floating-point value that a base may

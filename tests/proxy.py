@@ -61,6 +61,12 @@ class Proxy:
     def resume(self) -> None:
         self._flows.set()
 
+    def redirect(self, target: str) -> None:
+        """End all connections, and forward those to come to another target."""
+        host, _, port = target.rpartition(":")
+        self._target = (host, int(port))
+        self._end()
+
     def cut(self, after_bytes: int = 0) -> None:
         """End all connections, and those to come, once so many bytes in all have been sent."""
         with self._lock:

@@ -132,42 +132,48 @@ class GetReceiptResponse(_message.Message):
     def __init__(self, receipt: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
 
 class RegisterJobRequest(_message.Message):
-    __slots__ = ("job_spec", "protocol", "software")
+    __slots__ = ("job_spec", "protocol", "software", "process")
     JOB_SPEC_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
     job_spec: bytes
     protocol: int
     software: str
-    def __init__(self, job_spec: _Optional[bytes] = ..., protocol: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+    process: bytes
+    def __init__(self, job_spec: _Optional[bytes] = ..., protocol: _Optional[int] = ..., software: _Optional[str] = ..., process: _Optional[bytes] = ...) -> None: ...
 
 class RegisterJobResponse(_message.Message):
-    __slots__ = ("floor", "last_round", "open_manifest", "last_statement", "released")
+    __slots__ = ("floor", "last_round", "open_manifest", "last_statement", "released", "epoch")
     FLOOR_FIELD_NUMBER: _ClassVar[int]
     LAST_ROUND_FIELD_NUMBER: _ClassVar[int]
     OPEN_MANIFEST_FIELD_NUMBER: _ClassVar[int]
     LAST_STATEMENT_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     floor: int
     last_round: int
     open_manifest: _round_pb2.Signed
     last_statement: _round_pb2.Signed
     released: int
-    def __init__(self, floor: _Optional[int] = ..., last_round: _Optional[int] = ..., open_manifest: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., last_statement: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., released: _Optional[int] = ...) -> None: ...
+    epoch: int
+    def __init__(self, floor: _Optional[int] = ..., last_round: _Optional[int] = ..., open_manifest: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., last_statement: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., released: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class OpenRoundRequest(_message.Message):
-    __slots__ = ("job", "round", "phase", "cohort", "base_digest")
+    __slots__ = ("job", "round", "phase", "cohort", "base_digest", "epoch")
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     COHORT_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     job: str
     round: int
     phase: _round_pb2.Phase
     cohort: _containers.RepeatedScalarFieldContainer[str]
     base_digest: bytes
-    def __init__(self, job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[_round_pb2.Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ...) -> None: ...
+    epoch: int
+    def __init__(self, job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[_round_pb2.Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class OpenRoundResponse(_message.Message):
     __slots__ = ("manifest",)
@@ -176,10 +182,12 @@ class OpenRoundResponse(_message.Message):
     def __init__(self, manifest: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
 
 class WatchRoundRequest(_message.Message):
-    __slots__ = ("manifest_digest",)
+    __slots__ = ("manifest_digest", "epoch")
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
-    def __init__(self, manifest_digest: _Optional[bytes] = ...) -> None: ...
+    epoch: int
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class WatchRoundResponse(_message.Message):
     __slots__ = ("state", "reason", "exclusions")
@@ -192,12 +200,14 @@ class WatchRoundResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[RoundState, str]] = ..., reason: _Optional[_Union[_round_pb2.Reason, str]] = ..., exclusions: _Optional[_Iterable[_Union[_round_pb2.Exclusion, _Mapping]]] = ...) -> None: ...
 
 class CollectReleaseRequest(_message.Message):
-    __slots__ = ("manifest_digest", "offset")
+    __slots__ = ("manifest_digest", "offset", "epoch")
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
     offset: int
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+    epoch: int
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., offset: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class CollectReleaseResponse(_message.Message):
     __slots__ = ("header", "chunk")
@@ -216,10 +226,12 @@ class ReleaseHeader(_message.Message):
     def __init__(self, statement: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class AbortRoundRequest(_message.Message):
-    __slots__ = ("manifest_digest",)
+    __slots__ = ("manifest_digest", "epoch")
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
-    def __init__(self, manifest_digest: _Optional[bytes] = ...) -> None: ...
+    epoch: int
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class AbortRoundResponse(_message.Message):
     __slots__ = ()

@@ -217,6 +217,11 @@ class IntakeService:
 
 class ReleaseServiceStub:
     """Opens rounds and hands out averages. Nothing it returns is keyed by one owner's values.
+
+    A job has one coordinator at a time: the process that registered it last. Its epoch is one more than that of
+    the process before it, and every call but RegisterJob carries it. A process of an earlier epoch, such as one
+    that was cut off while another was started elsewhere, is refused for good, with FAILED_PRECONDITION and
+    the reason FENCED; an epoch that was never given is INVALID_ARGUMENT.
     """
 
     def __init__(self, channel):
@@ -254,14 +259,21 @@ class ReleaseServiceStub:
 
 class ReleaseServiceServicer:
     """Opens rounds and hands out averages. Nothing it returns is keyed by one owner's values.
+
+    A job has one coordinator at a time: the process that registered it last. Its epoch is one more than that of
+    the process before it, and every call but RegisterJob carries it. A process of an earlier epoch, such as one
+    that was cut off while another was started elsewhere, is refused for good, with FAILED_PRECONDITION and
+    the reason FENCED; an epoch that was never given is INVALID_ARGUMENT.
     """
 
     def RegisterJob(self, request, context):
         """Registers a job, before its first round.
 
         The caller must be a coordinator. Idempotent: the same bytes are answered with the job's present
-        state, also where the aggregator's rules have changed; other bytes under the same name are refused.
-        Errors: PERMISSION_DENIED for another role or another coordinator's job, INVALID_ARGUMENT for a
+        state, also where the aggregator's rules have changed; other bytes under the same name are refused. One
+        process always gets the same epoch, and another process the next.
+        Errors: PERMISSION_DENIED for another role or another coordinator's job, FAILED_PRECONDITION with the
+        reason FENCED for a process after which another has registered the job, INVALID_ARGUMENT for a
         spec that is incomplete or that the aggregator's policy refuses (the message says which rule),
         ALREADY_EXISTS for another spec under this name, RESOURCE_EXHAUSTED for a model beyond the
         aggregator's limit or too many jobs without a release.
@@ -366,6 +378,11 @@ def add_ReleaseServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ReleaseService:
     """Opens rounds and hands out averages. Nothing it returns is keyed by one owner's values.
+
+    A job has one coordinator at a time: the process that registered it last. Its epoch is one more than that of
+    the process before it, and every call but RegisterJob carries it. A process of an earlier epoch, such as one
+    that was cut off while another was started elsewhere, is refused for good, with FAILED_PRECONDITION and
+    the reason FENCED; an epoch that was never given is INVALID_ARGUMENT.
     """
 
     @staticmethod

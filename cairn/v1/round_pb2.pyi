@@ -94,6 +94,8 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_TOO_MANY_ROUNDS: _ClassVar[Reason]
     REASON_CHAIN_BROKEN: _ClassVar[Reason]
     REASON_ENCODING_REFUSED: _ClassVar[Reason]
+    REASON_UPDATE_LOST: _ClassVar[Reason]
+    REASON_FENCED: _ClassVar[Reason]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_BOOL: Dtype
 DTYPE_U8: Dtype
@@ -161,6 +163,8 @@ REASON_TOO_FEW_EXAMPLES: Reason
 REASON_TOO_MANY_ROUNDS: Reason
 REASON_CHAIN_BROKEN: Reason
 REASON_ENCODING_REFUSED: Reason
+REASON_UPDATE_LOST: Reason
+REASON_FENCED: Reason
 
 class Signed(_message.Message):
     __slots__ = ("type", "body", "signature")

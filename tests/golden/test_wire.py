@@ -80,7 +80,7 @@ EXPECTED: dict[str, Message] = {
         lease_seconds=15,
         nonce=digest("n"),
         ledger_head=digest("l"),
-        protocol=2,
+        protocol=3,
         ledger_number=601,
         software="0.2.0",
         encoding=pb.ENCODING_WHOLE,
@@ -113,7 +113,7 @@ EXPECTED: dict[str, Message] = {
         join=True,
         reason=pb.REASON_STOPPING,
         seen_head=SIGNED,
-        protocol=2,
+        protocol=3,
         software="0.2.0",
     ),
     "JoinRoundResponse": agg.JoinRoundResponse(
@@ -140,10 +140,10 @@ EXPECTED: dict[str, Message] = {
     "GetReceiptRequest": agg.GetReceiptRequest(manifest_digest=digest("m")),
     "GetReceiptResponse": agg.GetReceiptResponse(receipt=SIGNED),
     "RegisterJobRequest": agg.RegisterJobRequest(
-        job_spec=b"\x0a\x07clinics", protocol=2, software="0.2.0"
+        job_spec=b"\x0a\x07clinics", protocol=3, software="0.2.0", process=digest("p")
     ),
     "RegisterJobResponse": agg.RegisterJobResponse(
-        floor=3, last_round=300, open_manifest=SIGNED, last_statement=SIGNED, released=299
+        floor=3, last_round=300, open_manifest=SIGNED, last_statement=SIGNED, released=299, epoch=4
     ),
     "OpenRoundRequest": agg.OpenRoundRequest(
         job="tumours",
@@ -151,24 +151,27 @@ EXPECTED: dict[str, Message] = {
         phase=pb.PHASE_TRAIN,
         cohort=["alice", "bob", "carol"],
         base_digest=digest("b"),
+        epoch=4,
     ),
     "OpenRoundResponse": agg.OpenRoundResponse(manifest=SIGNED),
-    "WatchRoundRequest": agg.WatchRoundRequest(manifest_digest=digest("m")),
+    "WatchRoundRequest": agg.WatchRoundRequest(manifest_digest=digest("m"), epoch=4),
     "WatchRoundResponse": agg.WatchRoundResponse(
         state=agg.ROUND_STATE_ABORTED, reason=pb.REASON_BELOW_FLOOR, exclusions=[EXCLUSION]
     ),
-    "CollectReleaseRequest": agg.CollectReleaseRequest(manifest_digest=digest("m"), offset=1 << 33),
+    "CollectReleaseRequest": agg.CollectReleaseRequest(
+        manifest_digest=digest("m"), offset=1 << 33, epoch=4
+    ),
     "CollectReleaseResponse.header": agg.CollectReleaseResponse(header=RELEASE_HEADER),
     "CollectReleaseResponse.chunk": agg.CollectReleaseResponse(chunk=b"\x00\x01\xfe\xff"),
     "ReleaseHeader": RELEASE_HEADER,
-    "AbortRoundRequest": agg.AbortRoundRequest(manifest_digest=digest("m")),
+    "AbortRoundRequest": agg.AbortRoundRequest(manifest_digest=digest("m"), epoch=4),
     "AbortRoundResponse": agg.AbortRoundResponse(),
     "GetStatementRequest": agg.GetStatementRequest(manifest_digest=digest("m")),
     "GetStatementResponse": agg.GetStatementResponse(statement=SIGNED, ledger_head=SIGNED),
     "ListEntriesRequest": agg.ListEntriesRequest(first=1 << 40, limit=1000),
     "ListEntriesResponse": agg.ListEntriesResponse(entries=[ENTRY, ENTRY], head=SIGNED),
     "LedgerEntry": ENTRY,
-    "AttendRequest": coord.AttendRequest(federation="clinics", protocol=2, software="0.2.0"),
+    "AttendRequest": coord.AttendRequest(federation="clinics", protocol=3, software="0.2.0"),
     "AttendResponse.invitation": coord.AttendResponse(invitation=INVITATION),
     "AttendResponse.outcome": coord.AttendResponse(outcome=OUTCOME),
     "AttendResponse.finished": coord.AttendResponse(finished=FINISHED),

@@ -8,7 +8,7 @@ import grpc
 from cairn.messages import PROTOCOL
 from cairn.v1 import aggregator_pb2
 from tests.hostile.checks import ONE_HOT, one_hot
-from tests.service.network import SECONDS, Job, Network, OpenRound
+from tests.service.network import PROCESS, SECONDS, Job, Network, OpenRound
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
@@ -26,7 +26,7 @@ def new_job(network: Network, caller: str, **terms: Any) -> Job:
 
 
 def register(network: Network, caller: str, body: bytes) -> aggregator_pb2.RegisterJobResponse:
-    request = aggregator_pb2.RegisterJobRequest(job_spec=body, protocol=PROTOCOL)
+    request = aggregator_pb2.RegisterJobRequest(job_spec=body, protocol=PROTOCOL, process=PROCESS)
     answer: aggregator_pb2.RegisterJobResponse = network.release(caller).RegisterJob(
         request, timeout=SECONDS
     )

@@ -61,7 +61,7 @@ def end_open_rounds(network: Network) -> None:
     with database(network.state / "aggregator.sqlite") as db:
         open_rounds = _open_rounds(db)
     for digest, coordinator in open_rounds:
-        request = aggregator_pb2.AbortRoundRequest(manifest_digest=digest)
+        request = aggregator_pb2.AbortRoundRequest(manifest_digest=digest, epoch=1)
         network.release(coordinator).AbortRound(request, timeout=SECONDS)
 
 

@@ -221,7 +221,9 @@ class Stage:
             for _ in range(random.choice((1, 1, 2))):
                 change_field(random, spec)
             body = spec.SerializeToString()
-        yield aggregator_pb2.RegisterJobRequest(job_spec=body, protocol=PROTOCOL, software="0.3.0")
+        yield aggregator_pb2.RegisterJobRequest(
+            job_spec=body, protocol=PROTOCOL, software="0.3.0", process=bytes(32)
+        )
 
     def _open_round(self, random: Random) -> Iterator[Message]:
         yield aggregator_pb2.OpenRoundRequest(
@@ -230,11 +232,12 @@ class Stage:
             phase=random.choice((pb.PHASE_TRAIN, pb.PHASE_EVALUATE)),
             cohort=OWNERS,
             base_digest=ONE_HOT.digest(self._payload),
+            epoch=random.choice((1, 1, 2)),
         )
 
     def _collect(self, random: Random) -> Iterator[Message]:
         yield aggregator_pb2.CollectReleaseRequest(
-            manifest_digest=self._digest(random), offset=random.choice((0, 0, 1, 20, 21))
+            manifest_digest=self._digest(random), offset=random.choice((0, 0, 1, 20, 21)), epoch=1
         )
 
     def _fetch(self, random: Random) -> Iterator[Message]:
@@ -252,6 +255,15 @@ def _naming(kind: Callable[..., Message]) -> Callable[[Stage, Random], Iterator[
     return message
 
 
+def _following(kind: Callable[..., Message]) -> Callable[[Stage, Random], Iterator[Message]]:
+    """Requests that name a manifest and the epoch of a coordinator."""
+
+    def message(stage: Stage, random: Random) -> Iterator[Message]:
+        yield kind(manifest_digest=stage._digest(random), epoch=random.choice((1, 1, 2)))
+
+    return message
+
+
 def _of(*messages: Message) -> Callable[[Stage, Random], Iterator[Message]]:
     return lambda _stage, random: iter([random.choice(messages)])
 
@@ -263,9 +275,9 @@ _MESSAGES: dict[str, Callable[[Stage, Random], Iterator[Message]]] = {
     "/cairn.v1.IntakeService/GetReceipt": _naming(aggregator_pb2.GetReceiptRequest),
     "/cairn.v1.ReleaseService/RegisterJob": Stage._register,
     "/cairn.v1.ReleaseService/OpenRound": Stage._open_round,
-    "/cairn.v1.ReleaseService/WatchRound": _naming(aggregator_pb2.WatchRoundRequest),
+    "/cairn.v1.ReleaseService/WatchRound": _following(aggregator_pb2.WatchRoundRequest),
     "/cairn.v1.ReleaseService/CollectRelease": Stage._collect,
-    "/cairn.v1.ReleaseService/AbortRound": _naming(aggregator_pb2.AbortRoundRequest),
+    "/cairn.v1.ReleaseService/AbortRound": _following(aggregator_pb2.AbortRoundRequest),
     "/cairn.v1.RecordService/GetStatement": _naming(aggregator_pb2.GetStatementRequest),
     "/cairn.v1.RecordService/ListEntries": _of(
         aggregator_pb2.ListEntriesRequest(first=1, limit=10),

@@ -172,7 +172,7 @@ def test_a_round_cannot_be_aborted_by_another_coordinator(
 ) -> None:
     opened = new_job(network, who).open(COHORT)
     other = new_caller()
-    request = aggregator_pb2.AbortRoundRequest(manifest_digest=opened.digest)
+    request = aggregator_pb2.AbortRoundRequest(manifest_digest=opened.digest, epoch=1)
     with refuses(network, f"coordinator/{other}", "AbortRound", DENIED, "NOT_ALLOWED"):
         network.release(other).AbortRound(request, timeout=SECONDS)
     push_one_hots(opened, COHORT)
@@ -185,7 +185,7 @@ def test_one_round_has_one_release_however_often_and_however_it_is_asked_for(
     opened = new_job(network, who).open(COHORT)
     push_one_hots(opened, COHORT)
     check_one_hot(opened.ends(), COHORT)
-    request = aggregator_pb2.CollectReleaseRequest(manifest_digest=opened.digest)
+    request = aggregator_pb2.CollectReleaseRequest(manifest_digest=opened.digest, epoch=1)
     plain = request.SerializeToString()
     wanted = _collect(network, who, plain)
     assert len(wanted) == 2
@@ -210,7 +210,7 @@ def test_a_release_that_is_broken_off_is_the_same_when_it_is_read_again(
     opened = new_job(network, who).open(COHORT)
     push_one_hots(opened, COHORT)
     first = opened.ends()
-    request = aggregator_pb2.CollectReleaseRequest(manifest_digest=opened.digest)
+    request = aggregator_pb2.CollectReleaseRequest(manifest_digest=opened.digest, epoch=1)
     call = opened.job.coordinator.CollectRelease(request, timeout=SECONDS)
     next(call)
     call.cancel()
@@ -245,7 +245,7 @@ def test_before_its_end_a_round_gives_the_same_refusal_whoever_has_pushed(
 
 def _refusal(job: Job, manifest_digest: bytes) -> tuple[object, ...]:
     """All that comes back when a release is asked for too early."""
-    request = aggregator_pb2.CollectReleaseRequest(manifest_digest=manifest_digest)
+    request = aggregator_pb2.CollectReleaseRequest(manifest_digest=manifest_digest, epoch=1)
     call = job.coordinator.CollectRelease(request, timeout=SECONDS)
     with pytest.raises(grpc.RpcError):
         next(call)

@@ -18,7 +18,7 @@ OTHER = Schema.of([TensorSpec("weight", "F32", (5, 2)), TensorSpec("bias", "F32"
 def opened_with(job: Job, digest: bytes) -> OpenRound:
     """The first round of a job, from the base that is said to have this digest."""
     request = aggregator_pb2.OpenRoundRequest(
-        job=job.spec.name, round=1, phase=pb.PHASE_TRAIN, cohort=COHORT, base_digest=digest
+        job=job.spec.name, round=1, phase=pb.PHASE_TRAIN, cohort=COHORT, base_digest=digest, epoch=1
     )
     return OpenRound(job, job.coordinator.OpenRound(request, timeout=SECONDS).manifest)
 

@@ -6,13 +6,14 @@ import grpc
 import pytest
 
 from aggregator_node.policy import MAX_OPEN_ROUNDS
+from cairn.messages import PROTOCOL
 from cairn.statements import HEAD
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.attacks import ABORTED, COHORT, INVALID, NewCaller, new_job, push_one_hots
 from tests.hostile.audit import opened as opened_by
 from tests.hostile.checks import bounded, one_hot, refuses
-from tests.service.network import SECONDS, Network, refused
+from tests.service.network import PROCESS, SECONDS, Network, refused
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -77,7 +78,7 @@ def test_a_schema_of_a_million_tensors_is_refused_before_they_become_objects(
         varint += bytes([size & 0x7F | (0x80 if size > 0x7F else 0)])
         size >>= 7
     body = message.SerializeToString() + b"\x5a" + varint + schema  # field 11, merged
-    request = aggregator_pb2.RegisterJobRequest(job_spec=body, protocol=2)
+    request = aggregator_pb2.RegisterJobRequest(job_spec=body, protocol=PROTOCOL, process=PROCESS)
     with bounded(network.node.pid, 400 << 20), refused(INVALID, "100000 tensors", "MALFORMED"):
         network.release(who).RegisterJob(request, timeout=SECONDS)
     assert 10_000_000 < len(body) < 16 << 20
@@ -86,7 +87,9 @@ def test_a_schema_of_a_million_tensors_is_refused_before_they_become_objects(
 def test_a_specification_beyond_the_limit_is_refused(network: Network, who: str) -> None:
     job = new_job(network, who)
     padding = b"\xfa\x3f" + b"\x80\x80\x80\x08" + bytes(1 << 24)  # field 1023, 16 MiB
-    request = aggregator_pb2.RegisterJobRequest(job_spec=job.body + padding, protocol=2)
+    request = aggregator_pb2.RegisterJobRequest(
+        job_spec=job.body + padding, protocol=PROTOCOL, process=PROCESS
+    )
     with refused(EXHAUSTED, "at the most", "TOO_MUCH"):
         network.release(who).RegisterJob(request, timeout=SECONDS)
 

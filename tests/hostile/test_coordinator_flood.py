@@ -14,7 +14,7 @@ from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.attacks import NewCaller, new_job
 from tests.hostile.checks import bounded, refusals
-from tests.service.network import OWNERS, SECONDS, Network
+from tests.service.network import OWNERS, PROCESS, SECONDS, Network
 
 CALLS = 10_000
 CALLERS = 4
@@ -63,10 +63,15 @@ def _calls(
     release = network.release(who)
     job = pb.JobSpec.FromString(job_spec)
     another = aggregator_pb2.OpenRoundRequest(
-        job=job.name, round=1, phase=pb.PHASE_TRAIN, cohort=job.owners[1:], base_digest=bytes(32)
+        job=job.name,
+        round=1,
+        phase=pb.PHASE_TRAIN,
+        cohort=job.owners[1:],
+        base_digest=bytes(32),
+        epoch=1,
     )
-    known = aggregator_pb2.RegisterJobRequest(job_spec=job_spec, protocol=PROTOCOL)
-    collect = aggregator_pb2.CollectReleaseRequest(manifest_digest=manifest_digest)
+    known = aggregator_pb2.RegisterJobRequest(job_spec=job_spec, protocol=PROTOCOL, process=PROCESS)
+    collect = aggregator_pb2.CollectReleaseRequest(manifest_digest=manifest_digest, epoch=1)
     makers: list[Callable[[], object]] = [
         lambda: release.OpenRound(another, timeout=SECONDS),
         lambda: release.RegisterJob(known, timeout=SECONDS),

@@ -12,11 +12,11 @@ from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 
 REQUESTS = {
-    "cairn.v1.RegisterJobRequest": ["job_spec", "protocol", "software"],
-    "cairn.v1.OpenRoundRequest": ["job", "round", "phase", "cohort", "base_digest"],
-    "cairn.v1.WatchRoundRequest": ["manifest_digest"],
-    "cairn.v1.CollectReleaseRequest": ["manifest_digest", "offset"],
-    "cairn.v1.AbortRoundRequest": ["manifest_digest"],
+    "cairn.v1.RegisterJobRequest": ["job_spec", "protocol", "software", "process"],
+    "cairn.v1.OpenRoundRequest": ["job", "round", "phase", "cohort", "base_digest", "epoch"],
+    "cairn.v1.WatchRoundRequest": ["manifest_digest", "epoch"],
+    "cairn.v1.CollectReleaseRequest": ["manifest_digest", "offset", "epoch"],
+    "cairn.v1.AbortRoundRequest": ["manifest_digest", "epoch"],
     "cairn.v1.GetStatementRequest": ["manifest_digest"],
     "cairn.v1.ListEntriesRequest": ["first", "limit"],
 }
@@ -34,7 +34,7 @@ AVERAGED = {
 }
 NAMED_OWNERS = {"cairn.v1.Exclusion.owner", "cairn.v1.RoundManifest.cohort"}
 PUBLIC = {
-    "RegisterJobResponse": "floor last_round open_manifest last_statement released",
+    "RegisterJobResponse": "floor last_round open_manifest last_statement released epoch",
     "OpenRoundResponse": "manifest",
     "WatchRoundResponse": "state reason exclusions",
     "CollectReleaseResponse": "header chunk",

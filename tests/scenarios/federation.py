@@ -16,7 +16,7 @@ from cairn.federation import FederationPlan, write_federation
 from tests.scenarios.processes import BIN, Node, free_port, until
 
 # Halves the weights and adds this owner's own value. Where a FIFO of the round's number lies beside
-# the data, it first waits until the test, which opens the other end, closes it.
+# the data, it first waits until the test, which opens the other end, closes it. It writes down that it ran.
 TASK = """
 import os
 import sys
@@ -37,6 +37,8 @@ def data(site):
 
 
 def train(model, data, round):
+    with (data.train / "runs").open("a") as runs:
+        runs.write(f"{round.number}\\n")
     gate = data.train / f"round-{round.number}"
     if gate.exists():
         gate.read_bytes()
@@ -100,6 +102,10 @@ class Federation:
         torch.manual_seed(0)
         self.initial = {"weight": torch.randn(1, 2), "bias": torch.randn(1)}
         save_file(self.initial, home / "initial.safetensors")
+
+    def runs(self, owner: str) -> list[int]:
+        """The rounds that the owner's task was run for, once for each time."""
+        return [int(line) for line in (self.home / "data" / owner / "runs").read_text().split()]
 
     def set_mode(self, owner: str, mode: str) -> None:
         (self.home / "data" / owner / "mode").write_text(mode)

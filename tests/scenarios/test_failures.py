@@ -58,6 +58,7 @@ def test_below_the_floor_the_job_ends_and_says_who_is_missing(federate: MakeFede
         owners["bob"].kill()
     assert coordinator.ends() == 1
     output = coordinator.output()
+    assert "Waiting for bob, at most 3 s: 1 owner of at least 2 so far\n" in output
     assert "error: 1 of at least 2 owners attend after 3 seconds. Not there: bob." in output
     assert "run this again: the job goes on from its checkpoint" in output
     assert "Traceback" not in output
@@ -83,6 +84,28 @@ def test_an_owner_that_stops_in_good_order_says_so_and_is_not_waited_for(
     assert "Round 1: carol was not counted (STOPPING)" in coordinator.output()
     assert federation.history()[0]["seconds"] < 15
     assert "Traceback" not in owners["carol"].output()
+
+
+def test_an_owner_that_fails_again_and_again_is_left_out_for_some_rounds_and_comes_back(
+    federate: MakeFederation,
+) -> None:
+    federation = federate(THREE)
+    federation.set_mode("carol", "raise")
+    federation.gate("bob", 5)
+    federation.aggregator()
+    federation.owners()
+    coordinator = federation.coordinator(rounds=7)
+    with federation.held("bob", 5):
+        federation.set_mode("carol", "good")
+    assert coordinator.ends() == 0
+    two, three = ["alice", "bob"], sorted(THREE)
+    assert federation.runs("carol") == [1, 2, 3, 6, 7]
+    history = federation.history()
+    assert [line["left_out"] for line in history] == [[], [], [], ["carol"], ["carol"], [], []]
+    assert [line["contributors"] for line in history] == [2, 2, 2, 2, 2, 3, 3]
+    words = "Round 3: carol was not counted again and again; it is left out until round 6\n"
+    assert coordinator.output().count(words) == 1
+    federation.check_model(*[two] * 5, *[three] * 2)
 
 
 def test_every_kind_of_refusal_is_one_word_to_the_coordinator_and_whole_to_its_owner(

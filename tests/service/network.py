@@ -59,6 +59,9 @@ def refused(code: grpc.StatusCode, words: str = "", reason: str = "") -> Iterato
         assert dict(error.trailing_metadata())["cairn-reason"] == reason
 
 
+PROCESS = b"p" * 32  # of a coordinator, which registers a job once and again
+
+
 class Network:
     """One aggregator process, its federation's identities, and some that do not belong there."""
 
@@ -223,6 +226,8 @@ class Job:
         self.spec = spec
         self.body = job_spec_to_bytes(spec)
         self.coordinator = network.release(coordinator)
+        self.process = PROCESS
+        self.epoch = 0
 
     @property
     def first_base(self) -> bytes:
@@ -232,10 +237,13 @@ class Job:
         return (seed * (size // len(seed) + 1))[:size]
 
     def register(self) -> aggregator_pb2.RegisterJobResponse:
-        request = aggregator_pb2.RegisterJobRequest(job_spec=self.body, protocol=PROTOCOL)
+        request = aggregator_pb2.RegisterJobRequest(
+            job_spec=self.body, protocol=PROTOCOL, process=self.process
+        )
         answer: aggregator_pb2.RegisterJobResponse = self.coordinator.RegisterJob(
             request, timeout=SECONDS
         )
+        self.epoch = answer.epoch
         return answer
 
     def open(
@@ -253,6 +261,7 @@ class Job:
             phase=phase,
             cohort=cohort,
             base_digest=self.spec.schema.digest(payload),
+            epoch=self.epoch,
         )
         answer = self.coordinator.OpenRound(request, timeout=SECONDS)
         return OpenRound(self, answer.manifest)
@@ -339,19 +348,25 @@ class OpenRound:
         return receipt
 
     def watch(self) -> Any:
-        request = aggregator_pb2.WatchRoundRequest(manifest_digest=self.digest)
+        request = aggregator_pb2.WatchRoundRequest(
+            manifest_digest=self.digest, epoch=self.job.epoch
+        )
         return self.job.coordinator.WatchRound(request, timeout=SECONDS)
 
     def collect(self) -> tuple[pb.Signed, bytes]:
         """The signed statement of the release and all bytes of its chunks."""
-        request = aggregator_pb2.CollectReleaseRequest(manifest_digest=self.digest)
+        request = aggregator_pb2.CollectReleaseRequest(
+            manifest_digest=self.digest, epoch=self.job.epoch
+        )
         parts = list(self.job.coordinator.CollectRelease(request, timeout=SECONDS))
         payload = b"".join(part.chunk for part in parts[1:])
         assert len(payload) == parts[0].header.total_bytes
         return parts[0].header.statement, payload
 
     def abort(self) -> None:
-        request = aggregator_pb2.AbortRoundRequest(manifest_digest=self.digest)
+        request = aggregator_pb2.AbortRoundRequest(
+            manifest_digest=self.digest, epoch=self.job.epoch
+        )
         self.job.coordinator.AbortRound(request, timeout=SECONDS)
 
     def ends(self) -> Ended:

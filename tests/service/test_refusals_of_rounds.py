@@ -11,7 +11,7 @@ from cairn.messages import PROTOCOL, JobSpec, job_spec_to_bytes
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.service.network import SECONDS, SMALL, Job, Network, refused
+from tests.service.network import PROCESS, SECONDS, SMALL, Job, Network, refused
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
@@ -19,7 +19,7 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def register(job: Job, body: bytes, protocol: int = PROTOCOL) -> None:
-    request = aggregator_pb2.RegisterJobRequest(job_spec=body, protocol=protocol)
+    request = aggregator_pb2.RegisterJobRequest(job_spec=body, protocol=protocol, process=PROCESS)
     job.coordinator.RegisterJob(request, timeout=SECONDS)
 
 
@@ -362,7 +362,9 @@ def test_a_coordinators_jobs_without_a_release_may_not_fill_the_disk(tmp_path: P
 
     def large(coordinator: Any) -> None:
         body = changed(job.spec, name=next(names)) + padding
-        request = aggregator_pb2.RegisterJobRequest(job_spec=body, protocol=PROTOCOL)
+        request = aggregator_pb2.RegisterJobRequest(
+            job_spec=body, protocol=PROTOCOL, process=PROCESS
+        )
         coordinator.RegisterJob(request, timeout=SECONDS)
 
     job = network.job()

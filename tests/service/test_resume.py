@@ -24,6 +24,7 @@ from cairn.model_writing import NewModel
 from cairn.patience import patiently
 from cairn.rpc import Listener, dial
 from cairn.state_directory import StateDirectory
+from cairn.statements import commitment_of
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -33,10 +34,12 @@ from coordinator.attendance import Attendance
 from coordinator.invitation_service import InvitationService
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
-from owner_node.ledger import OwnerLedger
+from owner_node.kept_updates import KeptUpdates
+from owner_node.leaving import LeavingRules
+from owner_node.ledger import OwnerLedger, round_facts
 from owner_node.past import Pushed
 from owner_node.policy import Invited
-from owner_node.pushing import LeavingRules, Pushing
+from owner_node.pushing import Pushing
 from owner_node.training_process import Trained
 from owner_node.witness import Witness
 from tests.proxy import Proxy, Way
@@ -169,7 +172,9 @@ def joined(job: Job, *cohort: str) -> OpenRound:
 
 def collecting(network: Network, address: str) -> tuple[grpc.Channel, Collector]:
     channel = dial(address, identity(network, "coordinator", Role.COORDINATOR))
-    return channel, Collector(channel, address, network.key, SECONDS, threading.Event())
+    collector = Collector(channel, address, network.key, SECONDS, threading.Event())
+    collector._epoch = 1  # as after its registration
+    return channel, collector
 
 
 def test_a_collection_that_breaks_off_goes_on_from_where_it_was(
@@ -204,6 +209,7 @@ def test_a_collection_that_is_given_up_leaves_nothing_behind(
     with Breaking(network.release_at) as proxy:
         channel = dial(proxy.address, identity(network, "coordinator", Role.COORDINATOR))
         collector = Collector(channel, proxy.address, network.key, SECONDS, stopping)
+        collector._epoch = 1
         proxy.break_off(proxy.received, BREAKS_AT)
         stopping.set()
         with pytest.raises(Unavailable):
@@ -216,7 +222,9 @@ def test_a_collection_that_is_given_up_leaves_nothing_behind(
 
 @pytest.mark.parametrize("offset", [0, 1, ROW, SIZE - 1, SIZE])
 def test_a_release_is_collected_from_any_of_its_bytes(released: OpenRound, offset: int) -> None:
-    request = aggregator_pb2.CollectReleaseRequest(manifest_digest=released.digest, offset=offset)
+    request = aggregator_pb2.CollectReleaseRequest(
+        manifest_digest=released.digest, offset=offset, epoch=1
+    )
     first, *rest = released.job.coordinator.CollectRelease(request, timeout=SECONDS)
     statement, payload = released.collect()
     assert (first.header.statement, first.header.total_bytes) == (statement, SIZE)
@@ -225,12 +233,18 @@ def test_a_release_is_collected_from_any_of_its_bytes(released: OpenRound, offse
 
 @pytest.mark.parametrize("offset", [SIZE + 1, 2**64 - 1])
 def test_an_offset_behind_the_last_byte_is_refused(released: OpenRound, offset: int) -> None:
-    request = aggregator_pb2.CollectReleaseRequest(manifest_digest=released.digest, offset=offset)
+    request = aggregator_pb2.CollectReleaseRequest(
+        manifest_digest=released.digest, offset=offset, epoch=1
+    )
     with refused(grpc.StatusCode.INVALID_ARGUMENT, f"has {SIZE} bytes", "MALFORMED"):
         list(released.job.coordinator.CollectRelease(request, timeout=SECONDS))
 
 
 # Pushing an update.
+
+
+def invited_to(opened: OpenRound) -> Invited:
+    return Invited(opened.manifest, opened.digest, job_spec_from_bytes(opened.job.body))
 
 
 class Owner:
@@ -243,24 +257,31 @@ class Owner:
         self.aggregator = AggregatorClient(self.channel, network.key, "alice", witness)
         self.ledger = OwnerLedger(self.state, Clock())
         rules = {"task": LeavingRules()}
+        self.kept = KeptUpdates(self.state.path, self.ledger.past.may_leave_again)
+        self.stopping, self.is_closed = threading.Event(), False
         self._pushing = Pushing(
-            self.aggregator, self.ledger, rules, lambda: "sha256:00", threading.Event()
+            self.aggregator, self.ledger, self.kept, rules, lambda: "sha256:00", self.stopping
         )
 
     def push(self, opened: OpenRound, payload: bytes) -> None:
         """Push as after training, again and again where it breaks off."""
-        job = opened.job
-        invited = Invited(opened.manifest, opened.digest, job_spec_from_bytes(job.body))
-        base = memoryview(job.first_base)
+        invited, base = invited_to(opened), memoryview(opened.job.first_base)
+        self.ledger.record("joined", round_facts(invited))
         trained = Trained(memoryview(payload), 1, {})
         self._pushing.push(invited, base, trained, time.monotonic() + SECONDS)
+
+    def push_again(self, opened: OpenRound) -> bool:
+        """Push what was recorded as sent before this owner was started."""
+        return self._pushing.push_again(invited_to(opened), time.monotonic() + SECONDS)
 
     def facts(self, kind: str) -> list[dict[str, Any]]:
         return [entry.facts for entry in self.ledger._ledger.all() if entry.kind == kind]
 
     def close(self) -> None:
-        self.channel.close()
-        self.state.close()
+        if not self.is_closed:
+            self.is_closed = True
+            self.channel.close()
+            self.state.close()
 
 
 @pytest.fixture
@@ -300,6 +321,27 @@ def test_a_push_that_breaks_off_is_pushed_again_and_counted_once(
     ended = opened.ends()
     assert ended.statement.contributors == 3
     counted_once(ended.payload, "alice", "bob", "carol")
+
+
+def test_a_push_that_an_owner_leaves_in_the_middle_goes_on_from_its_disk(
+    network: Network, proxy: Breaking, alice: Owner, tmp_path: Path
+) -> None:
+    opened = joined(network.job(schema=MODEL), "alice", "bob")
+    proxy.break_off(proxy.sent, BREAKS_AT)
+    alice.stopping.set()  # so that it does not push again
+    with pytest.raises(Unavailable):
+        alice.push(opened, one_hot("alice"))
+    alice.close()
+    again = Owner(network, proxy, tmp_path)
+    (file,) = again.kept.path.iterdir()
+    assert file.read_bytes() == one_hot("alice")
+    assert again.push_again(opened)
+    assert accepted(network, opened, "alice") == 1
+    opened.push("bob", one_hot("bob"))
+    ended = opened.ends()
+    assert commitment_of(opened.receipt("alice")) in ended.statement.commitments
+    counted_once(ended.payload, "alice", "bob")
+    again.close()
 
 
 def test_a_push_that_never_comes_again_is_not_counted(

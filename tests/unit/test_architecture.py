@@ -41,7 +41,9 @@ PURE = [
     "cairn/verify_owner.py",
     "cairn/verify_run.py",
     "coordinator/campaign.py",
+    "coordinator/leaving_out.py",
     "owner_node/encoding.py",
+    "owner_node/leaving.py",
     "owner_node/policy.py",
 ]
 EXECUTES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -51,20 +51,20 @@ def test_a_round_for_which_no_thread_can_be_started_is_aborted_and_the_next_can_
     memory = Memory(ROUND_BYTES, updates_in_flight=2)  # for one round, and for no other beside it
     rounds = LiveRounds(recorder, memory, key, clock)
     jobs = Jobs(lambda: policy, 15, store, rounds, averages, clock)
-    jobs.register("coordinator", job_spec_to_bytes(JOB))
+    jobs.register("coordinator", job_spec_to_bytes(JOB), bytes(32))
 
     def opening(number: int) -> Opening:
         return Opening(number, pb.PHASE_TRAIN, OWNERS, bytes(32))
 
     full = mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("no more threads"))
     with full, pytest.raises(RuntimeError):
-        jobs.open("coordinator", "tumours", opening(1))
+        jobs.open("coordinator", 1, "tumours", opening(1))
 
     (row,) = store.rounds()
     assert (row.state, row.reason) == (
         aggregator_pb2.ROUND_STATE_ABORTED,
         pb.REASON_STORAGE_FAILED,
     )
-    jobs.open("coordinator", "tumours", opening(2))
+    jobs.open("coordinator", 1, "tumours", opening(2))
     rounds.abort_all()
     store.close()

@@ -154,11 +154,11 @@ class Aggregator:
                 target(*arguments)
 
     def register(self, spec: JobSpec) -> None:
-        self.jobs.register("coordinator", job_spec_to_bytes(spec))
+        self.jobs.register("coordinator", job_spec_to_bytes(spec), bytes(32))
         self.specs[spec.name] = spec
 
     def open(self, job: str, opening: Opening) -> Opened:
-        signed = self.jobs.open("coordinator", job, opening)
+        signed = self.jobs.open("coordinator", 1, job, opening)
         digest = digest_of(signed.body)
         known = [opened for opened in self.rounds if opened.digest == digest]
         if not known:

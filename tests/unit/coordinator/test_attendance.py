@@ -36,6 +36,30 @@ def test_a_later_gathering_does_not_wait_for_an_owner_that_was_gone_before() -> 
     assert present == ["alice", "bob"]
 
 
+def test_who_is_waited_for_is_told_once_and_the_waiting_ends() -> None:
+    attendance, told = Attendance(), list[list[str]]()
+    attendance.enter("alice")
+    owners = ["alice", "bob", "carol"]
+    assert attendance.gather(owners, ["alice"], 2, 0.01, told.append) == ["alice"]
+    assert told == [["alice"]]
+
+
+def test_those_who_come_while_it_is_told_are_gathered() -> None:
+    attendance = Attendance()
+    owners = ["alice", "bob"]
+    assert attendance.gather(owners, [], 1, LONG, lambda _: attendance.enter("bob")) == ["bob"]
+
+
+def test_nothing_is_told_where_nobody_is_waited_for() -> None:
+    attendance, told = Attendance(), list[list[str]]()
+    for owner in ("alice", "bob"):
+        attendance.enter(owner)
+    owners = ["alice", "bob"]
+    assert attendance.gather_all(owners, LONG, told.append) == owners
+    assert attendance.gather(owners, owners, 2, LONG, told.append) == owners
+    assert told == []
+
+
 def test_an_invitation_is_sent_again_to_an_owner_that_comes_back() -> None:
     attendance = Attendance()
     first = attendance.enter("alice")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from cairn.tensors import DTYPES, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from cairn.values import BLOCK
 from owner_node.encoding import Change, encode
+from owner_node.leaving import LeavingRules
 from owner_node.policy import Declined, Invited
-from owner_node.pushing import LeavingRules, Pushing
+from owner_node.pushing import Pushing
 from owner_node.residual import Residuals, Stream
 from owner_node.training_process import Trained
 from tests.unit.owner_node import test_policy
@@ -166,7 +168,10 @@ class Aggregator:
         self.answers = list(answers)
         self.pushed: list[tuple[bytes, bytes]] = []
 
-    def submit(self, _header: Any, payload: memoryview, pushed: Any, _seconds: float) -> pb.Signed:
+    def submit(
+        self, _header: Any, payload: memoryview, pushed: Any, _seconds: float, commits: Any
+    ) -> pb.Signed:
+        commits()
         self.pushed.append((bytes(payload), pushed.payload_digest))
         answer = self.answers.pop(0)
         if answer is not None:
@@ -178,6 +183,16 @@ class Aggregator:
 
     def join(self, _digest: bytes) -> None:
         """It may."""
+
+
+class NotKept:
+    """A disk that keeps nothing."""
+
+    def keeping(self, _digest: bytes) -> MagicMock:
+        return MagicMock()
+
+    def remove(self, _digest: bytes) -> None:
+        """Nothing is there."""
 
 
 class Ledger:
@@ -197,7 +212,8 @@ class Owner:
         aggregator: Any = self.aggregator
         ledger: Any = self.ledger
         rules = {"tumours": LeavingRules(clip=clip)}
-        self.pushing = Pushing(aggregator, ledger, rules, lambda: "sha256:00", self.stopping)
+        kept: Any = NotKept()
+        self.pushing = Pushing(aggregator, ledger, kept, rules, lambda: "sha256:00", self.stopping)
         self.update = np.array([127, 0.3], np.float32)
 
     def push(self, encoding: "pb.Encoding" = INT8, job: JobSpec = JOB) -> None:

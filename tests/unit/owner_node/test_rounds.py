@@ -32,10 +32,12 @@ from cairn.task_loading import TaskFailed
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
+from owner_node.kept_updates import KeptUpdates
+from owner_node.leaving import LeavingRules
 from owner_node.ledger import OwnerLedger
 from owner_node.outcomes import Outcomes
 from owner_node.policy import Declined, Invited, Policy, TaskRules
-from owner_node.pushing import LeavingRules, Pushing
+from owner_node.pushing import Pushing
 from owner_node.receipts import Receipts
 from owner_node.records import Records
 from owner_node.rounds import Closing, Deciding, Rounds
@@ -228,10 +230,11 @@ class Bench:
         rules = {"tumours": LeavingRules(frozenset({"loss"}), clip)}
         stopping = threading.Event()
         self.records = Records(self.ledger, Receipts(aggregator, self.ledger), lambda: "sha256:00")
+        self.kept = KeptUpdates(path / "state", self.ledger.past.may_leave_again)
         closing = Closing(
             self.records,
-            Pushing(aggregator, self.ledger, rules, lambda: "sha256:00", stopping),
-            Outcomes(aggregator, self.ledger, "clinics", "bob", self.clock),
+            Pushing(aggregator, self.ledger, self.kept, rules, lambda: "sha256:00", stopping),
+            Outcomes(aggregator, self.ledger, self.kept, "clinics", "bob", self.clock),
         )
         policy = Policy("clinics", "bob", 3, {"tumours": TaskRules({"lr": (0.0, 1.0)})})
         tasks: Any = {"tumours": self.task}

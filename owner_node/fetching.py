@@ -1,0 +1,60 @@
+"""Brings a round's base into the training process's memory, and looks at it before the task does."""
+
+import threading
+import time
+
+from cairn.errors import CairnError, InvalidMessage, UpdateRefused
+from cairn.incoming import Incoming
+from cairn.patience import patiently
+from cairn.v1 import round_pb2 as pb
+from cairn.values import Bounds, check_values
+from owner_node.coordinator_client import CoordinatorClient
+from owner_node.policy import Declined, Invited
+from owner_node.training_process import TrainingProcess
+
+
+class Fetching:
+    """Fetches from one coordinator. `largest_value` is the largest that a base may have."""
+
+    def __init__(
+        self, coordinator: CoordinatorClient, largest_value: float, stopping: threading.Event
+    ) -> None:
+        self._coordinator = coordinator
+        self._largest_value = largest_value
+        self._stopping = stopping
+
+    def fetch(self, invited: Invited, process: TrainingProcess, deadline: float) -> None:
+        """Have the base in the process's memory; it is fetched only where it is not there.
+
+        Raises Declined where it does not come, is not the manifest's or has values of no model.
+        """
+        schema, digest = invited.job.schema, invited.manifest.base_digest
+        base = process.base_buffer(schema)
+        if process.has_base(schema, digest):
+            return
+
+        incoming = Incoming(len(base), schema.hasher(), base)
+
+        def fetch() -> None:
+            self._coordinator.fetch(digest, incoming, until(deadline))
+
+        try:
+            patiently(fetch, "the coordinator", until(deadline), self._stopping)
+        except InvalidMessage as error:
+            raise Declined(_not_fetched(error), pb.REASON_BASE_MISMATCH) from None
+        except CairnError as error:  # nothing that a coordinator says is the aggregator's word
+            raise Declined(_not_fetched(error), pb.REASON_FETCH_FAILED) from None
+        try:
+            check_values(schema, base, Bounds(value=self._largest_value, integer=1 << 63))
+        except UpdateRefused as error:
+            raise Declined(f"in the base the {error}", pb.REASON_MODEL_SUSPECT) from None
+        process.keep_base(digest)
+
+
+def until(deadline: float) -> float:
+    """The seconds left to a moment of the monotonic clock, but never none at all."""
+    return max(1.0, deadline - time.monotonic())
+
+
+def _not_fetched(error: CairnError) -> str:
+    return f"the base was not fetched from the coordinator: {error}"

@@ -1,0 +1,91 @@
+"""Decides what of a trained round leaves this site: clipped, encoded, and without what may not leave. Pure."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cairn.encoding import Layout
+from cairn.errors import UpdateRefused
+from cairn.v1 import round_pb2 as pb
+from cairn.values import ANY_FINITE, check_values
+from owner_node.clip import clip
+from owner_node.encoding import Change, Residual, encode, length
+from owner_node.past import Pushed
+from owner_node.policy import Declined, Invited
+from owner_node.residual import Residuals, Stream
+from owner_node.training_process import Trained
+
+
+@dataclass(frozen=True)
+class LeavingRules:
+    """What may leave of a task: the metrics by name, and how far an update may be from its base."""
+
+    metrics: frozenset[str] = frozenset()
+    clip: float | None = None
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """An update as it leaves. `change` is what its payload says, where that is in deltas."""
+
+    payload: memoryview
+    pushed: Pushed
+    dropped_metrics: tuple[str, ...]
+    clipped: bool
+    change: Change | None
+
+
+def needs_base(encoding: "pb.Encoding", rules: LeavingRules) -> bool:
+    """Whether what leaves is made of the update and its base, which must then outlive the training."""
+    return encoding != pb.ENCODING_WHOLE or rules.clip is not None
+
+
+def stream_of(invited: Invited) -> Stream:
+    job = invited.job
+    return Stream(job.task, job.name, Layout(job.schema, invited.manifest.encoding))
+
+
+def prepared(
+    invited: Invited,
+    base: memoryview,
+    trained: Trained,
+    rules: LeavingRules,
+    residuals: Residuals,
+    decided: Callable[[memoryview], object],
+) -> Leaving:
+    """Clip the update, encode it and drop what may not leave.
+
+    A whole update is clipped in place and leaves from where it is. The base is looked at only where
+    `needs_base` says so. `decided` is told the payload before it is hashed. Raises Declined for a value
+    that is NaN or infinite, and for a change that its encoding cannot say.
+    """
+    stream, payload, digest = stream_of(invited), trained.payload, b""
+    clipped, change = False, None
+    if invited.manifest.trains:
+        try:
+            if stream.layout.encoding == pb.ENCODING_WHOLE:
+                check_values(stream.layout.schema, payload, ANY_FINITE)
+                if rules.clip is not None:
+                    clipped = clip(stream.layout.schema, base, payload, rules.clip)
+            else:
+                change = _change(stream.layout, base, trained, rules, residuals.of(stream))
+                clipped, payload = change.factor < 1, residuals.wire(stream.layout)
+                encode(stream.layout, change, payload)
+        except UpdateRefused as error:
+            raise Declined(f"after training the {error}", error.reason) from None
+        decided(payload)
+        digest = stream.layout.digest(payload)
+    metrics = {name: value for name, value in trained.metrics.items() if name in rules.metrics}
+    dropped = tuple(sorted(trained.metrics.keys() - metrics.keys()))
+    return Leaving(payload, Pushed(digest, trained.examples, metrics), dropped, clipped, change)
+
+
+def _change(
+    layout: Layout, base: memoryview, trained: Trained, rules: LeavingRules, residual: Residual
+) -> Change:
+    change = Change(base, trained.payload, residual)
+    if rules.clip is None:
+        return change
+    # A length that is none is left as it is: its change is refused, and by name, when it is encoded.
+    far = length(layout, change)
+    return replace(change, factor=rules.clip / far) if rules.clip < far < math.inf else change
