@@ -34,6 +34,7 @@ from cairn.errors import (
     Unavailable,
     WrongState,
 )
+from cairn.failpoint import failpoint
 from cairn.messages import (
     JobSpec,
     Manifest,
@@ -101,6 +102,7 @@ class Jobs:
                         "coordinator": coordinator,
                     }
                     self._store.append("job", facts)
+                    failpoint("aggregator.job.before_commit")
                 log.info("job registered", job=spec.name, coordinator=coordinator)
             elif row.coordinator != coordinator:
                 raise CallerNotAllowed(f"{spec.name} is another coordinator's job")

@@ -15,6 +15,7 @@ from aggregator_node.recording import Recorder
 from aggregator_node.rows import RoundRow
 from cairn.clock import Clock
 from cairn.errors import WrongState
+from cairn.failpoint import failpoint
 from cairn.messages import digest_of, manifest_to_bytes
 from cairn.statements import MANIFEST, RECEIPT, sign
 from cairn.v1 import aggregator_pb2
@@ -56,6 +57,7 @@ class LiveRounds:
             undo.callback(self._memory.take_back, workspace)
             self._recorder.open(row, manifest.cohort)
             undo.callback(self._recorder.abort, row, pb.REASON_STORAGE_FAILED, ())
+            failpoint("aggregator.open.after_commit")
             live = LiveRound(digest, terms, workspace, self._clock, self._sign_receipt)
             with self._lock:
                 self._live[digest] = live

@@ -23,6 +23,7 @@ from aggregator_node.settings import AggregatorSettings
 from aggregator_node.store import Store
 from aggregator_node.witness import Witness
 from cairn.clock import Clock
+from cairn.failpoint import switch_on_failpoints
 from cairn.identity import Identity, NodeName, Role, load_identity, load_signing_key
 from cairn.process import (
     allow_many_connections,
@@ -75,6 +76,7 @@ def run(config: Path, *, once: bool, erases: bool) -> int:
     forbid_core_dumps()
     os.umask(0o077)  # whatever it writes is for this account only
     start_logging(federation=settings.federation, node=settings.name)
+    switch_on_failpoints(settings.federation)
     allow_many_connections()
     if not erases:
         log.warning("freed memory is not overwritten: this system's C library cannot do that")

@@ -10,6 +10,7 @@ import structlog
 
 from cairn.encoding import Layout, encoding_word
 from cairn.errors import Conflict, TooMuch, Unavailable, UpdateRefused
+from cairn.failpoint import failpoint
 from cairn.messages import reason_word
 from cairn.patience import patiently
 from cairn.v1 import aggregator_pb2
@@ -139,6 +140,7 @@ class Pushing:
                 metrics=list(leaving.dropped_metrics),
             )
         self._ledger.record("sent", self._facts(invited, leaving))
+        failpoint("owner.sent.recorded")
         stream = _stream(invited)
         if leaving.change is not None:
             self._residuals.drop(stream)
@@ -164,7 +166,9 @@ class Pushing:
             digest=leaving.pushed.payload_digest.hex(),
             clipped=leaving.clipped,
         )
+        failpoint("owner.push.accepted")
         self._receipts.keep(invited.digest, receipt)
+        failpoint("owner.receipt.recorded")
         if leaving.change is not None:
             self._residuals.accepted(stream, leaving.change, leaving.payload)
 
