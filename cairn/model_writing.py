@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
+from cairn import disk
 from cairn.errors import InvalidMessage
 from cairn.tensors import CHUNK_BYTES, Buffer, Schema
 
@@ -65,7 +66,7 @@ class NewModel:
             _write_all(self._file, chunk)
             self._unsynced += len(chunk)
             if self._unsynced >= _SYNC_BYTES:  # else `keep` has to wait for all of it
-                os.fdatasync(self._file.fileno())
+                disk.sync_data(self._file.fileno())
                 self._unsynced = 0
         except OSError as error:  # it names no file, and whoever frees the disk must know which
             raise OSError(error.errno, error.strerror, str(self._path)) from error
@@ -79,7 +80,7 @@ class NewModel:
         if self.missing:
             raise InvalidMessage(f"the model lacks {self.missing} bytes of its schema")
         with self._file:
-            os.fsync(self._file.fileno())
+            disk.sync(self._file.fileno())
         self._temporary.replace(self._path)
         _sync_directory(self._path.parent)
 
@@ -108,7 +109,7 @@ def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
             for part in parts:
                 file.write(part)
             file.flush()
-            os.fsync(file.fileno())
+            disk.sync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -125,6 +126,6 @@ def _write_all(file: "io.FileIO", data: Buffer) -> None:
 def _sync_directory(path: Path) -> None:
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(directory)
+        disk.sync(directory)
     finally:
         os.close(directory)

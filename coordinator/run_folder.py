@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cairn import disk
 from cairn.errors import UsageError
+from cairn.failpoint import failpoint
 from cairn.model_files import map_values, read_model
 from cairn.model_writing import NewModel, write_atomically, write_model
 from cairn.statements import envelope
@@ -72,6 +74,7 @@ class RunFolder:
     def begin(self, checkpoint: Checkpoint, schema: Schema, payload: Buffer) -> None:
         """Write what a new run starts from."""
         write_model(self.model_path, schema, payload)
+        failpoint("coordinator.run.before_checkpoint")
         self._save(checkpoint)
 
     def model(self) -> tuple[Schema, memoryview]:
@@ -88,7 +91,9 @@ class RunFolder:
     def save_release(self, statement: pb.Signed, model: NewModel) -> None:
         """Keep a release and its statement."""
         model.keep()
+        failpoint("coordinator.model.saved")
         self._write_json("release.json", envelope(statement))
+        failpoint("coordinator.statement.saved")
 
     def save_evaluation(self, statement: pb.Signed) -> None:
         self._write_json("evaluation.json", envelope(statement))
@@ -98,11 +103,14 @@ class RunFolder:
         with self._history_path.open("a", encoding="utf-8") as history:
             history.write(json.dumps(line) + "\n")
             history.flush()
-            os.fsync(history.fileno())
+            disk.sync(history.fileno())
+        failpoint("coordinator.checkpoint.before")
         self._save(checkpoint)
+        failpoint("coordinator.checkpoint.after")
 
     def finish(self, checkpoint: Checkpoint) -> None:
         self._save(replace(checkpoint, completed=True))
+        failpoint("coordinator.job.finished")
 
     def prune_history(self, last_round: int) -> None:
         """Drop lines behind the checkpoint, left by a crash; their rounds are done again."""

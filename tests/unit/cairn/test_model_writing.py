@@ -142,7 +142,7 @@ def test_a_payload_of_another_size_is_refused_before_anything_is_written(
 
 def test_a_disk_that_fails_leaves_the_old_file_and_nothing_else(path: Path) -> None:
     for step in ("fsync", "replace"):
-        fails = mock.patch.object(os, step, side_effect=OSError("no space left"))
+        fails = mock.patch.object(os, step, side_effect=OSError(28, "no space left"))
         with fails, pytest.raises(OSError, match="no space left"):
             write_model(path, SCHEMA, VALUES)
         assert only(path) == OLD
