@@ -54,7 +54,7 @@ def _abort_or_fail(
         recorder.abort(row, reason, live.exclusions)
     except WrongState:
         return recorder.end_of(row)
-    except Unavailable as error:  # the next start records it
+    except Unavailable as error:  # the next opening or the next start records it
         log.error("round could not be recorded", job=row.job, round=row.number, reason=str(error))
         return pb.REASON_STORAGE_FAILED
     except Exception:

@@ -120,6 +120,9 @@ class Jobs:
         spec = spec_of(row.spec)
         with self._lock:
             policy = self._policy()
+            self._rounds.record_left_over_ends(
+                each for each in self._store.open_rounds() if each.job == job
+            )
             known = self._store.find_round(job, opening.round, opening.phase)
             if known is not None:
                 return _same_opening(known, opening)
@@ -134,6 +137,8 @@ class Jobs:
                 )
             progress = self._store.progress(job)
             check_opening(policy, spec, progress, opening)
+            # Else all owners would train for a round that can only be aborted.
+            self._store.check_room(spec.schema.total_bytes)
             number, head = self._store.ledger_head()
             manifest = Manifest(
                 federation=spec.federation,

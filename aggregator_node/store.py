@@ -4,6 +4,7 @@ Updates are never written here; a release is an average and is.
 """
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()
+
+_BOOKS_BYTES = 1 << 20  # for what a round adds to the database
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS job (
@@ -199,6 +202,16 @@ class Store:
     def release_path(self, manifest_digest: bytes) -> Path:
         """Where the average of a round is kept until that of a later one replaces it."""
         return self.path / "releases" / f"{manifest_digest.hex()}.safetensors"
+
+    def check_room(self, nbytes: int) -> None:
+        """Raise Unavailable where the disk has no room for a release of so many bytes."""
+        free = shutil.disk_usage(self.path).free
+        if free < nbytes + _BOOKS_BYTES:
+            log.error("the disk is full", directory=str(self.path), free_bytes=free, needed=nbytes)
+            raise Unavailable(
+                "the aggregator's disk has no room for this round's release",
+                pb.REASON_STORAGE_FAILED,
+            )
 
     def clear_left_over_releases(self) -> None:
         """Delete files of releases that a crash kept from being recorded, and of replaced ones."""

@@ -117,6 +117,12 @@ def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
     _sync_directory(path.parent)
 
 
+def clear_left_overs(directory: Path) -> None:
+    """Delete what a crash left of files that were being written here; nobody else may be writing."""
+    for path in directory.glob(".cairn-*.tmp"):
+        path.unlink()
+
+
 def _write_all(file: "io.FileIO", data: Buffer) -> None:
     rest = memoryview(data)
     while rest:

@@ -21,7 +21,7 @@ from cairn import disk
 from cairn.errors import UsageError
 from cairn.failpoint import failpoint
 from cairn.model_files import map_values, read_model
-from cairn.model_writing import NewModel, write_atomically, write_model
+from cairn.model_writing import NewModel, clear_left_overs, write_atomically, write_model
 from cairn.statements import envelope
 from cairn.tensors import Buffer, Schema
 from cairn.v1 import round_pb2 as pb
@@ -51,6 +51,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            clear_left_overs(path)
         except BlockingIOError:
             raise UsageError(
                 f"{path} is in use by another coordinator: wait for it, or choose another --out"
