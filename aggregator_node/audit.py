@@ -1,6 +1,5 @@
 """Records what the aggregator refused, and to whom, so that its operator can see an attack."""
 
-import sqlite3
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ import structlog
 
 from aggregator_node.store import Store
 from cairn.clock import Clock
-from cairn.errors import CairnError
+from cairn.errors import CairnError, Unavailable
 from cairn.identity import NodeName
 from cairn.messages import reason_word
 
@@ -53,7 +52,7 @@ class Audit:
         }
         try:
             self._store.append_refusal(facts | ({"left_out_before": left_out} if left_out else {}))
-        except sqlite3.Error as trouble:  # the refusal itself stands
+        except Unavailable as trouble:  # the refusal itself stands
             log.error("a refusal could not be recorded", trouble=str(trouble))
 
     def _allow(self, caller: str) -> bool:

@@ -6,7 +6,8 @@ from aggregator_node.live_round import LiveRound
 from aggregator_node.push import Terms
 from aggregator_node.recording import Recorder
 from aggregator_node.rows import RoundRow
-from cairn.errors import TooMuch, WrongState
+from cairn.errors import TooMuch, Unavailable, WrongState
+from cairn.failpoint import failpoint
 from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()
@@ -22,6 +23,7 @@ def see_to_end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder)
         if closing is None:
             recorder.abort(row, live.reason, live.exclusions)
             return live.reason
+        failpoint("aggregator.seal.before_release")
         recorder.release(row, terms, closing)
         return pb.REASON_UNSPECIFIED
     except TooMuch as error:  # the average of finite values is not
@@ -30,6 +32,8 @@ def see_to_end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder)
     except WrongState as error:  # an earlier release forbids this one
         log.error("round not released", job=row.job, round=row.number, error=str(error))
         return _abort_or_fail(live, row, error.reason, recorder)
+    except Unavailable:  # the store has said what its disk lacks
+        return _abort_or_fail(live, row, pb.REASON_STORAGE_FAILED, recorder)
     except OSError as error:  # it says which file, and what its disk lacks
         log.error("round not released", job=row.job, round=row.number, error=str(error))
         return _abort_or_fail(live, row, pb.REASON_STORAGE_FAILED, recorder)
@@ -42,9 +46,17 @@ def see_to_end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder)
 def _abort_or_fail(
     live: LiveRound, row: RoundRow, reason: "pb.Reason", recorder: Recorder
 ) -> "pb.Reason":
-    """Record an abort where that is still possible; returns the reason that is told."""
+    """Record an abort where that is still possible; returns the reason that is told.
+
+    What was recorded before the failure stands, and is told: a release cannot be taken back.
+    """
     try:
         recorder.abort(row, reason, live.exclusions)
+    except WrongState:
+        return recorder.end_of(row)
+    except Unavailable as error:  # the next opening or the next start records it
+        log.error("round could not be recorded", job=row.job, round=row.number, reason=str(error))
+        return pb.REASON_STORAGE_FAILED
     except Exception:
         log.exception("round could not be recorded", job=row.job, round=row.number)
         return pb.REASON_STORAGE_FAILED

@@ -12,6 +12,7 @@ from aggregator_node.roster import Roster
 from aggregator_node.witness import Witness
 from cairn.clock import Clock
 from cairn.errors import InvalidMessage, Unavailable
+from cairn.failpoint import failpoint
 from cairn.guard import caller
 from cairn.identity import NodeName
 from cairn.messages import check_digest, check_protocol, known
@@ -46,6 +47,7 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
             if request.reason:
                 raise InvalidMessage("a reason is given where the owner takes part")
             joined = live.join(owner)
+            failpoint("aggregator.join.before_reply")
             return aggregator_pb2.JoinRoundResponse(
                 lease_seconds=live.manifest.lease_seconds,
                 update_accepted=joined.update_accepted,
@@ -83,13 +85,17 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
             self._witness.check(header.seen_head)
         live = self._live(header.manifest_digest)
         with live.push(owner, header, context) as push:
+            failpoint("aggregator.push.header_checked")
             # It is this owner's turn: a good owner has waited for this.
             context.send_initial_metadata(())
             commit = self._receive(live, owner, push, requests)
+            failpoint("aggregator.push.complete")
             if not context.is_active():
                 raise Unavailable("the owner broke off before its update was accepted")
             self._roster.check(node)  # it may have been removed while it pushed
-            return aggregator_pb2.SubmitUpdateResponse(receipt=live.commit(owner, push, commit))
+            receipt = live.commit(owner, push, commit)
+            failpoint("aggregator.push.before_receipt")
+            return aggregator_pb2.SubmitUpdateResponse(receipt=receipt)
 
     def _receive(
         self, live: LiveRound, owner: str, push: Push, requests: Iterator[Part]

@@ -36,6 +36,7 @@ from cairn.errors import (
     Unavailable,
     WrongState,
 )
+from cairn.failpoint import failpoint
 from cairn.messages import (
     JobSpec,
     Manifest,
@@ -109,6 +110,7 @@ class Jobs:
                 if row is None:
                     self._add(coordinator, spec.name, body)
                 epoch = self._epochs.enter(spec.name, process)
+                failpoint("aggregator.job.before_commit")
             log.info("job registered", job=spec.name, coordinator=coordinator, epoch=epoch)
             self._registered[spec.name] = spec.rounds
             return self._state_of(spec, epoch)
@@ -120,6 +122,9 @@ class Jobs:
         with self._lock:
             self._epochs.check(job, epoch)
             policy = self._policy()
+            self._rounds.record_left_over_ends(
+                each for each in self._store.open_rounds() if each.job == job
+            )
             known = self._store.find_round(job, opening.round, opening.phase)
             if known is not None:
                 return _same_opening(known, opening)
@@ -134,6 +139,8 @@ class Jobs:
                 )
             progress = self._store.progress(job)
             check_opening(policy, spec, progress, opening)
+            # Else all owners would train for a round that can only be aborted.
+            self._store.check_room(spec.schema.total_bytes)
             terms = self._terms(policy, spec, digest_of(row.spec), progress, opening)
             self._averages.check(terms, opening.cohort)
             return self._rounds.start(coordinator, terms)

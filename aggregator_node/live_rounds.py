@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections import deque
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,6 +16,7 @@ from aggregator_node.recording import Recorder
 from aggregator_node.rows import RoundRow
 from cairn.clock import Clock
 from cairn.errors import WrongState
+from cairn.failpoint import failpoint
 from cairn.messages import digest_of, manifest_to_bytes
 from cairn.statements import MANIFEST, RECEIPT, sign
 from cairn.v1 import aggregator_pb2
@@ -56,6 +58,7 @@ class LiveRounds:
             undo.callback(self._memory.take_back, workspace)
             self._recorder.open(row, manifest.cohort)
             undo.callback(self._recorder.abort, row, pb.REASON_STORAGE_FAILED, ())
+            failpoint("aggregator.open.after_commit")
             live = LiveRound(digest, terms, workspace, self._clock, self._sign_receipt)
             with self._lock:
                 self._live[digest] = live
@@ -86,6 +89,17 @@ class LiveRounds:
                 if live.state not in ENDED
                 and coordinator in {None, self._coordinators[live.digest]}
             ]
+
+    def record_left_over_ends(self, rows: Iterable[RoundRow]) -> None:
+        """Record that these open rounds have ended, where a full disk kept their end from being recorded.
+
+        Raises Unavailable while it still does.
+        """
+        under_way = {live.digest for live in self.under_way()}
+        for row in rows:
+            if row.manifest_digest not in under_way:
+                with suppress(WrongState):  # ended between the two looks
+                    self._recorder.abort(row, pb.REASON_STORAGE_FAILED, ())
 
     def abort_all(self) -> None:
         """End every open round, because the process is about to end, and wait for the records."""

@@ -24,6 +24,7 @@ from aggregator_node.settings import AggregatorSettings
 from aggregator_node.store import Store
 from aggregator_node.witness import Witness
 from cairn.clock import Clock
+from cairn.failpoint import switch_on_failpoints
 from cairn.identity import Identity, NodeName, Role, load_identity, load_signing_key
 from cairn.preflight import preflight
 from cairn.process import (
@@ -77,6 +78,7 @@ def run(config: Path, *, once: bool, erases: bool) -> int:
     forbid_core_dumps()
     os.umask(0o077)  # whatever it writes is for this account only
     start_logging(federation=settings.federation, node=settings.name)
+    switch_on_failpoints(settings.federation)
     allow_many_connections()
     preflight(node_of(settings))
     if not erases:

@@ -21,6 +21,8 @@ from aggregator_node.specs import spec_of
 from aggregator_node.store import Store
 from cairn import __version__
 from cairn.clock import Clock
+from cairn.errors import WrongState
+from cairn.failpoint import failpoint
 from cairn.limits import MIN_COHORT
 from cairn.messages import (
     Manifest,
@@ -60,6 +62,7 @@ class Recorder:
         with self._store.transaction():
             self._store.save_round(row)
             self._store.append("open", _facts(row, cohort=list(cohort)))
+            failpoint("aggregator.open.before_commit")
         log.info("round opened", job=row.job, round=row.number, cohort=len(cohort))
 
     def release(self, row: RoundRow, terms: Terms, closing: Closing) -> None:
@@ -77,6 +80,7 @@ class Recorder:
             self._averages.forget(row.manifest_digest, terms)
             self._store.release_path(row.manifest_digest).unlink(missing_ok=True)
             raise
+        failpoint("aggregator.release.after_commit")
         if replaced is not None:
             with suppress(OSError):  # the next start clears what is left over
                 self._store.release_path(replaced.manifest_digest).unlink()
@@ -92,7 +96,9 @@ class Recorder:
                 _write_beside(new, closing.mean.result_blocks(base))
                 new.keep()
                 release_digest = new.digest()
+                failpoint("aggregator.release.file_written")
         with self._store.transaction():
+            self._check_open(row)
             signed = self._state(row, manifest, closing, release_digest)
             released = replace(
                 row,
@@ -110,18 +116,31 @@ class Recorder:
                 statement_digest=digest_of(signed.body).hex(),
             )
             self._store.append("release", facts)
+            failpoint("aggregator.release.before_commit")
 
     def abort(
         self, row: RoundRow, reason: "pb.Reason", exclusions: tuple[tuple[str, "pb.Reason"], ...]
     ) -> None:
-        """Record that the round ended without a release; its number is burnt."""
+        """Record that the round ended without a release; its number is burnt.
+
+        Raises WrongState, and changes nothing, where its end is recorded already.
+        """
         aborted = replace(
             row, state=aggregator_pb2.ROUND_STATE_ABORTED, reason=reason, exclusions=exclusions
         )
         with self._store.transaction():
+            self._check_open(row)
             self._store.save_round(aborted)
             self._store.append("abort", _facts(row, reason=reason_word(reason)))
         log.warning("round aborted", job=row.job, round=row.number, reason=reason_word(reason))
+
+    def end_of(self, row: RoundRow) -> "pb.Reason":
+        """Why a round that has ended has no release; unspecified where it has one."""
+        return self._store.round(row.manifest_digest).reason
+
+    def _check_open(self, row: RoundRow) -> None:
+        if self._store.round(row.manifest_digest).state != aggregator_pb2.ROUND_STATE_OPEN:
+            raise WrongState("the round's end is recorded already", pb.REASON_ROUND_ENDED)
 
     def _base_of(self, terms: Terms) -> memoryview:
         """What the updates are deltas from: the job's last release, from this aggregator's own disk."""

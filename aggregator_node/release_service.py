@@ -15,6 +15,7 @@ from aggregator_node.policy import Opening
 from aggregator_node.rows import RoundRow
 from aggregator_node.store import Store
 from cairn.errors import InvalidMessage, NotFound, WrongState
+from cairn.failpoint import failpoint
 from cairn.guard import caller
 from cairn.messages import check_digest, check_owners, check_protocol, known
 from cairn.model_files import StoredValues
@@ -41,6 +42,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         process = check_digest(request.process, "process")
         with self._departure.call():
             state = self._jobs.register(caller(context).name, request.job_spec, process)
+            failpoint("aggregator.job.before_reply")
         return aggregator_pb2.RegisterJobResponse(
             epoch=state.epoch,
             floor=state.floor,
@@ -63,6 +65,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         with self._departure.call():
             coordinator = caller(context).name
             manifest = self._jobs.open(coordinator, request.epoch, request.job, opening)
+            failpoint("aggregator.open.before_reply")
         return aggregator_pb2.OpenRoundResponse(manifest=manifest)
 
     def WatchRound(  # noqa: N802 - gRPC calls it so
@@ -95,6 +98,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
                 raise WrongState("the round is not released")
             statement = pb.Signed.FromString(row.statement)
             header = aggregator_pb2.ReleaseHeader(statement=statement)
+            failpoint("aggregator.collect.before_reply")
             if row.phase != pb.PHASE_TRAIN:
                 yield aggregator_pb2.CollectReleaseResponse(header=header)
                 return

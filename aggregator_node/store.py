@@ -4,22 +4,29 @@ Updates are never written here; a release is an average and is.
 """
 
 import json
+import shutil
 import sqlite3
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from aggregator_node.policy import Progress
 from aggregator_node.rows import JobRow, RoundRow
 from aggregator_node.state_check import check_state
 from cairn.clock import Clock
-from cairn.errors import InvalidMessage, NotFound, UsageError
+from cairn.errors import InvalidMessage, NotFound, Unavailable, UsageError
 from cairn.ledger import Entry, Ledger
 from cairn.place import state_directory
 from cairn.state_directory import StateDirectory
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
+
+log = structlog.get_logger()
+
+_BOOKS_BYTES = 1 << 20  # for what a round adds to the database
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS job (
@@ -68,9 +75,21 @@ class Store:
     def close(self) -> None:
         self._state.close()
 
-    def transaction(self) -> AbstractContextManager[None]:
-        """Everything written inside is kept together or not at all."""
-        return self._state.transaction()
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything written inside is kept together or not at all.
+
+        Raises Unavailable, with the reason STORAGE_FAILED, where the disk is full.
+        """
+        try:
+            with self._state.transaction():
+                yield
+        except (sqlite3.Error, OSError) as error:
+            log.error("the state cannot be written", directory=str(self.path), trouble=str(error))
+            raise Unavailable(
+                "the aggregator cannot write down what it promises; its disk may be full",
+                pb.REASON_STORAGE_FAILED,
+            ) from error
 
     def add_job(self, row: JobRow) -> None:
         self._execute("INSERT INTO job VALUES (?, ?, ?)", row.name, row.coordinator, row.spec)
@@ -197,6 +216,16 @@ class Store:
     def release_path(self, manifest_digest: bytes) -> Path:
         """Where the average of a round is kept until that of a later one replaces it."""
         return self.path / "releases" / f"{manifest_digest.hex()}.safetensors"
+
+    def check_room(self, nbytes: int) -> None:
+        """Raise Unavailable where the disk has no room for a release of so many bytes."""
+        free = shutil.disk_usage(self.path).free
+        if free < nbytes + _BOOKS_BYTES:
+            log.error("the disk is full", directory=str(self.path), free_bytes=free, needed=nbytes)
+            raise Unavailable(
+                "the aggregator's disk has no room for this round's release",
+                pb.REASON_STORAGE_FAILED,
+            )
 
     def clear_left_over_releases(self) -> None:
         """Delete files of releases that a crash kept from being recorded, and of replaced ones."""

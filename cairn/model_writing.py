@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from cairn import disk
 from cairn.errors import InvalidMessage
 from cairn.tensors import CHUNK_BYTES, Buffer, Schema
 
@@ -83,7 +84,7 @@ class NewModel:
             raise InvalidMessage(f"the model lacks {self.missing} bytes of its schema")
         self._end_sync()
         with self._file:
-            os.fsync(self._file.fileno())
+            disk.sync(self._file.fileno())
         self._temporary.replace(self._path)
         sync_directory(self._path.parent)
 
@@ -102,7 +103,7 @@ class NewModel:
         self._wait_for_sync()
         if self._beside is None:
             self._beside = ThreadPoolExecutor(1, thread_name_prefix="sync")
-        self._syncing = self._beside.submit(os.fdatasync, self._file.fileno())
+        self._syncing = self._beside.submit(disk.sync_data, self._file.fileno())
         self._unsynced = 0
 
     def _end_sync(self) -> None:
@@ -134,12 +135,18 @@ def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
             for part in parts:
                 file.write(part)
             file.flush()
-            os.fsync(file.fileno())
+            disk.sync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def clear_left_overs(directory: Path) -> None:
+    """Delete what a crash left of files that were being written here; nobody else may be writing."""
+    for path in directory.glob(".cairn-*.tmp"):
+        path.unlink()
 
 
 def _write_all(file: "io.FileIO", data: Buffer) -> None:
@@ -152,6 +159,6 @@ def sync_directory(path: Path) -> None:
     """Make durable which files a directory has."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(directory)
+        disk.sync(directory)
     finally:
         os.close(directory)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cairn.disk import end_if_lost
 from cairn.errors import UsageError
 from cairn.place import state_directory
 
@@ -41,13 +42,18 @@ class StateDirectory:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything written inside is kept together or not at all."""
+        """Everything written inside is kept together or not at all.
+
+        Raises what fails inside, and sqlite3.Error where the disk is full; where it lost something the
+        process ends here, before anybody can undo what a commit may have kept.
+        """
         with self.lock:
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self.db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
+                end_if_lost(error)
                 if self.db.in_transaction:  # a full disk has rolled back by itself
                     self.db.execute("ROLLBACK")
                 raise

@@ -7,6 +7,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, Unavailable
+from cairn.failpoint import failpoint
 from cairn.model_writing import NewModel
 from cairn.silence import ended_when_silent
 from cairn.statements import verified_statement
@@ -72,6 +73,7 @@ class Collecting:
                     raise InvalidMessage("the release has other bytes than the schema")
                 self._model.write(part)
                 heard()
+                failpoint("coordinator.collect.partial")
         return Release(statement, signed, self._checked(statement.release_digest))
 
     def discard(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 import grpc
 
 from cairn.errors import InvalidMessage, NotFound, WrongState
+from cairn.failpoint import failpoint
 from cairn.frames import chunks_of
 from cairn.guard import caller
 from cairn.messages import check_digest, check_protocol
@@ -57,6 +58,7 @@ class InvitationService(coordinator_pb2_grpc.InvitationServiceServicer):
             raise InvalidMessage(f"the model has {len(payload)} bytes")
         header = coordinator_pb2.FetchModelHeader(total_bytes=len(payload))
         yield coordinator_pb2.FetchModelResponse(header=header)
+        failpoint("coordinator.fetch.partial")
         yield from chunks_of(payload, request.offset)
 
     def _check_listed(self, owner: str) -> None:

@@ -7,11 +7,12 @@ The head is replaced after the entries were added. Only complete lines count aft
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cairn import disk
 from cairn.errors import CairnError, InvalidMessage, UsageError
+from cairn.failpoint import failpoint
 from cairn.ledger import GENESIS, Entry, check_chain
 from cairn.ledger_files import HEAD_FILE, LEDGER_FILE, entry_of, head_envelope, line_of
 from cairn.messages import parse
@@ -54,6 +55,7 @@ class LedgerCopy:
         if page.head.head != (self._last.head if self._last else GENESIS):
             raise _replaced(self.number)
         if page.signed_head != self._signed_head:
+            failpoint("coordinator.ledger.before_head")
             text = json.dumps(head_envelope(page.signed_head), indent=2) + "\n"
             write_atomically(self._head_path, [text.encode()])
             self._signed_head = page.signed_head
@@ -93,7 +95,7 @@ class LedgerCopy:
             file.truncate(self._complete_bytes)
             file.writelines(lines)
             file.flush()
-            os.fsync(file.fileno())
+            disk.sync(file.fileno())
             self._complete_bytes = file.tell()
         self._last = entries[-1]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cairn.encoding import WORDS
 from cairn.errors import CairnError, Fenced, UsageError
+from cairn.failpoint import switch_on_failpoints
 from cairn.identity import (
     Identity,
     NodeName,
@@ -47,6 +48,7 @@ def run(job: JobSettings, settings: CoordinatorSettings, out: Path, *, dismiss: 
     Raises UsageError for a mistake in a file, CairnError where the job cannot be ended.
     """
     start_logging(federation=settings.federation, node=settings.name, job=job.name)
+    switch_on_failpoints(settings.federation)
     allow_many_connections()
     preflight(node_of(settings, out))
     now = datetime.now(UTC)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from cairn.errors import CairnError, InvalidMessage, WrongState
+from cairn.failpoint import failpoint
 from cairn.messages import JobSpec, digest_of
 from cairn.model_writing import NewModel
 from cairn.tensors import Schema
@@ -105,6 +106,7 @@ class Rounds:
 
     def carry_out(self, step: Step, cohort: list[str], base: Base) -> Ended:
         """Open the round and see it to its end."""
+        failpoint("coordinator.open.before_call")
         try:
             opened = self._aggregator.open(self._job.spec.name, step, cohort, base.digest)
         except WrongState as error:
@@ -121,6 +123,7 @@ class Rounds:
             raise InvalidMessage(
                 "the open round starts from another model than the run's folder has"
             )
+        failpoint("coordinator.open.received")
         with self._lock:
             self._open = opened
         if self._stopping.is_set():  # told to stop while the round was being opened
@@ -131,11 +134,13 @@ class Rounds:
         )
         cohort = opened.manifest.cohort
         self._attendance.invite(cohort, coordinator_pb2.AttendResponse(invitation=invitation))
+        failpoint("coordinator.invite.sent")
         ending = self._aggregator.watch(opened, self._job.spec.round_deadline_seconds)
         excluded = tuple(ending.exclusions)
         release = None
         if ending.state == aggregator_pb2.ROUND_STATE_RELEASED:
             release = self._collect_of(opened, base.schema)
+            failpoint("coordinator.release.received")
         with self._lock:
             self._open = None
         self._announce(opened, release, ending.reason)

@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cairn import disk
 from cairn.errors import UsageError
+from cairn.failpoint import failpoint
 from cairn.model_files import map_values, read_model
-from cairn.model_writing import NewModel, write_atomically, write_model
+from cairn.model_writing import NewModel, clear_left_overs, write_atomically, write_model
 from cairn.place import run_folder
 from cairn.statements import envelope
 from cairn.tensors import Buffer, Schema
@@ -50,6 +52,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            clear_left_overs(path)
         except BlockingIOError:
             raise UsageError(
                 f"{path} is in use by another coordinator: wait for it, or choose another --out"
@@ -73,6 +76,7 @@ class RunFolder:
     def begin(self, checkpoint: Checkpoint, schema: Schema, payload: Buffer) -> None:
         """Write what a new run starts from."""
         write_model(self.model_path, schema, payload)
+        failpoint("coordinator.run.before_checkpoint")
         self._save(checkpoint)
 
     def model(self) -> tuple[Schema, memoryview]:
@@ -89,7 +93,9 @@ class RunFolder:
     def save_release(self, statement: pb.Signed, model: NewModel) -> None:
         """Keep a release and its statement."""
         model.keep()
+        failpoint("coordinator.model.saved")
         self._write_json("release.json", envelope(statement))
+        failpoint("coordinator.statement.saved")
 
     def save_evaluation(self, statement: pb.Signed) -> None:
         self._write_json("evaluation.json", envelope(statement))
@@ -99,11 +105,14 @@ class RunFolder:
         with self._history_path.open("a", encoding="utf-8") as history:
             history.write(json.dumps(line) + "\n")
             history.flush()
-            os.fsync(history.fileno())
+            disk.sync(history.fileno())
+        failpoint("coordinator.checkpoint.before")
         self._save(checkpoint)
+        failpoint("coordinator.checkpoint.after")
 
     def finish(self, checkpoint: Checkpoint) -> None:
         self._save(replace(checkpoint, completed=True))
+        failpoint("coordinator.job.finished")
 
     def prune_history(self, last_round: int) -> None:
         """Drop lines behind the checkpoint, left by a crash; their rounds are done again."""

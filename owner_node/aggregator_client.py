@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn import __version__
 from cairn.errors import InvalidMessage, NotFound
+from cairn.failpoint import failpoint
 from cairn.frames import chunks_of
 from cairn.messages import PROTOCOL, Manifest, digest_of, manifest_from_bytes
 from cairn.rpc import CALL_SECONDS, translated
@@ -163,4 +164,5 @@ def _parts(
     if len(payload) > CHUNK_BYTES:
         begun.get().initial_metadata()  # comes when it is our turn, or when the call ends
     yield from chunks_of(payload)
+    failpoint("owner.push.partial")
     yield aggregator_pb2.SubmitUpdateRequest(commit=commit())

@@ -7,6 +7,7 @@ import grpc
 
 from cairn import __version__
 from cairn.errors import InvalidMessage, Unavailable
+from cairn.failpoint import failpoint
 from cairn.incoming import Incoming
 from cairn.messages import PROTOCOL
 from cairn.rpc import translated
@@ -61,6 +62,7 @@ class CoordinatorClient:
                         raise InvalidMessage(f"a chunk of the model has 1 to {CHUNK_BYTES} bytes")
                     incoming.write(part)
                     heard()
+                    failpoint("owner.fetch.partial")
         if incoming.missing:
             raise Unavailable("the model's transfer broke off")
         if incoming.digest() != digest:

@@ -20,6 +20,7 @@ from typing import Self
 
 import structlog
 
+from cairn import disk
 from cairn.encoding import Layout
 from cairn.model_writing import sync_directory
 from cairn.tensors import CHUNK_BYTES
@@ -126,7 +127,7 @@ class Keeping:
                 _write_all(descriptor, payload[start : start + CHUNK_BYTES])
             self._temporary.replace(self._path)
             self._placed.set()
-            os.fsync(descriptor)
+            disk.sync(descriptor)
         finally:
             os.close(descriptor)
         sync_directory(self._path.parent)

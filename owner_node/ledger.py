@@ -28,6 +28,7 @@ from collections.abc import Mapping
 
 from cairn.clock import Clock
 from cairn.errors import CairnError, InvalidMessage, UsageError
+from cairn.failpoint import failpoint
 from cairn.ledger import Ledger
 from cairn.state_directory import StateDirectory
 from cairn.v1 import round_pb2 as pb
@@ -66,6 +67,7 @@ class OwnerLedger:
         try:
             with self._state.transaction():
                 self._ledger.append(kind, facts)
+                failpoint("owner.ledger.before_commit")
         except (sqlite3.Error, OSError) as error:
             raise NotRecorded(
                 f"the ledger in {self._state.path} cannot be written, so nothing is sent: {error}"

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.clock import Clock
 from cairn.encoding import WORDS
+from cairn.failpoint import switch_on_failpoints
 from cairn.health_client import is_serving
 from cairn.identity import (
     NodeName,
@@ -55,6 +56,7 @@ def run(settings: OwnerSettings, *, once: bool) -> int:
     or refuses this owner.
     """
     start_logging(federation=settings.federation, node=settings.name)
+    switch_on_failpoints(settings.federation)
     os.umask(0o077)  # what this owner writes down is for its own account
     preflight(node_of(settings))
     now = datetime.now(UTC)

@@ -10,6 +10,7 @@ import structlog
 
 from cairn.clock import Clock
 from cairn.errors import CairnError, InvalidMessage, NotFound, Unavailable, WrongState
+from cairn.failpoint import failpoint
 from cairn.messages import reason_word
 from cairn.statements import commitment_of
 from cairn.v1 import coordinator_pb2
@@ -129,6 +130,7 @@ class Outcomes:
             return
         missing = self._why_not_counted(statement)
         ids = {"job": statement.job, "round": statement.round}
+        failpoint("owner.outcome.before_record")
         self._ledger.record(
             "released",
             {

@@ -7,6 +7,7 @@ import structlog
 
 from cairn.encoding import encoding_word
 from cairn.errors import Conflict, TooMuch, Unavailable, UpdateRefused
+from cairn.failpoint import failpoint
 from cairn.messages import reason_word
 from cairn.patience import patiently
 from cairn.v1 import aggregator_pb2
@@ -65,6 +66,7 @@ class Pushing:
                 )
             keeping.wait_until_placed()
             self._ledger.record("sent", self._facts(invited, leaving))
+            failpoint("owner.sent.recorded")
             self._push(invited, leaving, deadline, keeping.wait_until_durable)
 
     def push_again(self, invited: Invited, deadline: float) -> bool:
@@ -132,7 +134,9 @@ class Pushing:
             digest=leaving.pushed.payload_digest.hex(),
             clipped=leaving.clipped,
         )
+        failpoint("owner.push.accepted")
         self._receipts.keep(invited.digest, receipt)
+        failpoint("owner.receipt.recorded")
         if leaving.change is not None:
             self._residuals.accepted(stream, leaving.change, leaving.payload)
 

@@ -5,7 +5,7 @@ The order is the promise: decide first, then join, then fetch and check the mode
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -16,6 +16,7 @@ from cairn.errors import (
     NotFound,
     WrongState,
 )
+from cairn.failpoint import failpoint
 from cairn.messages import digest_of, job_spec_from_bytes
 from cairn.patience import patiently
 from cairn.rpc import CALL_SECONDS
@@ -134,12 +135,7 @@ class Rounds:
 
     def take_in(self, outcome: coordinator_pb2.Outcome) -> None:
         """Record how a round ended, after the work on it. Never raises."""
-        try:
-            self._outcomes.take_in(outcome)
-        except CairnError as error:
-            log.error("the end of a round could not be recorded", reason=str(error))
-        except Exception:
-            log.exception("the end of a round could not be recorded")
+        self._recording_ends(lambda: self._outcomes.take_in(outcome))
 
     @property
     def ask_later(self) -> bool:
@@ -148,10 +144,16 @@ class Rounds:
 
     def settle(self) -> None:
         """Ask what was put off. Never raises."""
+        self._recording_ends(self._outcomes.settle)
+
+    @staticmethod
+    def _recording_ends(record: Callable[[], None]) -> None:
         try:
-            self._outcomes.settle()
+            record()
         except CairnError as error:
             log.error("the end of a round could not be recorded", reason=str(error))
+        except Exception:  # the thread that takes part in rounds must outlive it
+            log.exception("the end of a round could not be recorded")
 
     def leave(self) -> None:
         """This node is told to stop: say so in the round under way, so that nobody waits for it."""
@@ -180,7 +182,9 @@ class Rounds:
             self._stopping,
         )
         deadline = time.monotonic() + joined.open_seconds
+        failpoint("owner.join.answered")
         self._records.joined(invited)
+        failpoint("owner.join.recorded")
         if joined.update_accepted:
             log.info("update was accepted before", **_ids(invited))
             self._records.find_receipt(invited)
@@ -199,7 +203,9 @@ class Rounds:
                 self._check_not_dropped(invited)
                 if not self._pushing.push_again(invited, deadline):
                     self._fetching.fetch(invited, process, deadline)
+                    failpoint("owner.fetch.complete")
                     trained = self._train(invited, process)
+                    failpoint("owner.train.done")
                     self._check_not_dropped(invited)
                     base = process.base_buffer(invited.job.schema)
                     self._pushing.push(invited, base, trained, deadline)

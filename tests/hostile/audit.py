@@ -1,6 +1,7 @@
 """Verifies an aggregator's books from its files alone: chain, signatures, one release per round."""
 
 import itertools
+import sqlite3
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
@@ -39,10 +40,7 @@ def check_books(state: Path, key: Ed25519PublicKey) -> None:
     with database(state / "aggregator.sqlite") as db:
         ledger = chain(db, "ledger")
         chain(db, "refusals")
-        rows = db.execute(
-            "SELECT manifest_digest, state, manifest, statement FROM round ORDER BY job, number, phase"
-        )
-        rounds = [_round(row, key) for row in rows]
+        rounds = rounds_in(db, key)
         specs = dict(db.execute("SELECT name, spec FROM job"))
     named = Counter((entry.kind, entry.facts.get("manifest_digest")) for entry in ledger)
     for found in rounds:
@@ -56,6 +54,14 @@ def check_books(state: Path, key: Ed25519PublicKey) -> None:
         found.state != aggregator_pb2.ROUND_STATE_OPEN for found in rounds
     )
     _check_files(state, rounds)
+
+
+def rounds_in(db: sqlite3.Connection, key: Ed25519PublicKey) -> list[Round]:
+    """All rounds there ever were, in the order of their jobs and numbers."""
+    rows = db.execute(
+        "SELECT manifest_digest, state, manifest, statement FROM round ORDER BY job, number, phase"
+    )
+    return [_round(row, key) for row in rows]
 
 
 def opened(key: Ed25519PublicKey, kind: str, signed: bytes) -> bytes:

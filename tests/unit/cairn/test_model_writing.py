@@ -145,7 +145,7 @@ def test_a_payload_of_another_size_is_refused_before_anything_is_written(
 
 def test_a_disk_that_fails_leaves_the_old_file_and_nothing_else(path: Path) -> None:
     for step in ("fsync", "replace"):
-        fails = mock.patch.object(os, step, side_effect=OSError("no space left"))
+        fails = mock.patch.object(os, step, side_effect=OSError(28, "no space left"))
         with fails, pytest.raises(OSError, match="no space left"):
             write_model(path, SCHEMA, VALUES)
         assert only(path) == OLD
@@ -204,14 +204,14 @@ def test_what_arrives_while_the_disk_is_slow_is_written_meanwhile(path: Path) ->
 
 @pytest.mark.usefixtures("syncs_often")
 @pytest.mark.parametrize("more", ["a later write", "keep"])
-def test_a_disk_that_fails_beside_the_writing_is_told_and_leaves_the_old_file(
+def test_a_disk_that_is_full_beside_the_writing_is_told_and_leaves_the_old_file(
     path: Path, more: str
 ) -> None:
-    fails = mock.patch.object(os, "fdatasync", side_effect=OSError(errno.EIO, "it broke"))
+    fails = mock.patch.object(os, "fdatasync", side_effect=OSError(errno.ENOSPC, "it is full"))
     with fails, NewModel(path, SCHEMA) as new:
         new.write(VALUES[: 4 if more == "a later write" else None])
         until(lambda: new._syncing is not None and new._syncing.done(), "the sync is over")
-        with pytest.raises(OSError, match="it broke"):
+        with pytest.raises(OSError, match="it is full"):
             _go_on(new, more)
     assert only(path) == OLD
 

@@ -1,0 +1,122 @@
+"""What must hold after every fault, whatever it was: read from files, by arithmetic of its own."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from cairn.identity import load_signing_key
+from cairn.verify_files import Against, verify
+from cairn.verify_key import pinned_key
+from tests.chaos.stage import COLUMNS, OWNERS, ROUNDS, Stage
+from tests.hostile.audit import Round, check_books, rounds_in
+from tests.hostile.checks import Entry, database, owner_entries
+
+Model = Mapping[str, np.ndarray]
+
+
+def check(stage: Stage, faultless: Model) -> None:
+    """The job has ended as it should, and everybody's records agree on who was counted."""
+    released = released_rounds(stage)
+    check_books(stage.state, signing_key(stage))
+    assert len(released) == ROUNDS
+    assert [(line["round"], line["contributors"]) for line in stage.history()] == [
+        (number, len(counted)) for number, counted in released.items()
+    ]
+    check_model(stage.model(), list(released.items()), faultless)
+    check_owners(stage, released)
+    check_verified(stage)
+    check_secrets(stage)
+
+
+def signing_key(stage: Stage) -> Ed25519PublicKey:
+    return load_signing_key(stage.files / "aggregator" / "signing.key").public_key()
+
+
+def released_rounds(stage: Stage) -> dict[int, frozenset[str]]:
+    """Whom each release of the job counts, by the aggregator's signed statements."""
+    return {found.manifest.round: found.counted for found in _rounds(stage) if found.statement}
+
+
+def check_model(model: Model, released: list[tuple[int, frozenset[str]]], faultless: Model) -> None:
+    """Each owner that was counted is in the average of its round once, and nobody else is.
+
+    Where everybody always was, the weights are, bit by bit, those of a run without a fault.
+    """
+    marks = np.zeros_like(model["counted"])
+    weight = np.zeros_like(model["weight"])
+    for number, counted in released:
+        for owner in counted:
+            marks[number - 1, COLUMNS[owner]] = np.float32(1 / len(counted))
+        total = np.zeros(weight.shape)
+        for owner in counted:
+            total += weight * np.float32(0.5) + np.float32(OWNERS[owner])
+        weight = (total / len(counted)).astype(np.float32)
+    np.testing.assert_array_equal(model["counted"], marks)
+    assert model["weight"].tobytes() == weight.tobytes()
+    if all(counted == OWNERS.keys() for _, counted in released):
+        assert model["weight"].tobytes() == faultless["weight"].tobytes()
+        assert model["secret"].tobytes() == faultless["secret"].tobytes()
+
+
+def check_owners(stage: Stage, released: dict[int, frozenset[str]]) -> None:
+    """An owner holds that it was counted only where it was; and where it was, it sent an update."""
+    for owner in OWNERS:
+        entries = [
+            e for e in owner_entries(stage.state_of(owner)) if e.facts.get("job") == stage.job
+        ]
+        sent = {e.facts["round"] for e in entries if e.kind == "sent"}
+        assert {number for number, counted in released.items() if owner in counted} <= sent
+        for entry in entries:
+            if entry.kind != "released":
+                continue
+            is_counted = owner in released[entry.facts["round"]]
+            # Only a crash of the aggregator can lose the answer to an update that it counted.
+            lost = entry.facts.get("why") == "this owner holds no receipt"
+            assert entry.facts["counted"] == is_counted or (
+                lost and is_counted and "aggregator" in dict(stage.restarts)
+            ), (owner, entry)
+
+
+def check_verified(stage: Stage) -> None:
+    """`cairn verify` finds nothing wrong with the run and with any node's ledger."""
+    key = pinned_key(None, stage.files / "coordinator.toml")
+    release = (stage.out / "release.json",)
+    checks = [(stage.out, Against(key, None, ()))]
+    checks += [(stage.state_of(o), Against(key, stage.out, release)) for o in OWNERS]
+    for path, against in checks:
+        findings = list(verify(path, against))
+        assert findings
+        assert all(finding.good for finding in findings), [str(f) for f in findings if not f.good]
+
+
+def check_secrets(stage: Stage) -> None:
+    """No bytes of a single update are on the aggregator's disk, in its log or in the run's folder."""
+    files = [*_files(stage.state), *_files(stage.out), stage.home / "aggregator.log"]
+    for file in files:
+        content = file.read_bytes()
+        for owner, secret in stage.secrets.items():
+            assert secret.tobytes() not in content, (owner, file)
+
+
+def check_nothing_half_written(stage: Stage) -> None:
+    """What was begun and not kept is gone from the aggregator's releases and the run's folder."""
+    for folder in (stage.state / "releases", stage.out):
+        assert not list(folder.glob(".cairn-*"))
+
+
+def entries_of(stage: Stage, owner: str, kind: str) -> list[Entry]:
+    """What an owner's ledger holds of the present job."""
+    entries = owner_entries(stage.state_of(owner))
+    return [e for e in entries if e.kind == kind and e.facts.get("job") == stage.job]
+
+
+def _rounds(stage: Stage) -> list[Round]:
+    with database(stage.state / "aggregator.sqlite") as db:
+        rounds = rounds_in(db, signing_key(stage))
+    return [found for found in rounds if found.manifest.job == stage.job]
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (path for path in directory.rglob("*") if path.is_file())

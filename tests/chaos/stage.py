@@ -1,0 +1,217 @@
+"""A federation that is faulted again and again: a job for each fault, and a supervisor that restarts nodes.
+
+Every owner adds 1 at its own column of the row of the round's number, so that the average tells who was
+counted in each round, and how often. Beside that it halves the weights and adds its own value, and sends a
+secret that nobody but itself may ever have on a disk.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from cairn.failpoint import ACTING, LOGGING, PERMITTING
+from tests.scenarios.federation import Federation
+from tests.scenarios.processes import BIN, Node, descendants_of, is_alive, until
+
+OWNERS = {"alice": 1.0, "bob": -0.3, "carol": 0.7}
+COLUMNS = {name: column for column, name in enumerate(sorted(OWNERS))}
+ROUNDS = 2
+LEASE_SECONDS = 2
+_ROWS = 12  # numbers may run ahead of the releases
+_MOST_RESTARTS = 4
+_SECRET_FLOATS = 16
+_LAST_LINES = 12
+
+TASK = f"""
+import numpy as np
+import torch
+from torch import nn
+
+import cairn
+
+COLUMNS = {COLUMNS}
+
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.counted = nn.Parameter(torch.zeros({_ROWS}, {len(COLUMNS)}))
+        self.weight = nn.Parameter(torch.zeros(4))
+        self.secret = nn.Parameter(torch.zeros({_SECRET_FLOATS}))
+        self.job = nn.Parameter(torch.zeros(1))
+
+
+def model():
+    return Table()
+
+
+def data(site):
+    return cairn.Data(train=site.data, examples=1)
+
+
+def train(model, data, round):
+    with torch.no_grad():
+        model.counted[round.number - 1, COLUMNS[data.train.name]] += 1
+        model.weight.mul_(0.5).add_(float((data.train / "value").read_text()))
+        model.secret.copy_(torch.from_numpy(np.fromfile(data.train / "secret", "<f4")))
+
+
+task = cairn.Task(model=model, data=data, train=train)
+"""
+
+
+class Stage(Federation):
+    """Owners and aggregator go on from job to job; each job has a coordinator and a folder of its own."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home, OWNERS, floor=2, lease_seconds=LEASE_SECONDS)
+        (home / "task.py").write_text(TASK)
+        self.secrets = {}
+        for owner, column in COLUMNS.items():
+            secret = np.random.default_rng(column).normal(size=_SECRET_FLOATS).astype("<f4")
+            secret.tofile(home / "data" / owner / "secret")
+            self.secrets[owner] = secret
+        self.running: dict[str, Node] = {}
+        self.restarts: list[tuple[str, int | None]] = []  # who had ended, and with which code
+        self.job = ""
+        self.is_broken = False  # something failed: what it left is no ground for another test
+        self._jobs = 0
+        self._armed: dict[str, str] = {}
+        self._printed: dict[str, int] = {}
+
+    @property
+    def state(self) -> Path:
+        return self.state_of("aggregator")
+
+    @property
+    def reached(self) -> list[str]:
+        """The points that were reached by nodes that were started for this job."""
+        log = self.home / f"{self.job}.reached"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def state_of(self, node: str) -> Path:
+        return self.files / node / "state"
+
+    def begin(self, faults: Mapping[str, str] | None = None) -> None:
+        """Begin the next job, with these nodes started anew to meet a fault."""
+        self._jobs += 1
+        self.restarts = []
+        self.job = f"job-{self._jobs}"
+        self.out = self.home / self.job
+        self._armed = dict(faults or {})
+        self._printed = {log.stem: log.stat().st_size for log in self.home.glob("*.log")}
+        tensors = {name: torch.zeros(shape) for name, shape in self._shapes().items()}
+        tensors["job"] = torch.tensor([float(self._jobs)])  # no two jobs have the same base
+        save_file(tensors, self.home / f"{self.job}.safetensors")
+        for name in ("aggregator", *OWNERS):
+            node = self.running.get(name)
+            if node is not None and name in self._armed:
+                node.kill()
+            if node is None or node.process.poll() is not None:
+                self.start(name)
+        self.start("coordinator")
+
+    def start(self, name: str) -> None:
+        if name == "aggregator":
+            self._start(name, "aggregator-node", "--config", str(self.files / "aggregator.toml"))
+        elif name == "coordinator":
+            self.coordinator(
+                name=self.job,
+                model=f"{self.job}.safetensors",
+                rounds=ROUNDS,
+                round_deadline_seconds=30,
+                gather_seconds=30,
+            )
+        else:
+            self.owner(name)
+
+    def run_to_end(self) -> None:
+        """Start anew whatever ends, until the coordinator has ended its job."""
+        until(self.tend, f"{self.job} ends")
+
+    def tend(self) -> bool:
+        """Start anew whatever has ended, as a supervisor would; returns whether the job is done."""
+        for name, node in list(self.running.items()):
+            code = node.process.poll()
+            if code is None or (name == "coordinator" and code == 0):
+                continue
+            self.restarts.append((name, code))
+            assert len(self.restarts) <= _MOST_RESTARTS, f"ended again and again: {self.restarts}"
+            self.start(name)
+        return self.running["coordinator"].process.poll() == 0
+
+    def await_stop(self, name: str) -> None:
+        """Wait until a node is frozen, and then until the others went on or its lease has passed."""
+        node = self.running[name]
+        until(lambda: _state(node.pid) == "T" or self.tend(), f"{name} is stopped")
+        assert _state(node.pid) == "T", "the job was done before the point was reached"
+        rounds, since = len(self.history()), time.monotonic()
+
+        def others_went_on() -> bool:
+            self.tend()
+            passed = time.monotonic() - since
+            return len(self.history()) > rounds or passed > 1.5 * LEASE_SECONDS
+
+        until(others_went_on, f"the others notice that {name} is frozen")
+
+    def output_of(self, name: str) -> str:
+        """What the node has printed since the job began, over all its starts."""
+        return (self.home / f"{name}.log").read_bytes()[self._printed.get(name, 0) :].decode()
+
+    def model(self) -> dict[str, np.ndarray]:
+        return {k: v.numpy() for k, v in load_file(self.out / "model.safetensors").items()}
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """What fails inside tells the nodes' last lines, and the stage is not used again."""
+        try:
+            yield
+        except BaseException as error:
+            error.add_note(f"restarts: {self.restarts}")
+            for log in sorted(self.home.glob("*.log")):
+                lines = self.output_of(log.stem).splitlines()[-_LAST_LINES:]
+                error.add_note("\n".join([f"--- {log.stem}", *lines]))
+            self.is_broken = True
+            raise
+
+    @contextmanager
+    def nothing_left_behind(self) -> Iterator[None]:
+        """No process of a node that ended inside is there afterwards."""
+        begun = list(self.running.values())
+        children: dict[int, list[int]] = {}
+
+        def look() -> None:
+            for node in begun:
+                if is_alive(node.pid):
+                    children[node.pid] = descendants_of(node.pid)
+
+        look()
+        yield
+        left = [c for node in begun if not is_alive(node.pid) for c in children.get(node.pid, [])]
+        until(lambda: not any(map(is_alive, left)), "the children of what was killed are gone", 10)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"counted": (_ROWS, len(COLUMNS)), "weight": (4,), "secret": (_SECRET_FLOATS,)}
+
+    def _start(self, name: str, program: str, *arguments: str) -> Node:
+        environment = {
+            PERMITTING: "ward",
+            LOGGING: str(self.home / f"{self.job}.reached"),
+            ACTING: self._armed.pop(name, ""),  # once: what is started again is not armed
+        }
+        node = Node(name, self.home / f"{name}.log", BIN / program, *arguments, **environment)
+        self.nodes.append(node)
+        self.running[name] = node
+        return node
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
