@@ -15,9 +15,10 @@ from typing import NoReturn
 import click
 import structlog
 
+from cairn.process import EXIT_FAILED
+
 log = structlog.get_logger()
 
-EXIT_FAILED = 1
 _PRIMARY_CODE = 0xFF  # SQLite puts the detail above it
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
