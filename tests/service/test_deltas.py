@@ -96,6 +96,7 @@ def test_a_restart_keeps_the_base_of_deltas(network: Network, job: Job) -> None:
     base = first_release(job)
     network.restart(kill=True)
     again = Job(network, job.spec, "coordinator")
+    again.register()
     opened = again.open(base=base, number=2)
     assert opened.manifest.encoding == pb.ENCODING_BF16_DELTAS
     for owner in OWNERS:
