@@ -316,6 +316,41 @@ def test_what_a_forked_process_does_to_its_model_is_not_trained(start: Start, or
     assert read_state(SCHEMA, trained.payload)["1.bias"] == 3
 
 
+@pytest.mark.parametrize("order", [work(), IN_PLACE])
+def test_a_forked_process_has_the_model_as_it_was_at_the_fork(start: Start, order: Work) -> None:
+    process = start(
+        "come, go = os.pipe()\n"
+        "bias = model[1].bias.data\n"
+        "bias.fill_(3)\n"
+        "if not (pid := os.fork()):\n"
+        "    os.read(come, 1)\n"
+        "    os._exit(int(bias.item()))\n"
+        "bias.fill_(5)\n"
+        "os.write(go, b'.')\n"
+        "return {'theirs': os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 'mine': bias.item()}"
+    )
+    assert run(process, order).metrics == {"theirs": 3.0, "mine": 5.0}
+
+
+def test_a_forked_process_that_lives_on_has_its_model_in_later_rounds_too(start: Start) -> None:
+    process = start(
+        "held = globals().setdefault('held', [])\n"
+        "if not held:\n"
+        "    model[1].bias.data.fill_(3)\n"
+        "    come, go = os.pipe()\n"
+        "    if not (pid := os.fork()):\n"
+        "        os.read(come, 1)\n"
+        "        os._exit(int(model[1].bias.item()))\n"
+        "    held.append((pid, go))\n"
+        "    return {}\n"
+        "pid, go = held[0]\n"
+        "os.write(go, b'.')\n"
+        "return {'theirs': os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
+    )
+    run(process, IN_PLACE)
+    assert run(process, IN_PLACE).metrics == {"theirs": 3.0}
+
+
 def test_memory_of_which_nothing_was_kept_is_used_again(start: Start) -> None:
     process = start("model.me = [model]")
     run(process, IN_PLACE)
