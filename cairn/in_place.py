@@ -13,6 +13,7 @@ Everything else is loaded and written back by a copy. So is what training has pu
 """
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,10 +40,10 @@ _PLAIN: dict[str, set[Any]] = {
 def lay(model: nn.Module, state: Mapping[str, Any], slots: Mapping[str, Tensor]) -> set[str]:
     """Lay what can be into its slot, which then has the values, and say which names need no loading.
 
-    `state` is the model's whole state_dict(), and nobody else may hold its tensors. Tied names are laid
-    into the slot of the last, since that is the one whose values loading would leave.
+    `state` is the model's whole state_dict(). Its entries are laid too, since a model may keep them. Tied
+    names are laid into the slot of the last, since that is the one whose values loading would leave.
     """
-    if not all(map(_loads_plainly, model.modules())):
+    if not loads_plainly(model):
         return set()
     laid, order = set[str](), {name: place for place, name in enumerate(state)}
     for storage in _storages(model, state):
@@ -51,7 +52,7 @@ def lay(model: nn.Module, state: Mapping[str, Any], slots: Mapping[str, Tensor])
             for name, tensor in storage.members.items()
         ):
             home = slots[max(storage.members, key=order.__getitem__)]
-            for tensor in storage.members.values():
+            for tensor in storage.known.values():
                 tensor.data = home
             laid |= storage.members.keys()
     return laid
@@ -75,10 +76,10 @@ def write_back(state: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None
 
 @dataclass
 class _Storage:
-    """Memory of a model: its parameters and buffers by name, and the ids of these and of the entries."""
+    """Memory of a model: its parameters and buffers by name, and these and the entries by their id."""
 
     members: dict[str, Tensor] = field(default_factory=dict)
-    known: set[int] = field(default_factory=set)
+    known: dict[int, Tensor] = field(default_factory=dict)
 
     def is_only_its_members(self) -> bool:
         """Whether the members are one tensor under one name or several, and nobody else's."""
@@ -96,14 +97,19 @@ def _storages(model: nn.Module, state: Mapping[str, Any]) -> list[_Storage]:
     storages = defaultdict[int, _Storage](_Storage)
     for tensor in (*members.values(), *state.values()):
         if is_plain(tensor):
-            storages[_storage_address(tensor)].known.add(id(tensor))
+            storages[_storage_address(tensor)].known[id(tensor)] = tensor
     for name, tensor in members.items():
         if is_plain(tensor):
             storages[_storage_address(tensor)].members[name] = tensor
     return [storage for storage in storages.values() if storage.members]
 
 
-def _loads_plainly(module: nn.Module) -> bool:
+def loads_plainly(model: nn.Module) -> bool:
+    """Whether loading copies values into the model's tensors, in all its modules, and does nothing else."""
+    return all(map(_is_plain_loader, model.modules()))
+
+
+def _is_plain_loader(module: nn.Module) -> bool:
     return (
         all(
             getattr(getattr(module, name), "__func__", None) in functions
@@ -120,17 +126,17 @@ def _fits(tensor: Tensor, entry: Any, slot: Tensor | None) -> bool:
         and tensor.numel() > 0
         and is_plain(entry)
         and _is_same_place(entry, tensor)
-        and tensor.is_contiguous()
-        and (tensor.device, tensor.dtype, tensor.shape) == (slot.device, slot.dtype, slot.shape)
+        and _kind(tensor) == _kind(slot)
     )
 
 
 def _is_same_place(one: Tensor, other: Tensor) -> bool:
-    return (
-        one.data_ptr() == other.data_ptr()
-        and (one.device, one.dtype) == (other.device, other.dtype)
-        and (one.shape, one.stride()) == (other.shape, other.stride())
-    )
+    return one.data_ptr() == other.data_ptr() and _kind(one) == _kind(other)
+
+
+def _kind(tensor: Tensor) -> tuple[object, ...]:
+    """All that says how a tensor's memory is read: strides too, of which some shapes have several."""
+    return tensor.device, tensor.dtype, tensor.shape, tensor.stride(), tensor.is_neg()
 
 
 def _storage_address(tensor: Tensor) -> int:
@@ -139,10 +145,18 @@ def _storage_address(tensor: Tensor) -> int:
 
 def _holders(tensor: Tensor) -> float:
     """How many tensors have their values in this one's storage, known to Python or not."""
+    if _references(tensor) > _UNHELD:  # by Python, without a tensor
+        return math.inf
     storage = tensor.untyped_storage()
-    if (
-        storage.is_shared() or not storage.resizable()
-    ):  # another process's, a NumPy array's or a file's
+    if storage.is_shared() or not storage.resizable():  # another process's, NumPy's or a file's
         return math.inf
     count = torch._C._storage_Use_Count(storage._cdata)  # noqa: SLF001 - PyTorch has no other way to ask
     return count - 1  # `storage` itself
+
+
+def _references(tensor: Tensor) -> int:
+    """How many hold the Python object of the storage, of which there is one."""
+    return sys.getrefcount(tensor.untyped_storage())
+
+
+_UNHELD = _references(torch.empty(1))

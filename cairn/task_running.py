@@ -13,7 +13,7 @@ from torch import nn
 
 from cairn.errors import UsageError
 from cairn.exchanging import Parts, parts_of
-from cairn.in_place import lay, write_back
+from cairn.in_place import lay, loads_plainly, write_back
 from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.task import Data, Round, Site, Task
 from cairn.task_loading import TaskFailed, own_code
@@ -142,7 +142,10 @@ class TaskRunner:
         if home is not base:
             for name in laid:
                 slots[name].copy_(values[name])
-        _load(model, {name: value for name, value in values.items() if name not in laid})
+        rest = {name: value for name, value in values.items() if name not in laid}
+        if not loads_plainly(model):  # it may keep the tensors that it is given, and train them
+            rest = {name: value.clone() for name, value in rest.items()}
+        _load(model, rest)
         return model
 
 

@@ -112,6 +112,29 @@ class Doubling(nn.Linear):
         state |= {name: value / 2 for name, value in state.items()}
 
 
+class Assigning(nn.Linear):
+    """Loading takes over the tensors that it is given, and keeps them."""
+
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        strict: bool = True,  # noqa: FBT001, FBT002  PyTorch's own signature
+        assign: bool = False,  # noqa: ARG002, FBT001, FBT002  PyTorch's own signature
+    ) -> Any:
+        return super().load_state_dict(state_dict, strict, assign=True)
+
+
+class Caching(nn.Linear):
+    """It makes its state_dict() once, of the tensors that it has then."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.made = super().state_dict()
+
+    def state_dict(self, *_arguments: Any, **_named: Any) -> Any:
+        return self.made
+
+
 class Crossed(nn.Module):
     """Its state_dict() has each of two tensors under the other's name; loading may change them back."""
 
@@ -160,6 +183,12 @@ def channels_last() -> nn.Module:
     return model
 
 
+def channels_last_of_one_pixel() -> nn.Module:
+    """It counts as contiguous either way, and its strides decide which way it is computed."""
+    model: nn.Module = nn.Conv2d(4, 6, 1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs do not know it
+    return model
+
+
 def normed() -> nn.Module:
     model: nn.Module = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
     return model
@@ -174,6 +203,7 @@ LAID: dict[str, Model] = {
     "layers of many types": layers,
     "tied": tied,
     "tied by memory": tied_by_memory,
+    "caching": Caching,
 }
 COPIED: dict[str, Model] = {
     "flat": Flat,
@@ -183,7 +213,10 @@ COPIED: dict[str, Model] = {
     "a hidden buffer": Buffered,
     "of numpy": OfNumPy,
     "shared": lambda: nn.Linear(2, 2).share_memory(),
+    "a storage": looked_at(lambda weight: weight.untyped_storage()),
     "channels last": channels_last,
+    "channels last, of one pixel": channels_last_of_one_pixel,
+    "assigning": lambda: Assigning(2, 2),
     "mixing": Mixing,
     "a layer of its own": lambda: Layered(2, 2),
     "doubling": Doubling,
@@ -231,6 +264,12 @@ def turn(model: Any) -> None:
             parameter.data = parameter.data.t()
 
 
+def negate(model: Any) -> None:
+    """By a bit of the tensor, which leaves its memory as it is."""
+    for parameter in model.parameters():
+        parameter.data = torch._neg_view(parameter.data)
+
+
 def share(model: Any) -> None:
     model.share_memory()
     change(model)
@@ -259,7 +298,7 @@ def by_copies(model: Model, base: Mapping[str, Tensor], train: Train) -> dict[st
     return {name: value.detach().clone() for name, value in plain.state_dict().items()}
 
 
-@pytest.mark.parametrize("train", [change, replace, exchange_places, turn, share, nothing])
+@pytest.mark.parametrize("train", [change, replace, exchange_places, turn, negate, share, nothing])
 @pytest.mark.parametrize("model", EITHER.values(), ids=EITHER.keys())
 def test_in_place_and_apart_training_gives_what_loading_and_copying_gives(
     model: Model, train: Train
