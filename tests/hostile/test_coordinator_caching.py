@@ -3,6 +3,9 @@
 Two jobs of different models may name the same digest; only one model has it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import pytest
 
@@ -57,16 +60,36 @@ def test_a_job_of_another_model_does_not_make_an_owner_train_on_another_base(
         stage.declines(between.signed, between.job.body, "BASE_MISMATCH")
 
 
-def test_a_base_that_an_owner_has_is_not_fetched_again(stage: Stage) -> None:
-    """The positive control: what is kept is used, where it is the same."""
+@contextmanager
+def clipping(stage: Stage) -> Iterator[None]:
+    """Alice clips what leaves, if only far away: then her base outlives the training."""
+    config = stage.network.directory / "alice.toml"
+    text = config.read_text()
+    for changed in (
+        text.replace("[tasks.task.settings]", "clip = 1e9\n[tasks.task.settings]"),
+        text,
+    ):
+        stage.alice.kill()
+        config.write_text(changed)
+        stage.alice = stage.start_alice()
+        if changed != text:
+            yield
+
+
+@pytest.mark.parametrize(("clips", "times"), [(True, 1), (False, 2)])
+def test_a_base_that_an_owner_has_is_not_fetched_again(
+    stage: Stage, *, clips: bool, times: int
+) -> None:
+    """The positive control: what is kept is used, where it is the same. What was trained in place is not."""
     base = fresh_base()
     digest = LINEAR.digest(base)
     stage.coordinator.models[digest] = base
-    for _ in range(2):
-        ended = ended_with_alice(stage, opened_with(stage.job(), digest))
-        pushed = np.frombuffer(ended.payload, "<f4") * 3
-        np.testing.assert_allclose(pushed, alices_update(base), rtol=1e-6)
-    assert fetches(stage, digest) == 1
+    with clipping(stage) if clips else nullcontext():
+        for _ in range(2):
+            ended = ended_with_alice(stage, opened_with(stage.job(), digest))
+            pushed = np.frombuffer(ended.payload, "<f4") * 3
+            np.testing.assert_allclose(pushed, alices_update(base), rtol=1e-6)
+    assert fetches(stage, digest) == times
 
 
 @pytest.mark.parametrize("size", [(1 << 20) + 4, 2 << 20])

@@ -44,7 +44,7 @@ def train(model, data, round):
         gate.read_bytes()
     mode = (data.train / "mode").read_text()
     if mode == "raise":
-        raise RuntimeError("patient 4711 has no blood pressure")
+        raise RuntimeError("patient 471122330099 has no blood pressure")
     if mode == "shape":
         model.weight = nn.Parameter(torch.zeros(2, 2))
         return {}

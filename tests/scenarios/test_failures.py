@@ -134,17 +134,17 @@ def test_every_kind_of_refusal_is_one_word_to_the_coordinator_and_whole_to_its_o
         assert f"Round 1: {owner} was not counted ({reason})\n" in coordinator.output()
     assert federation.history()[0]["contributors"] == 3
     federation.check_model(sorted(THREE))
-    assert "RuntimeError: patient 4711 has no blood pressure" in owners["raises"].output()
+    assert "RuntimeError: patient 471122330099 has no blood pressure" in owners["raises"].output()
     assert 'task.py", line' in owners["raises"].output()
     for others in (coordinator, aggregator, owners["alice"]):
-        assert "4711" not in others.output()
+        assert "471122330099" not in others.output()
         assert "RuntimeError" not in others.output()
     assert "has a value that is NaN or infinite" in owners["nans"].output()
     assert "this owner allows 0 to 0.4" in owners["ranges"].output()
     assert "asks for the task halving; this owner's file has doubling" in owners["tasks"].output()
     assert "is 2, this owner's file asks for 4" in owners["floors"].output()
     run = b"".join(path.read_bytes() for path in federation.out.iterdir() if path.is_file())
-    assert b"4711" not in run
+    assert b"471122330099" not in run
 
 
 def test_an_aggregator_that_is_killed_and_started_again_costs_one_round(
