@@ -43,7 +43,7 @@ from owner_node.pushing import Pushing
 from owner_node.training_process import Trained
 from owner_node.witness import Witness
 from tests.proxy import Proxy, Way
-from tests.scenarios.processes import free_port
+from tests.scenarios.processes import free_port, until
 from tests.service.network import FEDERATION, OWNERS, SECONDS, Job, Network, OpenRound, refused
 
 ROW = 1 << 20
@@ -57,13 +57,18 @@ class Breaking(Proxy):
 
     def __init__(self, target: str) -> None:
         super().__init__(target)
-        self._breaks: tuple[Way, int] | None = None
+        self._breaks: tuple[Way, int, Callable[[], bool]] | None = None
         self._is_answered: Callable[[], bool] | None = None
         self.broken = threading.Event()
 
-    def break_off(self, way: Way, after_bytes: int) -> None:
-        """Break off when so many more bytes have gone this way."""
-        self._breaks = way, way.bytes + after_bytes
+    def break_off(
+        self, way: Way, after_bytes: int, are_there: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Break off when so many more bytes have gone this way, and these are there.
+
+        What is still on its way when a connection ends is lost, and how much that is differs.
+        """
+        self._breaks = way, way.bytes + after_bytes, are_there
 
     def lose_the_answer(self, is_answered: Callable[[], bool]) -> None:
         """Break off with the first bytes that come back once there is an answer."""
@@ -76,6 +81,7 @@ class Breaking(Proxy):
             return 0
         allowed = super()._counted(data, way)
         if self._breaks is not None and way is self._breaks[0] and way.bytes >= self._breaks[1]:
+            until(self._breaks[2], "what has passed is there")
             self._breaks = None
             self.broken.set()
             return allowed - 1
@@ -130,11 +136,16 @@ def test_a_fetch_that_breaks_off_goes_on_from_where_it_was(
     into = memoryview(bytearray(SIZE))
     incoming = Incoming(SIZE, MODEL.hasher(), into)
     offsets = []
+
+    def at_least(count: int) -> Callable[[], bool]:
+        return lambda: incoming.offset >= count
+
     with Breaking(base_at) as proxy:
         channel = dial(proxy.address, identity(network, "alice", Role.OWNER))
         client = CoordinatorClient(channel)
         for _ in range(breaks):
-            proxy.break_off(proxy.received, BREAKS_AT // breaks)
+            half = incoming.offset + BREAKS_AT // breaks // 2
+            proxy.break_off(proxy.received, BREAKS_AT // breaks, at_least(half))
             with pytest.raises(Unavailable):
                 client.fetch(MODEL.digest(PAYLOAD), incoming, SECONDS)
             offsets.append(incoming.offset)
@@ -187,9 +198,12 @@ def test_a_collection_that_breaks_off_goes_on_from_where_it_was(
         begun.append(NewModel(path, schema))
         return begun[-1]
 
+    def half_is_there() -> bool:
+        return bool(begun) and begun[0].written >= BREAKS_AT // 2
+
     with Breaking(network.release_at) as proxy:
         channel, collector = collecting(network, proxy.address)
-        proxy.break_off(proxy.received, BREAKS_AT)
+        proxy.break_off(proxy.received, BREAKS_AT, half_is_there)
         release = collector.collect(released.digest, MODEL, begin)
         assert proxy.broken.is_set()
         assert proxy.received.bytes < SIZE * 3 // 2
