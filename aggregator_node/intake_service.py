@@ -8,6 +8,7 @@ import grpc
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_round import LiveRound
 from aggregator_node.push import Push
+from aggregator_node.receipts import Receipts
 from aggregator_node.roster import Roster
 from aggregator_node.witness import Witness
 from cairn.clock import Clock
@@ -29,8 +30,11 @@ _LEAST_TURN_SECONDS = 1.0
 class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
     """An owner is who its certificate says; no message names one."""
 
-    def __init__(self, jobs: Jobs, roster: Roster, witness: Witness, clock: Clock) -> None:
+    def __init__(
+        self, jobs: Jobs, receipts: Receipts, roster: Roster, witness: Witness, clock: Clock
+    ) -> None:
         self._jobs = jobs
+        self._receipts = receipts
         self._roster = roster
         self._witness = witness
         self._clock = clock
@@ -69,8 +73,8 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
     def GetReceipt(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.GetReceiptRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.GetReceiptResponse:
-        live = self._live(request.manifest_digest)
-        return aggregator_pb2.GetReceiptResponse(receipt=live.receipt(caller(context).name))
+        receipt = self._receipts.of(caller(context).name, request)
+        return aggregator_pb2.GetReceiptResponse(receipt=receipt)
 
     def _take(
         self,

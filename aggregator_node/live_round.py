@@ -4,7 +4,6 @@ Updates live here and nowhere else, in memory, until the round is sealed; then t
 owner's receipt says of its update stays a while longer, for the owner to ask for.
 """
 
-import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -40,9 +39,9 @@ class LiveRound:
         terms: Terms,
         workspace: Workspace,
         clock: Clock,
-        sign_receipt: Callable[[aggregator_pb2.Receipt], pb.Signed],
+        sign_receipt: Callable[[str, bytes, aggregator_pb2.UpdateHeader], pb.Signed],
     ) -> None:
-        """Open the round now."""
+        """Open the round now. `sign_receipt` takes the owner, the update's digest and its header."""
         now, manifest = clock.monotonic(), terms.manifest
         remaining = (manifest.deadline_unix_ms - clock.unix_ms()) / 1000
         self.digest = digest
@@ -133,16 +132,7 @@ class LiveRound:
         """
         digest = self._refusing(owner, lambda: push.finish(commit))
         header_digest = push.header_digest()
-        receipt = self._sign_receipt(
-            aggregator_pb2.Receipt(
-                manifest_digest=self.digest,
-                owner=owner,
-                payload_digest=digest,
-                examples=push.header.examples,
-                metrics=push.header.metrics,
-                salt=secrets.token_bytes(32),
-            )
-        )
+        receipt = self._sign_receipt(owner, digest, push.header)
         weight = self._terms.weight(push.header.examples)
         with self._summing:
             with self._changed:

@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
+from functools import partial
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -12,14 +13,14 @@ from aggregator_node.ending import see_to_end
 from aggregator_node.live_round import ENDED, LiveRound
 from aggregator_node.memory import Memory, Workspace
 from aggregator_node.push import Terms
+from aggregator_node.receipts import signed_receipt
 from aggregator_node.recording import Recorder
 from aggregator_node.rows import RoundRow
 from cairn.clock import Clock
 from cairn.errors import WrongState
 from cairn.failpoint import failpoint
 from cairn.messages import digest_of, manifest_to_bytes
-from cairn.statements import MANIFEST, RECEIPT, sign
-from cairn.v1 import aggregator_pb2
+from cairn.statements import MANIFEST, sign
 from cairn.v1 import round_pb2 as pb
 
 _RECORD_SECONDS = 5.0
@@ -59,7 +60,8 @@ class LiveRounds:
             self._recorder.open(row, manifest.cohort)
             undo.callback(self._recorder.abort, row, pb.REASON_STORAGE_FAILED, ())
             failpoint("aggregator.open.after_commit")
-            live = LiveRound(digest, terms, workspace, self._clock, self._sign_receipt)
+            sign_receipt = partial(signed_receipt, self._key, digest)
+            live = LiveRound(digest, terms, workspace, self._clock, sign_receipt)
             with self._lock:
                 self._live[digest] = live
                 self._coordinators[digest] = coordinator
@@ -109,9 +111,6 @@ class LiveRounds:
                 live.abort(pb.REASON_AGGREGATOR_RESTARTED)
         for live in under_way:
             live.wait_for_end(_RECORD_SECONDS)
-
-    def _sign_receipt(self, receipt: aggregator_pb2.Receipt) -> pb.Signed:
-        return sign(self._key, RECEIPT, receipt.SerializeToString(deterministic=True))
 
     def _see_to_end(
         self, live: LiveRound, row: RoundRow, terms: Terms, workspace: Workspace

@@ -16,6 +16,7 @@ from aggregator_node.intake_service import IntakeService
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.memory import Memory
+from aggregator_node.receipts import Receipts
 from aggregator_node.record_service import RecordService
 from aggregator_node.recording import Recorder
 from aggregator_node.release_service import ReleaseService
@@ -63,6 +64,7 @@ class _Parts:
     witness: Witness
     jobs: Jobs
     rounds: LiveRounds
+    receipts: Receipts
     departure: Departure
     audit: Audit
     clock: Clock
@@ -136,6 +138,7 @@ def _assemble(config: Path, settings: AggregatorSettings, stopping: threading.Ev
         witness=witness,
         jobs=jobs,
         rounds=rounds,
+        receipts=Receipts(rounds.find, store, signing_key),
         departure=Departure(settings.patience_seconds, clock),
         audit=Audit(store, clock),
         clock=clock,
@@ -151,8 +154,9 @@ def _intake(parts: _Parts, owners: int) -> Listener:
         window_bytes=_WINDOW_BYTES,
         admits=parts.roster.check,
         refused=parts.audit.refused,
+        can_work=parts.store.can_write,
     )
-    service = IntakeService(parts.jobs, parts.roster, parts.witness, parts.clock)
+    service = IntakeService(parts.jobs, parts.receipts, parts.roster, parts.witness, parts.clock)
     intake.add(add_IntakeServiceServicer_to_server, service)
     record = RecordService(parts.store, parts.witness)
     intake.add(add_RecordServiceServicer_to_server, record)
@@ -167,6 +171,7 @@ def _release(parts: _Parts) -> Listener:
         message_bytes=JOB_MESSAGE_BYTES,
         admits=parts.roster.check,
         refused=parts.audit.refused,
+        can_work=parts.store.can_write,
     )
     service = ReleaseService(parts.jobs, parts.rounds, parts.store, parts.departure)
     release.add(add_ReleaseServiceServicer_to_server, service)

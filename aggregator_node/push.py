@@ -67,6 +67,7 @@ def check_header(header: aggregator_pb2.UpdateHeader, terms: Terms) -> None:
         raise UpdateRefused(
             f"an update stands for 1 to {MAX_EXAMPLES} examples", pb.REASON_EXAMPLES_REFUSED
         )
+    check_digest(header.salt, "salt")
     if len(header.metrics) > MAX_METRICS:
         raise InvalidMessage(f"an update has at most {MAX_METRICS} metrics")
     for name, value in header.metrics.items():

@@ -219,13 +219,20 @@ class Store:
 
     def check_room(self, nbytes: int) -> None:
         """Raise Unavailable where the disk has no room for a release of so many bytes."""
-        free = shutil.disk_usage(self.path).free
+        free = self._free_bytes()
         if free < nbytes + _BOOKS_BYTES:
             log.error("the disk is full", directory=str(self.path), free_bytes=free, needed=nbytes)
             raise Unavailable(
                 "the aggregator's disk has no room for this round's release",
                 pb.REASON_STORAGE_FAILED,
             )
+
+    def can_write(self) -> bool:
+        """Whether the disk has room for what a round adds to the books, at this moment."""
+        return self._free_bytes() >= _BOOKS_BYTES
+
+    def _free_bytes(self) -> int:
+        return shutil.disk_usage(self.path).free
 
     def clear_left_over_releases(self) -> None:
         """Delete files of releases that a crash kept from being recorded, and of replaced ones."""

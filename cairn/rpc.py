@@ -82,6 +82,7 @@ class Listener:
         window_bytes: int | None = None,
         admits: Admits = everybody,
         refused: Refused = unrecorded,
+        can_work: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepare to listen, under the identity that is in its files whenever somebody connects.
 
@@ -89,7 +90,8 @@ class Listener:
         message to accept; a connection that has no call for `idle_seconds` is ended. Of a stream that is not
         read yet at most `window_bytes` come in; by default gRPC lets that grow with the connection. `admits`
         is asked about the caller at every call, and raises CallerNotAllowed; `refused` is told of every
-        refusal, once: the caller where it is known, the method, the error.
+        refusal, once: the caller where it is known, the method, the error. `can_work` is asked for the
+        node's health.
         """
         self._long_pool = ThreadPoolExecutor(
             LONG_CALLS_OF_ONE_CALLER * long_callers + 4, thread_name_prefix="stream"
@@ -108,7 +110,7 @@ class Listener:
         self._credentials = grpc.dynamic_ssl_server_credentials(
             _served(identity), _fetcher(renewal_of(identity), identity), True
         )
-        self._health = HealthService()
+        self._health = HealthService(can_work)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
 
     def add(self, register: Callable[[Any, grpc.Server], None], service: object) -> None:

@@ -4,7 +4,7 @@ The kinds of entries that are looked at, with digests in hex and signed messages
 
     declined, and not accepted: manifest_digest, reason
     joined     job, round, manifest_digest
-    sent       manifest_digest, payload_digest, examples, metrics
+    sent       manifest_digest, payload_digest, examples, metrics, salt
     receipt    manifest_digest, receipt
     released   manifest_digest, job, round, phase, release_digest, contributors, counted, reason where
                the owner was excluded, statement
@@ -225,6 +225,8 @@ def _differing(sent: Mapping[str, Any], receipt: aggregator_pb2.Receipt) -> str 
         "payload_digest": receipt.payload_digest.hex(),
         "examples": receipt.examples,
         "metrics": dict(receipt.metrics),
+        # Entries of version 0.2 have none: there the aggregator chose it.
+        **({"salt": receipt.salt.hex()} if "salt" in sent else {}),
     }
     return differing(sent, expected)
 

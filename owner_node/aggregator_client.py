@@ -110,8 +110,18 @@ class AggregatorClient:
         return self._checked(answer.receipt, header.manifest_digest, [pushed])
 
     def receipt(self, manifest_digest: bytes, pushed: Sequence[Pushed]) -> pb.Signed | None:
-        """Ask for the receipt of our own update, after a lost answer; None where it has none."""
-        request = aggregator_pb2.GetReceiptRequest(manifest_digest=manifest_digest)
+        """Ask for the receipt of our own update, after a lost answer; None where it has none.
+
+        `pushed` is what may have arrived, the latest last; a restarted aggregator looks for that one.
+        """
+        latest = pushed[-1]
+        request = aggregator_pb2.GetReceiptRequest(
+            manifest_digest=manifest_digest,
+            payload_digest=latest.payload_digest,
+            examples=latest.examples,
+            metrics=latest.metrics,
+            salt=latest.salt,
+        )
         try:
             with translated():
                 answer = self._intake.GetReceipt(request, timeout=CALL_SECONDS)
@@ -146,7 +156,8 @@ class AggregatorClient:
     ) -> pb.Signed:
         """The receipt, where it is for one of these updates."""
         receipt = verified_receipt(self._key, signed)
-        said = Pushed(receipt.payload_digest, receipt.examples, dict(receipt.metrics))
+        metrics = dict(receipt.metrics)
+        said = Pushed(receipt.payload_digest, receipt.examples, metrics, receipt.salt)
         if (receipt.manifest_digest, receipt.owner) != (manifest_digest, self._owner):
             raise InvalidMessage("the receipt is another round's or another owner's")
         if said not in pushed:

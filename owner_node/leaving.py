@@ -1,11 +1,16 @@
-"""Decides what of a trained round leaves this site: clipped, encoded, and without what may not leave. Pure."""
+"""Decides what of a trained round leaves this site: clipped, encoded, and without what may not leave.
+
+Pure but for the salt.
+"""
 
 import math
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cairn.encoding import Layout
 from cairn.errors import UpdateRefused
+from cairn.tensors import DIGEST_BYTES
 from cairn.v1 import round_pb2 as pb
 from cairn.values import ANY_FINITE, check_values
 from owner_node.clip import clip
@@ -77,7 +82,8 @@ def prepared(
         digest = stream.layout.digest(payload)
     metrics = {name: value for name, value in trained.metrics.items() if name in rules.metrics}
     dropped = tuple(sorted(trained.metrics.keys() - metrics.keys()))
-    return Leaving(payload, Pushed(digest, trained.examples, metrics), dropped, clipped, change)
+    pushed = Pushed(digest, trained.examples, metrics, salt=secrets.token_bytes(DIGEST_BYTES))
+    return Leaving(payload, pushed, dropped, clipped, change)
 
 
 def _change(

@@ -79,8 +79,13 @@ class Outcomes:
                 self._ask(digest)
             else:
                 self.put_off = True
-        if copy is not None:
+        if copy is None:
+            return
+        try:
             self._record(outcome.statement, copy)
+        except Unavailable as error:  # whether our update was counted is asked again
+            log.warning("the receipt of a round was not fetched", reason=str(error))
+            self.put_off = True
 
     def settle(self) -> None:
         """Ask the aggregator itself how the rounds ended of which this owner was not told."""

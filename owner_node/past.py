@@ -24,6 +24,7 @@ class Pushed:
     payload_digest: bytes
     examples: int
     metrics: Mapping[str, float]
+    salt: bytes
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,11 @@ class Past:
         phase = PHASES[facts["phase"]]
         if phase == pb.PHASE_TRAIN:
             self._trained[facts["task"]].add(digest)
+        salt = bytes.fromhex(facts.get("salt", ""))  # entries of earlier versions have none
         self._sent[digest].append(
-            Pushed(bytes.fromhex(facts["payload_digest"]), facts["examples"], facts["metrics"])
+            Pushed(
+                bytes.fromhex(facts["payload_digest"]), facts["examples"], facts["metrics"], salt
+            )
         )
         if digest not in self._released:
             self.unsettled[digest] = Unsettled(facts["job"], facts["round"])

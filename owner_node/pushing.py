@@ -153,6 +153,7 @@ class Pushing:
             examples=leaving.pushed.examples,
             metrics=leaving.pushed.metrics,
             total_bytes=len(leaving.payload),
+            salt=leaving.pushed.salt,
         )
         tried = False
 
@@ -190,6 +191,7 @@ class Pushing:
             "encoding": encoding_word(invited.manifest.encoding),
             "examples": leaving.pushed.examples,
             "metrics": dict(leaving.pushed.metrics),
+            "salt": leaving.pushed.salt.hex(),
             "dropped_metrics": list(leaving.dropped_metrics),
             "clipped": leaving.clipped,
             "rule": "mean",

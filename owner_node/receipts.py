@@ -4,7 +4,7 @@ import base64
 
 import structlog
 
-from cairn.errors import CairnError
+from cairn.errors import CairnError, Unavailable
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.ledger import NotRecorded, OwnerLedger
@@ -30,13 +30,18 @@ class Receipts:
             log.error("a receipt could not be kept", reason=str(error))
 
     def find(self, manifest_digest: bytes) -> pb.Signed | None:
-        """The receipt for what this owner pushed in a round, if there is one."""
+        """The receipt for what this owner pushed in a round, if there is one.
+
+        Raises Unavailable where the aggregator could not be asked.
+        """
         past = self._ledger.past
         pushed = past.sent(manifest_digest)
         if not pushed or past.receipt(manifest_digest) is not None:
             return past.receipt(manifest_digest)
         try:
             receipt = self._aggregator.receipt(manifest_digest, pushed)
+        except Unavailable:
+            raise
         except CairnError as error:
             log.warning("the receipt could not be fetched", reason=str(error))
             return None

@@ -62,7 +62,7 @@ class SubmitUpdateRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ..., commit: _Optional[_Union[UpdateCommit, _Mapping]] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("manifest_digest", "base_digest", "examples", "metrics", "total_bytes", "seen_head")
+    __slots__ = ("manifest_digest", "base_digest", "examples", "metrics", "total_bytes", "seen_head", "salt")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -76,13 +76,15 @@ class UpdateHeader(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     SEEN_HEAD_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
     base_digest: bytes
     examples: int
     metrics: _containers.ScalarMap[str, float]
     total_bytes: int
     seen_head: _round_pb2.Signed
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., total_bytes: _Optional[int] = ..., seen_head: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
+    salt: bytes
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., total_bytes: _Optional[int] = ..., seen_head: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., salt: _Optional[bytes] = ...) -> None: ...
 
 class UpdateCommit(_message.Message):
     __slots__ = ("payload_digest",)
@@ -120,10 +122,25 @@ class Receipt(_message.Message):
     def __init__(self, manifest_digest: _Optional[bytes] = ..., owner: _Optional[str] = ..., payload_digest: _Optional[bytes] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., salt: _Optional[bytes] = ...) -> None: ...
 
 class GetReceiptRequest(_message.Message):
-    __slots__ = ("manifest_digest",)
+    __slots__ = ("manifest_digest", "payload_digest", "examples", "metrics", "salt")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
-    def __init__(self, manifest_digest: _Optional[bytes] = ...) -> None: ...
+    payload_digest: bytes
+    examples: int
+    metrics: _containers.ScalarMap[str, float]
+    salt: bytes
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., payload_digest: _Optional[bytes] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., salt: _Optional[bytes] = ...) -> None: ...
 
 class GetReceiptResponse(_message.Message):
     __slots__ = ("receipt",)

@@ -95,9 +95,11 @@ class IntakeServiceServicer:
     def GetReceipt(self, request, context):
         """Asks for the receipt of the caller's own update, after a lost answer.
 
-        The caller must be an owner of the round's cohort, and sees only its own receipt. Reads only.
-        Errors: PERMISSION_DENIED, NOT_FOUND where no update of the caller was accepted in that round,
-        FAILED_PRECONDITION for a round that ended long ago or before the aggregator was restarted.
+        The caller must be an owner of the round's cohort, and sees only its own receipt. Reads only. Of a round
+        that was released before the aggregator was restarted, or long ago, the aggregator keeps no receipt: it
+        signs anew the one that the request describes, where the round's statement lists its commitment.
+        Errors: PERMISSION_DENIED, NOT_FOUND where no such update of the caller was accepted in that round,
+        INVALID_ARGUMENT for a salt that is none, FAILED_PRECONDITION for a round of which neither is there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,7 +61,7 @@ def check_model(model: Model, released: list[tuple[int, frozenset[str]]], faultl
 
 
 def check_owners(stage: Stage, released: dict[int, frozenset[str]]) -> None:
-    """An owner holds that it was counted only where it was; and where it was, it sent an update."""
+    """An owner holds that it was counted exactly where it was; and where it was, it sent an update."""
     for owner in OWNERS:
         entries = [
             e for e in owner_entries(stage.state_of(owner)) if e.facts.get("job") == stage.job
@@ -72,11 +72,7 @@ def check_owners(stage: Stage, released: dict[int, frozenset[str]]) -> None:
             if entry.kind != "released":
                 continue
             is_counted = owner in released[entry.facts["round"]]
-            # Only a crash of the aggregator can lose the answer to an update that it counted.
-            lost = entry.facts.get("why") == "this owner holds no receipt"
-            assert entry.facts["counted"] == is_counted or (
-                lost and is_counted and "aggregator" in dict(stage.restarts)
-            ), (owner, entry)
+            assert entry.facts["counted"] == is_counted, (owner, entry)
 
 
 def check_verified(stage: Stage) -> None:

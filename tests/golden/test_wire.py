@@ -33,6 +33,7 @@ HEADER = agg.UpdateHeader(
     metrics={"loss": 0.25, "accuracy": 0.875},
     total_bytes=1 << 33,
     seen_head=SIGNED,
+    salt=digest("s"),
 )
 COMMIT = agg.UpdateCommit(payload_digest=digest("p"))
 RELEASE_HEADER = agg.ReleaseHeader(statement=SIGNED, total_bytes=1 << 33)
@@ -137,7 +138,13 @@ EXPECTED: dict[str, Message] = {
         metrics={"loss": 0.25, "accuracy": 0.875},
         salt=digest("s"),
     ),
-    "GetReceiptRequest": agg.GetReceiptRequest(manifest_digest=digest("m")),
+    "GetReceiptRequest": agg.GetReceiptRequest(
+        manifest_digest=digest("m"),
+        payload_digest=digest("p"),
+        examples=120,
+        metrics={"loss": 0.25},
+        salt=digest("s"),
+    ),
     "GetReceiptResponse": agg.GetReceiptResponse(receipt=SIGNED),
     "RegisterJobRequest": agg.RegisterJobRequest(
         job_spec=b"\x0a\x07clinics", protocol=3, software="0.2.0", process=digest("p")

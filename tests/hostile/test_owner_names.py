@@ -133,6 +133,7 @@ def test_no_request_of_an_owner_can_name_an_owner() -> None:
         "cairn.v1.JoinRoundRequest.software",
         "cairn.v1.Signed.type",
         "cairn.v1.UpdateHeader.MetricsEntry.key",
+        "cairn.v1.GetReceiptRequest.MetricsEntry.key",
     }
 
 

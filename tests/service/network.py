@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from cairn.authority import Authority, Subject, issue, new_authority, new_key, new_request
 from cairn.federation import FederationPlan, write_federation
-from cairn.identity import NodeName, Role, load_signing_key
+from cairn.identity import Identity, NodeName, Role, load_identity, load_signing_key
 from cairn.messages import (
     PROTOCOL,
     JobSpec,
@@ -66,9 +67,17 @@ class Network:
     """One aggregator process, its federation's identities, and some that do not belong there."""
 
     def __init__(
-        self, directory: Path, *, floor: int = 2, lease_seconds: int = 30, **settings: float | str
+        self,
+        directory: Path,
+        started_by: Sequence[str] = (),
+        /,
+        *,
+        floor: int = 2,
+        lease_seconds: int = 30,
+        **settings: float | str,
     ) -> None:
-        """`settings` are further lines of the aggregator's file."""
+        """`started_by` is a command that starts the one behind it; `settings` are lines of the aggregator's file."""
+        self._started_by = started_by
         self.directory = directory / "ward"
         ports = [free_port() for _ in range(3)]
         self.coordinator_at, self.intake_at, self.release_at = (f"localhost:{p}" for p in ports)
@@ -93,6 +102,14 @@ class Network:
     @property
     def state(self) -> Path:
         return self.directory / "aggregator/state"
+
+    def identity(self, name: str, role: Role = Role.OWNER) -> Identity:
+        """What a node of ours reads from its files."""
+        home = self.directory / name
+        files = SimpleNamespace(
+            certificate=home / "node.crt", key=home / "node.key", authority=home / "authority.crt"
+        )
+        return load_identity(files, NodeName(FEDERATION, role, name), datetime.now(UTC))
 
     def intake(self, who: str) -> Any:
         return aggregator_pb2_grpc.IntakeServiceStub(self.channel(who, self.intake_at))
@@ -168,7 +185,8 @@ class Network:
     def _start(self) -> Node:
         log = self.directory / f"{next(self._names)}.log"
         config = self.directory / "aggregator.toml"
-        node = Node("aggregator", log, BIN / "aggregator-node", "--config", config)
+        program = (*self._started_by, str(BIN / "aggregator-node"))
+        node = Node("aggregator", log, *program, "--config", config)
         node.says("aggregator is ready")
         return node
 
@@ -318,6 +336,7 @@ class OpenRound:
             "base_digest": self.manifest.base_digest,
             "examples": 1,
             "total_bytes": total,
+            "salt": bytes(32),
         }
         return aggregator_pb2.UpdateHeader(**values | changes)
 
@@ -335,7 +354,8 @@ class OpenRound:
 
     def push(self, owner: str, payload: bytes, **changes: Any) -> pb.Signed:
         """Push an update; returns the signed receipt."""
-        return self.submit(owner, self.parts(payload, **changes))
+        salt = sha256(owner.encode()).digest()
+        return self.submit(owner, self.parts(payload, **{"salt": salt} | changes))
 
     def submit(self, owner: str, parts: Iterable[aggregator_pb2.SubmitUpdateRequest]) -> pb.Signed:
         answer = self._intake(owner).SubmitUpdate(iter(parts), timeout=SECONDS)

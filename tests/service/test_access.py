@@ -1,8 +1,7 @@
 """Who gets through: every method under every identity, over real TLS, held against the access table."""
 
+import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -12,7 +11,8 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cairn.access import ACCESS
-from cairn.identity import NodeName, Role, load_identity
+from cairn.health_client import ask_health
+from cairn.identity import Role
 from cairn.rpc import Listener
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -40,13 +40,7 @@ RELEASE_METHODS = [path for path in METHODS if "ReleaseService" in path]
 @pytest.fixture(scope="module")
 def invitations(network: Network) -> Iterator[str]:
     """A coordinator's door for owners; returns its address."""
-    home = network.directory / "coordinator"
-    files = SimpleNamespace(
-        certificate=home / "node.crt", key=home / "node.key", authority=home / "authority.crt"
-    )
-    node = NodeName(FEDERATION, Role.COORDINATOR, "coordinator")
-    identity = load_identity(files, node, datetime.now(UTC))
-    listener = Listener(identity, long_callers=4)
+    listener = Listener(network.identity("coordinator", Role.COORDINATOR), long_callers=4)
     service = InvitationService(FEDERATION, "job", ["alice"], Attendance())
     listener.add(add_InvitationServiceServicer_to_server, service)
     listener.start(network.coordinator_at)
@@ -207,6 +201,20 @@ def test_everybody_who_is_admitted_may_ask_for_health_and_nobody_may_follow_it(
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     with refused(grpc.StatusCode.PERMISSION_DENIED):
         next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS))
+
+
+def test_a_node_that_cannot_work_says_so_until_it_can(network: Network) -> None:
+    can_work = threading.Event()
+    identity = network.identity("coordinator", Role.COORDINATOR)
+    listener = Listener(identity, long_callers=1, can_work=can_work.is_set)
+    port = listener.start("localhost:0")
+    try:
+        channel = network.channel("alice", f"localhost:{port}")
+        assert not ask_health(channel, SECONDS).serving
+        can_work.set()
+        assert ask_health(channel, SECONDS).serving
+    finally:
+        listener.stop(0.0)
 
 
 def test_nothing_is_answered_without_tls(network: Network) -> None:

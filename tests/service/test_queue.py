@@ -8,11 +8,9 @@ import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -20,7 +18,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cairn.identity import Identity, NodeName, Role, load_identity
 from cairn.rpc import dial
 from cairn.state_directory import StateDirectory
 from cairn.tensors import Schema, TensorSpec
@@ -125,14 +122,6 @@ def opened(network: Network) -> Iterator[OpenRound]:
         opened.abort()
 
 
-def identity(network: Network, owner: str) -> Identity:
-    home = network.directory / owner
-    files = SimpleNamespace(
-        certificate=home / "node.crt", key=home / "node.key", authority=home / "authority.crt"
-    )
-    return load_identity(files, NodeName(FEDERATION, Role.OWNER, owner), datetime.now(UTC))
-
-
 def joined(job: Job, cohort: Sequence[str]) -> OpenRound:
     opened = job.open(cohort)
     for owner in cohort:
@@ -146,10 +135,10 @@ def test_an_owner_node_that_waits_in_line_sends_nothing_of_its_update(
     """What waits does so in the owner's memory, and not in the aggregator's."""
     alice = Pushing(opened, "alice", constant(1)).has_the_buffer()
     update = constant(2)
-    pushed = Pushed(LARGE.digest(update), 1, {})
+    pushed = Pushed(LARGE.digest(update), 1, {}, bytes(32))
     state = StateDirectory(tmp_path / "state", "owner.sqlite")
     with Proxy(network.intake_at) as proxy, ThreadPoolExecutor(1) as pool:
-        channel = dial(proxy.address, identity(network, "bob"))
+        channel = dial(proxy.address, network.identity("bob"))
         witness = Witness(state, network.key, FEDERATION)
         bob = AggregatorClient(channel, network.key, "bob", witness)
         bob.join(opened.digest)

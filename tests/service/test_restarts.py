@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -69,6 +70,55 @@ def test_the_last_release_is_collected_after_a_restart_byte_by_byte(
     assert open_again(opened, network).collect() == before
     assert job.register().last_statement == before[0]
     assert job.run(UPDATES, number=2, base=before[1]).payload == HALVES
+
+
+def test_a_receipt_that_a_crash_took_along_is_signed_again_and_for_its_owner_alone(
+    network: Network,
+) -> None:
+    opened = network.job().open()
+    receipts = {}
+    for owner, update in UPDATES.items():
+        opened.join(owner)
+        receipts[owner] = opened.push(owner, update, metrics={"loss": 0.25}, examples=7)
+    opened.ends()
+    files = [path.read_bytes() for path in network.state.rglob("*") if path.is_file()]
+    network.restart(kill=True)
+
+    def described(**changes: Any) -> aggregator_pb2.GetReceiptRequest:
+        receipt = aggregator_pb2.Receipt.FromString(receipts["alice"].body)
+        described = aggregator_pb2.GetReceiptRequest(
+            manifest_digest=opened.digest,
+            payload_digest=receipt.payload_digest,
+            examples=receipt.examples,
+            metrics=receipt.metrics,
+            salt=receipt.salt,
+        )
+        for name, value in changes.items():
+            setattr(described, name, value)
+        return described
+
+    alice, bob = network.intake("alice"), network.intake("bob")
+    assert alice.GetReceipt(described(), timeout=SECONDS).receipt == receipts["alice"]
+    with refused(grpc.StatusCode.NOT_FOUND, "no such update of yours"):
+        bob.GetReceipt(described(), timeout=SECONDS)
+    for change in ({"salt": bytes(32)}, {"payload_digest": bytes(32)}, {"examples": 8}):
+        with refused(grpc.StatusCode.NOT_FOUND, "no such update of yours"):
+            alice.GetReceipt(described(**change), timeout=SECONDS)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "salt has 31 bytes"):
+        alice.GetReceipt(described(salt=bytes(31)), timeout=SECONDS)
+    # What makes a receipt one's own was on no disk of the aggregator.
+    for receipt in receipts.values():
+        salt = aggregator_pb2.Receipt.FromString(receipt.body).salt
+        assert not any(salt in file for file in files)
+
+
+def test_an_aborted_round_has_no_receipt_after_a_crash(network: Network) -> None:
+    opened = network.job().open()
+    opened.join("alice")
+    opened.push("alice", UPDATES["alice"])
+    network.restart(kill=True)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "the round has ended"):
+        opened.receipt("alice")
 
 
 def test_no_update_ever_touches_the_disk(network: Network) -> None:

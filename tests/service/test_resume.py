@@ -4,10 +4,8 @@ import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -17,7 +15,7 @@ from blake3 import blake3
 
 from cairn.clock import Clock
 from cairn.errors import Unavailable
-from cairn.identity import Identity, NodeName, Role, load_identity
+from cairn.identity import Role
 from cairn.incoming import Incoming
 from cairn.messages import job_spec_from_bytes
 from cairn.model_writing import NewModel
@@ -88,14 +86,6 @@ class Breaking(Proxy):
         return allowed
 
 
-def identity(network: Network, name: str, role: Role) -> Identity:
-    home = network.directory / name
-    files = SimpleNamespace(
-        certificate=home / "node.crt", key=home / "node.key", authority=home / "authority.crt"
-    )
-    return load_identity(files, NodeName(FEDERATION, role, name), datetime.now(UTC))
-
-
 def one_hot(owner: str) -> bytes:
     """An update that is 1 in the owner's own row: n times the average says who was counted."""
     values = np.zeros((len(OWNERS), ROW), "<f4")
@@ -121,7 +111,7 @@ def base_at(network: Network) -> Iterator[str]:
     """A coordinator that offers the base."""
     service = InvitationService(FEDERATION, "job", ["alice"], Attendance())
     service.offer(MODEL.digest(PAYLOAD), memoryview(PAYLOAD))
-    listener = Listener(identity(network, "coordinator", Role.COORDINATOR), long_callers=4)
+    listener = Listener(network.identity("coordinator", Role.COORDINATOR), long_callers=4)
     listener.add(add_InvitationServiceServicer_to_server, service)
     address = f"localhost:{free_port()}"
     listener.start(address)
@@ -141,7 +131,7 @@ def test_a_fetch_that_breaks_off_goes_on_from_where_it_was(
         return lambda: incoming.offset >= count
 
     with Breaking(base_at) as proxy:
-        channel = dial(proxy.address, identity(network, "alice", Role.OWNER))
+        channel = dial(proxy.address, network.identity("alice", Role.OWNER))
         client = CoordinatorClient(channel)
         for _ in range(breaks):
             half = incoming.offset + BREAKS_AT // breaks // 2
@@ -182,7 +172,7 @@ def joined(job: Job, *cohort: str) -> OpenRound:
 
 
 def collecting(network: Network, address: str) -> tuple[grpc.Channel, Collector]:
-    channel = dial(address, identity(network, "coordinator", Role.COORDINATOR))
+    channel = dial(address, network.identity("coordinator", Role.COORDINATOR))
     collector = Collector(channel, address, network.key, SECONDS, threading.Event())
     collector._epoch = 1  # as after its registration
     return channel, collector
@@ -221,7 +211,7 @@ def test_a_collection_that_is_given_up_leaves_nothing_behind(
 ) -> None:
     stopping = threading.Event()
     with Breaking(network.release_at) as proxy:
-        channel = dial(proxy.address, identity(network, "coordinator", Role.COORDINATOR))
+        channel = dial(proxy.address, network.identity("coordinator", Role.COORDINATOR))
         collector = Collector(channel, proxy.address, network.key, SECONDS, stopping)
         collector._epoch = 1
         proxy.break_off(proxy.received, BREAKS_AT)
@@ -265,7 +255,7 @@ class Owner:
     """Alice, as her node pushes: over a proxy, with a ledger of her own."""
 
     def __init__(self, network: Network, proxy: Proxy, path: Path) -> None:
-        self.channel = dial(proxy.address, identity(network, "alice", Role.OWNER))
+        self.channel = dial(proxy.address, network.identity("alice", Role.OWNER))
         self.state = StateDirectory(path / "state", "owner.sqlite")
         witness = Witness(self.state, network.key, FEDERATION)
         self.aggregator = AggregatorClient(self.channel, network.key, "alice", witness)
@@ -364,7 +354,7 @@ def test_a_push_that_never_comes_again_is_not_counted(
     opened = joined(network.job(schema=MODEL), "alice", "bob", "carol")
     proxy.break_off(proxy.sent, BREAKS_AT)
     payload = one_hot("alice")
-    pushed = Pushed(MODEL.digest(payload), 1, {})
+    pushed = Pushed(MODEL.digest(payload), 1, {}, bytes(32))
     with pytest.raises(Unavailable):
         alice.aggregator.submit(opened.header(), memoryview(payload), pushed, SECONDS)
     with refused(grpc.StatusCode.NOT_FOUND):
@@ -400,7 +390,7 @@ def test_a_push_whose_answer_was_lost_may_be_repeated_whole_and_is_counted_once(
 ) -> None:
     opened = joined(network.job(schema=MODEL), "alice", "bob")
     payload = one_hot("alice")
-    pushed = Pushed(MODEL.digest(payload), 1, {})
+    pushed = Pushed(MODEL.digest(payload), 1, {}, bytes(32))
     header = opened.header()
     proxy.lose_the_answer(lambda: accepted(network, opened, "alice") > 0)
     with pytest.raises(Unavailable):

@@ -61,6 +61,7 @@ def header(**changes: object) -> aggregator_pb2.UpdateHeader:
         "examples": 10,
         "total_bytes": 12,
         "metrics": {"loss": 0.5},
+        "salt": bytes(32),
     }
     return aggregator_pb2.UpdateHeader(**{**values, **changes})  # type: ignore[arg-type]  # the changes are the test's
 

@@ -186,6 +186,7 @@ class Aggregator:
                 name: float(name == owner) * (1.0 if how == "good" else value) for name in OWNERS
             },
             total_bytes=len(payload),
+            salt=sha256(owner.encode()).digest(),
         )
         digest = SCHEMA.digest(payload) if trains else b""
         with live.push(owner, header, FakeCall()) as push:

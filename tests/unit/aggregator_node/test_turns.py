@@ -31,7 +31,9 @@ TERMS = Terms(
     replace(JOB, owners=OWNERS, schema=SCHEMA),
     Bounds(),
 )
-HEADER = aggregator_pb2.UpdateHeader(base_digest=MANIFEST.base_digest, examples=1, total_bytes=12)
+HEADER = aggregator_pb2.UpdateHeader(
+    base_digest=MANIFEST.base_digest, examples=1, total_bytes=12, salt=bytes(32)
+)
 
 
 class SetClock(Clock):
@@ -51,7 +53,7 @@ def opened(clock: Clock) -> tuple[LiveRound, Buffers]:
     """A round of three owners with memory for one update at a time."""
     buffers = Buffers(1, SCHEMA.total_bytes)
     workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
-    live = LiveRound(bytes(32), TERMS, workspace, clock, lambda _receipt: pb.Signed())
+    live = LiveRound(bytes(32), TERMS, workspace, clock, lambda *_: pb.Signed())
     for owner in OWNERS:
         live.join(owner)
     return live, buffers
@@ -110,7 +112,7 @@ def test_a_push_that_nobody_waits_for_may_take_the_whole_round(clock: SetClock) 
 def test_an_ended_round_lets_its_memory_go_though_its_receipts_stay(clock: SetClock) -> None:
     buffers = Buffers(1, SCHEMA.total_bytes)
     workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
-    live = LiveRound(bytes(32), TERMS, workspace, clock, lambda _receipt: pb.Signed())
+    live = LiveRound(bytes(32), TERMS, workspace, clock, lambda *_: pb.Signed())
     live.join("alice")
     held = weakref.ref(workspace.mean)
     del workspace

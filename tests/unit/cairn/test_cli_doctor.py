@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,11 +25,11 @@ from cairn.ledger import Ledger
 from cairn.ledger_files import OWNER_DATABASE
 from cairn.state_directory import StateDirectory
 from tests.scenarios.processes import BIN, free_port
+from tests.small_disk import may_mount, on_small_disk
 from tests.unit.cairn.examination import called, examined, made, pointed
 
 ROLES = {"alice": Role.OWNER, "coordinator": Role.COORDINATOR, "aggregator": Role.AGGREGATOR}
 NODES = sorted(ROLES)
-UNSHARE = shutil.which("unshare")
 
 
 @pytest.fixture
@@ -239,11 +238,6 @@ def test_a_disk_that_takes_no_file_is_a_fault(ward: Path) -> None:
     assert "or name another directory as `state` in this node's file" in faults[0]["sentence"]
 
 
-def may_mount() -> bool:
-    command = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return UNSHARE is not None and not subprocess.run(command, capture_output=True).returncode  # noqa: PLW1510 - the code is the answer
-
-
 @pytest.mark.skipif(not may_mount(), reason="this account may not mount a small disk")
 @pytest.mark.parametrize(("size", "expected"), [("16k", "No space left"), ("8m", "8 MiB left")])
 def test_a_full_disk_is_a_fault_and_a_nearly_full_one_a_warning(
@@ -251,9 +245,8 @@ def test_a_full_disk_is_a_fault_and_a_nearly_full_one_a_warning(
 ) -> None:
     state = ward / "aggregator/state"
     state.mkdir()
-    mounted = f"mount -t tmpfs -o size={size} none {state}"
-    doctor = f"{BIN / 'cairn'} doctor --json {ward / 'aggregator.toml'}"
-    command = ["unshare", "-m", "/bin/bash", "-c", f"{mounted} && {doctor}"]
+    doctor = [str(BIN / "cairn"), "doctor", "--json", str(ward / "aggregator.toml")]
+    command = [*on_small_disk(state, size), *doctor]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     (found,) = [f for f in json.loads(done.stdout)["findings"] if f["check"] == "disk"]
     full = expected == "No space left"

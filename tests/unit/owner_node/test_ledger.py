@@ -24,6 +24,7 @@ SENT: dict[str, Any] = {
     "payload_digest": "ab" * 32,
     "examples": 5,
     "metrics": {"loss": 0.1},
+    "salt": "cd" * 32,
 }
 RELEASED: dict[str, Any] = {**round_facts(INVITED), "release_digest": "cd" * 32, "counted": True}
 
@@ -53,7 +54,7 @@ def test_after_a_restart_it_knows_what_it_knew(state: StateDirectory) -> None:
         assert known.last == Taken(4, pb.PHASE_TRAIN, DIGEST)
         assert known.trained == 1
         assert past.known(INVITED).trained == 0  # the round itself does not count against itself
-        assert past.sent(DIGEST) == [Pushed(b"\xab" * 32, 5, {"loss": 0.1})]
+        assert past.sent(DIGEST) == [Pushed(b"\xab" * 32, 5, {"loss": 0.1}, b"\xcd" * 32)]
         assert past.receipt(DIGEST) == receipt
         assert list(past.unsettled) == [DIGEST]
 

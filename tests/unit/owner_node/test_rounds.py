@@ -61,7 +61,9 @@ class FakeStub:
     receipts: dict[bytes, pb.Signed] = field(default_factory=dict)
     statements: dict[bytes, pb.Signed] = field(default_factory=dict)
     statement_error: Exception | None = None
+    receipt_error: Exception | None = None
     submitted: list[aggregator_pb2.UpdateHeader] = field(default_factory=list)
+    asked: list[aggregator_pb2.GetReceiptRequest] = field(default_factory=list)
     joined: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def JoinRound(  # noqa: N802 - as the stub has it
@@ -97,7 +99,7 @@ class FakeStub:
             payload_digest=last.commit.payload_digest,
             examples=header.header.examples,
             metrics=header.header.metrics,
-            salt=bytes(32),
+            salt=header.header.salt,
         )
         signed = sign(KEY, RECEIPT, self.receipt(receipt).SerializeToString())
         self.receipts[header.header.manifest_digest] = signed
@@ -107,6 +109,9 @@ class FakeStub:
         self, request: aggregator_pb2.GetReceiptRequest, timeout: float
     ) -> aggregator_pb2.GetReceiptResponse:
         assert timeout
+        self.asked.append(request)
+        if self.receipt_error is not None:
+            raise self.receipt_error
         if request.manifest_digest not in self.receipts:
             raise NotFound("no receipt")
         return aggregator_pb2.GetReceiptResponse(receipt=self.receipts[request.manifest_digest])
@@ -495,6 +500,46 @@ def test_where_the_aggregator_gives_no_statement_the_coordinators_verified_copy_
     bench.stub.statement_error = error
     signed = statement([commitment_of(bench.stub.receipts[DIGEST])])
     bench.rounds.take_in(outcome(signed))
+    assert counted(bench) == (True, "")
+
+
+def sent_without_an_answer(bench: Bench) -> pb.Signed:
+    """The update has left, its answer is lost and this owner is started anew; returns the lost receipt."""
+    bench.rounds.take_part(invitation())
+    receipt = bench.stub.receipts[DIGEST]
+    past = bench.ledger.past
+    past._receipts.clear()
+    return receipt
+
+
+def test_a_receipt_that_was_lost_is_asked_for_by_all_that_the_update_said_of_itself(
+    bench: Bench,
+) -> None:
+    receipt = sent_without_an_answer(bench)
+    bench.rounds.take_in(outcome(statement([commitment_of(receipt)])))
+    assert counted(bench) == (True, "")
+    (asked,) = bench.stub.asked
+    said = aggregator_pb2.Receipt.FromString(receipt.body)
+    assert (asked.payload_digest, asked.examples, asked.salt) == (
+        said.payload_digest,
+        said.examples,
+        said.salt,
+    )
+    assert dict(asked.metrics) == dict(said.metrics) == {"loss": 0.5}
+    assert bytes.fromhex(bench.facts("sent")["salt"]) == said.salt
+    assert len(set(said.salt)) > 8  # chance gives 32 bytes fewer once in 10^30
+
+
+def test_while_a_lost_receipt_cannot_be_asked_for_the_round_stays_unsettled(bench: Bench) -> None:
+    receipt = sent_without_an_answer(bench)
+    bench.stub.receipt_error = Unavailable("not there")
+    bench.rounds.take_in(outcome(statement([commitment_of(receipt)])))
+    assert "released" not in bench.kinds()
+    assert bench.rounds.ask_later
+    bench.stub.receipt_error = None
+    bench.clock.now += 60
+    bench.stub.statements[DIGEST] = statement([commitment_of(receipt)])
+    bench.rounds.settle()
     assert counted(bench) == (True, "")
 
 
