@@ -18,9 +18,10 @@ from cairn.errors import InvalidMessage, Unavailable
 from cairn.messages import PROTOCOL, Manifest, digest_of, known, manifest_from_bytes
 from cairn.model_writing import NewModel
 from cairn.patience import patiently
-from cairn.rpc import CALL_SECONDS, translated
+from cairn.rpc import translated
 from cairn.statements import MANIFEST, verified, verified_statement
 from cairn.tensors import Schema
+from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS, PARTING_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from coordinator.campaign import Step
@@ -28,8 +29,6 @@ from coordinator.collecting import Collecting, Release, Wanted
 
 T = TypeVar("T")
 
-_PARTING_SECONDS = 5  # a coordinator that is told to stop does not wait long
-_MARGIN_SECONDS = 60  # beyond a round's deadline, for the seal and the release
 _ENDED = {aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED}
 
 
@@ -119,7 +118,7 @@ class AggregatorClient:
         request = aggregator_pb2.WatchRoundRequest(manifest_digest=opened.digest, epoch=self._epoch)
 
         def follow() -> aggregator_pb2.WatchRoundResponse:
-            for answer in self._stub.WatchRound(request, timeout=seconds + _MARGIN_SECONDS):
+            for answer in self._stub.WatchRound(request, timeout=seconds + 2 * IDLE_SECONDS):
                 known(aggregator_pb2.RoundState, answer.state, "state")
                 if answer.state in _ENDED:
                     ending: aggregator_pb2.WatchRoundResponse = answer
@@ -143,7 +142,7 @@ class AggregatorClient:
     def abort(self, opened: OpenedRound) -> None:
         request = aggregator_pb2.AbortRoundRequest(manifest_digest=opened.digest, epoch=self._epoch)
         with translated():
-            self._stub.AbortRound(request, timeout=_PARTING_SECONDS)
+            self._stub.AbortRound(request, timeout=PARTING_SECONDS)
 
     def _call(self, call: Callable[[], T]) -> T:
         def translated_call() -> T:

@@ -6,6 +6,7 @@ import time
 from cairn.errors import CairnError, InvalidMessage, UpdateRefused
 from cairn.incoming import Incoming
 from cairn.patience import patiently
+from cairn.timeouts import rest
 from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds, check_values
 from owner_node.coordinator_client import CoordinatorClient
@@ -53,7 +54,7 @@ class Fetching:
 
 def until(deadline: float) -> float:
     """The seconds left to a moment of the monotonic clock, but never none at all."""
-    return max(1.0, deadline - time.monotonic())
+    return rest(deadline - time.monotonic())
 
 
 def _not_fetched(error: CairnError) -> str:
