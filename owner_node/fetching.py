@@ -3,7 +3,7 @@
 import threading
 import time
 
-from cairn.errors import CairnError, InvalidMessage, UpdateRefused
+from cairn.errors import CairnError, InvalidMessage, UpdateRefused, WrongState
 from cairn.incoming import Incoming
 from cairn.patience import patiently
 from cairn.timeouts import rest
@@ -53,8 +53,14 @@ class Fetching:
 
 
 def until(deadline: float) -> float:
-    """The seconds left to a moment of the monotonic clock, but never none at all."""
-    return rest(deadline - time.monotonic())
+    """The seconds left to a round's deadline, a moment of the monotonic clock; never none at all.
+
+    Raises WrongState once it has passed.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise WrongState("the round's deadline has passed", pb.REASON_ROUND_ENDED)
+    return rest(left)
 
 
 def _not_fetched(error: CairnError) -> str:

@@ -158,6 +158,9 @@ class Pushing:
 
         def push() -> pb.Signed:
             nonlocal tried
+            until(
+                deadline
+            )  # an aggregator that cannot be reached does not say that the round is over
             if tried:  # the update may have arrived, and only its answer been lost
                 receipt = self._aggregator.receipt(invited.digest, [leaving.pushed])
                 if receipt is not None:

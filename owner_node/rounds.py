@@ -190,6 +190,7 @@ class Rounds:
         lease = Lease(
             lambda: self._renew(invited),
             joined.lease_seconds,
+            deadline,
             lambda: self._drop(invited.digest),
         )
         with self._lock:
