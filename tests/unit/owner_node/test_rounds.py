@@ -63,6 +63,7 @@ class FakeStub:
     statement_error: Exception | None = None
     submitted: list[aggregator_pb2.UpdateHeader] = field(default_factory=list)
     submit_error: Exception | None = None
+    receipt_error: Exception | None = None
     open_seconds: int = 600
     joined: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
@@ -111,6 +112,8 @@ class FakeStub:
         self, request: aggregator_pb2.GetReceiptRequest, timeout: float
     ) -> aggregator_pb2.GetReceiptResponse:
         assert timeout
+        if self.receipt_error is not None:
+            raise self.receipt_error
         if request.manifest_digest not in self.receipts:
             raise NotFound("no receipt")
         return aggregator_pb2.GetReceiptResponse(receipt=self.receipts[request.manifest_digest])
@@ -418,7 +421,8 @@ def test_a_push_to_an_aggregator_that_stays_away_ends_with_the_round(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cairn.patience.IDLE_SECONDS", -1.0)  # every call has lasted for long
-    bench.stub.submit_error = Unavailable("no answer")
+    away = Unavailable("no answer")
+    bench.stub.submit_error = bench.stub.receipt_error = away
     bench.stub.open_seconds = 1
     bench.rounds.take_part(invitation())
     assert bench.stub.submitted == []
