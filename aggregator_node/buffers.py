@@ -15,8 +15,10 @@ import numpy as np
 
 from aggregator_node.pages import anonymous
 from cairn.errors import Unavailable
+from cairn.timeouts import IDLE_SECONDS
 
-_RETURN_SECONDS = 60  # a cancelled push ends at once, but a look at many gigabytes takes its time
+# A cancelled push ends at once, but a look at many gigabytes takes its time.
+_RETURN_SECONDS = 2 * IDLE_SECONDS
 
 
 class Buffers:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cairn.clock import Clock
-
-AFTER_SECONDS = 5.0  # between a release and its evaluation, owners are gathered for two seconds
+from cairn.timeouts import PARTING_SECONDS
 
 
 class Departure:
@@ -39,5 +38,6 @@ class Departure:
         """Whether nobody is to be expected any more, where the jobs are `completed` or are not."""
         with self._lock:
             quiet = self._clock.monotonic() - self._heard
-            wait = AFTER_SECONDS if completed else self._patience_seconds
+            # Longer than the moment for which owners are gathered between a release and its evaluation.
+            wait = PARTING_SECONDS if completed else self._patience_seconds
             return self._under_way == 0 and quiet >= wait

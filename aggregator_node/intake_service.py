@@ -18,13 +18,12 @@ from cairn.guard import caller
 from cairn.identity import NodeName
 from cairn.messages import check_digest, check_protocol, known
 from cairn.silence import ended_when_silent
+from cairn.timeouts import rest
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
 # Of an update's stream; the chunks come as they are (cairn/frames.py).
 Part = aggregator_pb2.SubmitUpdateRequest | memoryview
-
-_LEAST_TURN_SECONDS = 1.0
 
 
 class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
@@ -105,7 +104,7 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         self, live: LiveRound, owner: str, push: Push, requests: Iterator[Part]
     ) -> aggregator_pb2.UpdateCommit:
         # Who is silent for all of its turn keeps others waiting, however short the round is.
-        turn = max(_LEAST_TURN_SECONDS, push.turn_ends - self._clock.monotonic())
+        turn = rest(push.turn_ends - self._clock.monotonic())
         with ended_when_silent(push.call.cancel, self._clock, turn) as heard:
             while isinstance(part := next(requests, None), memoryview):
                 push.write(part)

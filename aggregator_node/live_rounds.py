@@ -21,9 +21,9 @@ from cairn.errors import WrongState
 from cairn.failpoint import failpoint
 from cairn.messages import digest_of, manifest_to_bytes
 from cairn.statements import MANIFEST, sign
+from cairn.timeouts import PARTING_SECONDS
 from cairn.v1 import round_pb2 as pb
 
-_RECORD_SECONDS = 5.0
 _KEPT_ROUNDS = 64  # ended rounds whose receipts can still be asked for
 
 
@@ -110,7 +110,7 @@ class LiveRounds:
             with suppress(WrongState):  # sealed meanwhile: then it is released
                 live.abort(pb.REASON_AGGREGATOR_RESTARTED)
         for live in under_way:
-            live.wait_for_end(_RECORD_SECONDS)
+            live.wait_for_end(PARTING_SECONDS)
 
     def _see_to_end(
         self, live: LiveRound, row: RoundRow, terms: Terms, workspace: Workspace

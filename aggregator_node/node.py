@@ -35,6 +35,7 @@ from cairn.process import (
     start_logging,
 )
 from cairn.rpc import JOB_MESSAGE_BYTES, Listener
+from cairn.timeouts import PARTING_SECONDS
 from cairn.v1.aggregator_pb2_grpc import (
     add_IntakeServiceServicer_to_server,
     add_RecordServiceServicer_to_server,
@@ -45,13 +46,13 @@ log = structlog.get_logger()
 
 _COORDINATORS = 4
 _OWNERS = 64  # room for a roster that grows
-_GRACE_SECONDS = 5.0
-# gRPC keeps the last 8 KiB that a connection brought, the end of an update, until the connection ends.
-_IDLE_SECONDS = 1
+# gRPC keeps the last 8 KiB that a connection brought, the end of an update, until the connection ends:
+# so it ends in such a pause between two calls.
+_PAUSE_SECONDS = 1
 # What an owner that does not wait for its turn can have us hold, for each of its streams. It also limits how
 # fast a long link is: to so much in the time of a round trip.
 _WINDOW_BYTES = 2 << 20
-_LOOK_SECONDS = 0.5  # how often an aggregator for one job looks whether it may stop
+_LOOK_EVERY_SECONDS = 0.5  # how often an aggregator for one job looks whether it may stop
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,13 @@ def run(config: Path, *, once: bool, erases: bool) -> int:
         floor=settings.floor,
         fingerprint=parts.identity.fingerprint,
     )
-    while not stopping.wait(_LOOK_SECONDS):
+    while not stopping.wait(_LOOK_EVERY_SECONDS):
         if once and parts.departure.is_due(completed=parts.jobs.are_released()):
             break
     log.info("aggregator is stopping")
     parts.rounds.abort_all()
     for listener in (intake, release):
-        listener.stop(_GRACE_SECONDS)
+        listener.stop(PARTING_SECONDS)
     parts.store.close()
     return 1 if parts.witness.rolled_back else 0
 
@@ -150,7 +151,7 @@ def _intake(parts: _Parts, owners: int) -> Listener:
     intake = Listener(
         parts.identity,
         long_callers=max(_OWNERS, owners),
-        idle_seconds=_IDLE_SECONDS,
+        pause_seconds=_PAUSE_SECONDS,
         window_bytes=_WINDOW_BYTES,
         admits=parts.roster.check,
         refused=parts.audit.refused,

@@ -19,11 +19,11 @@ from cairn.failpoint import failpoint
 from cairn.guard import caller
 from cairn.messages import check_digest, check_owners, check_protocol, known
 from cairn.model_files import StoredValues
+from cairn.timeouts import PARTING_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
-_ABORT_SECONDS = 5.0  # until the end is on the disk, so that the next round can be opened
-_WATCH_SECONDS = 5  # how often a watcher that has left is noticed
+_LOOK_EVERY_SECONDS = 5  # whether a watcher has left
 
 
 class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
@@ -76,7 +76,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
             live = self._rounds.find(row.manifest_digest)
             seen = aggregator_pb2.ROUND_STATE_UNSPECIFIED
             while live is not None and seen not in ENDED:
-                state = live.wait_for_change(seen, _WATCH_SECONDS)
+                state = live.wait_for_change(seen, _LOOK_EVERY_SECONDS)
                 if not context.is_active():
                     return
                 if state != seen:
@@ -115,7 +115,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         digest = check_digest(request.manifest_digest, "manifest_digest")
         live = self._jobs.abort(caller(context).name, request.epoch, digest)
         if live is not None:
-            live.wait_for_end(_ABORT_SECONDS)
+            live.wait_for_end(PARTING_SECONDS)  # on the disk: the next round can be opened
         return aggregator_pb2.AbortRoundResponse()
 
     def _values(self, row: RoundRow) -> StoredValues:

@@ -8,6 +8,7 @@ from aggregator_node.memory import memory_of_this_machine
 from aggregator_node.policy import Policy
 from cairn.limits import MAX_COHORT, MIN_COHORT
 from cairn.settings import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
+from cairn.timeouts import LEASE_SECONDS, STANDBY_SECONDS
 from cairn.values import Bounds
 
 
@@ -43,8 +44,8 @@ class AggregatorSettings(Settings):
     state: FilePath
     owners: list[NodeLabel]
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
-    lease_seconds: Seconds = 15
-    patience_seconds: Seconds = 3600
+    lease_seconds: Seconds = LEASE_SECONDS
+    patience_seconds: Seconds = STANDBY_SECONDS
     largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
     largest_integer: Annotated[int, Field(ge=1, lt=1 << 63)] = 1 << 53
     largest_weight_ratio: Annotated[int, Field(ge=1, lt=1 << 31)] = 1000

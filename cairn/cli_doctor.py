@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cairn import __version__
+from cairn.timeouts import MOMENT_SECONDS
 
 if TYPE_CHECKING:
     from cairn.findings import Finding
@@ -30,7 +31,7 @@ _KEYS = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 @click.option(
     "--timeout",
-    default=3.0,
+    default=MOMENT_SECONDS,
     show_default=True,
     type=click.FloatRange(min=0, max=600, min_open=True),
     help="Seconds that each step towards a peer may take.",

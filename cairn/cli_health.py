@@ -6,6 +6,7 @@ import click
 
 from cairn.cli_identity import mistakes_explained
 from cairn.health import check_health
+from cairn.timeouts import MOMENT_SECONDS
 
 
 @click.command("health")
@@ -16,7 +17,12 @@ from cairn.health import check_health
     type=click.Path(path_type=Path),
     help="The node's TOML file.",
 )
-@click.option("--timeout", default=3.0, show_default=True, help="Seconds to wait for an answer.")
+@click.option(
+    "--timeout",
+    default=MOMENT_SECONDS,
+    show_default=True,
+    help="Seconds to wait for an answer.",
+)
 @mistakes_explained
 def health(config: Path, timeout: float) -> None:
     """Ask whether the node of FILE is up: exit code 0 when it is.

@@ -19,8 +19,8 @@ import click
 from cairn.errors import UsageError
 from cairn.federation import write_federation
 from cairn.federation_plan import FederationPlan
+from cairn.timeouts import PARTING_SECONDS
 
-_STOP_SECONDS = 15
 _COLOURS = ("cyan", "magenta", "yellow", "blue", "green")
 
 
@@ -172,7 +172,7 @@ def _end(processes: Sequence["subprocess.Popen[str]"]) -> None:
         process.terminate()
     for process in processes:
         try:
-            process.wait(_STOP_SECONDS)
+            process.wait(3 * PARTING_SECONDS)  # a node may have several peers to part from
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

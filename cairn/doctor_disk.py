@@ -10,7 +10,7 @@ from cairn.ledger_files import last_entry
 from cairn.place import Place
 from cairn.state_directory import is_in_use
 
-CLOCK_SECONDS = 60  # by so much two clocks that are set may differ
+CLOCK_SKEW_SECONDS = 60  # by so much two clocks that are set may differ
 
 
 def place_findings(place: Place) -> list[Finding]:
@@ -53,7 +53,7 @@ def clock_findings(place: Place, database: str, now: datetime) -> list[Finding]:
 
 def _clock(file: Path, number: int, unix_ms: int, now: datetime) -> Finding:
     ahead = unix_ms / 1000 - now.timestamp()
-    if ahead <= CLOCK_SECONDS:
+    if ahead <= CLOCK_SKEW_SECONDS:
         return ok("clock", f"it is past the last entry of {file}, number {number}")
     # No fault: were the clock wrong then and right now, the node could not start until that time.
     return warning(

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cairn.distrust import Trust
-from cairn.doctor_disk import CLOCK_SECONDS
+from cairn.doctor_disk import CLOCK_SKEW_SECONDS
 from cairn.errors import CairnError, Unavailable
 from cairn.federation_plan import Address
 from cairn.findings import Finding, fault, note, ok, warning
@@ -124,7 +124,7 @@ def _clocks(peer: Peer, health: Health, our_ms: float) -> list[Finding]:
     if health.unix_ms is None:
         return []
     ahead = (our_ms - health.unix_ms) / 1000
-    if abs(ahead) <= CLOCK_SECONDS:
+    if abs(ahead) <= CLOCK_SKEW_SECONDS:
         return [ok("clock", f"it agrees with that of the {peer.role}")]
     return [
         fault(

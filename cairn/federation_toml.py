@@ -30,6 +30,7 @@ _LIMITS = """
 # largest_model_megabytes = 8192
 # memory_megabytes = 16384         # for open rounds; three quarters of the machine's where it is not said
 # updates_in_flight = 2            # large updates taken at a time; the other owners wait in line
+# lease_seconds = 30               # for so long an owner that is not heard of holds up a round
 # Averages over owners that overlap can be subtracted, so comparable releases count the same owners, or have
 # none in common. Compared are those of the "same_base", or of the "same_model": with the same tensors.
 # compare_releases = "same_base"

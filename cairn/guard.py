@@ -21,6 +21,7 @@ from cairn.access import LONG_CALLS, may_call
 from cairn.clock import Clock
 from cairn.errors import CairnError, CallerNotAllowed, InvalidMessage
 from cairn.identity import NodeName, certified
+from cairn.limits import MAX_ROUND_SECONDS
 from cairn.messages import reason_word
 from cairn.tensors import CHUNK_BYTES
 from cairn.v1 import round_pb2 as pb
@@ -29,7 +30,7 @@ LONG_CALLS_OF_ONE_CALLER = 4  # a broken one may still be held when its repetiti
 SHORT_CALLS_OF_ONE_CALLER = 8
 MESSAGE_BYTES = CHUNK_BYTES + (1 << 18)  # a chunk and its frame: no model is one message
 _LARGE = {"/cairn.v1.ReleaseService/RegisterJob"}  # a job's schema; its listener bounds it
-_LONGEST_CALL_SECONDS = 8 * 24 * 3600  # a round lasts a week at most
+_MAX_CALL_SECONDS = MAX_ROUND_SECONDS + 24 * 3600  # a round's, and what comes after its end
 _SENTENCE_BYTES = (
     1000  # three times as long on the wire, where metadata beyond 8 KiB may be refused
 )
@@ -150,9 +151,9 @@ class Guard(grpc.ServerInterceptor):
         certificate.check_end(self._clock.unix_ms())
         self._admits(node)
         # gRPC reports a call without a deadline as one that has billions of years left.
-        if context.time_remaining() > _LONGEST_CALL_SECONDS:
+        if context.time_remaining() > _MAX_CALL_SECONDS:
             raise InvalidMessage(
-                f"the call has no deadline within {_LONGEST_CALL_SECONDS} seconds; every call must have one",
+                f"the call has no deadline within {_MAX_CALL_SECONDS} seconds; every call must have one",
                 pb.REASON_NO_DEADLINE,
             )
         return node

@@ -6,3 +6,4 @@ MAX_EXAMPLES = (1 << 31) - 1
 MAX_METRICS = 64
 MAX_JOB_SPEC_BYTES = 16 << 20  # the one message that grows with the number of tensors
 MAX_METRIC_NAME_BYTES = 64
+MAX_ROUND_SECONDS = 7 * 24 * 3600  # gRPC wants a deadline for every call: this, if nothing less

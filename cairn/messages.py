@@ -14,7 +14,13 @@ from google.protobuf.message import DecodeError, Message
 
 from cairn import __version__
 from cairn.errors import InvalidMessage, TooMuch
-from cairn.limits import MAX_COHORT, MAX_EXAMPLES, MAX_JOB_SPEC_BYTES, MIN_COHORT
+from cairn.limits import (
+    MAX_COHORT,
+    MAX_EXAMPLES,
+    MAX_JOB_SPEC_BYTES,
+    MAX_ROUND_SECONDS,
+    MIN_COHORT,
+)
 from cairn.settings import NAME_PATTERN
 from cairn.tensors import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
@@ -167,7 +173,7 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
         weighting=message.weighting,
         schema=schema_from_pb(message.schema),
         round_deadline_seconds=within(
-            message.round_deadline_seconds, 1, 604_800, "round_deadline_seconds"
+            message.round_deadline_seconds, 1, MAX_ROUND_SECONDS, "round_deadline_seconds"
         ),
         min_examples=least,
         max_examples=within(message.max_examples, least, MAX_EXAMPLES, "max_examples"),
@@ -224,7 +230,7 @@ def manifest_from_bytes(body: bytes) -> Manifest:
         weighting=message.weighting,
         floor=within(message.floor, MIN_COHORT, MAX_COHORT, "floor"),
         deadline_unix_ms=within(message.deadline_unix_ms, 1, 1 << 62, "deadline_unix_ms"),
-        lease_seconds=within(message.lease_seconds, 1, 604_800, "lease_seconds"),
+        lease_seconds=within(message.lease_seconds, 1, MAX_ROUND_SECONDS, "lease_seconds"),
         nonce=check_digest(message.nonce, "nonce"),
         ledger_head=check_digest(message.ledger_head, "ledger_head"),
         ledger_number=message.ledger_number,

@@ -16,13 +16,13 @@ from tenacity import (
 from tenacity.nap import sleep_using_event
 
 from cairn.errors import Unavailable
+from cairn.timeouts import IDLE_SECONDS
 
 T = TypeVar("T")
 log = structlog.get_logger()
 
 _LONGEST_PAUSE_SECONDS = 1.0
-_SILENT_SECONDS = 5.0  # nodes that are started together need a moment to find each other
-_WORKING_SECONDS = 30.0  # a call that lasted longer had reached its peer: patience begins anew
+_QUIET_PAUSE_SECONDS = 5.0  # nodes that are started together need a moment to find each other
 
 
 def patiently(call: Callable[[], T], peer: str, seconds: float, stopping: threading.Event) -> T:
@@ -58,7 +58,7 @@ class _Trouble(Generic[T]):
         self._seconds = seconds
         self._stopping = stopping
         self._begun = self._since = time.monotonic()
-        self._tell_at = _SILENT_SECONDS
+        self._tell_at = _QUIET_PAUSE_SECONDS
 
     def timed_call(self) -> T:
         self._begun = time.monotonic()
@@ -66,9 +66,9 @@ class _Trouble(Generic[T]):
 
     def is_too_long(self, _: RetryCallState) -> bool:
         now = time.monotonic()
-        if now - self._begun > _WORKING_SECONDS:
+        if now - self._begun > IDLE_SECONDS:  # then it had reached its peer: patience begins anew
             self._since = now
-            self._tell_at = _SILENT_SECONDS
+            self._tell_at = _QUIET_PAUSE_SECONDS
         return now - self._since >= self._seconds or self._stopping.is_set()
 
     def tell(self, state: RetryCallState) -> None:

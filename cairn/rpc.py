@@ -26,43 +26,47 @@ from cairn.guard import (
 )
 from cairn.health_service import HealthService
 from cairn.identity import Identity, PinnedAggregator
-from cairn.limits import MAX_JOB_SPEC_BYTES
+from cairn.limits import MAX_JOB_SPEC_BYTES, MAX_ROUND_SECONDS
 from cairn.listening import why_not
 from cairn.messages import reason_of_word
 from cairn.redial import RedialledChannel
 from cairn.renewal import Renewal, renewal_of, renewal_of_pin
+from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS
 
-CALL_SECONDS = 10  # the deadline of every short call
 _SHORT_CALL_THREADS = 2 * SHORT_CALLS_OF_ONE_CALLER
 # A job's specification, and what it comes with.
 JOB_MESSAGE_BYTES = MAX_JOB_SPEC_BYTES + MESSAGE_BYTES
 
 _BY_NAME = {kind.__name__: kind for kind in STATUS}
 
+_CALL_MS = 1000 * CALL_SECONDS
+_IDLE_MS = 1000 * IDLE_SECONDS
+_NEW_CONNECTION_EVERY_MS = 600_000
+
+# A frozen peer is noticed by a ping: at the dialling side after 20 seconds of silence and 10 of waiting.
 _KEEPALIVE = [
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", _CALL_MS),
     # Without it a frozen peer is noticed after a minute whatever the keepalive says.
-    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", _CALL_MS),
 ]
 _LISTENING = [
     *_KEEPALIVE,
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_time_ms", _IDLE_MS),
+    ("grpc.http2.min_ping_interval_without_data_ms", _IDLE_MS // 3),
     # Else a second process may bind the same port and take half the calls.
     ("grpc.so_reuseport", 0),
-    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.server_handshake_timeout_ms", _CALL_MS),
     ("grpc.max_concurrent_streams", 16),  # more than one node may have under way at a time
-    # A connection ends within this time, so that certificates are looked at again; a call that is under
-    # way may end, and the longest upload takes hours.
-    ("grpc.max_connection_age_ms", 600_000),
-    ("grpc.max_connection_age_grace_ms", 6 * 3_600_000),
+    # So that certificates are looked at again; a call that is under way may end, and has its own deadline.
+    ("grpc.max_connection_age_ms", _NEW_CONNECTION_EVERY_MS),
+    ("grpc.max_connection_age_grace_ms", 1000 * MAX_ROUND_SECONDS),
 ]
 _DIALLING = [
     *_KEEPALIVE,
-    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_time_ms", _IDLE_MS - _CALL_MS),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 10_000),  # how long one attempt to connect may take
+    ("grpc.min_reconnect_backoff_ms", _CALL_MS),  # how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),  # a call is repeated by the code that knows whether it may be
     ("grpc.max_receive_message_length", JOB_MESSAGE_BYTES),
@@ -78,7 +82,7 @@ class Listener:
         *,
         long_callers: int,
         message_bytes: int = MESSAGE_BYTES,
-        idle_seconds: int | None = None,
+        pause_seconds: int | None = None,
         window_bytes: int | None = None,
         admits: Admits = everybody,
         refused: Refused = unrecorded,
@@ -87,7 +91,7 @@ class Listener:
         """Prepare to listen, under the identity that is in its files whenever somebody connects.
 
         `long_callers` is how many nodes may have streams under way; `message_bytes` the largest single
-        message to accept; a connection that has no call for `idle_seconds` is ended. Of a stream that is not
+        message to accept; a connection that has no call for `pause_seconds` is ended. Of a stream that is not
         read yet at most `window_bytes` come in; by default gRPC lets that grow with the connection. `admits`
         is asked about the caller at every call, and raises CallerNotAllowed; `refused` is told of every
         refusal, once: the caller where it is known, the method, the error. `can_work` is asked for the
@@ -103,7 +107,7 @@ class Listener:
             options=[
                 *_LISTENING,
                 ("grpc.max_receive_message_length", message_bytes),
-                *([("grpc.max_connection_idle_ms", 1000 * idle_seconds)] if idle_seconds else []),
+                *([("grpc.max_connection_idle_ms", 1000 * pause_seconds)] if pause_seconds else []),
                 *(_window(window_bytes) if window_bytes else []),
             ],
         )

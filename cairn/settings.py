@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity import parse_signing_key_text
+from cairn.limits import MAX_ROUND_SECONDS
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
 
@@ -40,7 +41,7 @@ Address = Annotated[str, AfterValidator(_address)]
 SigningKeyText = Annotated[str, AfterValidator(_signing_key)]  # "ed25519:" and base64
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 NodeLabel = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]  # fit for a certificate
-Seconds = Annotated[int, Field(ge=1, le=604_800)]
+Seconds = Annotated[int, Field(ge=1, le=MAX_ROUND_SECONDS)]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

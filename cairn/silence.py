@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cairn.clock import Clock
-
-IDLE_SECONDS = 30  # a transfer that brings nothing for so long is ended
+from cairn.timeouts import IDLE_SECONDS
 
 
 @contextmanager

@@ -6,6 +6,7 @@ what the aggregator really said.
 
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,13 +15,15 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn import __version__
-from cairn.errors import InvalidMessage, Unavailable
+from cairn.errors import CairnError, InvalidMessage, Unavailable
+from cairn.limits import MAX_ROUND_SECONDS
 from cairn.messages import PROTOCOL, Manifest, digest_of, known, manifest_from_bytes
 from cairn.model_writing import NewModel
 from cairn.patience import patiently
-from cairn.rpc import CALL_SECONDS, translated
+from cairn.rpc import translated
 from cairn.statements import MANIFEST, verified, verified_statement
 from cairn.tensors import Schema
+from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS, PARTING_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from coordinator.campaign import Step
@@ -28,8 +31,6 @@ from coordinator.collecting import Collecting, Release, Wanted
 
 T = TypeVar("T")
 
-_PARTING_SECONDS = 5  # a coordinator that is told to stop does not wait long
-_MARGIN_SECONDS = 60  # beyond a round's deadline, for the seal and the release
 _ENDED = {aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED}
 
 
@@ -115,11 +116,22 @@ class AggregatorClient:
         return verified_statement(self._key, signed)
 
     def watch(self, opened: OpenedRound, seconds: float) -> aggregator_pb2.WatchRoundResponse:
-        """Wait for the round's end; `seconds` is its own deadline."""
+        """Wait for the round's end; `seconds` is its own deadline.
+
+        After the deadline the aggregator adds up, and writes the release. Raises CairnError where that takes
+        longer than the round itself, and a minute: then something hangs there.
+        """
         request = aggregator_pb2.WatchRoundRequest(manifest_digest=opened.digest, epoch=self._epoch)
+        end = time.monotonic() + 2 * seconds + 2 * IDLE_SECONDS
 
         def follow() -> aggregator_pb2.WatchRoundResponse:
-            for answer in self._stub.WatchRound(request, timeout=seconds + _MARGIN_SECONDS):
+            left = end - time.monotonic()
+            if left <= 0:
+                raise CairnError(
+                    f"{self._peer} has not ended round {opened.manifest.round}, whose deadline is long past:"
+                    " see its log, start it again, and run this again: the job goes on from its checkpoint"
+                )
+            for answer in self._stub.WatchRound(request, timeout=min(left, MAX_ROUND_SECONDS)):
                 known(aggregator_pb2.RoundState, answer.state, "state")
                 if answer.state in _ENDED:
                     ending: aggregator_pb2.WatchRoundResponse = answer
@@ -143,7 +155,7 @@ class AggregatorClient:
     def abort(self, opened: OpenedRound) -> None:
         request = aggregator_pb2.AbortRoundRequest(manifest_digest=opened.digest, epoch=self._epoch)
         with translated():
-            self._stub.AbortRound(request, timeout=_PARTING_SECONDS)
+            self._stub.AbortRound(request, timeout=PARTING_SECONDS)
 
     def _call(self, call: Callable[[], T]) -> T:
         def translated_call() -> T:

@@ -4,11 +4,10 @@ import queue
 import threading
 from collections.abc import Callable, Collection
 
+from cairn.timeouts import MOMENT_SECONDS
 from cairn.v1 import coordinator_pb2
 
 Waiting = Callable[[list[str]], object]  # is told who attends
-
-_MOMENT_SECONDS = 2.0  # how long an owner that was there a round ago may take to come back
 
 
 class Seat:
@@ -71,7 +70,7 @@ class Attendance:
         Those `expected` are waited for a moment, and as long as fewer than `floor` attend everybody
         is, for at most `seconds`; then `waiting` is told who attends.
         """
-        self._wait_for(expected, len(expected), min(seconds, _MOMENT_SECONDS))
+        self._wait_for(expected, len(expected), min(seconds, MOMENT_SECONDS))
         return self._gather(owners, floor, 0.0, seconds, waiting)
 
     def gather_all(
@@ -81,7 +80,7 @@ class Attendance:
 
         Where it takes longer than a moment, `waiting` is told who attends so far.
         """
-        moment = min(seconds, _MOMENT_SECONDS)
+        moment = min(seconds, MOMENT_SECONDS)
         return self._gather(owners, len(owners), moment, seconds - moment, waiting)
 
     def _gather(

@@ -8,14 +8,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, Unavailable
 from cairn.failpoint import failpoint
+from cairn.limits import MAX_ROUND_SECONDS
 from cairn.model_writing import NewModel
 from cairn.silence import ended_when_silent
 from cairn.statements import verified_statement
 from cairn.tensors import Schema
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-
-_LONGEST_SECONDS = 7 * 24 * 3600  # gRPC wants a deadline; what ends a collection is silence
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Collecting:
             offset=self._model.written if self._model else 0,
             epoch=self._wanted.epoch,
         )
-        parts = self._stub.CollectRelease(request, timeout=_LONGEST_SECONDS)
+        parts = self._stub.CollectRelease(request, timeout=MAX_ROUND_SECONDS)  # silence ends it
         with ended_when_silent(parts.cancel) as heard:
             signed = self._statement(next(parts, None))
             statement = verified_statement(self._key, signed)

@@ -20,6 +20,7 @@ from cairn.preflight import preflight
 from cairn.process import allow_many_connections, on_stop_signal, start_logging
 from cairn.rpc import Listener, dial
 from cairn.tensors import Schema
+from cairn.timeouts import MOMENT_SECONDS, PARTING_SECONDS
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
@@ -35,8 +36,6 @@ from coordinator.rounds import Job, Rounds
 from coordinator.run_folder import Checkpoint, RunFolder
 from coordinator.settings import CoordinatorSettings, JobSettings
 
-_DISMISSAL_SECONDS = 2.0
-_PARTING_SECONDS = 5.0
 _WEIGHTING = {"equal": pb.WEIGHTING_EQUAL, "examples": pb.WEIGHTING_EXAMPLES}
 
 
@@ -103,7 +102,7 @@ def _serve(
         stopping.set()
         attendance.wake()
         rounds.abort_open_round()
-        if not ended.wait(_PARTING_SECONDS):
+        if not ended.wait(PARTING_SECONDS):
             channel.close()  # whatever still waits for the aggregator ends now
 
     on_stop_signal(stop)
@@ -121,7 +120,7 @@ def _serve(
         # A job that was only stopped, or is another's now, goes on: its owners stay.
         goes_on |= stopping.is_set()
         last = None if goes_on else coordinator_pb2.AttendResponse(finished=finished)
-        attendance.dismiss(last, _DISMISSAL_SECONDS)
+        attendance.dismiss(last, MOMENT_SECONDS)
         listener.stop(0.0)
 
 

@@ -99,9 +99,9 @@ class Rounds:
         if len(present) < floor:
             missing = ", ".join(sorted(set(self._job.spec.owners) - set(present)))
             raise CairnError(
-                f"{len(present)} of at least {floor} owners attend after"
-                f" {self._job.gather_seconds:g} seconds. Not there: {missing}. Start their owner"
-                " nodes and run this again: the job goes on from its checkpoint"
+                f"after gather_seconds = {self._job.gather_seconds:g} only {len(present)} of at least"
+                f" {floor} owners attend. Not there: {missing}. Start their owner nodes and run this again:"
+                " the job goes on from its checkpoint"
             )
 
     def carry_out(self, step: Step, cohort: list[str], base: Base) -> Ended:

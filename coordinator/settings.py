@@ -16,6 +16,7 @@ from cairn.settings import (
     Settings,
     SigningKeyText,
 )
+from cairn.timeouts import GATHER_SECONDS, PATIENCE_SECONDS, ROUND_DEADLINE_SECONDS
 
 _Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
 
@@ -31,7 +32,7 @@ class CoordinatorSettings(Settings):
     listen: Address
     aggregator: Address
     aggregator_signing_key: SigningKeyText
-    patience_seconds: Seconds = 60
+    patience_seconds: Seconds = PATIENCE_SECONDS
     identity: PinnedIdentityFiles
 
 
@@ -58,8 +59,8 @@ class JobSettings(Settings):
     examples: tuple[_Examples, _Examples] = (1, MAX_EXAMPLES)
     updates: Literal["whole", "bf16_deltas", "int8_deltas"] = "whole"  # cairn.encoding.WORDS
     evaluate: bool = False
-    round_deadline_seconds: Seconds = 600
-    gather_seconds: Seconds = 60
+    round_deadline_seconds: Seconds = ROUND_DEADLINE_SECONDS
+    gather_seconds: Seconds = GATHER_SECONDS
     settings: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")

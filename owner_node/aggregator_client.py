@@ -12,7 +12,7 @@ from cairn.errors import InvalidMessage, NotFound
 from cairn.failpoint import failpoint
 from cairn.frames import chunks_of
 from cairn.messages import PROTOCOL, Manifest, digest_of, manifest_from_bytes
-from cairn.rpc import CALL_SECONDS, translated
+from cairn.rpc import translated
 from cairn.statements import (
     MANIFEST,
     verified,
@@ -20,6 +20,7 @@ from cairn.statements import (
     verified_statement,
 )
 from cairn.tensors import CHUNK_BYTES
+from cairn.timeouts import CALL_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from owner_node.past import Pushed

@@ -18,7 +18,7 @@ from cairn.errors import (
 from cairn.patience import patiently
 from cairn.v1 import coordinator_pb2
 from owner_node.coordinator_client import CoordinatorClient
-from owner_node.outcomes import ASK_AGAIN_SECONDS
+from owner_node.outcomes import ASK_EVERY_SECONDS
 from owner_node.rounds import Rounds
 from owner_node.settings import OwnerSettings
 
@@ -125,7 +125,7 @@ class Attending:
         while True:
             try:
                 event = self._events.get(
-                    timeout=ASK_AGAIN_SECONDS if self._rounds.ask_later else None
+                    timeout=ASK_EVERY_SECONDS if self._rounds.ask_later else None
                 )
             except queue.Empty:
                 self._rounds.settle()

@@ -15,7 +15,7 @@ from cairn.silence import ended_when_silent
 from cairn.tensors import CHUNK_BYTES
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 
-_ATTEND_SECONDS = 3600  # then the stream is opened again
+_NEW_STREAM_EVERY_SECONDS = 3600
 
 
 class CoordinatorClient:
@@ -38,7 +38,7 @@ class CoordinatorClient:
         with self._lock:
             if self._closed:
                 return
-            stream = self._stub.Attend(request, timeout=_ATTEND_SECONDS)
+            stream = self._stub.Attend(request, timeout=_NEW_STREAM_EVERY_SECONDS)
             self._stream = stream
         with translated():
             yield from stream

@@ -3,9 +3,10 @@
 import threading
 import time
 
-from cairn.errors import CairnError, InvalidMessage, UpdateRefused
+from cairn.errors import CairnError, InvalidMessage, UpdateRefused, WrongState
 from cairn.incoming import Incoming
 from cairn.patience import patiently
+from cairn.timeouts import rest
 from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds, check_values
 from owner_node.coordinator_client import CoordinatorClient
@@ -52,8 +53,14 @@ class Fetching:
 
 
 def until(deadline: float) -> float:
-    """The seconds left to a moment of the monotonic clock, but never none at all."""
-    return max(1.0, deadline - time.monotonic())
+    """The seconds left to a round's deadline, a moment of the monotonic clock; never none at all.
+
+    Raises WrongState once it has passed.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise WrongState("the round's deadline has passed", pb.REASON_ROUND_ENDED)
+    return rest(left)
 
 
 def _not_fetched(error: CairnError) -> str:

@@ -1,6 +1,7 @@
-"""Keeps this owner's place in a round while it works: renews the lease until told to stop."""
+"""Keeps this owner's place in a round while it works: renews the lease until told to stop, or the deadline."""
 
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -18,10 +19,18 @@ _LEAST_PAUSE_SECONDS = (
 
 
 class Lease:
-    """Renews in a thread of its own. `lost` is called once when the round has ended without us."""
+    """Renews in a thread of its own. `lost` is called when the round has ended without us.
+
+    It is also called at the round's deadline, a moment of the monotonic clock: then the round is over,
+    whether the aggregator can still be asked or not.
+    """
 
     def __init__(
-        self, renew: Callable[[], object], seconds: float, lost: Callable[[], None]
+        self,
+        renew: Callable[[], object],
+        seconds: float,
+        deadline: float,
+        lost: Callable[[], None],
     ) -> None:
         self._renew = renew
         self._pause = seconds / _RENEWALS_A_LEASE
@@ -29,9 +38,12 @@ class Lease:
         self._done = threading.Event()
         self._asked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._timer = threading.Timer(deadline - time.monotonic(), self._expire)
+        self._timer.daemon = True
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._timer.start()
         return self
 
     def __exit__(
@@ -40,12 +52,22 @@ class Lease:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._done.set()
-        self._asked.set()
+        self._end()
+        self._timer.cancel()
 
     def renew_now(self) -> None:
         """Have the aggregator asked at once whether the round goes on. From any thread."""
         self._asked.set()
+
+    def _end(self) -> None:
+        self._done.set()
+        self._asked.set()
+
+    def _expire(self) -> None:
+        if not self._done.is_set():
+            log.warning("the round's deadline has passed: the work on it is ended")
+            self._end()
+            self._lost()
 
     def _run(self) -> None:
         while True:

@@ -27,8 +27,9 @@ from cairn.ledger_files import OWNER_DATABASE
 from cairn.preflight import preflight
 from cairn.process import on_stop_signal, start_logging
 from cairn.renewal import Renewal, renewal_of_pin
-from cairn.rpc import CALL_SECONDS, dial
+from cairn.rpc import dial
 from cairn.state_directory import StateDirectory
+from cairn.timeouts import CALL_SECONDS
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient

@@ -23,7 +23,7 @@ from owner_node.receipts import Receipts
 
 log = structlog.get_logger()
 
-ASK_AGAIN_SECONDS = 3.0  # at least, between two questions about one round
+ASK_EVERY_SECONDS = 3.0  # at least, between two questions about one round
 
 
 class Outcomes:
@@ -97,7 +97,7 @@ class Outcomes:
     def _may_ask(self, digest: bytes) -> bool:
         """Whether enough time has passed: what a coordinator says must not flood the aggregator."""
         asked = self._asked.get(digest)
-        return asked is None or self._clock.monotonic() - asked >= ASK_AGAIN_SECONDS
+        return asked is None or self._clock.monotonic() - asked >= ASK_EVERY_SECONDS
 
     def _ask(self, digest: bytes) -> bool:
         """Ask how a round ended, and record it; returns whether the aggregator could be reached."""

@@ -159,6 +159,8 @@ class Pushing:
 
         def push() -> pb.Signed:
             nonlocal tried
+            # An aggregator that cannot be reached does not say that the round is over.
+            until(deadline)
             if tried:  # the update may have arrived, and only its answer been lost
                 receipt = self._aggregator.receipt(invited.digest, [leaving.pushed])
                 if receipt is not None:

@@ -19,8 +19,8 @@ from cairn.errors import (
 from cairn.failpoint import failpoint
 from cairn.messages import digest_of, job_spec_from_bytes
 from cairn.patience import patiently
-from cairn.rpc import CALL_SECONDS
 from cairn.task_loading import TaskFailed
+from cairn.timeouts import CALL_SECONDS, PARTING_SECONDS
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
@@ -35,8 +35,6 @@ from owner_node.records import Records
 from owner_node.training_process import Trained, TrainingProcess, Work
 
 log = structlog.get_logger()
-
-_PARTING_SECONDS = 3.0  # a node that is told to stop does not wait long for an answer
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ class Rounds:
         if current is not None:
             stopping = Declined("this node is told to stop", pb.REASON_STOPPING)
             self._records.declined(current.invited, stopping)
-            self._decline(current.invited.digest, stopping.reason, _PARTING_SECONDS)
+            self._decline(current.invited.digest, stopping.reason, PARTING_SECONDS)
             current.process.cancel()
 
     def _read(self, invitation: coordinator_pb2.Invitation) -> Invited:
@@ -192,6 +190,7 @@ class Rounds:
         lease = Lease(
             lambda: self._renew(invited),
             joined.lease_seconds,
+            deadline,
             lambda: self._drop(invited.digest),
         )
         with self._lock:

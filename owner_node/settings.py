@@ -16,6 +16,7 @@ from cairn.settings import (
     Settings,
     SigningKeyText,
 )
+from cairn.timeouts import STANDBY_SECONDS
 
 
 def _task_source(text: str, info: ValidationInfo) -> str:
@@ -87,6 +88,6 @@ class OwnerSettings(Settings):
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
     trusted: tuple[NodeLabel, ...] | None = None
     largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
-    patience_seconds: Seconds = 3600
+    patience_seconds: Seconds = STANDBY_SECONDS
     identity: PinnedIdentityFiles
     tasks: dict[Name, TaskSettings] = Field(default_factory=dict)

@@ -25,10 +25,9 @@ from cairn.task import Round, Site
 from cairn.task_loading import TaskFailed, load_task, own_traceback
 from cairn.task_running import TaskRunner
 from cairn.tensors import Schema
+from cairn.timeouts import PARTING_SECONDS
 from owner_node.forks import keep_from_forks, watch_forks
 from owner_node.training_link import Link, ModelMemory, schema_from
-
-_EXIT_SECONDS = 2.0
 
 Bytes = NDArray[np.uint8]
 Order = tuple[ModelMemory, Mapping[str, Any]]
@@ -129,7 +128,7 @@ def _listen(link: Link, orders: "queue.SimpleQueue[Order | None]") -> None:
         elif memory is not None:
             orders.put((memory, message))
     orders.put(None)
-    time.sleep(_EXIT_SECONDS)  # an idle process is gone by then
+    time.sleep(PARTING_SECONDS / 2)  # an idle process is gone by then; the owner's waits for longer
     os.killpg(os.getpid(), signal.SIGKILL)
 
 

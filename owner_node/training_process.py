@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from cairn.task_loading import TaskFailed
 from cairn.tensors import Schema
+from cairn.timeouts import PARTING_SECONDS
 from owner_node.training_link import Link, ModelMemory, schema_message
 
 __all__ = ["TaskFailed", "TaskSource", "Trained", "TrainingProcess", "Work"]
 
 _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
-_EXIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _end(child: _Child) -> str:
     """Close the socket, which ends an idle process, and say how it ended."""
     child.link.close()
     try:
-        status = child.process.wait(_EXIT_SECONDS)
+        status = child.process.wait(PARTING_SECONDS)
     except subprocess.TimeoutExpired:
         _kill(child)
         status = child.process.wait()

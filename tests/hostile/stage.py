@@ -2,6 +2,7 @@
 
 import itertools
 import queue
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -43,7 +44,10 @@ lr = [0.0, 1.0]
 
 
 class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
-    """Says what the test puts into `says`, and serves whatever bytes lie in `models`."""
+    """Says what the test puts into `says`, and serves whatever bytes lie in `models`.
+
+    The models whose digests are in `trickling` are served byte by byte, a few in a second.
+    """
 
     def __init__(self) -> None:
         self.says: defaultdict[str, queue.Queue[coordinator_pb2.AttendResponse]] = defaultdict(
@@ -51,6 +55,7 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
         )
         self.models: dict[bytes, bytes] = {}
         self.fetched: list[tuple[str, bytes]] = []
+        self.trickling: set[bytes] = set()
         self._server: grpc.Server | None = None
 
     def start(self, network: Network) -> None:
@@ -92,7 +97,15 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
         model = self.models[request.digest]
         header = coordinator_pb2.FetchModelHeader(total_bytes=len(model))
         yield coordinator_pb2.FetchModelResponse(header=header)
-        yield coordinator_pb2.FetchModelResponse(chunk=model)
+        if request.digest not in self.trickling:
+            yield coordinator_pb2.FetchModelResponse(chunk=model)
+            return
+        pause = threading.Event()
+        for place in range(request.offset, len(model)):
+            if not context.is_active():
+                return
+            yield coordinator_pb2.FetchModelResponse(chunk=model[place : place + 1])
+            pause.wait(_LOOK_SECONDS)
 
 
 class Stage:

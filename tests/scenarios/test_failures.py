@@ -59,7 +59,10 @@ def test_below_the_floor_the_job_ends_and_says_who_is_missing(federate: MakeFede
     assert coordinator.ends() == 1
     output = coordinator.output()
     assert "Waiting for bob, at most 3 s: 1 owner of at least 2 so far\n" in output
-    assert "error: 1 of at least 2 owners attend after 3 seconds. Not there: bob." in output
+    assert (
+        "error: after gather_seconds = 3 only 1 of at least 2 owners attend. Not there: bob."
+        in output
+    )
     assert "run this again: the job goes on from its checkpoint" in output
     assert "Traceback" not in output
     federation.check_model(["alice", "bob"])

@@ -1,7 +1,8 @@
 """When an aggregator that runs for one job may stop, by a clock that the test sets."""
 
-from aggregator_node.departure import AFTER_SECONDS, Departure
+from aggregator_node.departure import Departure
 from cairn.clock import Clock
+from cairn.timeouts import PARTING_SECONDS
 
 PATIENCE = 60.0
 
@@ -21,7 +22,7 @@ def test_an_aggregator_whose_jobs_are_complete_stops_soon_after_the_last_call() 
     with departure.call():
         clock.now += 30
     assert not departure.is_due(completed=True)
-    clock.now += AFTER_SECONDS
+    clock.now += PARTING_SECONDS
     assert departure.is_due(completed=True)
 
 

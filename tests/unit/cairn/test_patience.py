@@ -56,7 +56,7 @@ def test_an_error_that_waiting_does_not_mend_passes_at_once() -> None:
 
 
 def test_a_peer_that_stays_away_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "_QUIET_PAUSE_SECONDS", 0.0)
 
     def call() -> None:
         raise Unavailable("nothing listens there")
@@ -70,7 +70,7 @@ def test_a_peer_that_stays_away_is_told_of(monkeypatch: pytest.MonkeyPatch) -> N
 def test_patience_begins_anew_after_a_call_that_had_reached_its_peer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(patience, "_WORKING_SECONDS", -1.0)  # every call counts as a long one
+    monkeypatch.setattr(patience, "IDLE_SECONDS", -1.0)  # every call counts as a long one
     calls: list[None] = []
 
     def call() -> str:

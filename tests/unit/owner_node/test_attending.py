@@ -89,7 +89,7 @@ def test_a_coordinator_that_says_more_than_is_worked_off_fills_no_memory() -> No
 def test_a_question_that_was_put_off_is_asked_without_another_event(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("owner_node.attending.ASK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("owner_node.attending.ASK_EVERY_SECONDS", 0.01)
     settled = threading.Event()
 
     class PutOff(FakeRounds):

@@ -64,6 +64,8 @@ class FakeStub:
     receipt_error: Exception | None = None
     submitted: list[aggregator_pb2.UpdateHeader] = field(default_factory=list)
     asked: list[aggregator_pb2.GetReceiptRequest] = field(default_factory=list)
+    submit_error: Exception | None = None
+    open_seconds: int = 600
     joined: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def JoinRound(  # noqa: N802 - as the stub has it
@@ -80,7 +82,7 @@ class FakeStub:
             raise self.join_error
         return aggregator_pb2.JoinRoundResponse(
             lease_seconds=600,
-            open_seconds=600,
+            open_seconds=self.open_seconds,
             update_accepted=request.manifest_digest in self.receipts,
         )
 
@@ -90,6 +92,8 @@ class FakeStub:
 
     def submit(self, parts: Iterator[Any], timeout: float) -> aggregator_pb2.SubmitUpdateResponse:
         assert timeout
+        if self.submit_error is not None:
+            raise self.submit_error
         header, *_, last = list(parts)
         self.log.append("submitted")
         self.submitted.append(header.header)
@@ -402,6 +406,40 @@ def test_a_good_statement_ends_the_work_at_once(bench: Bench) -> None:
     assert bench.task.cancelled.wait(LONG)
     working.join(LONG)
     assert bench.stub.log == ["joined"]
+
+
+def test_a_training_that_never_returns_is_ended_at_the_deadline_also_where_nobody_says_so(
+    bench: Bench,
+) -> None:
+    bench.task.hold = True
+    bench.stub.open_seconds = 1
+    bench.rounds.take_part(invitation())
+    assert bench.task.cancelled.is_set()
+    assert bench.stub.log == ["joined"]
+    assert bench.facts("not accepted")["reason"] == "ROUND_ENDED"
+
+
+def test_a_push_to_an_aggregator_that_stays_away_ends_with_the_round(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cairn.patience.IDLE_SECONDS", -1.0)  # every call has lasted for long
+    away = Unavailable("no answer")
+    bench.stub.submit_error = bench.stub.receipt_error = away
+    bench.stub.open_seconds = 1
+    bench.rounds.take_part(invitation())
+    assert bench.stub.submitted == []
+    assert bench.facts("not accepted")["why"] == "the round's deadline has passed"
+
+
+def test_a_fetch_from_a_coordinator_that_stays_away_ends_with_the_round(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cairn.patience.IDLE_SECONDS", -1.0)  # every call has lasted for long
+    bench.coordinator.error = Unavailable("no answer")
+    bench.stub.open_seconds = 1
+    bench.rounds.take_part(invitation())
+    assert bench.facts("declined")["reason"] == "FETCH_FAILED"
+    assert "the round's deadline has passed" in bench.facts("declined")["why"]
 
 
 def counted(bench: Bench) -> tuple[bool, str]:

@@ -1,0 +1,66 @@
+"""What a coordinator waits for at the aggregator, and for how long."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from cairn.errors import CairnError, Unavailable
+from cairn.limits import MAX_ROUND_SECONDS
+from cairn.messages import digest_of, manifest_to_bytes
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+from coordinator.aggregator_client import AggregatorClient, OpenedRound
+from tests.unit.owner_node.test_policy import MANIFEST
+
+OPENED = OpenedRound(MANIFEST, digest_of(manifest_to_bytes(MANIFEST)), pb.Signed())
+PATIENCE = 30.0
+
+
+class Hanging:
+    """An aggregator that is up and never comes to the end of its round."""
+
+    def __init__(self) -> None:
+        self.timeouts: list[float] = []
+
+    def WatchRound(  # noqa: N802 - as the stub has it
+        self, _request: object, timeout: float
+    ) -> Iterator[aggregator_pb2.WatchRoundResponse]:
+        self.timeouts.append(timeout)
+        yield aggregator_pb2.WatchRoundResponse(state=aggregator_pb2.ROUND_STATE_SEALED)
+        raise Unavailable("Deadline Exceeded")
+
+
+def client(stub: Hanging) -> AggregatorClient:
+    key = Ed25519PrivateKey.generate().public_key()
+    with grpc.insecure_channel("localhost:1") as channel:
+        made = AggregatorClient(channel, "localhost:1", key, PATIENCE, threading.Event())
+    made._stub = cast("Any", stub)
+    return made
+
+
+def test_a_round_whose_end_never_comes_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cairn.patience.IDLE_SECONDS", -1.0)  # every call has lasted for long
+    monkeypatch.setattr("coordinator.aggregator_client.IDLE_SECONDS", 0.5)
+    stub = Hanging()
+    with pytest.raises(CairnError, match=r"localhost:1 has not ended round 4, .* see its log"):
+        client(stub).watch(OPENED, 0.5)
+    assert max(stub.timeouts) <= 2.0  # twice the deadline and two idle limits
+
+
+def test_no_call_has_a_longer_deadline_than_a_node_admits() -> None:
+    class Once(Hanging):
+        def WatchRound(  # noqa: N802 - as the stub has it
+            self, _request: object, timeout: float
+        ) -> Iterator[aggregator_pb2.WatchRoundResponse]:
+            self.timeouts.append(timeout)
+            yield aggregator_pb2.WatchRoundResponse(state=aggregator_pb2.ROUND_STATE_ABORTED)
+
+    stub = Once()
+    client(stub).watch(OPENED, MAX_ROUND_SECONDS)
+    assert stub.timeouts == [MAX_ROUND_SECONDS]
