@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from cairn.errors import InvalidMessage, TooMuch, WrongState
 from cairn.messages import JobSpec
+from cairn.owners import are_of_one_group, check_group_sizes
 from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds
 
@@ -50,6 +51,7 @@ class Policy:
                 " could ever be released",
                 pb.REASON_COHORT_TOO_SMALL,
             )
+        check_group_sizes(job.groups, self.floor_of(job))
         if job.schema.total_bytes > self.model_bytes:
             raise TooMuch(
                 f"the model has {job.schema.total_bytes} bytes, this aggregator takes"
@@ -108,6 +110,12 @@ def check_opening(policy: Policy, job: JobSpec, progress: Progress, opening: Ope
         raise InvalidMessage(
             f"a cohort of {len(opening.cohort)} is below the floor of {floor}",
             pb.REASON_COHORT_TOO_SMALL,
+        )
+    if not are_of_one_group(job.groups, opening.cohort):
+        raise InvalidMessage(
+            f"the cohort has owners of more than one group of {job.name}: over the rounds, averages of"
+            " groups that are mixed would tell of single owners",
+            pb.REASON_MIXED_GROUPS,
         )
     if opening.phase == pb.PHASE_TRAIN:
         _check_training(job, progress, opening)

@@ -29,6 +29,7 @@ from cairn.messages import (
     job_spec_to_bytes,
     manifest_from_bytes,
 )
+from cairn.owners import Groups
 from cairn.rpc import CALL_SECONDS
 from cairn.statements import MANIFEST, STATEMENT, verified
 from cairn.tensors import Schema, TensorSpec
@@ -123,6 +124,7 @@ class Network:
         deadline: int = 60,
         coordinator: str = "coordinator",
         examples: tuple[int, int] = (1, 1000),
+        groups: Groups = (),
     ) -> "Job":
         """Register a job of its own."""
         name = next(self._names)
@@ -139,6 +141,7 @@ class Network:
             round_deadline_seconds=deadline,
             min_examples=examples[0],
             max_examples=examples[1],
+            groups=groups,
         )
         job = Job(self, spec, coordinator)
         job.register()
