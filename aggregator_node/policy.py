@@ -150,7 +150,8 @@ def check_difference(average: Average, earlier: Iterable[Average]) -> None:
     Averages over S and over S without v tell what v alone contributed; so do several sets that overlap,
     each differing from the others by many; and equal and unequal shares in the same updates are two
     equations for them. Comparable releases therefore count the same owners in the same way, or have
-    nobody in common: then no sum of them is over fewer owners than one of them.
+    nobody in common: then no sum of them is over fewer owners than one of them. Releases that are not
+    comparable are kept apart by the groups of a job, where it has some: see `check_opening`.
     """
     for other in earlier:
         if average != other and average.owners & other.owners:
