@@ -97,8 +97,8 @@ def test_the_groups_of_a_job_cannot_be_changed_under_way(pairs: Network) -> None
         register(pairs, "coordinator", job_spec_to_bytes(spec))
 
 
-def test_over_many_rounds_of_a_job_no_average_tells_of_fewer_than_a_group(pairs: Network) -> None:
-    """Every cohort of two and more is asked for in every round; the sums of all releases are solved."""
+def test_over_many_rounds_of_a_job_whole_groups_tell_of_nobody_alone(pairs: Network) -> None:
+    """Other cohorts, which would tell, are asked for in every round; what was released is solved."""
     job = new_job(pairs, "coordinator", floor=2, groups=GROUPS, rounds=6)
     base, weights = job.first_base, []
     for number in range(1, 7):
@@ -113,6 +113,15 @@ def test_over_many_rounds_of_a_job_no_average_tells_of_fewer_than_a_group(pairs:
     assert np.linalg.matrix_rank(np.array(weights)) == len(GROUPS)
     for alone in np.eye(len(OWNERS)):
         assert np.linalg.matrix_rank(np.array([*weights, alone])) == len(GROUPS) + 1
+
+
+def test_by_default_a_cohort_may_lack_an_owner_of_its_group(pairs: Network) -> None:
+    """Stated and not promised, as without groups: see compare_releases in tests/service/test_groups.py."""
+    job = divided(pairs)
+    opened = job.open(GROUPS[1])
+    push_one_hots(opened, GROUPS[1])
+    base = opened.ends().payload
+    assert job.open(GROUPS[1][1:], base, number=2).manifest.cohort == GROUPS[1][1:]
 
 
 def test_an_owner_declines_a_signed_round_that_mixes_groups(stage: Stage) -> None:

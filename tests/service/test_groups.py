@@ -45,6 +45,8 @@ def test_groups_take_turns_where_all_releases_of_a_model_are_compared(same_model
     assert [ended.statement.contributors for ended in first] == [2, 3, 3, 2]
     *_, last = rounds_of(divided(same_model), THREE, PAIR, THREE, dropped="erin")
     assert (last.state, last.reason) == (ABORTED, "COHORT_DIFFERENCE")
+    with refused(PRECONDITION, reason="COHORT_DIFFERENCE"):
+        divided(same_model).open(THREE[1:])
     otherwise = divided(same_model, (("alice", "bob"), ("carol", "dave", "erin")))
     for group in otherwise.spec.groups:
         with refused(PRECONDITION, reason="COHORT_DIFFERENCE"):

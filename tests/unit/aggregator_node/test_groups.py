@@ -107,7 +107,7 @@ def run(
 
 @settings(deadline=None)
 @given(divisions, st.integers(0, 1 << 32), st.lists(st.booleans(), min_size=1, max_size=12))
-def test_over_all_rounds_of_a_job_its_groups_tell_of_no_fewer_than_a_group(
+def test_over_all_rounds_of_a_job_whole_groups_tell_of_no_fewer_than_a_group(
     groups: Groups, seed: int, taken: list[bool]
 ) -> None:
     """From whatever bases they start, and whichever groups are passed over: this is what groups are for."""
