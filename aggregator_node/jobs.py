@@ -108,7 +108,7 @@ class Jobs:
                 )
             with self._store.transaction():
                 if row is None:
-                    self._add(coordinator, spec.name, body)
+                    self._add(coordinator, spec, body)
                 epoch = self._epochs.enter(spec.name, process)
                 failpoint("aggregator.job.before_commit")
             log.info("job registered", job=spec.name, coordinator=coordinator, epoch=epoch)
@@ -220,10 +220,16 @@ class Jobs:
             return pb.ENCODING_WHOLE
         return spec.encoding
 
-    def _add(self, coordinator: str, job: str, body: bytes) -> None:
-        self._store.add_job(JobRow(job, coordinator, body))
-        facts = {"job": job, "job_digest": digest_of(body).hex(), "coordinator": coordinator}
-        self._store.append("job", facts)
+    def _add(self, coordinator: str, spec: JobSpec, body: bytes) -> None:
+        self._store.add_job(JobRow(spec.name, coordinator, body))
+        digest = digest_of(body).hex()
+        facts: dict[str, object] = {
+            "job": spec.name,
+            "job_digest": digest,
+            "coordinator": coordinator,
+        }
+        # For everybody to check the cohorts against.
+        self._store.append("job", facts | ({"groups": spec.groups} if spec.groups else {}))
 
     def _state_of(self, spec: JobSpec, epoch: int) -> JobState:
         progress = self._store.progress(spec.name)

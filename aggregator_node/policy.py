@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from cairn.errors import InvalidMessage, TooMuch, WrongState
 from cairn.messages import JobSpec
+from cairn.owners import are_of_one_group, check_group_sizes
 from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds
 
@@ -50,6 +51,7 @@ class Policy:
                 " could ever be released",
                 pb.REASON_COHORT_TOO_SMALL,
             )
+        check_group_sizes(job.groups, self.floor_of(job))
         if job.schema.total_bytes > self.model_bytes:
             raise TooMuch(
                 f"the model has {job.schema.total_bytes} bytes, this aggregator takes"
@@ -109,6 +111,12 @@ def check_opening(policy: Policy, job: JobSpec, progress: Progress, opening: Ope
             f"a cohort of {len(opening.cohort)} is below the floor of {floor}",
             pb.REASON_COHORT_TOO_SMALL,
         )
+    if not are_of_one_group(job.groups, opening.cohort):
+        raise InvalidMessage(
+            f"the cohort has owners of more than one group of {job.name}: over the rounds, averages of"
+            " groups that are mixed would tell of single owners",
+            pb.REASON_MIXED_GROUPS,
+        )
     if opening.phase == pb.PHASE_TRAIN:
         _check_training(job, progress, opening)
     else:
@@ -142,7 +150,8 @@ def check_difference(average: Average, earlier: Iterable[Average]) -> None:
     Averages over S and over S without v tell what v alone contributed; so do several sets that overlap,
     each differing from the others by many; and equal and unequal shares in the same updates are two
     equations for them. Comparable releases therefore count the same owners in the same way, or have
-    nobody in common: then no sum of them is over fewer owners than one of them.
+    nobody in common: then no sum of them is over fewer owners than one of them. Releases that are not
+    comparable are kept apart by the groups of a job, where it has some: see `check_opening`.
     """
     for other in earlier:
         if average != other and average.owners & other.owners:

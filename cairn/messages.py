@@ -5,7 +5,7 @@ InvalidMessage, and never becomes a default.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, TypeVar, cast
@@ -21,7 +21,7 @@ from cairn.limits import (
     MAX_ROUND_SECONDS,
     MIN_COHORT,
 )
-from cairn.settings import NAME_PATTERN
+from cairn.owners import Groups, check_groups, check_name, check_owners
 from cairn.tensors import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 
@@ -47,6 +47,7 @@ class JobSpec:
     min_examples: int
     max_examples: int
     encoding: "pb.Encoding" = pb.ENCODING_WHOLE
+    groups: Groups = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def job_spec_to_bytes(spec: JobSpec) -> bytes:
         min_examples=spec.min_examples,
         max_examples=spec.max_examples,
         encoding=spec.encoding,
+        groups=[pb.Group(owners=group) for group in spec.groups],
     ).SerializeToString(deterministic=True)
 
 
@@ -178,6 +180,7 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
         min_examples=least,
         max_examples=within(message.max_examples, least, MAX_EXAMPLES, "max_examples"),
         encoding=message.encoding,
+        groups=check_groups([group.owners for group in message.groups], owners, message.floor),
     )
 
 
@@ -247,29 +250,6 @@ def check_protocol(theirs: int, software: str) -> None:
             " install the same release of Cairn on both",
             pb.REASON_OTHER_VERSION,
         )
-
-
-def check_name(text: str, field: str) -> str:
-    if not re.fullmatch(NAME_PATTERN, text):
-        raise InvalidMessage(f"{field} is not a name of 1 to 63 of a-z, 0-9, '-', '_' and '.'")
-    return text
-
-
-def check_owners(names: Sequence[str]) -> tuple[str, ...]:
-    owners = tuple(names)
-    if len(owners) < MIN_COHORT:
-        raise InvalidMessage(
-            f"{len(owners)} owners: there must be at least {MIN_COHORT}, because an average of one is"
-            " that one's update",
-            pb.REASON_COHORT_TOO_SMALL,
-        )
-    if list(owners) != sorted(set(owners)) or len(owners) > MAX_COHORT:
-        raise InvalidMessage(
-            f"{len(owners)} owners: there must be {MIN_COHORT} to {MAX_COHORT}, sorted, each once"
-        )
-    for name in owners:
-        check_name(name, "owner")
-    return owners
 
 
 def check_digest(value: bytes, field: str) -> bytes:

@@ -14,6 +14,7 @@ from cairn.ledger_files import HEAD_FILE, OWNER_DATABASE, head_envelope, read_le
 from cairn.statements import envelope, from_envelope
 from cairn.v1 import round_pb2 as pb
 from cairn.verify import Copy, Finding, attempted, check_head, check_ledger
+from cairn.verify_groups import check_groups
 from cairn.verify_recorded import Stated, title
 
 
@@ -27,7 +28,7 @@ def no_key() -> UsageError:
 def read_copy(
     file: Path, key: Ed25519PublicKey | None, *, head_expected: bool = False
 ) -> tuple[Copy, list[Finding]]:
-    """An aggregator's ledger, and where its signed head lies beside it, whether they agree."""
+    """An aggregator's ledger, whether it keeps to the groups of its jobs, and whether its signed head agrees."""
     if file.name == OWNER_DATABASE:
         raise UsageError(
             f"{file} is an owner's ledger; expected an aggregator's, or a run's folder"
@@ -35,14 +36,15 @@ def read_copy(
     ledger, finding = check_ledger(file.name, read_ledger(file))
     head_path = file.with_name(HEAD_FILE)
     signs = file.suffix == ".jsonl" and (head_expected or head_path.exists())
+    kept = list(check_groups(ledger))
     if not signs or not finding.good:
-        return ledger, [finding]
+        return ledger, [finding, *kept]
     if key is None:
         raise no_key()
     signed, findings = attempted(HEAD_FILE, partial(_envelope, head_path, head_envelope))
     if signed is not None:
         findings += check_head(HEAD_FILE, key, signed, ledger)
-    return ledger, [finding, *findings]
+    return ledger, [finding, *findings, *kept]
 
 
 def read_statement(path: Path, key: Ed25519PublicKey) -> tuple[Stated | None, list[Finding]]:

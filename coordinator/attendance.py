@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from cairn.timeouts import MOMENT_SECONDS
 from cairn.v1 import coordinator_pb2
@@ -59,19 +59,19 @@ class Attendance:
 
     def gather(
         self,
-        owners: Collection[str],
+        groups: Sequence[Collection[str]],
         expected: Collection[str],
         floor: int,
         seconds: float,
         waiting: Waiting = lambda _: None,
     ) -> list[str]:
-        """Wait for owners to attend; returns who does, sorted.
+        """Wait for one of the groups to attend; returns who does of all of them, sorted.
 
-        Those `expected` are waited for a moment, and as long as fewer than `floor` attend everybody
-        is, for at most `seconds`; then `waiting` is told who attends.
+        Those `expected` are waited for a moment, and as long as fewer than `floor` of each group attend
+        everybody is, for at most `seconds`; then `waiting` is told who attends.
         """
-        self._wait_for(expected, len(expected), min(seconds, MOMENT_SECONDS))
-        return self._gather(owners, floor, 0.0, seconds, waiting)
+        self._wait_for([expected], len(expected), min(seconds, MOMENT_SECONDS))
+        return self._gather(groups, floor, 0.0, seconds, waiting)
 
     def gather_all(
         self, owners: Collection[str], seconds: float, waiting: Waiting = lambda _: None
@@ -81,31 +81,32 @@ class Attendance:
         Where it takes longer than a moment, `waiting` is told who attends so far.
         """
         moment = min(seconds, MOMENT_SECONDS)
-        return self._gather(owners, len(owners), moment, seconds - moment, waiting)
+        return self._gather([owners], len(owners), moment, seconds - moment, waiting)
 
     def _gather(
         self,
-        owners: Collection[str],
+        groups: Sequence[Collection[str]],
         count: int,
         silent_seconds: float,
         told_seconds: float,
         waiting: Waiting,
     ) -> list[str]:
-        if not self._wait_for(owners, count, silent_seconds) and told_seconds:
-            waiting(self._attending(owners))
-            self._wait_for(owners, count, told_seconds)
-        return self._attending(owners)
+        if not self._wait_for(groups, count, silent_seconds) and told_seconds:
+            waiting(self._attending(groups))
+            self._wait_for(groups, count, told_seconds)
+        return self._attending(groups)
 
-    def _wait_for(self, owners: Collection[str], count: int, seconds: float) -> bool:
+    def _wait_for(self, groups: Sequence[Collection[str]], count: int, seconds: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: self._present(owners, count), seconds)
+            return self._changed.wait_for(lambda: self._present(groups, count), seconds)
 
-    def _attending(self, owners: Collection[str]) -> list[str]:
+    def _attending(self, groups: Sequence[Collection[str]]) -> list[str]:
         with self._changed:
-            return sorted(self._seats.keys() & set(owners))
+            return sorted(self._seats.keys() & {owner for group in groups for owner in group})
 
-    def _present(self, owners: Collection[str], count: int) -> bool:
-        return self._stopped or len(self._seats.keys() & set(owners)) >= count
+    def _present(self, groups: Sequence[Collection[str]], count: int) -> bool:
+        seated = self._seats.keys()
+        return self._stopped or any(len(seated & set(group)) >= count for group in groups)
 
     def invite(self, cohort: Collection[str], invitation: coordinator_pb2.AttendResponse) -> None:
         """Send the invitation to the cohort, now and to those of it who come back."""

@@ -24,23 +24,35 @@ class Console:
             f"Job {self._spec.name}: {_count(self._spec.rounds, 'round')} of {owners}"
             f" (at least {floor}), averaged by {self._aggregator}"
         )
+        if self._spec.groups:
+            groups = "; ".join(f"{n}: {', '.join(g)}" for n, g in enumerate(self._spec.groups, 1))
+            click.echo(f"Each round is of one of {len(self._spec.groups)} groups. {groups}")
         if released:
             click.echo(f"Going on after {_count(released, 'round')}")
 
     def waiting(self, present: Sequence[str], floor: int, seconds: float) -> None:
         missing = ", ".join(sorted(set(self._spec.owners) - set(present)))
+        enough = f"at least {floor}{' of one group' if self._spec.groups else ''}"
         click.echo(
-            f"Waiting for {missing}, at most {seconds:g} s: {_count(len(present), 'owner')} of at least"
-            f" {floor} so far"
+            f"Waiting for {missing}, at most {seconds:g} s: {_count(len(present), 'owner')} of {enough}"
+            " so far"
         )
 
     def round(self, released: int, line: Mapping[str, Any]) -> None:
         width = len(str(self._spec.rounds))
+        group = f" of group {line['group']}" if line["group"] else ""
         metrics = "".join(f"   {name} {value:.4f}" for name, value in line["metrics"].items())
         click.echo(
-            f"Round {released:>{width}}/{self._spec.rounds}   {line['contributors']} owners"
+            f"Round {released:>{width}}/{self._spec.rounds}   {line['contributors']} owners{group}"
             f"{metrics}   {line['seconds']:.2f} s"
         )
+
+    def passed_over(self, step: Step, groups: Sequence[int], floor: int) -> None:
+        for group in groups:
+            click.echo(
+                f"Round {step.round}: it is the turn of group {group}, of which fewer than {floor} attend;"
+                " another takes it"
+            )
 
     def excluded(self, step: Step, exclusions: Sequence[pb.Exclusion]) -> None:
         for exclusion in exclusions:

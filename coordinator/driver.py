@@ -27,6 +27,7 @@ class _Line:
 
     round: int
     contributors: int
+    group: int | None
     metrics: dict[str, float]
     left_out: list[str]
     seconds: float = 0.0
@@ -107,12 +108,14 @@ class Driver:
         if opened is not None:
             return self._rounds.see_to_end(opened, base)
         seconds = self._job.gather_seconds
-        cohort = self._rounds.gather(
+        gathering = self._rounds.gathering
+        gathered = gathering.next(
             step, floor, lambda present: self._console.waiting(present, floor, seconds)
         )
         self._check_stop()
-        self._rounds.check_floor(cohort, floor)
-        return self._rounds.carry_out(step, cohort, base)
+        gathering.check(gathered, floor)
+        self._console.passed_over(step, gathered.passed_over, floor)
+        return self._rounds.carry_out(step, gathered, base)
 
     def _take_up(self, status: JobStatus, checkpoint: Checkpoint) -> _Standing:
         """Reconcile the folder with what the aggregator has released."""
@@ -135,7 +138,9 @@ class Driver:
             if statement.release_digest != base.digest or statement.round > checkpoint.round:
                 self._keep(standing, self._rounds.collect(statement.manifest_digest, schema))
             if statement.round > checkpoint.round:
-                standing.line = _line_of(statement, 0.0)
+                cohort = self._ledger.cohort_of(statement.manifest_digest)
+                self._rounds.gathering.was_trained_by(cohort)
+                standing.line = _line_of(statement, 0.0, self._job.sampling.number_of(cohort))
                 campaign.resume_evaluation(statement.round)
                 if not campaign.awaits_evaluation:
                     self._finish_round(standing)
@@ -153,7 +158,8 @@ class Driver:
         standing.campaign.was_released(step)
         if step.trains:
             self._keep(standing, ended.release)
-            standing.line = _line_of(ended.release.statement, seconds, ended.left_out)
+            statement = ended.release.statement
+            standing.line = _line_of(statement, seconds, ended.group, ended.left_out)
         else:
             self._folder.save_evaluation(ended.release.signed)
             if standing.line is not None:
@@ -188,6 +194,11 @@ def _step_of(opened: OpenedRound | None) -> Step | None:
     return Step(opened.manifest.round, opened.manifest.phase) if opened is not None else None
 
 
-def _line_of(statement: pb.ReleaseStatement, seconds: float, left_out: Sequence[str] = ()) -> _Line:
+def _line_of(
+    statement: pb.ReleaseStatement,
+    seconds: float,
+    group: int | None,
+    left_out: Sequence[str] = (),
+) -> _Line:
     metrics = dict(sorted(statement.metrics.items()))
-    return _Line(statement.round, statement.contributors, metrics, list(left_out), seconds)
+    return _Line(statement.round, statement.contributors, group, metrics, list(left_out), seconds)

@@ -14,7 +14,14 @@ from cairn import disk
 from cairn.errors import CairnError, InvalidMessage, UsageError
 from cairn.failpoint import failpoint
 from cairn.ledger import GENESIS, Entry, check_chain
-from cairn.ledger_files import HEAD_FILE, LEDGER_FILE, entry_of, head_envelope, line_of
+from cairn.ledger_files import (
+    HEAD_FILE,
+    LEDGER_FILE,
+    entry_of,
+    head_envelope,
+    line_of,
+    read_ledger,
+)
 from cairn.messages import parse
 from cairn.model_writing import write_atomically
 from cairn.statements import from_envelope
@@ -79,6 +86,14 @@ class LedgerCopy:
         if not new and page.head.number > self.number:
             raise InvalidMessage(f"the aggregator keeps back entry {self.number + 1} of its ledger")
         return new
+
+    def cohort_of(self, manifest_digest: bytes) -> list[str]:
+        """Whom a round was opened with. Raises InvalidMessage where the copy has no such opening."""
+        for entry in read_ledger(self._path):
+            if entry.kind == "open" and entry.facts.get("manifest_digest") == manifest_digest.hex():
+                cohort: list[str] = entry.facts["cohort"]
+                return cohort
+        raise InvalidMessage("the aggregator's ledger does not open the round that it released")
 
     @property
     def _seen(self) -> pb.LedgerHead:

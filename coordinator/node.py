@@ -34,6 +34,7 @@ from coordinator.invitation_service import InvitationService
 from coordinator.record_client import RecordClient
 from coordinator.rounds import Job, Rounds
 from coordinator.run_folder import Checkpoint, RunFolder
+from coordinator.sampling import Sampling, groups_of
 from coordinator.settings import CoordinatorSettings, JobSettings
 
 _WEIGHTING = {"equal": pb.WEIGHTING_EQUAL, "examples": pb.WEIGHTING_EXAMPLES}
@@ -125,6 +126,7 @@ def _serve(
 
 
 def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
+    groups = groups_of(job.owners, job.groups, job.seed, job.name)
     spec = JobSpec(
         federation=federation,
         name=job.name,
@@ -139,10 +141,12 @@ def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
         min_examples=job.examples[0],
         max_examples=job.examples[1],
         encoding=WORDS[job.updates],
+        groups=groups if job.groups > 1 else (),
     )
     body = job_spec_to_bytes(spec)
     try:
         job_spec_from_bytes(body)  # what the aggregator will check, said before anything is sent
     except CairnError as error:
         raise UsageError(f"the job {job.name} cannot be run: {error}") from None
-    return Job(spec, body, job.evaluate, job.gather_seconds)
+    sampling = Sampling(groups, job.seed, job.name)
+    return Job(spec, body, sampling, job.evaluate, job.gather_seconds)

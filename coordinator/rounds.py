@@ -1,7 +1,7 @@
 """Takes one round from its opening to its collected release, between owners and aggregator."""
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -14,11 +14,12 @@ from cairn.tensors import Schema
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
-from coordinator.attendance import Attendance, Waiting
+from coordinator.attendance import Attendance
 from coordinator.campaign import Step
 from coordinator.collecting import Release
+from coordinator.gathering import Gathered, Gathering
 from coordinator.invitation_service import InvitationService
-from coordinator.leaving_out import LeavingOut
+from coordinator.sampling import Sampling
 
 log = structlog.get_logger()
 
@@ -29,6 +30,7 @@ class Job:
 
     spec: JobSpec
     spec_bytes: bytes
+    sampling: Sampling
     evaluates: bool
     gather_seconds: float
 
@@ -50,12 +52,14 @@ class Base:
 class Ended:
     """How a round ended: with a release, or without one for a reason.
 
-    `left_out` attended and were not invited, and those of `resting` will not be before the round named.
+    `left_out` attended and were not invited, and those of `resting` will not be before the round named. `group`
+    is the number of the group that took part, where the job has several.
     """
 
     release: Release | None
     reason: "pb.Reason"
     exclusions: tuple[pb.Exclusion, ...]
+    group: int | None = None
     left_out: tuple[str, ...] = ()
     resting: Mapping[str, int] = field(default_factory=dict)
 
@@ -80,42 +84,20 @@ class Rounds:
         self._stopping = stopping
         self._lock = threading.Lock()
         self._open: OpenedRound | None = None
-        self._counted: list[str] = []
-        self._present: list[str] = []
-        self._leaving_out = LeavingOut()
+        self.gathering = Gathering(job.sampling, job.gather_seconds, attendance)
 
-    def gather(self, step: Step, floor: int, waiting: Waiting) -> list[str]:
-        """Wait for owners and return the next cohort: who attends and is not left out, or too few of them."""
-        owners, seconds = self._job.spec.owners, self._job.gather_seconds
-        if self._counted:
-            present = self._attendance.gather(owners, self._counted, floor, seconds, waiting)
-        else:
-            present = self._attendance.gather_all(owners, seconds, waiting)
-        self._present = present
-        return self._leaving_out.cohort(step.round, present, floor)
-
-    def check_floor(self, present: Collection[str], floor: int) -> None:
-        """Raise CairnError where too few attend."""
-        if len(present) < floor:
-            missing = ", ".join(sorted(set(self._job.spec.owners) - set(present)))
-            raise CairnError(
-                f"after gather_seconds = {self._job.gather_seconds:g} only {len(present)} of at least"
-                f" {floor} owners attend. Not there: {missing}. Start their owner nodes and run this again:"
-                " the job goes on from its checkpoint"
-            )
-
-    def carry_out(self, step: Step, cohort: list[str], base: Base) -> Ended:
+    def carry_out(self, step: Step, gathered: Gathered, base: Base) -> Ended:
         """Open the round and see it to its end."""
         failpoint("coordinator.open.before_call")
         try:
-            opened = self._aggregator.open(self._job.spec.name, step, cohort, base.digest)
+            name, cohort = self._job.spec.name, gathered.cohort
+            opened = self._aggregator.open(name, step, cohort, base.digest)
         except WrongState as error:
             if step.trains:
                 raise
             log.warning("evaluation left out", round=step.round, reason=str(error))
             return Ended(None, pb.REASON_UNSPECIFIED, ())
-        left_out = tuple(sorted(set(self._present) - set(cohort)))
-        return replace(self.see_to_end(opened, base), left_out=left_out)
+        return replace(self.see_to_end(opened, base), left_out=gathered.left_out)
 
     def see_to_end(self, opened: OpenedRound, base: Base) -> Ended:
         """Invite the cohort of an open round, wait for its end and tell everybody of it."""
@@ -145,12 +127,9 @@ class Rounds:
             self._open = None
         self._announce(opened, release, ending.reason)
         missed = {exclusion.owner for exclusion in excluded}
-        self._counted = sorted(set(cohort) - missed)
-        resting: Mapping[str, int] = {}
-        if opened.manifest.trains:
-            counted = self._counted if release else []
-            resting = self._leaving_out.note(opened.manifest.round, counted, missed)
-        return Ended(release, ending.reason, excluded, resting=resting)
+        resting = self.gathering.note(opened.manifest, missed, released=release is not None)
+        group = self._job.sampling.number_of(cohort)
+        return Ended(release, ending.reason, excluded, group, resting=resting)
 
     def collect(self, manifest_digest: bytes, schema: Schema) -> Release:
         return self._aggregator.collect(manifest_digest, schema, self._new_model)

@@ -17,6 +17,7 @@ from cairn.settings import (
     SigningKeyText,
 )
 from cairn.timeouts import GATHER_SECONDS, PATIENCE_SECONDS, ROUND_DEADLINE_SECONDS
+from coordinator.sampling import group_count
 
 _Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
 
@@ -44,7 +45,8 @@ class JobSettings(Settings):
     owners evaluate the release of every round. `examples` says as how many an update of fewer
     or more counts, the fewest and the most. `updates` is how the updates travel: "whole", or from the job's
     first release on as "bf16_deltas" in half the bytes or as "int8_deltas" in a quarter, which say the
-    float32 and float64 tensors less exactly; an owner may not allow it. `gather_seconds` is how long the job waits for owners that
+    float32 and float64 tensors less exactly; an owner may not allow it. `fraction` is the least share of the owners that takes part in a
+    round: with less than 1 they are divided by the `seed` into fixed groups, which take turns. `gather_seconds` is how long the job waits for owners that
     do not attend.
     """
 
@@ -55,6 +57,7 @@ class JobSettings(Settings):
     rounds: Annotated[int, Field(ge=1, le=1_000_000)]
     owners: Annotated[list[NodeLabel], Field(min_length=MIN_COHORT, max_length=MAX_COHORT)]
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1
     weighting: Literal["equal", "examples"] = "equal"
     examples: tuple[_Examples, _Examples] = (1, MAX_EXAMPLES)
     updates: Literal["whole", "bf16_deltas", "int8_deltas"] = "whole"  # cairn.encoding.WORDS
@@ -75,6 +78,20 @@ class JobSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_fraction(self) -> "JobSettings":
+        if self.fraction == 1 or self.groups > 1:
+            return self
+        count = len(self.owners)
+        said = f"fraction = {self.fraction:g} of {count} owners, with floor = {self.floor}, makes but one group"
+        if count < 2 * self.floor:
+            raise ValueError(
+                f"{said}: two groups need {2 * self.floor} owners. Leave fraction out, so that all are"
+                " invited to every round"
+            )
+        most = count // 2 * 100 // count / 100  # in a decimal that a person would write
+        raise ValueError(f"{said}: write {most:g} or less, or leave it out to invite all")
+
+    @model_validator(mode="after")
     def _check_examples(self) -> "JobSettings":
         low, high = self.examples
         if low > high:
@@ -87,6 +104,11 @@ class JobSettings(Settings):
                 " others"
             )
         return self
+
+    @property
+    def groups(self) -> int:
+        """How many groups the owners are divided into; 1 where every round is of all."""
+        return group_count(len(self.owners), self.fraction, self.floor)
 
     def changed(self, *, model: Path | None, rounds: int | None) -> "JobSettings":
         """The job with what the command line sets instead of the file."""

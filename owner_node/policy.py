@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from cairn.encoding import WORDS, encoding_word
 from cairn.errors import CairnError, InvalidMessage
 from cairn.messages import JobSpec, Manifest
+from cairn.owners import are_of_one_group
 from cairn.v1 import round_pb2 as pb
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -76,6 +77,7 @@ class Policy:
         """Raise InvalidMessage for an invitation that is not for us, Declined for one we refuse."""
         self._check_addressee(invited)
         self._check_cohort(invited.manifest)
+        _check_group(invited)
         _check_order(invited, known.last)
         _check_chain(invited.manifest, known.release)
         self._check_task(invited, known.trained)
@@ -137,6 +139,14 @@ class Policy:
                 f" {rules.max_rounds}",
                 pb.REASON_TOO_MANY_ROUNDS,
             )
+
+
+def _check_group(invited: Invited) -> None:
+    if not are_of_one_group(invited.job.groups, invited.manifest.cohort):
+        raise Declined(
+            f"the cohort of {invited.manifest} has owners of more than one group of the job",
+            pb.REASON_MIXED_GROUPS,
+        )
 
 
 def _check_order(invited: Invited, last: Taken | None) -> None:

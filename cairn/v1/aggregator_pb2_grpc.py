@@ -290,7 +290,7 @@ class ReleaseServiceServicer:
         The caller must be the coordinator that registered the job. Idempotent: the same request for a
         round that was opened is answered with the same manifest; another is refused.
         Errors: PERMISSION_DENIED, NOT_FOUND for an unknown job, INVALID_ARGUMENT for a cohort that is
-        below the floor, not sorted or outside the job, RESOURCE_EXHAUSTED for a round that the aggregator's
+        below the floor, not sorted, outside the job or of several of its groups, RESOURCE_EXHAUSTED for a round that the aggregator's
         memory cannot hold, FAILED_PRECONDITION for a round out of turn, a
         base that is not the last release, a job that has ended, an open round with another request, a
         cohort that overlaps with other owners of an earlier release that is comparable, or too many

@@ -96,6 +96,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_ENCODING_REFUSED: _ClassVar[Reason]
     REASON_UPDATE_LOST: _ClassVar[Reason]
     REASON_FENCED: _ClassVar[Reason]
+    REASON_MIXED_GROUPS: _ClassVar[Reason]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_BOOL: Dtype
 DTYPE_U8: Dtype
@@ -165,6 +166,7 @@ REASON_CHAIN_BROKEN: Reason
 REASON_ENCODING_REFUSED: Reason
 REASON_UPDATE_LOST: Reason
 REASON_FENCED: Reason
+REASON_MIXED_GROUPS: Reason
 
 class Signed(_message.Message):
     __slots__ = ("type", "body", "signature")
@@ -192,8 +194,14 @@ class ModelSchema(_message.Message):
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     def __init__(self, tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
+class Group(_message.Message):
+    __slots__ = ("owners",)
+    OWNERS_FIELD_NUMBER: _ClassVar[int]
+    owners: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, owners: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class JobSpec(_message.Message):
-    __slots__ = ("federation", "name", "task", "settings", "owners", "floor", "rounds", "rule", "weighting", "chain", "schema", "round_deadline_seconds", "min_examples", "max_examples", "encoding")
+    __slots__ = ("federation", "name", "task", "settings", "owners", "floor", "rounds", "rule", "weighting", "chain", "schema", "round_deadline_seconds", "min_examples", "max_examples", "encoding", "groups")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +224,7 @@ class JobSpec(_message.Message):
     MIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     MAX_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
     federation: str
     name: str
     task: str
@@ -231,7 +240,8 @@ class JobSpec(_message.Message):
     min_examples: int
     max_examples: int
     encoding: Encoding
-    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ..., min_examples: _Optional[int] = ..., max_examples: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
+    groups: _containers.RepeatedCompositeFieldContainer[Group]
+    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ..., min_examples: _Optional[int] = ..., max_examples: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class RoundManifest(_message.Message):
     __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "rule", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol", "ledger_number", "software", "encoding")

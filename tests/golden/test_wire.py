@@ -23,6 +23,10 @@ def digest(letter: str) -> bytes:
 
 
 SIGNED = pb.Signed(type="cairn.v1.RoundManifest", body=b"\x00body\xff", signature=b"s" * 64)
+GROUPS = [
+    pb.Group(owners=["alice", "carol", "erin"]),
+    pb.Group(owners=["bob", "dave", "frank"]),
+]
 TENSOR = pb.TensorSpec(name="layer.weight", dtype=pb.DTYPE_BF16, shape=[2, 0, 300])
 SCHEMA = pb.ModelSchema(tensors=[TENSOR, pb.TensorSpec(name="n", dtype=pb.DTYPE_I64)])
 EXCLUSION = pb.Exclusion(owner="dora", reason=pb.REASON_CHAIN_BROKEN)
@@ -48,12 +52,13 @@ EXPECTED: dict[str, Message] = {
     "Signed": SIGNED,
     "TensorSpec": TENSOR,
     "ModelSchema": SCHEMA,
+    "Group": GROUPS[0],
     "JobSpec": pb.JobSpec(
         federation="clinics",
         name="tumours",
         task="segment",
         settings={"steps": 5.0, "lr": 0.1},
-        owners=["alice", "bob", "carol"],
+        owners=["alice", "bob", "carol", "dave", "erin", "frank"],
         floor=3,
         rounds=20,
         rule=pb.RULE_MEAN,
@@ -64,6 +69,7 @@ EXPECTED: dict[str, Message] = {
         min_examples=10,
         max_examples=5000,
         encoding=pb.ENCODING_INT8_DELTAS,
+        groups=GROUPS,
     ),
     "RoundManifest": pb.RoundManifest(
         federation="clinics",

@@ -46,6 +46,9 @@ def check_books(state: Path, key: Ed25519PublicKey) -> None:
     for found in rounds:
         _check_round(found, ledger, named)
         assert found.manifest.job_digest == sha256(specs[found.manifest.job]).digest()
+        groups = pb.JobSpec.FromString(specs[found.manifest.job]).groups
+        cohort = set(found.manifest.cohort)
+        assert not groups or any(cohort <= set(group.owners) for group in groups)
         if found.statement is not None:
             _check_release(found, ledger, found.statement)
     _check_chains(rounds)

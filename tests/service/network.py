@@ -30,6 +30,7 @@ from cairn.messages import (
     job_spec_to_bytes,
     manifest_from_bytes,
 )
+from cairn.owners import Groups
 from cairn.statements import MANIFEST, STATEMENT, verified
 from cairn.tensors import Schema, TensorSpec
 from cairn.timeouts import CALL_SECONDS
@@ -140,6 +141,7 @@ class Network:
         deadline: int = 60,
         coordinator: str = "coordinator",
         examples: tuple[int, int] = (1, 1000),
+        groups: Groups = (),
     ) -> "Job":
         """Register a job of its own."""
         name = next(self._names)
@@ -156,6 +158,7 @@ class Network:
             round_deadline_seconds=deadline,
             min_examples=examples[0],
             max_examples=examples[1],
+            groups=groups,
         )
         job = Job(self, spec, coordinator)
         job.register()

@@ -61,6 +61,34 @@ def test_a_job_that_could_never_reach_the_floor_is_refused() -> None:
         POLICY.check_job(replace(JOB, owners=("alice", "bob")))
 
 
+def test_a_job_with_a_group_below_the_aggregators_floor_is_refused() -> None:
+    pairs = replace(JOB, groups=(("alice", "bob"), ("carol", "dora")))
+    with pytest.raises(InvalidMessage, match=r"a group .* 2 owners, the floor is 3") as refusal:
+        POLICY.check_job(pairs)
+    assert refusal.value.reason == pb.REASON_COHORT_TOO_SMALL
+    replace(POLICY, floor=2).check_job(pairs)
+
+
+def test_a_cohort_is_within_one_group_of_its_job_whole_or_in_part() -> None:
+    job = replace(
+        JOB, groups=(("alice", "bob", "carol"), ("dora", "erin")), owners=(*OWNERS, "erin")
+    )
+    policy = Policy("clinics", job.owners, floor=2)
+    for cohort in (("alice", "bob", "carol"), ("alice", "carol"), ("dora", "erin")):
+        check_opening(policy, job, Progress(), replace(FIRST, cohort=cohort))
+    for mixed in (("alice", "dora"), ("bob", "carol", "erin"), job.owners):
+        with pytest.raises(InvalidMessage, match="more than one group") as refusal:
+            check_opening(policy, job, Progress(), replace(FIRST, cohort=mixed))
+        assert refusal.value.reason == pb.REASON_MIXED_GROUPS
+
+
+def test_an_evaluation_keeps_to_the_groups_as_well() -> None:
+    job = replace(JOB, groups=(("alice", "bob"), ("carol", "dora")))
+    evaluation = Opening(1, pb.PHASE_EVALUATE, ("bob", "carol"), RELEASE)
+    with pytest.raises(InvalidMessage, match="more than one group"):
+        check_opening(replace(POLICY, floor=2), job, AFTER_ONE, evaluation)
+
+
 def test_the_first_round_may_start_from_any_base() -> None:
     check_opening(POLICY, JOB, Progress(), FIRST)
 

@@ -32,7 +32,7 @@ JOB = JobSpec(
     name="tumours",
     task="tumours",
     settings={"lr": 0.1, "steps": 5.0},
-    owners=("alice", "bob", "carol"),
+    owners=("alice", "bob", "carol", "dave", "erin", "frank", "grace"),
     floor=3,
     rounds=5,
     weighting=pb.WEIGHTING_EXAMPLES,
@@ -41,6 +41,7 @@ JOB = JobSpec(
     min_examples=10,
     max_examples=5000,
     encoding=pb.ENCODING_INT8_DELTAS,
+    groups=(("alice", "carol", "frank"), ("bob", "dave", "erin", "grace")),
 )
 MANIFEST = Manifest(
     federation="clinics",
@@ -68,6 +69,12 @@ _SPECS = st.builds(
     st.sampled_from(sorted(DTYPES)),
     st.lists(st.integers(min_value=0, max_value=9), max_size=4).map(tuple),
 )
+
+
+def divided(*groups: str) -> list[pb.Group]:
+    """Groups of owners of the job, by their first letters."""
+    names = {name[0]: name for name in (*JOB.owners, "heidi")}
+    return [pb.Group(owners=[names[letter] for letter in group]) for group in groups]
 
 
 def test_a_job_arrives_as_it_was_sent() -> None:
@@ -108,6 +115,15 @@ def test_every_schema_arrives_as_it_was_sent(specs: list[TensorSpec]) -> None:
         {"floor": 0},
         {"floor": 1},
         {"floor": 4},
+        {"groups": divided("acf", "bdeg", "")},
+        {"groups": divided("abcdefg")},
+        {"groups": divided("acf", "bde")},
+        {"groups": divided("acf", "bdefg")},
+        {"groups": divided("acf", "bdeh")},
+        {"groups": divided("ac", "bdefg")},
+        {"groups": divided("bdeg", "acf")},
+        {"groups": divided("afc", "bdeg")},
+        {"groups": divided("acff", "bdeg")},
         {"rounds": 0},
         {"round_deadline_seconds": 0},
         {"min_examples": 5001},
@@ -146,6 +162,7 @@ def test_a_schema_that_is_not_in_canonical_order_is_refused() -> None:
 # What a job or a manifest may leave out, and what that says.
 MAY_BE_MISSING = {
     "settings": "the task has none",
+    "groups": "a cohort may be of any of the owners",
     "previous_release_digest": "there is no release yet",
     "ledger_number": "the ledger has no entry yet",
     "software": "it is told to people and decides nothing",

@@ -31,7 +31,7 @@ def test_a_later_gathering_does_not_wait_for_an_owner_that_was_gone_before() -> 
     attendance.enter("alice")
     attendance.enter("bob")
     present = attendance.gather(
-        ["alice", "bob", "carol"], expected=["alice", "bob"], floor=2, seconds=LONG
+        [["alice", "bob", "carol"]], expected=["alice", "bob"], floor=2, seconds=LONG
     )
     assert present == ["alice", "bob"]
 
@@ -40,14 +40,14 @@ def test_who_is_waited_for_is_told_once_and_the_waiting_ends() -> None:
     attendance, told = Attendance(), list[list[str]]()
     attendance.enter("alice")
     owners = ["alice", "bob", "carol"]
-    assert attendance.gather(owners, ["alice"], 2, 0.01, told.append) == ["alice"]
+    assert attendance.gather([owners], ["alice"], 2, 0.01, told.append) == ["alice"]
     assert told == [["alice"]]
 
 
 def test_those_who_come_while_it_is_told_are_gathered() -> None:
     attendance = Attendance()
     owners = ["alice", "bob"]
-    assert attendance.gather(owners, [], 1, LONG, lambda _: attendance.enter("bob")) == ["bob"]
+    assert attendance.gather([owners], [], 1, LONG, lambda _: attendance.enter("bob")) == ["bob"]
 
 
 def test_nothing_is_told_where_nobody_is_waited_for() -> None:
@@ -56,7 +56,7 @@ def test_nothing_is_told_where_nobody_is_waited_for() -> None:
         attendance.enter(owner)
     owners = ["alice", "bob"]
     assert attendance.gather_all(owners, LONG, told.append) == owners
-    assert attendance.gather(owners, owners, 2, LONG, told.append) == owners
+    assert attendance.gather([owners], owners, 2, LONG, told.append) == owners
     assert told == []
 
 

@@ -187,3 +187,15 @@ def test_an_entry_that_could_not_be_read_again_is_not_written(tmp_path: Path, bo
     with pytest.raises(InvalidMessage, match="entry 1 is not"):
         copied(tmp_path, aggregator)
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_a_copy_tells_whom_a_round_was_opened_with(tmp_path: Path) -> None:
+    aggregator = Aggregator().grow(2)
+    facts = {"manifest_digest": "ab" * 32, "cohort": ["bob", "carol"]}
+    body = json.dumps(facts).encode()
+    head = sha256(aggregator.entries[-1].head + b"open\x00" + body).digest()
+    aggregator.entries.append(Entry(3, "open", body, head))
+    copy = copied(tmp_path, aggregator.grow(2))
+    assert copy.cohort_of(b"\xab" * 32) == ["bob", "carol"]
+    with pytest.raises(InvalidMessage, match="does not open the round"):
+        copy.cohort_of(bytes(32))

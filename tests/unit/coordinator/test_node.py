@@ -7,7 +7,28 @@ import pytest
 from cairn.errors import UsageError
 from cairn.tensors import Schema, TensorSpec
 from coordinator.node import _plan
+from coordinator.sampling import groups_of
 from coordinator.settings import JobSettings
+
+OWNERS = ["frank", "alice", "bob", "erin", "carol", "dave"]
+SMALL = Schema.of([TensorSpec("weight", "F32", (1,))])
+
+
+def test_a_job_with_a_fraction_is_registered_with_its_groups() -> None:
+    job = JobSettings(
+        name="tumours",
+        task="segment",
+        model=Path("model.safetensors"),
+        rounds=1,
+        owners=OWNERS,
+        fraction=0.5,
+        seed=3,
+    )
+    plan = _plan(job, "clinics", SMALL)
+    assert plan.spec.groups == plan.sampling.groups == groups_of(OWNERS, 2, 3, "tumours")
+    whole = _plan(job.model_copy(update={"fraction": 1}), "clinics", SMALL)
+    assert whole.spec.groups == ()
+    assert whole.sampling.groups == (tuple(sorted(OWNERS)),)
 
 
 def test_a_model_whose_list_of_tensors_is_too_large_is_a_mistake_in_one_sentence() -> None:

@@ -55,6 +55,18 @@ def test_the_usual_floor_is_three(tmp_path: Path) -> None:
             'weighting = "examples"\n[settings]',
             "default 1000, so that no update outweighs",
         ),
+        ("[settings]", "fraction = 0\n[settings]", "fraction = 0"),
+        ("[settings]", "fraction = 1.5\n[settings]", "fraction = 1.5"),
+        (
+            "[settings]",
+            "fraction = 0.5\n[settings]",
+            "fraction = 0.5 of 3 owners, with floor = 3, makes but one group: two groups need 6 owners. Leave",
+        ),
+        (
+            '"carol"]',
+            '"carol", "dave", "erin", "frank", "grace"]\nfraction = 0.5',
+            "fraction = 0.5 of 7 owners, with floor = 3, makes but one group: write 0.42 or less",
+        ),
         ("[settings]", "examples = [20, 10]\n[settings]", "the fewest come first, then the most"),
         ("[settings]", "examples = [0, 10]\n[settings]", "examples.0 = 0"),
         ("[settings]", "examples = [1, 2147483648]\n[settings]", "examples.1 = 2147483648"),
@@ -75,6 +87,16 @@ def test_a_job_says_in_a_word_how_its_updates_travel(tmp_path: Path) -> None:
     assert load(tmp_path, JOB).updates == "whole"
     smaller = JOB.replace("[settings]", 'updates = "int8_deltas"\n[settings]')
     assert load(tmp_path, smaller).updates == "int8_deltas"
+
+
+def test_a_fraction_divides_the_owners_into_as_many_groups_as_its_floor_allows(
+    tmp_path: Path,
+) -> None:
+    assert load(tmp_path, JOB).groups == 1
+    seven = JOB.replace('"carol"]', '"carol", "dave", "erin", "frank", "grace"]\nfraction = SHARE')
+    for share, floor, groups in (("1", 3, 1), ("0.42", 3, 2), ("0.1", 3, 2), ("0.1", 2, 3)):
+        text = seven.replace("SHARE", share).replace("[settings]", f"floor = {floor}\n[settings]")
+        assert load(tmp_path, text).groups == groups
 
 
 def test_updates_that_count_by_their_examples_have_bounds(tmp_path: Path) -> None:

@@ -246,6 +246,15 @@ def test_how_an_evaluation_would_travel_does_not_matter() -> None:
     check(replace(MANIFEST, phase=pb.PHASE_EVALUATE), IN_INT8, policy=deltas_only)
 
 
+def test_a_cohort_that_mixes_the_groups_of_its_job_is_declined() -> None:
+    owners = (*OWNERS, "dora", "erin", "frank")
+    kept = replace(JOB, owners=owners, groups=(OWNERS, ("dora", "erin", "frank")))
+    check(job=kept)
+    mixed = replace(kept, groups=(("alice", "bob", "dora"), ("carol", "erin", "frank")))
+    assert reason_of(job=mixed) == "MIXED_GROUPS"
+    assert reason_of(replace(MANIFEST, phase=pb.PHASE_EVALUATE), job=mixed) == "MIXED_GROUPS"
+
+
 def test_what_is_wrong_first_is_what_is_said() -> None:
     """The cohort before the round, the round before the chain, the chain before the task."""
     everything = replace(MANIFEST, floor=2, base_digest=b"x" * 32)
