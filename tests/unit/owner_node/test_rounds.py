@@ -466,6 +466,27 @@ def test_any_other_answer_leaves_the_round_to_be_asked_about_at_the_next_event(
     assert counted(bench) == (True, "")
 
 
+def test_an_aggregator_that_cannot_be_reached_is_asked_again_and_ever_less_often(
+    bench: Bench,
+) -> None:
+    """It was not asked before the next round, which may never come."""
+    bench.rounds.take_part(invitation())
+    bench.stub.statement_error = Unavailable("not there")
+    bench.rounds.take_in(outcome(None))
+    waits: list[float] = []
+    while bench.rounds.ask_in is not None and len(waits) < 9:
+        waits.append(bench.rounds.ask_in)
+        bench.clock.now += bench.rounds.ask_in
+        bench.rounds.settle()
+    assert waits == [6, 12, 24, 48, 96, 192, 300, 300, 300]
+    bench.stub.statement_error = None
+    bench.stub.statements[DIGEST] = statement([commitment_of(bench.stub.receipts[DIGEST])])
+    bench.clock.now += 300
+    bench.rounds.settle()
+    assert counted(bench) == (True, "")
+    assert bench.rounds.ask_in is None
+
+
 def test_what_a_coordinator_says_does_not_flood_the_aggregator(bench: Bench) -> None:
     bench.rounds.take_part(invitation())
     asked_before = bench.stub.log.count("asked for the statement")
