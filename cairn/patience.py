@@ -15,7 +15,7 @@ from tenacity import (
 )
 from tenacity.nap import sleep_using_event
 
-from cairn.errors import Unavailable
+from cairn.errors import Distrusted, Unavailable
 from cairn.timeouts import IDLE_SECONDS
 
 T = TypeVar("T")
@@ -23,13 +23,17 @@ log = structlog.get_logger()
 
 _LONGEST_PAUSE_SECONDS = 1.0
 _QUIET_PAUSE_SECONDS = 5.0  # nodes that are started together need a moment to find each other
+# Certificates are renewed on one machine and then on the other; what lasts longer is a mistake.
+_DISTRUSTED_SECONDS = 2 * IDLE_SECONDS
+_DISTRUSTED_TIMES = 10  # a peer that stops may look like one that refuses us, once
 
 
 def patiently(call: Callable[[], T], peer: str, seconds: float, stopping: threading.Event) -> T:
     """Repeat `call`, which must be safe to repeat, while it raises Unavailable.
 
-    Raises Unavailable, with the last trouble, after `seconds` of trouble or once `stopping` is set. Any
-    other error passes at once.
+    Raises Unavailable, with the last trouble, after `seconds` of trouble or once `stopping` is set. Where
+    it was Distrusted again and again for a minute it raises that, however long `seconds` are. Any other error
+    passes at once.
     """
     trouble = _Trouble(call, peer, seconds, stopping)
     try:
@@ -44,6 +48,9 @@ def patiently(call: Callable[[], T], peer: str, seconds: float, stopping: thread
         last = error.last_attempt.exception()
         if stopping.is_set():
             raise Unavailable(f"stopped while {peer} could not be reached: {last}") from None
+        if trouble.lasts:
+            seconds = min(seconds, _DISTRUSTED_SECONDS)
+            raise Distrusted(f"gave up on {peer} after {seconds:g} seconds: {last}") from None
         raise Unavailable(f"gave up on {peer} after {seconds:g} seconds: {last}") from None
 
 
@@ -58,18 +65,28 @@ class _Trouble(Generic[T]):
         self._seconds = seconds
         self._stopping = stopping
         self._begun = self._since = time.monotonic()
+        self._distrusted: list[float] = []  # when
         self._tell_at = _QUIET_PAUSE_SECONDS
 
     def timed_call(self) -> T:
         self._begun = time.monotonic()
         return self._call()
 
-    def is_too_long(self, _: RetryCallState) -> bool:
+    def is_too_long(self, state: RetryCallState) -> bool:
         now = time.monotonic()
         if now - self._begun > IDLE_SECONDS:  # then it had reached its peer: patience begins anew
             self._since = now
             self._tell_at = _QUIET_PAUSE_SECONDS
-        return now - self._since >= self._seconds or self._stopping.is_set()
+            self._distrusted = []
+        if isinstance(_last(state), Distrusted):
+            self._distrusted.append(now)
+        return now - self._since >= self._seconds or self.lasts or self._stopping.is_set()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether no more waiting will mend it."""
+        times = self._distrusted
+        return len(times) >= _DISTRUSTED_TIMES and times[-1] - times[0] >= _DISTRUSTED_SECONDS
 
     def tell(self, state: RetryCallState) -> None:
         waited = time.monotonic() - self._since
@@ -79,7 +96,13 @@ class _Trouble(Generic[T]):
         log.warning(
             "cannot reach a peer, trying again",
             peer=self._peer,
-            trouble=str(state.outcome.exception() if state.outcome else ""),
+            trouble=str(_last(state)),
             waited_seconds=round(waited, 1),
-            patience_seconds=self._seconds,
+            patience_seconds=min(self._seconds, _DISTRUSTED_SECONDS)
+            if self._distrusted
+            else self._seconds,
         )
+
+
+def _last(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None

@@ -100,6 +100,11 @@ def _connect(way: Way) -> socket.socket:
 def _shake_hands(way: Way, connection: socket.socket) -> x509.Certificate:
     try:
         with _context(way).wrap_socket(connection, server_hostname=way.host) as tls:
+            if tls.selected_alpn_protocol() != "h2":
+                raise Unreachable(
+                    f"what listens at {way.address} speaks TLS but not gRPC, so it is no node of a"
+                    " federation: correct the address"
+                )
             certificate = _certificate(tls)
             _await_answer(way, tls)
             return certificate

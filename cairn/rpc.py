@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cairn.errors import CairnError, Unavailable
+from cairn.errors import CairnError, CallerNotAllowed
 from cairn.guard import (
     LONG_CALLS_OF_ONE_CALLER,
     MESSAGE_BYTES,
@@ -32,12 +32,21 @@ from cairn.messages import reason_of_word
 from cairn.redial import RedialledChannel
 from cairn.renewal import Renewal, renewal_of, renewal_of_pin
 from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS
+from cairn.trouble import connection_trouble
 
 _SHORT_CALL_THREADS = 2 * SHORT_CALLS_OF_ONE_CALLER
 # A job's specification, and what it comes with.
 JOB_MESSAGE_BYTES = MAX_JOB_SPEC_BYTES + MESSAGE_BYTES
 
 _BY_NAME = {kind.__name__: kind for kind in STATUS}
+# Where no node has answered. INTERNAL is a failure in a node's code, which another call meets again;
+# RESOURCE_EXHAUSTED without a node's word is a message that is too large to be received.
+_PASSING = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,  # gRPC's own, for a stream whose connection is gone
+}
 
 _CALL_MS = 1000 * CALL_SECONDS
 _IDLE_MS = 1000 * IDLE_SECONDS
@@ -197,25 +206,12 @@ def _from_status(error: Any) -> CairnError:
     text = error.details() or error.code().name
     if kind is not None:
         return kind(text, reason_of_word(str(metadata.get("cairn-reason", ""))))
-    if error.code() in {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.UNKNOWN,
-    }:
-        return Unavailable(_connection_trouble(text))
-    return CairnError(f"{error.code().name}: {text}")
-
-
-def _connection_trouble(text: str) -> str:
-    """Say what a failed connection most likely means: gRPC reports all of it as UNAVAILABLE."""
-    if "CERTIFICATE_VERIFY_FAILED" in text or "Hostname Verification" in text:
-        return (
-            "the peer's certificate is not the one this node trusts for that address (another"
-            f" federation, a renewed certificate, or a host name that it does not hold): {text}"
+    if error.code() in _PASSING:
+        return connection_trouble(text)
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return CallerNotAllowed(
+            "the peer does not serve what this node asks for: the address leads to another node or to"
+            " another of its ports, or the two have different versions; `cairn doctor` with this node's"
+            f" file compares them ({text})"
         )
-    if "Connection refused" in text:
-        return "nothing listens there (connection refused)"
-    if "andshake" in text or "Socket closed" in text:
-        return f"the peer ended the connection; it may not accept this node's certificate: {text}"
-    return text
+    return CairnError(f"{error.code().name}: {text}")

@@ -153,9 +153,14 @@ class AggregatorClient:
             raise
 
     def abort(self, opened: OpenedRound) -> None:
+        """End the round. For a coordinator that is told to stop: it waits for a moment only."""
         request = aggregator_pb2.AbortRoundRequest(manifest_digest=opened.digest, epoch=self._epoch)
-        with translated():
-            self._stub.AbortRound(request, timeout=PARTING_SECONDS)
+
+        def end() -> None:
+            with translated():
+                self._stub.AbortRound(request, timeout=PARTING_SECONDS)
+
+        patiently(end, self._peer, PARTING_SECONDS, threading.Event())
 
     def _call(self, call: Callable[[], T]) -> T:
         def translated_call() -> T:

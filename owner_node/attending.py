@@ -18,7 +18,6 @@ from cairn.errors import (
 from cairn.patience import patiently
 from cairn.v1 import coordinator_pb2
 from owner_node.coordinator_client import CoordinatorClient
-from owner_node.outcomes import ASK_EVERY_SECONDS
 from owner_node.rounds import Rounds
 from owner_node.settings import OwnerSettings
 
@@ -27,6 +26,9 @@ log = structlog.get_logger()
 _UNLISTED_PAUSE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.2  # between a stream that broke off and the next
 _MOST_WAITING = 16  # events of a coordinator that says more than is worked off
+_NOTHING = (
+    coordinator_pb2.AttendResponse()
+)  # no more is said for now: an outcome may have been lost
 
 
 class Attending:
@@ -97,6 +99,7 @@ class Attending:
                 ended = self._heed(event) or ended
         except Unavailable as error:
             log.warning("the coordinator's stream broke off", trouble=str(error))
+        self._leave_to_worker(_NOTHING)
         return ended
 
     def _heed(self, event: coordinator_pb2.AttendResponse) -> bool:
@@ -124,18 +127,19 @@ class Attending:
     def _work(self) -> None:
         while True:
             try:
-                event = self._events.get(
-                    timeout=ASK_EVERY_SECONDS if self._rounds.ask_later else None
-                )
+                event = self._events.get(timeout=self._rounds.ask_in)
             except queue.Empty:
                 self._rounds.settle()
                 continue
             if event is None or self._stopping.is_set():
                 return
-            if event.WhichOneof("event") == "invitation":
-                self._rounds.take_part(event.invitation)
-            else:
-                self._rounds.take_in(event.outcome)
+            match event.WhichOneof("event"):
+                case "invitation":
+                    self._rounds.take_part(event.invitation)
+                case "outcome":
+                    self._rounds.take_in(event.outcome)
+                case _:
+                    self._rounds.settle()
 
     def _finish(self) -> None:
         """Wait until the worker is through with what was said: a coordinator cannot cut a round short."""

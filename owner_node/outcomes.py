@@ -24,6 +24,7 @@ from owner_node.receipts import Receipts
 log = structlog.get_logger()
 
 ASK_EVERY_SECONDS = 3.0  # at least, between two questions about one round
+_LONGEST_PAUSE_SECONDS = 300.0  # between two while the aggregator cannot be reached
 
 
 class Outcomes:
@@ -46,8 +47,15 @@ class Outcomes:
         self._owner = owner
         self._clock = clock
         self._asked: dict[bytes, float] = {}  # when it was last asked about a round
-        # Whether there was a question too soon after another, or one from before this node was started.
-        self.put_off = bool(ledger.past.unsettled)
+        # Whether there was a question too soon after another, one whose answer did not come, or one from
+        # before this node was started.
+        self._put_off = bool(ledger.past.unsettled)
+        self._pause = ASK_EVERY_SECONDS
+
+    @property
+    def ask_in(self) -> float | None:
+        """In how many seconds what was put off is to be asked; None where nothing was."""
+        return self._pause if self._put_off else None
 
     def is_proved(self, outcome: coordinator_pb2.Outcome) -> bool:
         """Whether the aggregator has signed that this round has ended."""
@@ -78,20 +86,22 @@ class Outcomes:
             if copy is not None or self._may_ask(digest):
                 self._ask(digest)
             else:
-                self.put_off = True
+                self._put_off = True
         if copy is None:
             return
         try:
             self._record(outcome.statement, copy)
         except Unavailable as error:  # whether our update was counted is asked again
             log.warning("the receipt of a round was not fetched", reason=str(error))
-            self.put_off = True
+            self._put_off = True
 
     def settle(self) -> None:
         """Ask the aggregator itself how the rounds ended of which this owner was not told."""
-        self.put_off = False
+        self._put_off = False
         for digest in list(self._ledger.past.unsettled):
-            if self._may_ask(digest) and not self._ask(digest):
+            if not self._may_ask(digest):
+                self._put_off = True
+            elif not self._ask(digest):
                 return
 
     def _may_ask(self, digest: bytes) -> bool:
@@ -110,7 +120,7 @@ class Outcomes:
             signed = self._aggregator.released(digest)
             self._record(signed, self._statement(signed, digest))
         except WrongState:
-            return True  # it is open
+            pass  # it is open
         except NotFound as error:
             if error.reason == pb.REASON_ROUND_ENDED:
                 facts = {"manifest_digest": digest.hex(), "why": str(error)}
@@ -120,7 +130,11 @@ class Outcomes:
             log.error("the aggregator's answer on a round is not good", **ids, reason=str(error))
         except CairnError as error:
             log.warning("the statement of a round was not fetched", **ids, reason=str(error))
-            return not isinstance(error, Unavailable)
+            if isinstance(error, Unavailable):
+                self._put_off = True
+                self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+                return False
+        self._pause = ASK_EVERY_SECONDS
         return True
 
     def _statement(self, signed: pb.Signed, manifest_digest: bytes) -> pb.ReleaseStatement:

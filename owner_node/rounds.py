@@ -136,12 +136,12 @@ class Rounds:
         self._recording_ends(lambda: self._outcomes.take_in(outcome))
 
     @property
-    def ask_later(self) -> bool:
-        """Whether a question how a round ended was put off, because it was asked just before."""
-        return self._outcomes.put_off
+    def ask_in(self) -> float | None:
+        """In how many seconds to `settle` what was put off; None where nothing was."""
+        return self._outcomes.ask_in
 
     def settle(self) -> None:
-        """Ask what was put off. Never raises."""
+        """Ask how the rounds ended of which this owner was not told. Never raises."""
         self._recording_ends(self._outcomes.settle)
 
     @staticmethod
@@ -160,7 +160,9 @@ class Rounds:
         if current is not None:
             stopping = Declined("this node is told to stop", pb.REASON_STOPPING)
             self._records.declined(current.invited, stopping)
-            self._decline(current.invited.digest, stopping.reason, PARTING_SECONDS)
+            self._decline(
+                current.invited.digest, stopping.reason, PARTING_SECONDS, threading.Event()
+            )
             current.process.cancel()
 
     def _read(self, invitation: coordinator_pb2.Invitation) -> Invited:
@@ -258,11 +260,19 @@ class Rounds:
         if self._stopping.is_set():
             return  # `leave` has said so
         self._records.declined(invited, error)
-        self._decline(invited.digest, error.reason)
+        self._decline(invited.digest, error.reason, CALL_SECONDS, self._stopping)
 
-    def _decline(self, digest: bytes, reason: "pb.Reason", seconds: float = CALL_SECONDS) -> None:
+    def _decline(
+        self, digest: bytes, reason: "pb.Reason", seconds: float, stopping: threading.Event
+    ) -> None:
+        """Say so, again where that is lost: else the others wait for our lease to end. Never raises."""
         try:
-            self._aggregator.decline(digest, reason, seconds)
+            patiently(
+                lambda: self._aggregator.decline(digest, reason, seconds),
+                "the aggregator",
+                seconds,
+                stopping,
+            )
         except CairnError as error:
             log.warning("could not decline", reason=str(error))
 

@@ -18,6 +18,7 @@ from cairn.errors import CallerNotAllowed
 from cairn.identity import NodeName, Role
 from cairn.messages import PROTOCOL
 from tests.service.door import Door, Home
+from tests.service.strangers import in_tls, served
 from tests.unit.cairn.examination import Says, examined, made, pointed, standing
 
 SERVES = Says(("cairn-protocol", str(PROTOCOL)), ("cairn-software", "7.8.9"))
@@ -137,6 +138,17 @@ def test_another_program_at_the_address_is_told_apart(ward: Path) -> None:
     with plain() as port:
         sentence = examined(aggregator_at(ward, port)).only("aggregator", "fault")
     assert f"what listens at localhost:{port} is no node of a federation" in sentence
+    assert "correct the address" in sentence
+
+
+def test_a_web_server_under_a_trusted_certificate_is_told_apart(ward: Path) -> None:
+    """It was told that the peer refuses this node's certificate."""
+    home = ward / "aggregator"
+    context = served((home / "node.key").read_bytes(), (home / "node.crt").read_bytes(), ward)
+    with in_tls(context) as address:
+        config = pointed(ward / "alice.toml", "aggregator", address)
+        sentence = examined(config).only("aggregator", "fault")
+    assert f"what listens at {address} speaks TLS but not gRPC" in sentence
     assert "correct the address" in sentence
 
 

@@ -1,12 +1,13 @@
 """Waiting for a peer: visibly, and not for ever."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
 from cairn import patience
-from cairn.errors import Unavailable, WrongState
+from cairn.errors import Distrusted, Unavailable, WrongState
 from cairn.patience import patiently
 
 LONG = 30.0
@@ -80,3 +81,84 @@ def test_patience_begins_anew_after_a_call_that_had_reached_its_peer(
         return "the end"
 
     assert patiently(call, "the peer", 0.001, threading.Event()) == "the end"
+
+
+class Pauses(threading.Event):
+    """A node that is never told to stop, and whose pauses pass at once on a clock of their own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.pauses: list[float] = []
+        self.now = 0.0
+        monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.pauses.append(timeout)
+        self.now += timeout
+        return False
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
+    return Pauses(monkeypatch)
+
+
+def test_pauses_are_drawn_at_random_and_never_longer_than_a_second(pauses: Pauses) -> None:
+    """Full jitter: owners whose peer was away do not all come back at the same moment."""
+
+    def call() -> None:
+        raise Unavailable("nothing listens there")
+
+    with pytest.raises(Unavailable, match="after 3600 seconds"):
+        patiently(call, "the peer", 3600.0, pauses)
+    assert 3600 <= pauses.now <= 3601
+    first, later = pauses.pauses[:4], sorted(pauses.pauses[4:])
+    assert all(pause <= 0.1 * 2**tried for tried, pause in enumerate(first))
+    assert 0 <= later[0] < 0.1
+    assert 0.9 < later[-1] <= 1
+    assert 0.4 < later[len(later) // 2] < 0.6
+
+
+def test_a_peer_that_does_not_fit_is_given_up_after_a_minute_however_long_patience_is(
+    pauses: Pauses,
+) -> None:
+    def call() -> None:
+        raise Distrusted("another certificate")
+
+    with pytest.raises(Distrusted, match="the peer after 60 seconds: another certificate"):
+        patiently(call, "the peer", 3600.0, pauses)
+    assert 60 <= pauses.now <= 62
+
+
+def test_short_patience_ends_before_the_minute_is_over(pauses: Pauses) -> None:
+    def call() -> None:
+        raise Distrusted("another certificate")
+
+    with pytest.raises(Unavailable, match="after 5 seconds: another certificate"):
+        patiently(call, "the peer", 5.0, pauses)
+
+
+def test_certificates_that_are_renewed_one_after_the_other_cost_no_node(pauses: Pauses) -> None:
+    def call() -> str:
+        if pauses.now < 50:
+            raise Distrusted("another certificate")
+        return "accepted"
+
+    assert patiently(call, "the peer", 3600.0, pauses) == "accepted"
+
+
+def test_a_peer_that_refuses_us_only_while_it_stops_is_waited_for(pauses: Pauses) -> None:
+    """Its listener may end a connection just after the handshake."""
+    stops = iter(range(0, 3600, 500))
+    due = next(stops)
+
+    def call() -> None:
+        nonlocal due
+        if pauses.now >= due:
+            due = next(stops, 1 << 30)
+            raise Distrusted("it ended the connection")
+        raise Unavailable("nothing listens there")
+
+    with pytest.raises(Unavailable, match="after 3600 seconds: nothing listens"):
+        patiently(call, "the peer", 3600.0, pauses)

@@ -7,7 +7,14 @@ from typing import Any, cast
 
 import pytest
 
-from cairn.errors import CairnError, CallerNotAllowed, InvalidMessage, TooMuch, WrongState
+from cairn.errors import (
+    CairnError,
+    CallerNotAllowed,
+    InvalidMessage,
+    TooMuch,
+    Unavailable,
+    WrongState,
+)
 from cairn.v1 import coordinator_pb2
 from owner_node.attending import Attending
 
@@ -35,7 +42,11 @@ class FakeRounds:
         self.log: list[str] = []
         self.told = threading.Event()
         self.go_on = threading.Event()
-        self.ask_later = False
+        self.ask_in: float | None = None
+        self.settled = threading.Event()
+
+    def settle(self) -> None:
+        self.settled.set()
 
     def take_part(self, _invitation: coordinator_pb2.Invitation) -> None:
         assert self.go_on.wait(LONG)
@@ -86,19 +97,14 @@ def test_a_coordinator_that_says_more_than_is_worked_off_fills_no_memory() -> No
     assert 0 < len(rounds.log) < 50
 
 
-def test_a_question_that_was_put_off_is_asked_without_another_event(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("owner_node.attending.ASK_EVERY_SECONDS", 0.01)
-    settled = threading.Event()
-
+def test_a_question_that_was_put_off_is_asked_without_another_event() -> None:
     class PutOff(FakeRounds):
         def settle(self) -> None:
-            self.ask_later = False
-            settled.set()
+            self.ask_in = None
+            super().settle()
 
     rounds = PutOff()
-    rounds.ask_later = True
+    rounds.ask_in = 0.01
     rounds.go_on.set()
     stopping = threading.Event()
     held = threading.Event()
@@ -112,8 +118,36 @@ def test_a_question_that_was_put_off_is_asked_without_another_event(
     attending = Attending(SETTINGS, lambda: True, coordinator, cast("Any", rounds), stopping)
     running = threading.Thread(target=lambda: attending.run(once=True))
     running.start()
-    assert settled.wait(LONG)
+    assert rounds.settled.wait(LONG)
     held.set()
+    running.join(LONG)
+
+
+def test_an_owner_asks_how_its_rounds_ended_when_the_coordinator_says_no_more() -> None:
+    """An outcome that was lost with the stream is not sent again."""
+
+    class BreaksOff:
+        def __init__(self) -> None:
+            self.held = threading.Event()
+            self.streams = 0
+
+        def attend(self, _federation: str) -> Iterator[coordinator_pb2.AttendResponse]:
+            self.streams += 1
+            if self.streams == 1:
+                raise Unavailable("the connection is gone")
+            self.held.wait(LONG)
+            yield FINISHED
+
+    rounds, coordinator = FakeRounds(), BreaksOff()
+    stopping = threading.Event()
+    attending = Attending(
+        SETTINGS, lambda: True, cast("Any", coordinator), cast("Any", rounds), stopping
+    )
+    running = threading.Thread(target=lambda: attending.run(once=True))
+    running.start()
+    assert rounds.settled.wait(LONG)
+    assert coordinator.streams <= 2
+    coordinator.held.set()
     running.join(LONG)
 
 

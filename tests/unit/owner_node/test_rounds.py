@@ -509,6 +509,27 @@ def test_any_other_answer_leaves_the_round_to_be_asked_about_at_the_next_event(
     assert counted(bench) == (True, "")
 
 
+def test_an_aggregator_that_cannot_be_reached_is_asked_again_and_ever_less_often(
+    bench: Bench,
+) -> None:
+    """It was not asked before the next round, which may never come."""
+    bench.rounds.take_part(invitation())
+    bench.stub.statement_error = Unavailable("not there")
+    bench.rounds.take_in(outcome(None))
+    waits: list[float] = []
+    while bench.rounds.ask_in is not None and len(waits) < 9:
+        waits.append(bench.rounds.ask_in)
+        bench.clock.now += bench.rounds.ask_in
+        bench.rounds.settle()
+    assert waits == [6, 12, 24, 48, 96, 192, 300, 300, 300]
+    bench.stub.statement_error = None
+    bench.stub.statements[DIGEST] = statement([commitment_of(bench.stub.receipts[DIGEST])])
+    bench.clock.now += 300
+    bench.rounds.settle()
+    assert counted(bench) == (True, "")
+    assert bench.rounds.ask_in is None
+
+
 def test_what_a_coordinator_says_does_not_flood_the_aggregator(bench: Bench) -> None:
     bench.rounds.take_part(invitation())
     asked_before = bench.stub.log.count("asked for the statement")
@@ -573,7 +594,7 @@ def test_while_a_lost_receipt_cannot_be_asked_for_the_round_stays_unsettled(benc
     bench.stub.receipt_error = Unavailable("not there")
     bench.rounds.take_in(outcome(statement([commitment_of(receipt)])))
     assert "released" not in bench.kinds()
-    assert bench.rounds.ask_later
+    assert bench.rounds.ask_in
     bench.stub.receipt_error = None
     bench.clock.now += 60
     bench.stub.statements[DIGEST] = statement([commitment_of(receipt)])
