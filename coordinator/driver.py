@@ -126,6 +126,7 @@ class Driver:
                 f" name, with model = {self._folder.model_path}"
             )
         self._folder.prune_history(checkpoint.round)
+        self._rounds.gathering.take_up(checkpoint.failing)
         schema, payload = self._folder.model()
         base = Base(schema, payload, schema.digest(payload))
         campaign = Campaign(
@@ -178,7 +179,10 @@ class Driver:
         if line is None:
             return
         standing.checkpoint = replace(
-            standing.checkpoint, round=line.round, released=standing.campaign.released
+            standing.checkpoint,
+            round=line.round,
+            released=standing.campaign.released,
+            failing=self._rounds.gathering.failing,
         )
         values = {**line.__dict__, "seconds": round(line.seconds, 3)}
         self._folder.finish_round(standing.checkpoint, values)

@@ -8,7 +8,7 @@ from cairn.errors import CairnError
 from cairn.messages import Manifest
 from coordinator.attendance import Attendance, Waiting
 from coordinator.campaign import Step
-from coordinator.leaving_out import LeavingOut
+from coordinator.leaving_out import Failing, LeavingOut
 from coordinator.sampling import Sampling
 
 
@@ -27,7 +27,7 @@ class Gathered:
 
 
 class Gathering:
-    """Knows who took part in the rounds of one job, since this coordinator was started."""
+    """Knows who took part in the rounds of one job."""
 
     def __init__(self, sampling: Sampling, seconds: float, attendance: Attendance) -> None:
         self._sampling = sampling
@@ -82,6 +82,15 @@ class Gathering:
         self._trained = group
         back_in = self._leaving_out.note(cycle, counted if released else set(), missed)
         return {owner: self._sampling.first_round(cycle) for owner, cycle in back_in.items()}
+
+    @property
+    def failing(self) -> Failing:
+        """Which owners fail, for a checkpoint."""
+        return self._leaving_out.failing
+
+    def take_up(self, failing: Failing) -> None:
+        """Go on from a checkpoint."""
+        self._leaving_out = LeavingOut(failing)
 
     def was_trained_by(self, cohort: Sequence[str]) -> None:
         """The last release, which an earlier process of this coordinator has seen, is of this cohort."""

@@ -8,16 +8,18 @@ numbers of their cycles (coordinator/sampling.py), so that a rest is as many tur
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 MISSES = 3
 FIRST_REST = 2
 LONGEST_REST = 32
 
+Failing = Mapping[str, tuple[int, int, int]]
+
 
 @dataclass
 class _Record:
-    """How an owner did: rounds missed in a row, the next rest, and the round that ends the last one."""
+    """How an owner did, in the order of `Failing`."""
 
     missed: int = 0
     rest: int = FIRST_REST
@@ -25,10 +27,18 @@ class _Record:
 
 
 class LeavingOut:
-    """What is known of the owners of one job, since this coordinator was started."""
+    """What is known of the owners of one job.
 
-    def __init__(self) -> None:
-        self._records: dict[str, _Record] = {}
+    `failing` has what a coordinator that is started again must know: for each owner that was not counted last
+    the rounds missed in a row, the next rest, and the round that ends the last one.
+    """
+
+    def __init__(self, failing: Failing | None = None) -> None:
+        self._records = {owner: _Record(*record) for owner, record in (failing or {}).items()}
+
+    @property
+    def failing(self) -> Failing:
+        return {owner: astuple(record) for owner, record in self._records.items()}
 
     def cohort(self, round_number: int, present: Collection[str], floor: int) -> list[str]:
         """Who of those present is to be invited to this round, sorted."""

@@ -13,7 +13,7 @@ round before or after, and what was done in between is done again.
 import fcntl
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,22 @@ from cairn.place import run_folder
 from cairn.statements import envelope
 from cairn.tensors import Buffer, Schema
 from cairn.v1 import round_pb2 as pb
+from coordinator.leaving_out import Failing
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`round` is the number of the last round whose line is in the history."""
+    """`round` is the number of the last round whose line is in the history.
+
+    `failing` is what is known of owners that fail again and again (coordinator/leaving_out.py).
+    """
 
     job: str
     job_digest: str
     round: int = 0
     released: int = 0
     completed: bool = False
+    failing: Failing = field(default_factory=dict)
 
 
 class RunFolder:

@@ -111,6 +111,24 @@ def test_an_owner_that_fails_again_and_again_is_left_out_for_some_rounds_and_com
     federation.check_model(*[two] * 5, *[three] * 2)
 
 
+def test_a_coordinator_that_is_started_again_still_leaves_it_out(
+    federate: MakeFederation,
+) -> None:
+    federation = federate(THREE)
+    federation.set_mode("carol", "raise")
+    federation.gate("bob", 4)
+    federation.aggregator()
+    federation.owners()
+    coordinator = federation.coordinator(rounds=5)
+    with federation.held("bob", 4):
+        coordinator.kill()
+        coordinator = federation.coordinator(rounds=5)
+        coordinator.says("Going on after 3 rounds")
+    assert coordinator.ends() == 0
+    assert federation.runs("carol") == [1, 2, 3]
+    assert [line["contributors"] for line in federation.history()] == [2] * 5
+
+
 def test_every_kind_of_refusal_is_one_word_to_the_coordinator_and_whole_to_its_owner(
     federate: MakeFederation,
 ) -> None:

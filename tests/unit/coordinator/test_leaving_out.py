@@ -1,5 +1,6 @@
 """Who is left out of a round, for how long, and who never is."""
 
+import json
 from collections.abc import Collection
 from itertools import pairwise
 
@@ -42,6 +43,22 @@ def test_two_misses_and_a_round_that_is_counted_leave_nobody_out() -> None:
         missed = [] if number % 3 == 0 else ["carol"]
         assert leaving_out.note(number, set(THREE) - set(missed), missed) == {}
         assert leaving_out.cohort(number + 1, THREE, 2) == THREE
+
+
+@given(
+    misses=st.lists(st.sets(st.sampled_from(THREE)), max_size=40), stopped_after=st.integers(0, 40)
+)
+def test_what_goes_through_a_checkpoint_goes_on_as_if_it_had_not(
+    misses: list[set[str]], stopped_after: int
+) -> None:
+    whole, resumed = LeavingOut(), LeavingOut()
+    for number, missed in enumerate(misses, 1):
+        cohort = whole.cohort(number, THREE, 1)
+        assert resumed.cohort(number, THREE, 1) == cohort
+        ended = set(cohort) - missed, set(cohort) & missed
+        assert resumed.note(number, *ended) == whole.note(number, *ended)
+        if number == stopped_after:
+            resumed = LeavingOut(json.loads(json.dumps(resumed.failing)))
 
 
 def test_it_is_told_when_it_is_back() -> None:
