@@ -61,7 +61,7 @@ class Reference:
         for known in self.rounds:
             if known.number == number:
                 same = (known.cohort, known.base) == (cohort, base)
-                return set() if same else {FAILED_PRECONDITION}
+                return set() if same else {FAILED_PRECONDITION, INVALID_ARGUMENT}
         refusals = set()
         if self.current or number != len(self.rounds) + 1 or self.aborts >= MOST_ABORTS:
             refusals.add(FAILED_PRECONDITION)
