@@ -109,11 +109,11 @@ class Reference:
         return set()
 
     def receipt(self, known: Known, owner: str) -> Refusals:
-        if not known.in_memory:
+        if not known.in_memory and known.state != "released":
             return {FAILED_PRECONDITION}
-        if owner not in known.seats:
-            return {PERMISSION_DENIED}
-        return set() if owner in known.accepted else {NOT_FOUND}
+        if owner in known.accepted:
+            return set()
+        return {NOT_FOUND} if owner in known.seats or not known.in_memory else {PERMISSION_DENIED}
 
     def abort(self, known: Known) -> Refusals:
         if known.state == "open":

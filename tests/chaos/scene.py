@@ -24,7 +24,7 @@ from tests.chaos.reference import (
     Reference,
     Refusals,
 )
-from tests.chaos.sight import SCHEMA, Sight
+from tests.chaos.sight import SCHEMA, Sight, salt_of
 from tests.hostile.audit import check_books
 from tests.hostile.checks import chain, database
 from tests.scenarios.processes import until
@@ -132,7 +132,7 @@ class Scene(Sight):
         flaw = "" if self.puppet.is_armed else flaw
         update = b"" if other else self.reference.rounds[number - 1].accepted.get(owner, b"")
         update = update or self.update(owner)
-        parts = self.parts(number, update, flaw)
+        parts = self.parts(number, update, salt_of(owner), flaw)
 
         def call() -> bytes:
             return self.held(number, owner, self._submit(number, owner, parts))
@@ -147,7 +147,7 @@ class Scene(Sight):
     def break_off(self, number: int, owner: str) -> None:
         """The owner's connection goes in the middle of an update; the owner comes again."""
         leave = threading.Event()
-        parts = self.parts(number, self.update(owner), "short")
+        parts = self.parts(number, self.update(owner), salt_of(owner), "short")
 
         def broken() -> Iterator[aggregator_pb2.SubmitUpdateRequest]:
             yield from parts
@@ -162,10 +162,11 @@ class Scene(Sight):
         self._step(lambda _: set(), call, who=owner)
         self.join(number, owner)
 
-    def receipt(self, number: int, owner: str) -> None:
+    def ask_for_receipt(self, number: int, owner: str) -> None:
+        update = self.reference.rounds[number - 1].accepted.get(owner, b"")
         self._step(
             lambda r: r.receipt(r.rounds[number - 1], owner),
-            lambda: self.held(number, owner, self.of(number).receipt(owner)),
+            lambda: self.receipt(number, owner, update),
         )
 
     # What happens to the aggregator.
@@ -342,7 +343,7 @@ class Scene(Sight):
 
     def _has_receipt(self, number: int, owner: str) -> bool:
         try:
-            self.held(number, owner, self.of(number).receipt(owner))
+            self.receipt(number, owner, self.reference.rounds[number - 1].accepted[owner])
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise

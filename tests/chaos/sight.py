@@ -35,6 +35,10 @@ _ENDED = {
 }
 
 
+def salt_of(owner: str) -> bytes:
+    return sha256(owner.encode()).digest()
+
+
 class Sight:
     """An owner's update is 1 in the row that is its own, so that an average tells who is in it, and how often."""
 
@@ -66,7 +70,7 @@ class Sight:
         return counted.tobytes() + self._secrets[-1]
 
     def parts(
-        self, number: int, update: bytes, flaw: str = ""
+        self, number: int, update: bytes, salt: bytes, flaw: str = ""
     ) -> list[aggregator_pb2.SubmitUpdateRequest]:
         """The stream of an update, with a flaw or without."""
         digest = SCHEMA.digest(update)
@@ -76,7 +80,7 @@ class Sight:
         if flaw == "corrupt":
             update = bytes([update[0] ^ 1]) + update[1:]
         changes = {"base_digest": bytes(32)} if flaw == "base" else {}
-        header = self.of(number).header(**changes)
+        header = self.of(number).header(salt=salt, **changes)
         chunks = [update[at : at + _CHUNK_BYTES] for at in range(0, len(update), _CHUNK_BYTES)]
         parts = [
             aggregator_pb2.SubmitUpdateRequest(header=header),
@@ -86,6 +90,17 @@ class Sight:
             ),
         ]
         return parts[:3] if flaw == "short" else parts
+
+    def receipt(self, number: int, owner: str, update: bytes) -> bytes:
+        """Ask for the receipt of an update, which is described in case it has to be signed anew."""
+        request = aggregator_pb2.GetReceiptRequest(
+            manifest_digest=self.opened[number].digest,
+            payload_digest=SCHEMA.digest(update) if update else bytes(32),
+            examples=1,
+            salt=salt_of(owner),
+        )
+        answer = self.puppet.intake(owner).GetReceipt(request, timeout=SECONDS)
+        return self.held(number, owner, answer.receipt)
 
     def held(self, number: int, owner: str, signed: pb.Signed) -> bytes:
         """A receipt that an owner was given: the same one each time."""
@@ -129,13 +144,10 @@ class Sight:
         share = np.float32(1 / len(counted))
         for owner, row in zip(OWNERS, rows, strict=True):
             assert (row == (share if owner in counted else 0)).all(), owner
-        held = {
-            sha256(body).digest()
-            for (number, _), body in self.receipts.items()
-            if number == known.number
-        }
-        assert held <= set(stated.commitments)
-        assert len(stated.commitments) == len(counted)
+        receipts = [self.receipt(known.number, *pushed) for pushed in known.accepted.items()]
+        assert sorted(sha256(body).digest() for body in receipts) == list(stated.commitments)
+        held = {owner for number, owner in self.receipts if number == known.number}
+        assert held == counted
 
     def follow_ledger(self) -> None:
         """Take in what is new in the ledger, each entry chained to the one before it."""

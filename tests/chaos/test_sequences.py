@@ -142,7 +142,7 @@ class Sequences(RuleBasedStateMachine):
     @precondition(has_rounds)
     @rule(back=backs, owner=owners)
     def ask_for_the_receipt(self, back: int, owner: str) -> None:
-        self.scene.receipt(self.number(back), owner)
+        self.scene.ask_for_receipt(self.number(back), owner)
 
     @precondition(has_rounds)
     @rule(back=backs)
