@@ -58,6 +58,7 @@ class Fault:
     node: str
     when: str
     point: str
+    time: int = 2  # that the node comes to the point: in the second round
     pause_seconds: float | None = 0.0
 
     @property
@@ -72,20 +73,20 @@ FAULTS = (
     Fault("owner1", "when it has trained", "owner.train.done"),
     Fault("owner1", "while it pushes", "owner.push.partial"),
     Fault("owner1", "after its push", "owner.push.accepted"),
-    Fault("owner1", "while it trains", "owner.fetch.complete", None),
-    Fault("owner1", "while it pushes", "owner.push.partial", None),
-    Fault("owner1", "after its push", "owner.push.accepted", None),
+    Fault("owner1", "while it trains", "owner.fetch.complete", 2, None),
+    Fault("owner1", "while it pushes", "owner.push.partial", 2, None),
+    Fault("owner1", "after its push", "owner.push.accepted", 2, None),
     Fault("aggregator", "when it has opened a round", "aggregator.open.before_reply"),
-    Fault("aggregator", "while owners train", "aggregator.join.before_reply"),
-    Fault("aggregator", "while owners push", "aggregator.push.complete"),
+    Fault("aggregator", "while owners train", "aggregator.join.before_reply", 5),
+    Fault("aggregator", "while owners push", "aggregator.push.complete", 5),
     Fault("aggregator", "before a release is recorded", "aggregator.release.before_commit"),
     Fault("aggregator", "after a release is recorded", "aggregator.release.after_commit"),
-    Fault("aggregator", "while owners push", "aggregator.push.complete", _LATE_SECONDS),
+    Fault("aggregator", "while owners push", "aggregator.push.complete", 5, _LATE_SECONDS),
     Fault("coordinator", "before it opens a round", "coordinator.open.before_call"),
-    Fault("coordinator", "while owners train", "coordinator.invite.sent"),
+    Fault("coordinator", "while owners train", "coordinator.invite.sent", 5),
     Fault("coordinator", "while it collects", "coordinator.release.received"),
     Fault("coordinator", "before its checkpoint", "coordinator.checkpoint.before"),
-    Fault("coordinator", "while owners train", "coordinator.invite.sent", _LATE_SECONDS),
+    Fault("coordinator", "while owners train", "coordinator.invite.sent", 5, _LATE_SECONDS),
 )
 
 
@@ -137,7 +138,7 @@ def _run(fault: Fault | None) -> Timed:
         commands = commands_of(home, _OWNERS)
         with Processes(home / "logs", {"CAIRN_LOG": "text"}) as nodes:
             for name, command in commands.items():
-                armed = _armed(fault.point) if fault and fault.node == name else {}
+                armed = _armed(fault) if fault and fault.node == name else {}
                 nodes.start(name, command, armed)
             return _time(nodes, home / "out/history.jsonl", fault, commands)
 
@@ -163,8 +164,8 @@ def _time(
         if fault and died and is_restarted and not back and fault.pause_seconds is not None:
             back = now if _is_back(nodes.log(fault.node), printed) else 0.0
         time.sleep(_MOMENT_SECONDS)
-    if fault and not died:
-        raise BenchFailed(f"{fault} did not come")
+    if fault and died < begun:
+        raise BenchFailed(f"{fault} did not come, or before the second round")
     return Timed(time.monotonic() - begun, back - died if back else 0.0)
 
 
@@ -173,8 +174,11 @@ def _is_back(log: Path, printed: int) -> bool:
     return log.stat().st_size > printed
 
 
-def _armed(point: str) -> dict[str, str]:
-    return {"CAIRN_FAILPOINTS": f"{point}=kill@2", "CAIRN_FAILPOINTS_IN": "bench"}
+def _armed(fault: Fault) -> dict[str, str]:
+    return {
+        "CAIRN_FAILPOINTS": f"{fault.point}=kill@{fault.time}",
+        "CAIRN_FAILPOINTS_IN": "bench",
+    }
 
 
 def _rounds(history: Path) -> int:
