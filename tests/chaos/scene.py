@@ -1,15 +1,10 @@
-"""One job at a real aggregator beside the reference: every step is made of both, and what can be seen must agree.
-
-A fault leaves open whether the call under way had its effect. Then the aggregator's ledger and the owner's receipt
-say which, and must say one of the two: that the call was made, or that it was not.
-"""
+"""What can happen to one job at a real aggregator: each is one step, made of the aggregator and of the reference."""
 
 import copy
 import secrets
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import grpc
 
@@ -22,9 +17,9 @@ from tests.chaos.reference import (
     FAILED_PRECONDITION,
     MOST_ABORTS,
     Reference,
-    Refusals,
 )
-from tests.chaos.sight import SCHEMA, Sight, salt_of
+from tests.chaos.sight import SCHEMA, salt_of
+from tests.chaos.stepping import Stepping
 from tests.hostile.audit import check_books
 from tests.hostile.checks import chain, database
 from tests.scenarios.processes import until
@@ -32,19 +27,18 @@ from tests.service.network import OWNERS, SECONDS, OpenRound
 
 DEADLINE_SECONDS = 100  # more than three leases
 MEMBERS = OWNERS[:4]  # the fifth is of the federation and not of the job
-_OVER = {"released", "aborted"}
 
 
-class Scene(Sight):
+class Scene(Stepping):
     """Every method is one step, and fails where the aggregator does what the reference does not."""
 
     def __init__(self, puppet: Puppet, floor: int) -> None:
         job = puppet.job(
             schema=SCHEMA, owners=MEMBERS, floor=floor, rounds=1000, deadline=DEADLINE_SECONDS
         )
-        super().__init__(puppet, job)
+        reference = Reference(MEMBERS, floor, LEASE_SECONDS, DEADLINE_SECONDS, puppet.now)
+        super().__init__(puppet, job, reference)
         self.jobs = [job]  # as each process has it that was in charge, the first first
-        self.reference = Reference(MEMBERS, floor, LEASE_SECONDS, DEADLINE_SECONDS, puppet.now)
 
     # What the coordinator does.
 
@@ -223,8 +217,6 @@ class Scene(Sight):
             assert [entry.head for entry in chain(db, "ledger")] == self.heads
         check_books(self.puppet.state, self.puppet.key)
 
-    # How a step is made.
-
     def _submit(
         self, number: int, owner: str, parts: list[aggregator_pb2.SubmitUpdateRequest]
     ) -> pb.Signed:
@@ -235,138 +227,3 @@ class Scene(Sight):
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                     raise
-
-    def _step(
-        self,
-        expect: Callable[[Reference], Refusals],
-        call: Callable[[], object],
-        *,
-        again: bool = False,
-        reason: str = "",
-        who: str = "",
-    ) -> None:
-        """Make the call; `again` throws the answer away and calls once more, which must bring the same.
-
-        `who` is the owner whose call it is, where its effect can be in doubt after a fault.
-        """
-        before = copy.deepcopy(self.reference)
-        refusals = expect(self.reference)
-        answers = set()
-        for _ in range(1 + again):
-            try:
-                answers.add(call())
-            except grpc.RpcError as error:
-                if self.puppet.has_acted:
-                    break
-                _check_refusal(error, refusals, reason)
-            else:
-                assert not refusals or self.puppet.has_acted, f"none of {refusals}"
-        assert len(answers) <= 1
-        self._see_to_end()
-        if self.puppet.has_acted:
-            self._reconcile(before, call, who)
-            self.puppet.disarm()
-
-    def _see_to_end(self) -> None:
-        """Where the reference says that the round ends now, wait until it has, and compare how."""
-        due, known = self.reference.due(), self.reference.current
-        if not due or known is None:
-            return
-        number = known.number
-        until(lambda: self.puppet.has_acted or self._is_over(number), "the round ends")
-        if not self.puppet.has_acted:
-            assert self.state(number) == due
-            self._end(due)
-
-    def _is_over(self, number: int) -> bool:
-        try:
-            return self.state(number) in _OVER
-        except grpc.RpcError:
-            if not self.puppet.has_acted:
-                raise
-            return False
-
-    def _end(self, how: str) -> None:
-        known = self.reference.current
-        assert known is not None
-        self.reference.ended(known, how)
-        if how == "released":
-            with self.puppet.without_faults():
-                self.releases[known.number] = self.collected(known.number)
-            self.check_release(known)
-            self.reference.last_release = SCHEMA.digest(self.releases[known.number][1])
-            self.reference.aborts = 0
-
-    # What a fault has done.
-
-    def _reconcile(self, before: Reference, call: Callable[[], object], who: str) -> None:
-        """Find out what became of the call and of the process, and hold it against what may be."""
-        if self.puppet.kills:
-            self.puppet.await_end()
-        seen: list[Reference] = []
-        until(lambda: self.puppet.has_ended or self._settled(before, who, seen), "it is settled")
-        crashed = self.puppet.has_ended
-        if crashed:
-            self.puppet.revive()
-            self.reconnect()
-            self.follow_ledger()
-            seen[:] = [self.reference if self._has_opened() else before]
-        self.reference = seen[-1]
-        self._take_over_end(crashed=crashed)
-        if self.reference.rounds and self.reference.rounds[-1].number not in self.opened:
-            call()  # the answer was lost: the same manifest again
-        current = self.reference.current
-        if who and current and current.seats.get(who) in {"invited", "joined", "lost"}:
-            self.join(current.number, who)  # or nobody knows until when its lease is
-
-    def _settled(self, before: Reference, who: str, seen: list[Reference]) -> bool:
-        """Whether all is quiet, with the reference in `seen` that agrees; not where the process is about to end."""
-        try:
-            self.follow_ledger()
-            agrees = self.reference if self._has_opened() else before
-            current = agrees.current
-            if current and who in current.accepted and who not in before.rounds[-1].accepted:
-                agrees = self.reference if self._has_receipt(current.number, who) else before
-            seen.append(agrees)
-            known = agrees.current
-            over = ("release", "abort")
-            return not (known and agrees.due()) or any(
-                (kind, known.number) in self.entries for kind in over
-            )
-        except grpc.RpcError:
-            return False
-
-    def _has_opened(self) -> bool:
-        """Whether the last round of the reference is in the ledger."""
-        rounds = self.reference.rounds
-        return not rounds or ("open", rounds[-1].number) in self.entries
-
-    def _has_receipt(self, number: int, owner: str) -> bool:
-        try:
-            self.receipt(number, owner, self.reference.rounds[number - 1].accepted[owner])
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.NOT_FOUND:
-                raise
-            return False
-        return True
-
-    def _take_over_end(self, *, crashed: bool) -> None:
-        """How the open round has ended, by the ledger: as was due, or without a release."""
-        known = self.reference.current
-        if known is not None:
-            due = self.reference.due()
-            if ("release", known.number) in self.entries:
-                assert due == "released"
-                self._end(due)
-            elif ("abort", known.number) in self.entries:
-                self._end("aborted")
-                known.in_memory = known.number in self.opened
-            else:
-                assert not crashed, "a round is open after a restart"
-        if crashed:
-            self.reference.restarted()
-
-
-def _check_refusal(error: Any, refusals: Refusals, reason: str) -> None:
-    assert error.code() in refusals, f"{error.code()}: {error.details()}"
-    assert not reason or dict(error.trailing_metadata())["cairn-reason"] == reason
