@@ -83,10 +83,10 @@ FAULTS = (
     Fault("aggregator", "after a release is recorded", "aggregator.release.after_commit"),
     Fault("aggregator", "while owners push", "aggregator.push.complete", 5, _LATE_SECONDS),
     Fault("coordinator", "before it opens a round", "coordinator.open.before_call"),
-    Fault("coordinator", "while owners train", "coordinator.invite.sent", 5),
+    Fault("coordinator", "while owners fetch", "coordinator.fetch.partial", 5),
     Fault("coordinator", "while it collects", "coordinator.release.received"),
     Fault("coordinator", "before its checkpoint", "coordinator.checkpoint.before"),
-    Fault("coordinator", "while owners train", "coordinator.invite.sent", 5, _LATE_SECONDS),
+    Fault("coordinator", "while owners fetch", "coordinator.fetch.partial", 5, _LATE_SECONDS),
 )
 
 
