@@ -143,7 +143,7 @@ class LiveRound:
                     if (before.header_digest, before.payload_digest) != (header_digest, digest):
                         raise Conflict("another update of this owner was accepted in this round")
                     return before.receipt
-                self._check_open()
+                self._check_in_time()
                 self._round.accept(owner)
                 self._accepted[owner] = Accepted(header_digest, digest, receipt)
                 self._reports[owner] = (dict(push.header.metrics), weight)
@@ -271,7 +271,7 @@ class LiveRound:
     @contextmanager
     def _while_open(self) -> Iterator[None]:
         with self._changed:
-            self._check_open()
+            self._check_in_time()
             yield
             self._changed.notify_all()
 
@@ -279,9 +279,15 @@ class LiveRound:
         seat = self._round.seat(owner)
         self._pushes.check_free(owner)
         if owner not in self._accepted:
-            self._check_open()
+            self._check_in_time()
             if seat is not Seat.JOINED:
                 raise WrongState(f"{owner} is {seat} in this round; join it before you push")
+
+    def _check_in_time(self) -> None:
+        """The deadline holds for owners also where the thread that seals has not come to it yet."""
+        self._check_open()
+        if self._clock.monotonic() >= self._round.deadline:
+            raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
 
     def _check_open(self) -> None:
         if not self.is_open:

@@ -3,6 +3,7 @@
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def run_federation(home: Path, work: Work) -> Rounds:
     _write_nodes(home / "federation", home / "tasks.toml", work)
     out = home / "out"
     with Processes(home / "logs", {"CAIRN_LOG": "text"}) as nodes:
-        for name, command in _commands(home, work).items():
+        for name, command in commands_of(home, work.names).items():
             nodes.start(name, command)
         watch = Watch(nodes.pids(), out / "history.jsonl", last=1 + work.rounds)
         while not nodes.has_ended("coordinator"):
@@ -64,10 +65,11 @@ def run_federation(home: Path, work: Work) -> Rounds:
     )
 
 
-def _commands(home: Path, work: Work) -> dict[str, list[str]]:
+def commands_of(home: Path, owners: Sequence[str]) -> dict[str, list[str]]:
+    """The command of each node of the federation and the job in `home`, by its name."""
     python = [sys.executable, "-m"]
     files = home / "federation"
-    nodes = {"aggregator": "aggregator_node"} | dict.fromkeys(work.names, "owner_node")
+    nodes = {"aggregator": "aggregator_node"} | dict.fromkeys(owners, "owner_node")
     commands = {
         name: [*python, module, "--config", f"{files}/{name}.toml"]
         for name, module in nodes.items()

@@ -28,8 +28,13 @@ class Processes:
         self._environment = {"OMP_NUM_THREADS": "1", **os.environ, **(environment or {})}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, command: Sequence[str | Path]) -> None:
-        """Start a process with a log of its own."""
+    def start(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start a process, or one that has ended again, with a log of its own."""
         with self.log(name).open("ab") as log:
             # A session of its own: Ctrl-C reaches this process alone, which then ends the others.
             self._running[name] = subprocess.Popen(
@@ -37,7 +42,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment,
+                env={**self._environment, **(environment or {})},
                 start_new_session=True,
             )
 
@@ -47,6 +52,10 @@ class Processes:
     def log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
 
+    def code_of(self, name: str) -> int | None:
+        """With which code the process has ended; None as long as it goes on."""
+        return self._running[name].poll()
+
     def has_ended(self, name: str, *, others_stay: bool = True) -> bool:
         """Whether the process has ended, and well. Raises BenchFailed where it failed, or another.
 
@@ -55,10 +64,10 @@ class Processes:
         for other, process in self._running.items():
             code = process.poll()
             if code or (code == 0 and others_stay and other != name):
-                raise BenchFailed(f"{other} ended with code {code}\n{self._last_lines(other)}")
+                raise BenchFailed(f"{other} ended with code {code}\n{self.last_lines(other)}")
         return self._running[name].poll() is not None
 
-    def _last_lines(self, failed: str) -> str:
+    def last_lines(self, failed: str) -> str:
         """The last lines of whoever failed, and a few of all the others: the cause may be there."""
         text = []
         for name in (failed, *(self._running.keys() - {failed})):

@@ -6,7 +6,7 @@ secret that nobody but itself may ever have on a disk.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,8 +22,8 @@ OWNERS = {"alice": 1.0, "bob": -0.3, "carol": 0.7}
 COLUMNS = {name: column for column, name in enumerate(sorted(OWNERS))}
 ROUNDS = 2
 LEASE_SECONDS = 2
-_ROWS = 12  # numbers may run ahead of the releases
-_MOST_RESTARTS = 4
+_ROWS = 40  # numbers may run ahead of the releases
+_MOST_RESTARTS = 3  # beyond the faults
 _SECRET_FLOATS = 16
 _LAST_LINES = 12
 
@@ -83,7 +83,9 @@ class Stage(Federation):
         self.job = ""
         self.is_broken = False  # something failed: what it left is no ground for another test
         self._jobs = 0
-        self._armed: dict[str, str] = {}
+        self.rounds = ROUNDS
+        self._armed: dict[str, list[str]] = {}  # for each start of a node, the first first
+        self._most_restarts = 0
         self._printed: dict[str, int] = {}
 
     @property
@@ -99,13 +101,20 @@ class Stage(Federation):
     def state_of(self, node: str) -> Path:
         return self.files / node / "state"
 
-    def begin(self, faults: Mapping[str, str] | None = None) -> None:
-        """Begin the next job, with these nodes started anew to meet a fault."""
+    def begin(
+        self, faults: Mapping[str, str | Sequence[str]] | None = None, rounds: int = ROUNDS
+    ) -> None:
+        """Begin the next job, with these nodes started anew to meet a fault, or one after each of their starts."""
         self._jobs += 1
         self.restarts = []
         self.job = f"job-{self._jobs}"
         self.out = self.home / self.job
-        self._armed = dict(faults or {})
+        self.rounds = rounds
+        self._armed = {
+            name: [given] if isinstance(given, str) else list(given)
+            for name, given in (faults or {}).items()
+        }
+        self._most_restarts = _MOST_RESTARTS + sum(map(len, self._armed.values()))
         self._printed = {log.stem: log.stat().st_size for log in self.home.glob("*.log")}
         tensors = {name: torch.zeros(shape) for name, shape in self._shapes().items()}
         tensors["job"] = torch.tensor([float(self._jobs)])  # no two jobs have the same base
@@ -125,7 +134,7 @@ class Stage(Federation):
             self.coordinator(
                 name=self.job,
                 model=f"{self.job}.safetensors",
-                rounds=ROUNDS,
+                rounds=self.rounds,
                 round_deadline_seconds=30,
                 gather_seconds=30,
             )
@@ -143,15 +152,17 @@ class Stage(Federation):
             if code is None or (name == "coordinator" and code == 0):
                 continue
             self.restarts.append((name, code))
-            assert len(self.restarts) <= _MOST_RESTARTS, f"ended again and again: {self.restarts}"
+            assert len(self.restarts) <= self._most_restarts, (
+                f"ended again and again: {self.restarts}"
+            )
             self.start(name)
         return self.running["coordinator"].process.poll() == 0
 
     def await_stop(self, name: str) -> None:
         """Wait until a node is frozen, and then until the others went on or its lease has passed."""
         node = self.running[name]
-        until(lambda: _state(node.pid) == "T" or self.tend(), f"{name} is stopped")
-        assert _state(node.pid) == "T", "the job was done before the point was reached"
+        until(lambda: is_frozen(node) or self.tend(), f"{name} is stopped")
+        assert is_frozen(node), "the job was done before the point was reached"
         rounds, since = len(self.history()), time.monotonic()
 
         def others_went_on() -> bool:
@@ -200,11 +211,16 @@ class Stage(Federation):
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {"counted": (_ROWS, len(COLUMNS)), "weight": (4,), "secret": (_SECRET_FLOATS,)}
 
+    def _next_fault(self, name: str) -> str:
+        """What the node meets after this start; nothing where it has met all that was planned for it."""
+        planned = self._armed.get(name)
+        return planned.pop(0) if planned else ""
+
     def _start(self, name: str, program: str, *arguments: str) -> Node:
         environment = {
             PERMITTING: "ward",
             LOGGING: str(self.home / f"{self.job}.reached"),
-            ACTING: self._armed.pop(name, ""),  # once: what is started again is not armed
+            ACTING: self._next_fault(name),
         }
         node = Node(name, self.home / f"{name}.log", BIN / program, *arguments, **environment)
         self.nodes.append(node)
@@ -212,8 +228,10 @@ class Stage(Federation):
         return node
 
 
-def _state(pid: int) -> str:
+def is_frozen(node: Node) -> bool:
+    """Whether it was stopped and not continued."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        stat = Path(f"/proc/{node.pid}/stat").read_text()
     except FileNotFoundError:
-        return ""
+        return False
+    return stat.rpartition(")")[2].split()[0] == "T"

@@ -14,7 +14,7 @@ from aggregator_node.live_round import LiveRound
 from aggregator_node.memory import Workspace
 from aggregator_node.push import Terms
 from cairn.clock import Clock
-from cairn.errors import TooMuch
+from cairn.errors import TooMuch, WrongState
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -131,3 +131,20 @@ def test_the_last_owner_that_is_awaited_has_all_the_time_that_is_left(clock: Set
     clock.now = 10.0
     with live.push("alice", HEADER, FakeCall()) as push:
         assert push.turn_ends == SECONDS
+
+
+def test_the_deadline_holds_also_where_nobody_has_sealed_the_round_yet(clock: SetClock) -> None:
+    """The thread that seals may come late, as after the whole process was frozen."""
+    live, _ = opened(clock)
+    commit = aggregator_pb2.UpdateCommit(payload_digest=SCHEMA.digest(bytes(12)))
+    with live.push("alice", HEADER, FakeCall()) as push:
+        push.write(memoryview(bytes(12)))
+        clock.now = SECONDS
+        with pytest.raises(WrongState, match="the round has ended"):
+            live.commit("alice", push, commit)
+    with pytest.raises(WrongState), live.push("bob", HEADER, FakeCall()):
+        pass
+    with pytest.raises(WrongState):
+        live.join("bob")
+    with pytest.raises(WrongState):
+        live.decline("bob", pb.REASON_STOPPING)
