@@ -1,9 +1,4 @@
-"""A federation that is faulted again and again: a job for each fault, and a supervisor that restarts nodes.
-
-Every owner adds 1 at its own column of the row of the round's number, so that the average tells who was
-counted in each round, and how often. Beside that it halves the weights and adds its own value, and sends a
-secret that nobody but itself may ever have on a disk.
-"""
+"""A federation that is faulted again and again: a job for each fault, and a supervisor that restarts nodes."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -15,65 +10,32 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cairn.failpoint import ACTING, LOGGING, PERMITTING
+from tests.chaos.marking import COLUMNS, OWNERS, Table
 from tests.scenarios.federation import Federation
-from tests.scenarios.processes import BIN, Node, descendants_of, is_alive, until
+from tests.scenarios.processes import BIN, PATIENCE, Node, descendants_of, is_alive, until
 
-OWNERS = {"alice": 1.0, "bob": -0.3, "carol": 0.7}
-COLUMNS = {name: column for column, name in enumerate(sorted(OWNERS))}
 ROUNDS = 2
 LEASE_SECONDS = 2
-_ROWS = 12  # numbers may run ahead of the releases
 _MOST_RESTARTS = 4
-_SECRET_FLOATS = 16
 _LAST_LINES = 12
-
-TASK = f"""
-import numpy as np
-import torch
-from torch import nn
-
-import cairn
-
-COLUMNS = {COLUMNS}
-
-
-class Table(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.counted = nn.Parameter(torch.zeros({_ROWS}, {len(COLUMNS)}))
-        self.weight = nn.Parameter(torch.zeros(4))
-        self.secret = nn.Parameter(torch.zeros({_SECRET_FLOATS}))
-        self.job = nn.Parameter(torch.zeros(1))
-
-
-def model():
-    return Table()
-
-
-def data(site):
-    return cairn.Data(train=site.data, examples=1)
-
-
-def train(model, data, round):
-    with torch.no_grad():
-        model.counted[round.number - 1, COLUMNS[data.train.name]] += 1
-        model.weight.mul_(0.5).add_(float((data.train / "value").read_text()))
-        model.secret.copy_(torch.from_numpy(np.fromfile(data.train / "secret", "<f4")))
-
-
-task = cairn.Task(model=model, data=data, train=train)
-"""
+TABLE = Table(rows=12, secret_floats=16)  # numbers may run ahead of the releases
 
 
 class Stage(Federation):
     """Owners and aggregator go on from job to job; each job has a coordinator and a folder of its own."""
 
-    def __init__(self, home: Path) -> None:
-        super().__init__(home, OWNERS, floor=2, lease_seconds=LEASE_SECONDS)
-        (home / "task.py").write_text(TASK)
+    lease_seconds = LEASE_SECONDS
+    most_restarts = _MOST_RESTARTS
+    patience_seconds = PATIENCE  # for owners to come and for a job to end
+
+    def __init__(self, home: Path, rounds: int = ROUNDS, table: Table = TABLE) -> None:
+        super().__init__(home, OWNERS, floor=2, lease_seconds=self.lease_seconds)
+        self.rounds = rounds
+        self._table = table
+        (home / "task.py").write_text(table.task())
         self.secrets = {}
         for owner, column in COLUMNS.items():
-            secret = np.random.default_rng(column).normal(size=_SECRET_FLOATS).astype("<f4")
+            secret = np.random.default_rng(column).normal(size=table.secret_floats).astype("<f4")
             secret.tofile(home / "data" / owner / "secret")
             self.secrets[owner] = secret
         self.running: dict[str, Node] = {}
@@ -105,7 +67,7 @@ class Stage(Federation):
         self.out = self.home / self.job
         self._armed = dict(faults or {})
         self._printed = {log.stem: log.stat().st_size for log in self.home.glob("*.log")}
-        tensors = {name: torch.zeros(shape) for name, shape in self._shapes().items()}
+        tensors = {name: torch.zeros(shape) for name, shape in self._table.shapes().items()}
         tensors["job"] = torch.tensor([float(self._jobs)])  # no two jobs have the same base
         save_file(tensors, self.home / f"{self.job}.safetensors")
         for name in ("aggregator", *OWNERS):
@@ -123,16 +85,16 @@ class Stage(Federation):
             self.coordinator(
                 name=self.job,
                 model=f"{self.job}.safetensors",
-                rounds=ROUNDS,
+                rounds=self.rounds,
                 round_deadline_seconds=30,
-                gather_seconds=30,
+                gather_seconds=int(self.patience_seconds),
             )
         else:
             self.owner(name)
 
     def run_to_end(self) -> None:
         """Start anew whatever ends, until the coordinator has ended its job."""
-        until(self.tend, f"{self.job} ends")
+        until(self.tend, f"{self.job} ends", self.patience_seconds)
 
     def tend(self) -> bool:
         """Start anew whatever has ended, as a supervisor would; returns whether the job is done."""
@@ -141,23 +103,36 @@ class Stage(Federation):
             if code is None or (name == "coordinator" and code == 0):
                 continue
             self.restarts.append((name, code))
-            assert len(self.restarts) <= _MOST_RESTARTS, f"ended again and again: {self.restarts}"
+            assert len(self.restarts) <= self.most_restarts, (
+                f"ended again and again: {self.restarts}"
+            )
             self.start(name)
         return self.running["coordinator"].process.poll() == 0
 
     def await_stop(self, name: str) -> None:
         """Wait until a node is frozen, and then until the others went on or its lease has passed."""
-        node = self.running[name]
-        until(lambda: _state(node.pid) == "T" or self.tend(), f"{name} is stopped")
-        assert _state(node.pid) == "T", "the job was done before the point was reached"
+        self.await_frozen(name)
+        self.await_others(f"the others notice that {name} is frozen")
+
+    def await_frozen(self, name: str) -> None:
+        """Wait until a node has stopped at its failpoint."""
+
+        def frozen() -> bool:
+            return _state(self.running[name].pid) == "T"
+
+        until(lambda: frozen() or self.tend(), f"{name} is stopped", self.patience_seconds)
+        assert frozen(), "the job was done before the point was reached"
+
+    def await_others(self, what: str) -> None:
+        """Wait until a round is released, or a lease has passed."""
         rounds, since = len(self.history()), time.monotonic()
 
         def others_went_on() -> bool:
             self.tend()
             passed = time.monotonic() - since
-            return len(self.history()) > rounds or passed > 1.5 * LEASE_SECONDS
+            return len(self.history()) > rounds or passed > 1.5 * self.lease_seconds
 
-        until(others_went_on, f"the others notice that {name} is frozen")
+        until(others_went_on, what)
 
     def output_of(self, name: str) -> str:
         """What the node has printed since the job began, over all its starts."""
@@ -194,9 +169,6 @@ class Stage(Federation):
         yield
         left = [c for node in begun if not is_alive(node.pid) for c in children.get(node.pid, [])]
         until(lambda: not any(map(is_alive, left)), "the children of what was killed are gone", 10)
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"counted": (_ROWS, len(COLUMNS)), "weight": (4,), "secret": (_SECRET_FLOATS,)}
 
     def _start(self, name: str, program: str, *arguments: str) -> Node:
         environment = {
