@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cairn.failpoint import ACTING, PERMITTING
@@ -22,7 +22,9 @@ from tests.scenarios.processes import Node, children_of, until
 NODES = ("aggregator", *OWNERS, "coordinator")
 IMAGES = dict.fromkeys(NODES, "cairn-node") | {"aggregator": "cairn-aggregator"}
 PUSH_PORT = 7443
-_NSENTER = shutil.which("nsenter") or "nsenter"
+ON_SMALL_DISKS = ("aggregator", "bob")
+DISK_BYTES = 128 << 20
+MEMORY_BYTES = 1 << 30  # of an owner, which takes about 400 MiB of them
 _SECONDS = 60.0  # of one command of the engine
 # As docker-compose.yml hardens every node.
 _HARDENED = ("--init", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true")
@@ -72,8 +74,10 @@ class Boxes(Stage):
         ] = {}  # what `docker create` is told of a node besides
         self._made: dict[str, str] = {}
         (home / "armed").mkdir()
-        for node in NODES:
-            (self.files / node / "state").mkdir(exist_ok=True)
+        self._disks = [self.state_of(node) for node in ON_SMALL_DISKS]
+        for disk in self._disks:
+            disk.mkdir()
+            _as_root("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk))
         docker("network", "create", "--internal", self.name)
 
     def begin(self, faults: Mapping[str, str] | None = None) -> None:
@@ -102,14 +106,28 @@ class Boxes(Stage):
             docker("network", "connect", "--alias", name, self.name, self.container(name))
 
     def in_network_of(self, name: str, *command: str) -> str:
-        """Run a command of this machine in the network of a node; it takes root."""
+        """Run a command of this machine in the network of a node."""
         pid = str(self.running[name].pid)
-        return subprocess.check_output([_NSENTER, "--target", pid, "--net", *command], text=True)
+        return _as_root("nsenter", "--target", pid, "--net", *command)
+
+    @contextmanager
+    def disk_full(self, name: str) -> Iterator[None]:
+        """Inside, the disk of a node in ON_SMALL_DISKS takes no byte more."""
+        ballast = self.state_of(name) / "ballast"
+        try:
+            with ballast.open("wb", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+            yield
+        finally:
+            ballast.unlink()
 
     def close(self) -> None:
         for name in list(self._made):
             self._remove(name)
         super().close()
+        for disk in self._disks:
+            _as_root("umount", str(disk))
         subprocess.run([DOCKER, "network", "rm", self.name], check=False, capture_output=True)
 
     def _addresses(self) -> tuple[str, str, str]:
@@ -138,7 +156,7 @@ class Boxes(Stage):
             "--env=CAIRN_LOG=json",
             "--env=OMP_NUM_THREADS=1",
         ]
-        limits = self.limits.get(name, ())
+        limits = [f"--memory={MEMORY_BYTES}"] if name in OWNERS else []
         docker("create", *_HARDENED, *settings, *limits, *mounts, IMAGES[name], *command)
         return container
 
@@ -156,6 +174,12 @@ class Boxes(Stage):
             docker("rm", "--force", self._made.pop(name), seconds=_SECONDS)
             if name in self.running:
                 until(lambda: self.running[name].process.poll() is not None, f"{name} is gone")
+
+
+def _as_root(program: str, *arguments: str) -> str:
+    """Run a program of this machine that takes root, and return its output."""
+    command = [shutil.which(program) or program, *arguments]
+    return subprocess.check_output(command, text=True, timeout=_SECONDS)
 
 
 def _is_node(pid: int) -> bool:
