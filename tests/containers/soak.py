@@ -24,7 +24,7 @@ from tests.containers.soak_report import LEASE_SECONDS, Kill, Sample, findings, 
 from tests.scenarios.processes import descendants_of, until
 
 VICTIMS = ("aggregator", "coordinator", "alice", "bob")  # and never carol
-PACE_SECONDS = 4.0  # of a training, so that the job outlasts the time
+PACE_SECONDS = 2.0  # of a training, so that the job outlasts the time
 PAUSES_SECONDS = (20.0, 60.0)  # between two kills
 DOWN_SECONDS = (0.0, 5.0)
 _SAMPLE_SECONDS = 2.0
@@ -108,17 +108,15 @@ def soak(home: Path, seconds: float, seed: int) -> list[str]:
             done = Soak(boxes)
             _kill_again_and_again(done, seconds, Random(seed))
             boxes.pace(0)
-            click.echo(
-                f"{done.now:6.0f} s: no more kills, after {len(done.released)} rounds", flush=True
-            )
+            click.echo(f"{done.now:6.0f} s: no more kills, after {len(done.released)} rounds")
             until(done.look, "the job ends", boxes.patience_seconds)
             click.echo(f"{done.now:6.0f} s: the job has ended")
+            counted = released_rounds(boxes)
+            click.echo(report(done.samples, done.kills, done.released, counted, OWNERS))
             check(boxes, faultless=None)
             check_nothing_half_written(boxes)
-            counted = released_rounds(boxes)
     finally:
         boxes.close()
-    click.echo(report(done.samples, done.kills, done.released, counted, OWNERS))
     return list(findings(done.samples, done.kills, done.released, OWNERS))
 
 
@@ -140,11 +138,7 @@ def main() -> None:
     click.echo(f"seed {given.seed}, {given.minutes:g} minutes of kills")
     with tempfile.TemporaryDirectory() as home:
         found = soak(Path(home), given.minutes * 60, given.seed)
-    click.echo(
-        "\n".join(
-            ["", *found] if found else ["", "nothing grew, and no kill cost more than it may"]
-        )
-    )
+    click.echo("\n".join(["", *(found or ["nothing grew, and no kill cost more than it may"])]))
     sys.exit(1 if found else 0)
 
 
