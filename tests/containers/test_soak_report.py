@@ -1,15 +1,16 @@
 """The soak's verdict, by figures made up for it: what has grown or cost too much is found, and nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from tests.containers.soak_report import Kill, Sample, findings, lost_seconds, usual_seconds
 
 OWNERS = ("alice", "bob", "carol")
+NONE: Mapping[str, float] = {}
 
 
-def life(seconds: int, pid: int = 7, **slopes: float) -> list[Sample]:
+def life(seconds: int, slopes: Mapping[str, float] = NONE, pid: int = 7) -> list[Sample]:
     """Samples of a process, every two seconds, of which some figures grow by so much a second."""
 
     def at(key: str, first: float, second: int) -> float:
@@ -31,7 +32,7 @@ def life(seconds: int, pid: int = 7, **slopes: float) -> list[Sample]:
 @pytest.mark.parametrize("key", ["descriptors", "threads", "mebibytes"])
 def test_a_process_that_grows_in_a_long_life_is_found(key: str) -> None:
     slow = {"descriptors": 0.01, "threads": 0.01, "mebibytes": 0.02}[key]
-    (found,) = findings(life(1800, **{key: slow}), [], [], OWNERS)
+    (found,) = findings(life(1800, {key: slow}), [], [], OWNERS)
     assert "carol grew in its longest life" in found
 
 
@@ -39,7 +40,7 @@ def test_a_process_that_grows_in_a_long_life_is_found(key: str) -> None:
     "samples",
     [
         lambda: life(1800),
-        lambda: life(40, mebibytes=3.0),  # it is still warming up
+        lambda: life(40, {"mebibytes": 3.0}),  # it is still warming up
         lambda: life(300) + life(1800, pid=8),  # two lives, and none of them grew
     ],
 )
