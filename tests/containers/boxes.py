@@ -11,6 +11,8 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from ipaddress import ip_network
+from itertools import islice
 from pathlib import Path
 
 from cairn.failpoint import ACTING, PERMITTING
@@ -78,7 +80,7 @@ class Boxes(Stage):
         for disk in self._disks:
             disk.mkdir()
             _as_root("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk))
-        docker("network", "create", "--internal", self.name)
+        self._addresses_left = _network(self.name)
 
     def begin(self, faults: Mapping[str, str] | None = None) -> None:
         self._remove("coordinator")  # it is that of the last job
@@ -97,13 +99,14 @@ class Boxes(Stage):
             docker("unpause", self.container(name))
 
     @contextmanager
-    def disconnected(self, name: str) -> Iterator[None]:
-        """Inside, the node is in no network; afterwards it may have another address in it."""
+    def disconnected(self, name: str, *, moved: bool = False) -> Iterator[None]:
+        """Inside, the node is in no network; afterwards it is, under another address if it has `moved`."""
         docker("network", "disconnect", self.name, self.container(name))
         try:
             yield
         finally:
-            docker("network", "connect", "--alias", name, self.name, self.container(name))
+            address = [f"--ip={next(self._addresses_left)}"] if moved else []
+            docker("network", "connect", "--alias", name, *address, self.name, self.container(name))
 
     def in_network_of(self, name: str, *command: str) -> str:
         """Run a command of this machine in the network of a node."""
@@ -174,6 +177,17 @@ class Boxes(Stage):
             docker("rm", "--force", self._made.pop(name), seconds=_SECONDS)
             if name in self.running:
                 until(lambda: self.running[name].process.poll() is not None, f"{name} is gone")
+
+
+def _network(name: str) -> Iterator[str]:
+    """Make a network that leads nowhere; returns addresses in it that the engine gives to nobody by itself."""
+    docker("network", "create", "--internal", name)  # the engine chooses a range that is free
+    subnet = docker(
+        "network", "inspect", "--format={{(index .IPAM.Config 0).Subnet}}", name
+    ).strip()
+    docker("network", "rm", name)
+    docker("network", "create", "--internal", f"--subnet={subnet}", name)  # only then may we choose
+    return (str(address) for address in reversed(list(islice(ip_network(subnet).hosts(), 200))))
 
 
 def _as_root(program: str, *arguments: str) -> str:

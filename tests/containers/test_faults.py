@@ -49,9 +49,22 @@ def disconnected(boxes: Boxes, victim: str) -> Iterator[None]:
         boxes.await_others(f"the others notice that {victim} is cut off")
 
 
+@contextmanager
+def moved(boxes: Boxes, victim: str) -> Iterator[None]:
+    """No connection outlives that: the others find it by its name again."""
+    with boxes.disconnected(victim, moved=True):
+        yield
+        boxes.await_others(f"the others notice that {victim} is cut off")
+
+
 Fault = Callable[[Boxes, str], AbstractContextManager[None]]
-FAULTS: dict[str, Fault] = {"kill": killed, "pause": paused, "disconnect": disconnected}
-# What `make containers` has of them: each fault for each role, and each phase.
+FAULTS: dict[str, Fault] = {
+    "kill": killed,
+    "pause": paused,
+    "disconnect": disconnected,
+    "move": moved,
+}
+# What `make containers` has of them: each fault for each role but the slow moves, and each phase.
 ALWAYS = {
     ("aggregator", "kill", "sealing"),
     ("aggregator", "pause", "pushing"),
