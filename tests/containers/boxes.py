@@ -129,8 +129,8 @@ class Boxes(Stage):
         for name in list(self._made):
             self._remove(name)
         super().close()
-        for disk in self._disks:
-            _as_root("umount", str(disk))
+        while self._disks:  # a stage may be closed twice
+            _as_root("umount", str(self._disks.pop()))
         subprocess.run([DOCKER, "network", "rm", self.name], check=False, capture_output=True)
 
     def _addresses(self) -> tuple[str, str, str]:

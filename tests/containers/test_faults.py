@@ -100,5 +100,6 @@ def test_the_job_ends_whatever_befalls_a_container_in_a_phase(
         assert boxes.restarts == ([(victim, 137)] if fault == "kill" else [])
         check(boxes, faultless.model)
         check_nothing_half_written(boxes)
-        if victim != "bob" and holder != "bob":
+        # An owner that is cut off, or whose coordinator is, may come back too late for a round.
+        if "bob" not in {victim, holder} and fault in {"kill", "pause"}:
             assert set(released_rounds(boxes).values()) == {frozenset(OWNERS)}
