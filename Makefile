@@ -3,9 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SECONDS ?= 300
+MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types protos protos-check chaos fuzz containers bench bench-peers clean
+.PHONY: help setup demo test lint types protos protos-check chaos fuzz containers images soak bench bench-peers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,11 +47,17 @@ chaos: setup ## Every fault at every failpoint, every call lost, many random one
 fuzz: setup ## Send spoilt messages to an aggregator and a coordinator for five minutes, or SECONDS=...
 	$(BIN)/python -m tests.hostile.fuzz --seconds $(SECONDS)
 
-containers: setup ## Build the images and run the tests that need a Docker engine
-	@docker compose version >/dev/null 2>&1 || { echo "make containers needs Docker with Compose v2; on a bare Debian 12, as root, .ci/docker-up installs it" >&2; exit 1; }
-	@docker info >/dev/null 2>&1 || { echo "make containers needs a running Docker engine, and this user's leave to use it" >&2; exit 1; }
+containers: setup images ## Build the images and run the tests that need a Docker engine
+	$(BIN)/pytest -m "containers and not chaos" tests/containers
+
+soak: setup images ## Fault every container in every phase, then kill them at random for MINUTES=30; SEED=...
+	$(BIN)/pytest -m "containers and chaos" tests/containers
+	$(BIN)/python -m tests.containers.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+images: setup
+	@docker compose version >/dev/null 2>&1 || { echo "this needs Docker with Compose v2; on a bare Debian 12, as root, .ci/docker-up installs it" >&2; exit 1; }
+	@docker info >/dev/null 2>&1 || { echo "this needs a running Docker engine, and this user's leave to use it" >&2; exit 1; }
 	docker compose build --quiet
-	$(BIN)/pytest -m containers tests/containers
 
 bench: setup ## Measure rounds beside the limit of this machine, into bench/README.md
 	$(BIN)/python -m bench all

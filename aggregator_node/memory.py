@@ -18,6 +18,8 @@ from cairn.v1 import round_pb2 as pb
 
 # Of buffers that a round may have in any case, so that small updates never wait.
 _SMALL_BYTES = 64 << 20
+# Where a container finds its limit, by cgroups of version 2 and of version 1.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _MOST_KEPT = 4  # each has a few megabytes besides what is reckoned
 
 
@@ -108,11 +110,14 @@ class Memory:
 def memory_of_this_machine() -> int:
     """The bytes that this process may have: the machine's, or its container's where that has fewer."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([physical, *(limit for file in _LIMITS if (limit := _read(file)) is not None)])
+
+
+def _read(limit: str) -> int | None:
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")  # cgroup v2
-        return min(physical, int(limit))
+        return int(Path(limit).read_text(encoding="ascii"))
     except (OSError, ValueError):  # there is none, or it says "max"
-        return physical
+        return None
 
 
 def _megabytes(nbytes: int) -> str:

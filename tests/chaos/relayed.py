@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.chaos.stage import OWNERS, Stage
+from tests.chaos.marking import OWNERS
+from tests.chaos.stage import Stage
 from tests.relay import Losses, Relay
 
 

@@ -1,9 +1,4 @@
-"""A federation that is faulted again and again: a job for each fault, and a supervisor that restarts nodes.
-
-Every owner adds 1 at its own column of the row of the round's number, so that the average tells who was
-counted in each round, and how often. Beside that it halves the weights and adds its own value, and sends a
-secret that nobody but itself may ever have on a disk.
-"""
+"""A federation that is faulted again and again: a job for each fault, and a supervisor that restarts nodes."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,67 +10,31 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cairn.failpoint import ACTING, LOGGING, PERMITTING
+from tests.chaos.marking import COLUMNS, OWNERS, Table
 from tests.scenarios.federation import Federation
-from tests.scenarios.processes import BIN, Node, descendants_of, is_alive, until
+from tests.scenarios.processes import BIN, PATIENCE, Node, descendants_of, is_alive, until
 
-OWNERS = {"alice": 1.0, "bob": -0.3, "carol": 0.7}
-COLUMNS = {name: column for column, name in enumerate(sorted(OWNERS))}
 ROUNDS = 2
 LEASE_SECONDS = 2
-_ROWS = 40  # numbers may run ahead of the releases
-_MOST_RESTARTS = 3  # beyond the faults
-_SECRET_FLOATS = 16
+_MOST_RESTARTS = 3
 _LAST_LINES = 12
-
-TASK = f"""
-import numpy as np
-import torch
-from torch import nn
-
-import cairn
-
-COLUMNS = {COLUMNS}
-
-
-class Table(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.counted = nn.Parameter(torch.zeros({_ROWS}, {len(COLUMNS)}))
-        self.weight = nn.Parameter(torch.zeros(4))
-        self.secret = nn.Parameter(torch.zeros({_SECRET_FLOATS}))
-        self.job = nn.Parameter(torch.zeros(1))
-
-
-def model():
-    return Table()
-
-
-def data(site):
-    return cairn.Data(train=site.data, examples=1)
-
-
-def train(model, data, round):
-    if (data.train / "mode").read_text() == "raise":
-        raise RuntimeError("the data cannot be read")
-    with torch.no_grad():
-        model.counted[round.number - 1, COLUMNS[data.train.name]] += 1
-        model.weight.mul_(0.5).add_(float((data.train / "value").read_text()))
-        model.secret.copy_(torch.from_numpy(np.fromfile(data.train / "secret", "<f4")))
-
-
-task = cairn.Task(model=model, data=data, train=train)
-"""
+TABLE = Table(rows=40, secret_floats=16)  # numbers may run ahead of the releases
 
 
 class Stage(Federation):
     """Owners and aggregator go on from job to job; each job has a coordinator and a folder of its own."""
 
-    def __init__(self, home: Path) -> None:
-        super().__init__(home, OWNERS, floor=2, lease_seconds=LEASE_SECONDS)
-        (home / "task.py").write_text(TASK)
+    lease_seconds = LEASE_SECONDS
+    most_restarts = _MOST_RESTARTS  # beyond the faults that are planned
+    patience_seconds = PATIENCE  # for owners to come and for a job to end
+
+    def __init__(self, home: Path, table: Table = TABLE) -> None:
+        super().__init__(home, OWNERS, floor=2, lease_seconds=self.lease_seconds)
+        self._table = table
+        (home / "task.py").write_text(table.task())
         self.secrets = {}
         for owner, column in COLUMNS.items():
-            secret = np.random.default_rng(column).normal(size=_SECRET_FLOATS).astype("<f4")
+            secret = np.random.default_rng(column).normal(size=table.secret_floats).astype("<f4")
             secret.tofile(home / "data" / owner / "secret")
             self.secrets[owner] = secret
         self.running: dict[str, Node] = {}
@@ -85,7 +44,7 @@ class Stage(Federation):
         self._jobs = 0
         self.rounds = ROUNDS
         self._armed: dict[str, list[str]] = {}  # for each start of a node, the first first
-        self._most_restarts = 0
+        self._planned = 0  # how many these are
         self._printed: dict[str, int] = {}
 
     @property
@@ -114,9 +73,9 @@ class Stage(Federation):
             name: [given] if isinstance(given, str) else list(given)
             for name, given in (faults or {}).items()
         }
-        self._most_restarts = _MOST_RESTARTS + sum(map(len, self._armed.values()))
+        self._planned = sum(map(len, self._armed.values()))
         self._printed = {log.stem: log.stat().st_size for log in self.home.glob("*.log")}
-        tensors = {name: torch.zeros(shape) for name, shape in self._shapes().items()}
+        tensors = {name: torch.zeros(shape) for name, shape in self._table.shapes().items()}
         tensors["job"] = torch.tensor([float(self._jobs)])  # no two jobs have the same base
         save_file(tensors, self.home / f"{self.job}.safetensors")
         for name in ("aggregator", *OWNERS):
@@ -136,14 +95,14 @@ class Stage(Federation):
                 model=f"{self.job}.safetensors",
                 rounds=self.rounds,
                 round_deadline_seconds=30,
-                gather_seconds=30,
+                gather_seconds=int(self.patience_seconds),
             )
         else:
             self.owner(name)
 
     def run_to_end(self) -> None:
         """Start anew whatever ends, until the coordinator has ended its job."""
-        until(self.tend, f"{self.job} ends")
+        until(self.tend, f"{self.job} ends", self.patience_seconds)
 
     def tend(self) -> bool:
         """Start anew whatever has ended, as a supervisor would; returns whether the job is done."""
@@ -152,7 +111,7 @@ class Stage(Federation):
             if code is None or (name == "coordinator" and code == 0):
                 continue
             self.restarts.append((name, code))
-            assert len(self.restarts) <= self._most_restarts, (
+            assert len(self.restarts) <= self.most_restarts + self._planned, (
                 f"ended again and again: {self.restarts}"
             )
             self.start(name)
@@ -160,17 +119,28 @@ class Stage(Federation):
 
     def await_stop(self, name: str) -> None:
         """Wait until a node is frozen, and then until the others went on or its lease has passed."""
-        node = self.running[name]
-        until(lambda: is_frozen(node) or self.tend(), f"{name} is stopped")
-        assert is_frozen(node), "the job was done before the point was reached"
+        self.await_frozen(name)
+        self.await_others(f"the others notice that {name} is frozen")
+
+    def await_frozen(self, name: str) -> None:
+        """Wait until a node has stopped at its failpoint."""
+        until(
+            lambda: is_frozen(self.running[name]) or self.tend(),
+            f"{name} is stopped",
+            self.patience_seconds,
+        )
+        assert is_frozen(self.running[name]), "the job was done before the point was reached"
+
+    def await_others(self, what: str) -> None:
+        """Wait until a round is released, or a lease has passed."""
         rounds, since = len(self.history()), time.monotonic()
 
         def others_went_on() -> bool:
             self.tend()
             passed = time.monotonic() - since
-            return len(self.history()) > rounds or passed > 1.5 * LEASE_SECONDS
+            return len(self.history()) > rounds or passed > 1.5 * self.lease_seconds
 
-        until(others_went_on, f"the others notice that {name} is frozen")
+        until(others_went_on, what)
 
     def output_of(self, name: str) -> str:
         """What the node has printed since the job began, over all its starts."""
@@ -207,9 +177,6 @@ class Stage(Federation):
         yield
         left = [c for node in begun if not is_alive(node.pid) for c in children.get(node.pid, [])]
         until(lambda: not any(map(is_alive, left)), "the children of what was killed are gone", 10)
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"counted": (_ROWS, len(COLUMNS)), "weight": (4,), "secret": (_SECRET_FLOATS,)}
 
     def _next_fault(self, name: str) -> str:
         """What the node meets after this start; nothing where it has met all that was planned for it."""

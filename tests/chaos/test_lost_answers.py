@@ -13,8 +13,8 @@ import pytest
 
 from tests.chaos.conftest import Faultless
 from tests.chaos.invariants import check, entries_of, released_rounds
+from tests.chaos.marking import OWNERS
 from tests.chaos.relayed import RelayedStage
-from tests.chaos.stage import OWNERS
 from tests.relay import END, FIRST, REQUEST, SECOND, SHAPES, places_of
 from tests.scenarios.processes import until
 

@@ -14,7 +14,8 @@ import pytest
 
 from cairn.failpoint import NAMES
 from tests.chaos.invariants import check, check_nothing_half_written
-from tests.chaos.stage import LEASE_SECONDS, OWNERS, Stage, is_frozen
+from tests.chaos.marking import OWNERS
+from tests.chaos.stage import LEASE_SECONDS, Stage, is_frozen
 from tests.scenarios.processes import until
 
 ROUNDS = 6

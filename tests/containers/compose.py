@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,14 @@ class Project:
             finally:
                 deadline.cancel()
                 log.kill()
+
+    def wait_for_round(self, number: int, rounds: int) -> None:
+        """Wait for the coordinator's line of a round, over all its starts."""
+        deadline = time.monotonic() + SECONDS
+        line = f"Round {number:{len(str(rounds))}}/{rounds}"
+        while line not in self("logs", "--no-color", "coordinator").text:
+            assert time.monotonic() < deadline, f"the coordinator never said {line!r}"
+            time.sleep(0.2)
 
     def wait_until_ended(self, service: str, seconds: float = SECONDS) -> int:
         """Wait for a service's container to end; returns its exit code."""

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,9 +11,11 @@ from tests.containers.compose import DOCKER, docker
 pytestmark = pytest.mark.containers
 
 
-def inside(image: str, *command: str) -> subprocess.CompletedProcess[str]:
+def inside(
+    image: str, *command: str, limits: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [DOCKER, "run", "--rm", "--network", "none", image, *command],
+        [DOCKER, "run", "--rm", "--network", "none", *limits, image, *command],
         capture_output=True,
         text=True,
         check=False,
@@ -42,3 +45,10 @@ def test_nothing_can_be_installed_into_an_image_and_no_test_or_key_is_in_it(imag
 def test_the_health_command_imports_no_pytorch() -> None:
     code = "import sys, cairn.cli_health, cairn.health; print('torch' in sys.modules)"
     assert inside("cairn-node", "python", "-c", code).stdout.strip() == "False"
+
+
+def test_an_aggregator_reckons_with_the_memory_of_its_container_and_not_of_the_machine() -> None:
+    code = "from aggregator_node.memory import memory_of_this_machine as m; print(m())"
+    limits = ("--memory", "96m")
+    found = inside("cairn-aggregator", "python", "-c", code, limits=limits)
+    assert int(found.stdout) == 96 << 20

@@ -80,7 +80,7 @@ class Federation:
         self.files = home / "federation"
         self.out = home / "out"
         self.nodes: list[Node] = []
-        coordinator, intake, release = (f"localhost:{free_port()}" for _ in range(3))
+        coordinator, intake, release = self._addresses()
         (home / "task.py").write_text(TASK)
         (home / "tasks.toml").write_text(TASKS)
         for owner, value in values.items():
@@ -201,6 +201,11 @@ class Federation:
         for node in self.nodes:
             if node.process.poll() is None:
                 node.kill()
+
+    def _addresses(self) -> tuple[str, str, str]:
+        """Where the coordinator is dialled, and the aggregator by owners and by the coordinator."""
+        coordinator, intake, release = (f"localhost:{free_port()}" for _ in range(3))
+        return coordinator, intake, release
 
     def _start(self, name: str, program: str, *arguments: str) -> Node:
         node = Node(name, self.home / f"{name}.log", BIN / program, *arguments)

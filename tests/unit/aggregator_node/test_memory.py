@@ -292,14 +292,20 @@ def test_the_memory_that_an_evaluation_does_not_take_is_not_touched_either() -> 
     assert int(done.stdout) < 16 * MIB
 
 
-@pytest.mark.parametrize("text", [f"{1 << 20}\n", "max\n", f"{1 << 60}\n", None])
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    "text", [f"{1 << 20}\n", "max\n", f"{1 << 60}\n", "9223372036854771712\n", None]
+)
 def test_the_memory_of_a_container_is_its_limit_where_that_is_the_smaller(
-    tmp_path: Path, text: str | None
+    tmp_path: Path, text: str | None, version: int
 ) -> None:
-    limit = tmp_path / "memory.max"
+    files = {
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes": tmp_path / "1",
+        "/sys/fs/cgroup/memory.max": tmp_path / "2",
+    }
     if text is not None:
-        limit.write_text(text)
-    with mock.patch("aggregator_node.memory.Path", return_value=limit):
+        (tmp_path / str(version)).write_text(text)
+    with mock.patch("aggregator_node.memory.Path", side_effect=files.__getitem__):
         found = memory_of_this_machine()
     meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
     machine = int(meminfo.split()[1]) << 10  # its first line is MemTotal
