@@ -68,6 +68,8 @@ class Boxes(Stage):
     # Three of them must be longer than an owner takes to notice that a coordinator has moved, 10 seconds: after three
     # rounds without a release a job is given up.
     lease_seconds = 5
+    # Longer than the aggregator waits for a push whose connection was reset at the owner's end only.
+    round_deadline_seconds = 120
     most_restarts = 12
     patience_seconds = 240.0  # a busy machine may take a minute to import PyTorch four times
 
