@@ -25,6 +25,7 @@ class Stage(Federation):
     """Owners and aggregator go on from job to job; each job has a coordinator and a folder of its own."""
 
     lease_seconds = LEASE_SECONDS
+    round_deadline_seconds = 30
     most_restarts = _MOST_RESTARTS  # beyond the faults that are planned
     patience_seconds = PATIENCE  # for owners to come and for a job to end
 
@@ -94,7 +95,7 @@ class Stage(Federation):
                 name=self.job,
                 model=f"{self.job}.safetensors",
                 rounds=self.rounds,
-                round_deadline_seconds=30,
+                round_deadline_seconds=self.round_deadline_seconds,
                 gather_seconds=int(self.patience_seconds),
             )
         else:

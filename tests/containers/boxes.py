@@ -49,9 +49,10 @@ class Box(Node):
         """The node's own process, as this machine numbers it; 0 where it is not there yet."""
         if not self._pid and self.process.poll() is None:
             init = int(docker("inspect", "--format={{.State.Pid}}", self.container))
-            found = children_of(init) if init else []
-            # Before the shell has become the node, it has read what the node shall meet.
-            self._pid = found[0] if found and _is_node(found[0]) else 0
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                found = children_of(init) if init else []
+                # Before the shell has become the node, it has read what the node shall meet.
+                self._pid = found[0] if found and _is_node(found[0]) else 0
         return self._pid
 
     def send(self, number: signal.Signals) -> None:
@@ -65,7 +66,11 @@ class Box(Node):
 class Boxes(Stage):
     """Owners and aggregator go on from job to job; each job has a coordinator of its own."""
 
-    lease_seconds = 3
+    # Three of them must be longer than an owner takes to notice that a coordinator has moved, 10 seconds: after three
+    # rounds without a release a job is given up.
+    lease_seconds = 5
+    # Longer than the aggregator waits for a push whose connection was reset at the owner's end only.
+    round_deadline_seconds = 120
     most_restarts = 12
     patience_seconds = 240.0  # a busy machine may take a minute to import PyTorch four times
 

@@ -97,8 +97,8 @@ class Node:
 def children_of(pid: int) -> list[int]:
     """The processes that a process has started and that live."""
     found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(FileNotFoundError):  # a thread that has ended since it was listed
+    for task in list(Path(f"/proc/{pid}/task").iterdir()):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
             found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
