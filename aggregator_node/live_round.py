@@ -96,7 +96,7 @@ class LiveRound:
         push = Push(header, self._terms, call)
         with self._changed:
             self._check_may_push(owner)
-            self._pushes.begin(owner, push)
+            self._pushes.begin(owner, push, self._clock.monotonic())
             is_repeated = owner in self._accepted
         try:
             with nullcontext() if is_repeated else self._buffer_for(owner, push):
@@ -116,6 +116,7 @@ class LiveRound:
         """
         now = self._clock.monotonic()
         with self._changed:
+            self._pushes.heard(owner, push, now)
             if self.is_open:
                 self._round.join(owner, now)
             workspace = self._workspace
@@ -277,7 +278,7 @@ class LiveRound:
 
     def _check_may_push(self, owner: str) -> None:
         seat = self._round.seat(owner)
-        self._pushes.check_free(owner)
+        self._pushes.check_free(owner, self._clock.monotonic())
         if owner not in self._accepted:
             self._check_in_time()
             if seat is not Seat.JOINED:

@@ -4,6 +4,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from cairn.rpc import Listener, dial
 from cairn.state_directory import StateDirectory
 from cairn.statements import commitment_of
 from cairn.tensors import Schema, TensorSpec
+from cairn.timeouts import IDLE_SECONDS
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
@@ -346,6 +348,37 @@ def test_a_push_that_an_owner_leaves_in_the_middle_goes_on_from_its_disk(
     assert commitment_of(opened.receipt("alice")) in ended.statement.commitments
     counted_once(ended.payload, "alice", "bob")
     again.close()
+
+
+def test_a_push_whose_connection_only_its_owner_knows_to_be_gone_is_soon_replaced(
+    network: Network, proxy: Breaking, alice: Owner
+) -> None:
+    opened = joined(network.job(schema=MODEL), "alice", "bob")
+    payload = one_hot("alice")
+
+    def give_up() -> None:
+        pushed = Pushed(MODEL.digest(payload), 1, {}, bytes(32))
+        with pytest.raises(Unavailable):
+            alice.aggregator.submit(opened.header(), memoryview(payload), pushed, SECONDS)
+
+    given_up = threading.Thread(target=give_up)
+    given_up.start()
+    until(lambda: proxy.sent.bytes > SIZE // 4, "the push is under way")
+    proxy.stall()  # the aggregator hears no more, and is not told why
+
+    def push_anew() -> bool:
+        with suppress(grpc.RpcError):  # as long as the other is under way
+            opened.push("alice", payload)
+            return True
+        return False
+
+    until(push_anew, "the push is taken anew", IDLE_SECONDS / 2)
+    opened.push("bob", one_hot("bob"))
+    counted_once(opened.ends().payload, "alice", "bob")
+    proxy.cut()
+    proxy.resume()
+    given_up.join(SECONDS)
+    assert not given_up.is_alive()
 
 
 def test_a_push_that_never_comes_again_is_not_counted(
