@@ -124,6 +124,16 @@ class Attendance:
                 if owner in self._seats:
                     self._seats[owner].send(event)
 
+    def unseat(self, owners: Collection[str]) -> None:
+        """End the streams of owners that were not heard of: who is there comes back at once.
+
+        A connection may be gone of which nobody told us yet; a round for those at its other end is in vain.
+        """
+        with self._changed:
+            for owner in owners:
+                if owner in self._seats:
+                    self._seats.pop(owner).send(None)
+
     def wake(self) -> None:
         """End all waiting for owners: the job is being stopped."""
         with self._changed:

@@ -126,6 +126,7 @@ class Rounds:
         with self._lock:
             self._open = None
         self._announce(opened, release, ending.reason)
+        self._attendance.unseat([e.owner for e in excluded if e.reason == pb.REASON_LEASE_EXPIRED])
         missed = {exclusion.owner for exclusion in excluded}
         resting = self.gathering.note(opened.manifest, missed, released=release is not None)
         group = self._job.sampling.number_of(cohort)

@@ -106,3 +106,25 @@ def test_an_owner_that_is_cut_off_from_the_coordinator_pushes_all_the_same(
         assert coordinator.ends() == 0
     assert [line["contributors"] for line in federation.history()] == [2, 2, 2]
     federation.check_model(*[["alice", "bob"]] * 3)
+
+
+def test_owners_that_are_cut_off_without_a_word_are_waited_for_and_not_invited_again_and_again(
+    federate: MakeFederation,
+) -> None:
+    """Their connections seem to be there: only that no owner joins the round tells the coordinator."""
+    federation = federate(TWO, lease_seconds=2)
+    federation.gate("bob", 2)
+    address = OwnerSettings.load(federation.files / "bob.toml").coordinator
+    with behind(federation, "alice", address) as one, behind(federation, "bob", address) as other:
+        federation.aggregator()
+        federation.owners()
+        coordinator = federation.coordinator(rounds=3)
+        with federation.held("bob", 2):
+            for proxy in (one, other):
+                proxy.stall()
+        coordinator.says("Waiting for alice, bob")
+        for proxy in (one, other):
+            proxy.resume()
+        assert coordinator.ends() == 0
+    assert [line["round"] for line in federation.history()] == [1, 2, 4]
+    federation.check_model(*[["alice", "bob"]] * 3)

@@ -96,6 +96,17 @@ def test_a_second_stream_of_an_owner_ends_the_first() -> None:
     assert second.next() == INVITATION
 
 
+def test_an_owner_that_was_not_heard_of_is_counted_again_when_it_comes_back() -> None:
+    attendance = Attendance()
+    seats = {owner: attendance.enter(owner) for owner in ("alice", "bob")}
+    attendance.unseat(["bob", "carol"])
+    assert seats["bob"].next() is None
+    assert attendance.gather([["alice", "bob"]], [], 1, LONG) == ["alice"]
+    attendance.leave("bob", seats["bob"])
+    attendance.enter("bob")
+    assert attendance.gather([["alice", "bob"]], [], 2, LONG) == ["alice", "bob"]
+
+
 def test_dismissal_sends_the_last_event_and_ends_every_stream() -> None:
     attendance = Attendance()
     seats = [attendance.enter(owner) for owner in ("alice", "bob")]
