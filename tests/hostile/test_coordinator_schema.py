@@ -24,6 +24,7 @@ REQUESTS = {
 TERMS = [
     *("federation", "name", "task", "settings", "owners", "floor", "rounds", "rule", "weighting"),
     *("chain", "schema", "round_deadline_seconds", "min_examples", "max_examples", "encoding"),
+    "groups",  # fixed for the job, and each at least as large as the floor
 ]
 # Whatever an owner computed reaches a coordinator in one of these, averaged, or not at all.
 AVERAGED = {

@@ -112,13 +112,13 @@ def test_with_too_few_owners_for_any_group_the_job_ends_and_says_who_is_missing(
 ) -> None:
     federation = federate(SIX, floor=3)
     federation.aggregator()
-    coordinator = federation.coordinator(**TERMS, gather_seconds=3)
+    coordinator = federation.coordinator(**TERMS, gather_seconds=5)
     assert coordinator.ends() == 1
     missing, output = ", ".join(sorted(SIX)), coordinator.output()
-    waiting = f"Waiting for {missing}, at most 3 s: 0 owners of at least 3 of one group so far\n"
+    waiting = f"Waiting for {missing}, at most 5 s: 0 owners of at least 3 of one group so far\n"
     assert waiting in output
     assert (
-        "error: after gather_seconds = 3 only 0 of group 1 and 0 of group 2 of at least 3 owners attend."
+        "error: after gather_seconds = 5 only 0 of group 1 and 0 of group 2 of at least 3 owners attend."
         f" Not there: {missing}. Start their" in output
     )
     assert "Traceback" not in output

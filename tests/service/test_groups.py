@@ -53,8 +53,8 @@ def test_groups_take_turns_where_all_releases_of_a_model_are_compared(same_model
             otherwise.open(group)
 
 
-def test_a_group_goes_on_without_an_owner_that_drops_out(network: Network) -> None:
-    *_, last = rounds_of(divided(network), PAIR, THREE, dropped="erin")
+def test_a_group_goes_on_without_an_owner_that_drops_out(own_network: Network) -> None:
+    *_, last = rounds_of(divided(own_network), PAIR, THREE, dropped="erin")
     assert (last.state, last.statement.contributors) == (RELEASED, 2)
     assert list(last.exclusions) == ["erin"]
 

@@ -44,7 +44,7 @@ def test_an_owner_is_healthy_when_the_pinned_aggregator_answers_it(federation: P
 def test_an_owner_is_not_healthy_where_another_node_answers(federation: Path) -> None:
     with door_of(federation, "coordinator", Role.COORDINATOR) as door:
         config = pointed(federation / "alice.toml", "aggregator", door.address)
-        with pytest.raises(Unavailable, match="not the one this node trusts"):
+        with pytest.raises(Unavailable, match="not the one that this node trusts"):
             check_health(config, 10)
 
 
