@@ -708,6 +708,18 @@ def test_a_lost_receipt_is_fetched_when_the_round_is_joined_again(bench: Bench) 
     assert bench.kinds() == ["joined", "sent", "receipt", "receipt"]
 
 
+def test_an_accepted_update_is_not_said_to_be_left_out_where_its_receipt_does_not_come(
+    bench: Bench,
+) -> None:
+    receipt = sent_without_an_answer(bench)
+    bench.stub.receipt_error = Unavailable("not there")
+    bench.rounds.take_part(invitation())
+    assert "not accepted" not in bench.kinds()
+    bench.stub.receipt_error = None
+    bench.rounds.take_in(outcome(statement([commitment_of(receipt)])))
+    assert counted(bench) == (True, "")
+
+
 @pytest.mark.parametrize(
     "change",
     [{"examples": 6}, {"metrics": {"loss": 0.25}}, {"owner": "eve"}, {"payload_digest": bytes(32)}],
