@@ -236,7 +236,8 @@ class Rounds:
             in_place=trains and not self._pushing.needs_base(invited),
         )
         try:
-            return process.run(work)
+            # Without the lock, which is held where the process is cancelled.
+            return process.run(work, lambda: invited.digest in self._dropped)
         except TaskFailed:
             self._check_not_dropped(invited)
             raise
