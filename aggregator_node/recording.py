@@ -182,7 +182,7 @@ class Recorder:
             raise UsageError(
                 f"the state in {self._store.path} has releases of another version of Cairn, such as round"
                 f" {row.number} of {row.job}: go on with that version, or name an empty directory as state in"
-                " the aggregator's file and begin its jobs anew"
+                " the aggregator's file and in those of its owners, and begin its jobs anew"
             ) from None
 
     def _state(
