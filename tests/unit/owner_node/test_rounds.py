@@ -433,6 +433,26 @@ def test_a_round_that_ends_in_the_moment_before_its_training_begins_is_not_train
     assert bench.kinds() == ["joined", "not accepted"]
 
 
+def test_a_coordinator_cannot_have_a_round_that_is_over_trained_for_by_an_old_rounds_statement(
+    bench: Bench,
+) -> None:
+    body = pb.ReleaseStatement.FromString(statement([]).body)
+    body.manifest_digest = b"o" * 32
+    old = coordinator_pb2.Outcome(
+        manifest_digest=body.manifest_digest,
+        statement=sign(KEY, STATEMENT, body.SerializeToString()),
+    )
+
+    def both() -> None:
+        bench.rounds.end(outcome(statement([])))
+        bench.rounds.end(old)
+
+    bench.task.before = both
+    bench.rounds.take_part(invitation())
+    assert bench.task.works == []
+    assert bench.kinds() == ["joined", "not accepted"]
+
+
 def test_a_push_to_an_aggregator_that_stays_away_ends_with_the_round(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
