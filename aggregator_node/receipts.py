@@ -9,6 +9,7 @@ from collections.abc import Callable
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.live_round import LiveRound
+from aggregator_node.round import not_of_the_cohort
 from aggregator_node.store import Store
 from cairn.errors import NotFound, WrongState
 from cairn.messages import check_digest, parse
@@ -33,14 +34,17 @@ class Receipts:
     def of(self, owner: str, asked: aggregator_pb2.GetReceiptRequest) -> pb.Signed:
         """The receipt of the owner's update.
 
-        Raises NotFound where no such update was accepted, InvalidMessage for a digest or a salt that is none,
-        and WrongState for a round that ended without a release and is not kept any more.
+        Raises CallerNotAllowed outside the cohort, NotFound where no such update was accepted, InvalidMessage
+        for a digest or a salt that is none, and WrongState for a round that ended without a release and is not
+        kept any more.
         """
         digest = check_digest(asked.manifest_digest, "manifest_digest")
         live = self._find(digest)
         if live is not None:
             return live.receipt(owner)
         row = self._store.round(digest)
+        if owner not in parse(pb.RoundManifest, parse(pb.Signed, row.manifest).body).cohort:
+            raise not_of_the_cohort(owner)
         if row.statement is None:
             raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
         statement = parse(pb.ReleaseStatement, parse(pb.Signed, row.statement).body)

@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from aggregator_node.averages import Averages
 from aggregator_node.closing import Closing
 from aggregator_node.push import Terms
-from aggregator_node.rows import RoundRow
+from aggregator_node.rows import JobRow, RoundRow
 from aggregator_node.specs import spec_of
 from aggregator_node.store import Store
 from cairn import __version__
 from cairn.clock import Clock
-from cairn.errors import WrongState
+from cairn.errors import InvalidMessage, UsageError, WrongState
 from cairn.failpoint import failpoint
 from cairn.limits import MIN_COHORT
 from cairn.messages import (
@@ -163,12 +163,27 @@ class Recorder:
             job = self._store.job(row.job)
             if job is None:
                 continue
-            manifest = manifest_from_bytes(parse(pb.Signed, row.manifest).body)
+            terms = self._terms_of(row, job)
             body = parse(pb.Signed, row.statement).body
             excluded = {e.owner for e in parse(pb.ReleaseStatement, body).exclusions}
-            terms = Terms(manifest, spec_of(job.spec), Bounds())
-            owners = set(manifest.cohort) - excluded
+            owners = set(terms.manifest.cohort) - excluded
             self._averages.remember(row.manifest_digest, terms, owners)
+
+    def _terms_of(self, row: RoundRow, job: JobRow) -> Terms:
+        """Of a round that was released before this process began.
+
+        Raises UsageError where another version of Cairn did: what this one cannot read it could not keep apart
+        from its own releases.
+        """
+        try:
+            manifest = manifest_from_bytes(parse(pb.Signed, row.manifest).body)
+            return Terms(manifest, spec_of(job.spec), Bounds())
+        except InvalidMessage:
+            raise UsageError(
+                f"the state in {self._store.path} has releases of another version of Cairn, such as round"
+                f" {row.number} of {row.job}: go on with that version, or name an empty directory as state in"
+                " the aggregator's file and in those of its owners, and begin its jobs anew"
+            ) from None
 
     def _state(
         self, row: RoundRow, manifest: Manifest, closing: Closing, release_digest: bytes

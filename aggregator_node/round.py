@@ -55,6 +55,11 @@ _SEAT: dict[tuple[Seat, Event], Seat] = {
 _AWAITED = (Seat.INVITED, Seat.JOINED)
 
 
+def not_of_the_cohort(owner: str) -> CallerNotAllowed:
+    """What an owner is told of a round that is not for it."""
+    return CallerNotAllowed(f"{owner} is not in the cohort of this round", pb.REASON_UNKNOWN_OWNER)
+
+
 @dataclass
 class _Owner:
     lease_until: float
@@ -150,9 +155,7 @@ class Round:
 
     def _of(self, owner: str) -> _Owner:
         if owner not in self._owners:
-            raise CallerNotAllowed(
-                f"{owner} is not in the cohort of this round", pb.REASON_UNKNOWN_OWNER
-            )
+            raise not_of_the_cohort(owner)
         return self._owners[owner]
 
     def _apply(self, owner: str, event: Event, reason: "pb.Reason" = pb.REASON_UNSPECIFIED) -> None:

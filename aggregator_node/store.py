@@ -228,8 +228,11 @@ class Store:
             )
 
     def can_write(self) -> bool:
-        """Whether the disk has room for what a round adds to the books, at this moment."""
-        return self._free_bytes() >= _BOOKS_BYTES
+        """Whether the disk is there, and has room for what a round adds to the books, at this moment."""
+        try:
+            return self._free_bytes() >= _BOOKS_BYTES
+        except OSError:
+            return False
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self.path).free

@@ -103,7 +103,10 @@ def _silent(peer: Peer, what: str) -> Finding:
 
 def _versions(peer: Peer, name: NodeName, health: Health) -> list[Finding]:
     if not health.serving:
-        sentence = f"{name} at {peer.address} is starting or stopping: ask again in a moment"
+        sentence = (
+            f"{name} at {peer.address} is starting or stopping, or its disk is full: ask again in a moment, or"
+            " see its log"
+        )
         return [fault(peer.role, sentence)]
     if health.protocol is None:
         return [

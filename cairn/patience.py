@@ -26,6 +26,8 @@ _QUIET_PAUSE_SECONDS = 5.0  # nodes that are started together need a moment to f
 # Certificates are renewed on one machine and then on the other; what lasts longer is a mistake.
 _DISTRUSTED_SECONDS = 2 * IDLE_SECONDS
 _DISTRUSTED_TIMES = 10  # a peer that stops may look like one that refuses us, once
+# A peer that stops now and then is none that refuses us; these many calls, however slow, fit in.
+_DISTRUSTED_WITHIN_SECONDS = _DISTRUSTED_TIMES * IDLE_SECONDS
 
 
 def patiently(call: Callable[[], T], peer: str, seconds: float, stopping: threading.Event) -> T:
@@ -78,6 +80,8 @@ class _Trouble(Generic[T]):
             self._since = now
             self._tell_at = _QUIET_PAUSE_SECONDS
             self._distrusted = []
+        while self._distrusted and now - self._distrusted[0] > _DISTRUSTED_WITHIN_SECONDS:
+            self._distrusted.pop(0)
         if isinstance(_last(state), Distrusted):
             self._distrusted.append(now)
         return now - self._since >= self._seconds or self.lasts or self._stopping.is_set()

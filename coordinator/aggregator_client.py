@@ -118,24 +118,26 @@ class AggregatorClient:
     def watch(self, opened: OpenedRound, seconds: float) -> aggregator_pb2.WatchRoundResponse:
         """Wait for the round's end; `seconds` is its own deadline.
 
-        After the deadline the aggregator adds up, and writes the release. Raises CairnError where that takes
-        longer than the round itself, and a minute: then something hangs there.
+        After the deadline the aggregator adds up, and writes the release. Raises CairnError where it answers and
+        that takes longer than the round itself, and a minute: then something hangs there. One that cannot be
+        reached meanwhile is waited for as patiently as in any other call.
         """
         request = aggregator_pb2.WatchRoundRequest(manifest_digest=opened.digest, epoch=self._epoch)
         end = time.monotonic() + 2 * seconds + 2 * IDLE_SECONDS
 
         def follow() -> aggregator_pb2.WatchRoundResponse:
-            left = end - time.monotonic()
-            if left <= 0:
-                raise CairnError(
-                    f"{self._peer} has not ended round {opened.manifest.round}, whose deadline is long past:"
-                    " see its log, start it again, and run this again: the job goes on from its checkpoint"
-                )
+            # After the end too it is asked, shortly: it may have been away, and tells now how the round ended.
+            left = max(CALL_SECONDS, end - time.monotonic())
             for answer in self._stub.WatchRound(request, timeout=min(left, MAX_ROUND_SECONDS)):
                 known(aggregator_pb2.RoundState, answer.state, "state")
                 if answer.state in _ENDED:
                     ending: aggregator_pb2.WatchRoundResponse = answer
                     return ending
+                if time.monotonic() >= end:
+                    raise CairnError(
+                        f"{self._peer} has not ended round {opened.manifest.round}, whose deadline is long past:"
+                        " see its log, start it again, and run this again: the job goes on from its checkpoint"
+                    )
             raise Unavailable("the stream ended before the round did")
 
         return self._call(follow)

@@ -15,7 +15,9 @@ import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cairn import disk
 from cairn.errors import UsageError
@@ -36,12 +38,17 @@ class Checkpoint:
     `failing` is what is known of owners that fail again and again (coordinator/leaving_out.py).
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     job: str
     job_digest: str
     round: int = 0
     released: int = 0
     completed: bool = False
     failing: Failing = field(default_factory=dict)
+
+
+_CHECKPOINT = TypeAdapter(Checkpoint)
 
 
 class RunFolder:
@@ -68,13 +75,13 @@ class RunFolder:
     def checkpoint(self) -> Checkpoint | None:
         """Where the run stands, or None for a new folder."""
         try:
-            values = json.loads(self._checkpoint_path.read_text(encoding="utf-8"))
-            return Checkpoint(**values)
+            return _CHECKPOINT.validate_json(self._checkpoint_path.read_bytes())
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, OSError) as error:
+        except (ValidationError, OSError) as error:
+            why = _first(error) if isinstance(error, ValidationError) else error
             raise UsageError(
-                f"{self._checkpoint_path} cannot be read ({error}): move the folder away to start"
+                f"{self._checkpoint_path} cannot be read ({why}): move the folder away to start"
                 " the job anew"
             ) from None
 
@@ -139,3 +146,10 @@ class RunFolder:
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         text = json.dumps(values, indent=2) + "\n"
         write_atomically(self.path / name, [text.encode()])
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong with a checkpoint, and where."""
+    detail = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    return f"{where}: {detail['msg']}" if where else detail["msg"]

@@ -50,6 +50,7 @@ class Attending:
         self._events: queue.Queue[coordinator_pb2.AttendResponse | None] = queue.Queue(
             _MOST_WAITING
         )
+        self._asks = threading.Event()  # set while _NOTHING is left to the worker
         self._worker = threading.Thread(target=self._work, name="rounds", daemon=True)
 
     def run(self, *, once: bool) -> None:
@@ -99,7 +100,9 @@ class Attending:
                 ended = self._heed(event) or ended
         except Unavailable as error:
             log.warning("the coordinator's stream broke off", trouble=str(error))
-        self._leave_to_worker(_NOTHING)
+        if not self._asks.is_set():  # however often it breaks off while the worker is at a round
+            self._asks.set()
+            self._leave_to_worker(_NOTHING)
         return ended
 
     def _heed(self, event: coordinator_pb2.AttendResponse) -> bool:
@@ -122,6 +125,8 @@ class Attending:
         try:
             self._events.put_nowait(event)
         except queue.Full:
+            if event is _NOTHING:
+                self._asks.clear()
             log.warning("the coordinator says more than this owner can work off; left out")
 
     def _work(self) -> None:
@@ -139,6 +144,7 @@ class Attending:
                 case "outcome":
                     self._rounds.take_in(event.outcome)
                 case _:
+                    self._asks.clear()
                     self._rounds.settle()
 
     def _finish(self) -> None:

@@ -7,7 +7,7 @@
                   were: {why, left_out}
     joined        {job, round, phase, manifest_digest, task, destination}
     sent          before the first byte of an update leaves: {job, round, phase, manifest_digest, task,
-                  destination, payload_digest, tensors, bytes, encoding, examples, metrics,
+                  destination, payload_digest, tensors, bytes, encoding, examples, metrics, salt,
                   dropped_metrics, clipped, rule, weighting}
     sent again    before the update that was recorded so is pushed again, after this node was started anew:
                   {job, round, phase, manifest_digest, payload_digest, destination}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from cairn.errors import CairnError
+from cairn.errors import CairnError, Unavailable
 from cairn.messages import reason_word
 from cairn.v1 import round_pb2 as pb
 from owner_node.ledger import NotRecorded, OwnerLedger, round_facts
@@ -80,7 +80,11 @@ class Records:
         self._ledger.record("joined", round_facts(invited) | facts)
 
     def find_receipt(self, invited: Invited) -> None:
-        self._receipts.find(invited.digest)
+        """Fetch the receipt of an update that was accepted before. Never raises: it is asked for again."""
+        try:
+            self._receipts.find(invited.digest)
+        except Unavailable as error:
+            log.warning("the receipt was not fetched", **_ids(invited), reason=str(error))
 
     def _once(self, key: tuple[str, ...], facts: Mapping[str, object]) -> None:
         """Record the same answer to the same question once in a run, however often it is asked.

@@ -236,16 +236,20 @@ class Rounds:
             in_place=trains and not self._pushing.needs_base(invited),
         )
         try:
-            return process.run(work)
+            # Without the lock, which is held where the process is cancelled.
+            return process.run(work, lambda: invited.digest in self._dropped)
         except TaskFailed:
             self._check_not_dropped(invited)
             raise
 
     def _drop(self, manifest_digest: bytes) -> None:
         with self._lock:
-            self._dropped = {manifest_digest}
-            if self._current is not None and self._current.invited.digest == manifest_digest:
-                self._current.process.cancel()
+            current = self._current
+            under_way = {current.invited.digest} if current is not None else set()
+            # A statement of an old round, sent again, must not make us forget that this one is dropped.
+            self._dropped = self._dropped & under_way | {manifest_digest}
+            if current is not None and manifest_digest in under_way:
+                current.process.cancel()
 
     def _check_not_dropped(self, invited: Invited) -> None:
         with self._lock:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,12 +109,17 @@ class TrainingProcess:
         base = self._memory_of(schema).base
         return self._base_digest == digest and schema.digest(base) == digest
 
-    def run(self, work: Work) -> Trained:
-        """Do the work and wait for it. Raises TaskFailed, also where the process died or was killed."""
+    def run(self, work: Work, is_over: Callable[[], bool] = lambda: False) -> Trained:
+        """Do the work and wait for it. Raises TaskFailed, also where the process died or was killed.
+
+        `is_over` is asked once `cancel` has an effect: whoever cancels makes it true first.
+        """
         memory = self._memory_of(work.schema)
         if work.in_place:
             self._base_digest = None
         with self._lock:
+            if is_over():
+                raise TaskFailed("the training was cancelled")
             child = self._live_child()
             self._running, self._cancelled = True, False
         try:

@@ -62,12 +62,14 @@ class Losses:
     ) -> None:
         """Lose each caller's first call of a kind at the first of these places, its second at the second.
 
-        A call of a kind in `holds` is kept waiting until all is lost of the kind that it names.
+        A call of a kind in `holds` is kept waiting until all is lost of the kind that it names, and where
+        requests are lost until one has come through after that.
         """
         with self._changed:
             self.code = code
             self.lost: Counter[tuple[str, str]] = Counter()
             self.held = self.held_in_vain = 0
+            self._answered: set[str] = set()  # of which a call came through after all was lost
             self._losses = dict(losses)
             self._holds = dict(holds or {})
             self._left: dict[tuple[str, str], deque[str]] = {}
@@ -112,8 +114,17 @@ class Losses:
             self.lost[kind, place] += 1
             self._changed.notify_all()
 
+    def note_answered(self, kind: str) -> None:
+        """An answer is on its way to its caller."""
+        with self._changed:
+            if all(self.lost[kind, place] for place in self._losses.get(kind, ())):
+                self._answered.add(kind)
+            self._changed.notify_all()
+
     def _is_through(self, kind: str) -> bool:
-        return all(self.lost[kind, place] for place in self._losses.get(kind, ()))
+        places = self._losses.get(kind, ())
+        is_lost = all(self.lost[kind, place] for place in places)
+        return is_lost and (REQUEST not in places or kind in self._answered)
 
 
 class Relay(grpc.GenericRpcHandler):
@@ -155,6 +166,7 @@ class Relay(grpc.GenericRpcHandler):
         answer = self._answer(call, caller, kind, place, context)
         if kind.startswith("JoinRound"):
             self._losses.note_joined(caller, request)
+        self._losses.note_answered(kind)
         return answer
 
     def _push(self, method: str, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:

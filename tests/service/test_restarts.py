@@ -106,6 +106,9 @@ def test_a_receipt_that_a_crash_took_along_is_signed_again_and_for_its_owner_alo
             alice.GetReceipt(described(**change), timeout=SECONDS)
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "salt has 31 bytes"):
         alice.GetReceipt(described(salt=bytes(31)), timeout=SECONDS)
+    # Who is not of the cohort does not even learn whether the round was released.
+    with refused(grpc.StatusCode.PERMISSION_DENIED, "erin is not in the cohort"):
+        network.intake("erin").GetReceipt(described(), timeout=SECONDS)
     # What makes a receipt one's own was on no disk of the aggregator.
     for receipt in receipts.values():
         salt = aggregator_pb2.Receipt.FromString(receipt.body).salt
@@ -119,6 +122,8 @@ def test_an_aborted_round_has_no_receipt_after_a_crash(network: Network) -> None
     network.restart(kill=True)
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "the round has ended"):
         opened.receipt("alice")
+    with refused(grpc.StatusCode.PERMISSION_DENIED, "erin is not in the cohort"):
+        opened.receipt("erin")
 
 
 def test_no_update_ever_touches_the_disk(network: Network) -> None:

@@ -16,9 +16,10 @@ from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.memory import Memory
 from aggregator_node.policy import Opening, Policy
 from aggregator_node.recording import Recorder
+from aggregator_node.rows import JobRow, RoundRow
 from aggregator_node.store import Store
 from cairn.clock import Clock
-from cairn.errors import Unavailable
+from cairn.errors import Unavailable, UsageError
 from cairn.messages import JobSpec, digest_of, job_spec_to_bytes
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
@@ -107,6 +108,34 @@ def test_an_end_that_a_full_disk_kept_from_being_recorded_is_recorded_before_the
     assert [state for state, _ in parts.ends()] == [aggregator_pb2.ROUND_STATE_OPEN]
     parts.open(2)
     assert parts.ends() == [FAILED, (aggregator_pb2.ROUND_STATE_OPEN, pb.REASON_UNSPECIFIED)]
+
+
+def test_a_state_with_releases_of_another_version_is_refused_with_what_to_do(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path / "state", Clock())
+    store.add_job(JobRow("tumours", "coordinator", job_spec_to_bytes(JOB)))
+    # As an earlier version has it.
+    body = pb.RoundManifest(
+        job="tumours", round=7, protocol=2, software="0.1.0"
+    ).SerializeToString()
+    row = RoundRow(
+        digest_of(body),
+        "tumours",
+        7,
+        pb.PHASE_TRAIN,
+        pb.Signed(body=body).SerializeToString(),
+        aggregator_pb2.ROUND_STATE_RELEASED,
+        statement=pb.Signed().SerializeToString(),
+        release_digest=bytes(32),
+    )
+    store.save_round(row)
+    key = Ed25519PrivateKey.generate()
+    with pytest.raises(
+        UsageError, match=r"state has releases of another version .* round 7 of tum"
+    ):
+        Recorder(store, key, Clock(), Averages(any_base=False))
+    store.close()
 
 
 def test_a_round_whose_release_has_no_room_on_the_disk_is_not_opened_before_it_has(

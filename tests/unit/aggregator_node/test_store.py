@@ -99,6 +99,12 @@ def test_what_was_stored_is_there_after_a_restart(store: Store, tmp_path: Path) 
     again.close()
 
 
+def test_a_state_directory_that_is_gone_cannot_be_written(store: Store, tmp_path: Path) -> None:
+    assert store.can_write()
+    (tmp_path / "state").rename(tmp_path / "elsewhere")
+    assert not store.can_write()
+
+
 def test_progress_counts_what_was_opened_and_what_was_released(store: Store) -> None:
     assert store.progress("tumours") == Progress()
     store.save_round(released(1))

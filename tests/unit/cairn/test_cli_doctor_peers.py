@@ -224,7 +224,9 @@ def test_an_address_that_leads_to_another_role_is_told(ward: Path) -> None:
 def test_a_peer_that_is_stopping_is_told(ward: Path) -> None:
     with standing(ward / "aggregator", Says(serving=False)) as (port, _):
         sentence = examined(aggregator_at(ward, port)).only("aggregator", "fault")
-    assert sentence.endswith("is starting or stopping: ask again in a moment")
+    assert sentence.endswith(
+        "is starting or stopping, or its disk is full: ask again in a moment, or see its log"
+    )
 
 
 def test_a_peer_that_does_not_answer_after_its_handshake_is_told(ward: Path) -> None:

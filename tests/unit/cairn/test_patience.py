@@ -131,6 +131,20 @@ def test_a_peer_that_does_not_fit_is_given_up_after_a_minute_however_long_patien
     assert 60 <= pauses.now <= 62
 
 
+def test_a_peer_that_stops_now_and_then_is_none_that_does_not_fit(pauses: Pauses) -> None:
+    """Each time it may look like one that refuses us, once."""
+    stopped = [60.0 * minute for minute in range(1, 50)]
+
+    def call() -> None:
+        if stopped and pauses.now >= stopped[0]:
+            stopped.pop(0)
+            raise Distrusted("the peer hung up")
+        raise Unavailable("nothing listens there")
+
+    with pytest.raises(Unavailable, match="after 3600 seconds: nothing listens there"):
+        patiently(call, "the peer", 3600.0, pauses)
+
+
 def test_short_patience_ends_before_the_minute_is_over(pauses: Pauses) -> None:
     def call() -> None:
         raise Distrusted("another certificate")

@@ -1,6 +1,7 @@
 """What a coordinator waits for at the aggregator, and for how long."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -47,10 +48,35 @@ def test_a_round_whose_end_never_comes_is_not_waited_for_for_ever(
 ) -> None:
     monkeypatch.setattr("cairn.patience.IDLE_SECONDS", -1.0)  # every call has lasted for long
     monkeypatch.setattr("coordinator.aggregator_client.IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("coordinator.aggregator_client.CALL_SECONDS", 0.25)
     stub = Hanging()
     with pytest.raises(CairnError, match=r"localhost:1 has not ended round 4, .* see its log"):
         client(stub).watch(OPENED, 0.5)
     assert max(stub.timeouts) <= 2.0  # twice the deadline and two idle limits
+
+
+def test_an_aggregator_that_was_away_for_longer_than_the_round_is_still_asked_how_it_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Away(Hanging):
+        """It cannot be reached until twice the round's deadline, and the minute, have passed."""
+
+        def WatchRound(  # noqa: N802 - as the stub has it
+            self, _request: object, timeout: float
+        ) -> Iterator[aggregator_pb2.WatchRoundResponse]:
+            self.timeouts.append(timeout)
+            if time.monotonic() < back:
+                raise Unavailable("nothing listens there")
+            yield aggregator_pb2.WatchRoundResponse(
+                state=aggregator_pb2.ROUND_STATE_ABORTED, reason=pb.REASON_AGGREGATOR_RESTARTED
+            )
+
+    monkeypatch.setattr("coordinator.aggregator_client.IDLE_SECONDS", 0.0)
+    stub = Away()
+    back = time.monotonic() + 0.6
+    ending = client(stub).watch(OPENED, 0.1)
+    assert ending.reason == pb.REASON_AGGREGATOR_RESTARTED
+    assert len(stub.timeouts) > 1
 
 
 def test_no_call_has_a_longer_deadline_than_a_node_admits() -> None:

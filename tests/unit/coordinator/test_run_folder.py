@@ -92,6 +92,39 @@ def test_a_damaged_checkpoint_is_named(folder: RunFolder) -> None:
         folder.checkpoint()
 
 
+def test_a_checkpoint_of_a_version_that_knew_of_no_failing_owners_is_read(
+    folder: RunFolder,
+) -> None:
+    written = {"job": "tumours", "job_digest": "ab" * 32, "round": 7, "released": 6}
+    path = folder.path / "checkpoint.json"
+    path.write_text(json.dumps({**written, "completed": False}), encoding="utf-8")
+    assert folder.checkpoint() == replace(START, round=7, released=6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("failing", {"alice": 3}),
+        ("failing", {"alice": [3, 2]}),
+        ("failing", {"alice": ["often", 2, 9]}),
+        ("failing", ["alice"]),
+        ("failing", None),
+        ("round", "last"),
+        ("rounds", 4),
+    ],
+    ids=str,
+)
+def test_a_value_in_the_checkpoint_that_cannot_be_one_is_named(
+    folder: RunFolder, key: str, value: object
+) -> None:
+    path = folder.path / "checkpoint.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(written | {key: value}), encoding="utf-8")
+    with pytest.raises(UsageError, match=rf"checkpoint\.json cannot be read \({key}") as caught:
+        folder.checkpoint()
+    assert "\n" not in str(caught.value)
+
+
 def test_a_full_disk_leaves_the_last_release_whole(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

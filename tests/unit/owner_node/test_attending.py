@@ -151,6 +151,43 @@ def test_an_owner_asks_how_its_rounds_ended_when_the_coordinator_says_no_more() 
     running.join(LONG)
 
 
+def test_a_stream_that_breaks_off_again_and_again_during_a_round_keeps_no_invitation_out() -> None:
+    class Flapping:
+        """Its stream breaks off 40 times while the first round is under way, and then it says more."""
+
+        def __init__(self) -> None:
+            self.streams = 0
+            self.is_back = threading.Event()
+
+        def attend(self, _federation: str) -> Iterator[coordinator_pb2.AttendResponse]:
+            self.streams += 1
+            if self.streams == 1:
+                yield INVITED
+            if self.streams <= 40:
+                raise Unavailable("the connection is gone")
+            yield INVITED
+            self.is_back.set()
+            yield FINISHED
+
+    class Hasty(threading.Event):
+        """Pauses pass at once."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            return super().wait(0 if timeout is not None else None)
+
+    rounds, coordinator = FakeRounds(), Flapping()
+    attending = Attending(
+        SETTINGS, lambda: True, cast("Any", coordinator), cast("Any", rounds), Hasty()
+    )
+    running = threading.Thread(target=lambda: attending.run(once=True))
+    running.start()
+    assert coordinator.is_back.wait(LONG)
+    rounds.go_on.set()
+    running.join(LONG)
+    assert rounds.log == ["took part", "took part"]
+    assert rounds.settled.is_set()
+
+
 class Stop(threading.Event):
     """Is not waited for: a pause is noted, and the second one ends the node."""
 

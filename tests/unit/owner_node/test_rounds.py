@@ -187,6 +187,7 @@ class FakeTask:
         self.base = memoryview(bytearray(len(BASE)))
         self.update = memoryview(bytearray(UPDATE.tobytes()))
         self.hold = False
+        self.before: Callable[[], object] = lambda: None
         self.works: list[Work] = []
         self.trains = threading.Event()
         self.cancelled = threading.Event()
@@ -200,7 +201,10 @@ class FakeTask:
     def keep_base(self, _digest: bytes) -> None:
         """It is fetched in every round."""
 
-    def run(self, work: Work) -> Trained:
+    def run(self, work: Work, is_over: Callable[[], bool]) -> Trained:
+        self.before()
+        if is_over():
+            raise TaskFailed("the training was cancelled")
         self.works.append(work)
         self.trains.set()
         if self.hold:
@@ -417,6 +421,36 @@ def test_a_training_that_never_returns_is_ended_at_the_deadline_also_where_nobod
     assert bench.task.cancelled.is_set()
     assert bench.stub.log == ["joined"]
     assert bench.facts("not accepted")["reason"] == "ROUND_ENDED"
+
+
+def test_a_round_that_ends_in_the_moment_before_its_training_begins_is_not_trained_for(
+    bench: Bench,
+) -> None:
+    """To cancel has no effect yet, and a training that hangs would never be cancelled again."""
+    bench.task.before = lambda: bench.rounds.end(outcome(statement([])))
+    bench.rounds.take_part(invitation())
+    assert bench.task.works == []
+    assert bench.kinds() == ["joined", "not accepted"]
+
+
+def test_a_coordinator_cannot_have_a_round_that_is_over_trained_for_by_an_old_rounds_statement(
+    bench: Bench,
+) -> None:
+    body = pb.ReleaseStatement.FromString(statement([]).body)
+    body.manifest_digest = b"o" * 32
+    old = coordinator_pb2.Outcome(
+        manifest_digest=body.manifest_digest,
+        statement=sign(KEY, STATEMENT, body.SerializeToString()),
+    )
+
+    def both() -> None:
+        bench.rounds.end(outcome(statement([])))
+        bench.rounds.end(old)
+
+    bench.task.before = both
+    bench.rounds.take_part(invitation())
+    assert bench.task.works == []
+    assert bench.kinds() == ["joined", "not accepted"]
 
 
 def test_a_push_to_an_aggregator_that_stays_away_ends_with_the_round(
@@ -706,6 +740,18 @@ def test_a_lost_receipt_is_fetched_when_the_round_is_joined_again(bench: Bench) 
     bench.rounds.take_part(invitation())
     assert len(bench.stub.submitted) == 1
     assert bench.kinds() == ["joined", "sent", "receipt", "receipt"]
+
+
+def test_an_accepted_update_is_not_said_to_be_left_out_where_its_receipt_does_not_come(
+    bench: Bench,
+) -> None:
+    receipt = sent_without_an_answer(bench)
+    bench.stub.receipt_error = Unavailable("not there")
+    bench.rounds.take_part(invitation())
+    assert "not accepted" not in bench.kinds()
+    bench.stub.receipt_error = None
+    bench.rounds.take_in(outcome(statement([commitment_of(receipt)])))
+    assert counted(bench) == (True, "")
 
 
 @pytest.mark.parametrize(

@@ -465,6 +465,14 @@ def test_a_cancelled_run_ends_at_once_and_the_next_one_runs(start: Start, tmp_pa
     assert run(process, work("evaluate")).examples == 3
 
 
+def test_a_run_that_is_over_before_it_begins_does_not_begin(start: Start) -> None:
+    process = start("return {}")
+    run(process)
+    with pytest.raises(TaskFailed, match="the training was cancelled"):
+        process.run(work(), lambda: True)
+    run(process)
+
+
 def test_to_cancel_when_nothing_runs_leaves_the_process_alone(start: Start) -> None:
     process = start("return {'pid': os.getpid()}")
     first = run(process).metrics
