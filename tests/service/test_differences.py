@@ -1,6 +1,5 @@
 """Releases of one base, compared: no two of them together tell of fewer owners than the floor."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -161,13 +160,6 @@ def test_two_rounds_that_are_sealed_at_the_same_moment_cannot_both_pass(
         ends = sorted((opened.ends() for opened in rounds), key=lambda ended: ended.state)
         assert [ended.state for ended in ends] == [RELEASED, ABORTED]
         assert ends[1].reason == "COHORT_DIFFERENCE"
-
-
-@pytest.fixture
-def own_network(tmp_path: Path) -> Iterator[Network]:
-    network = Network(tmp_path)
-    yield network
-    network.stop()
 
 
 def test_the_rule_outlasts_a_crash(own_network: Network, base: bytes) -> None:

@@ -1,9 +1,8 @@
 """Two processes of one coordinator: the one that registered the job last is in charge, for good."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -111,14 +110,6 @@ def test_a_process_names_itself_by_32_bytes(network: Network, process: bytes) ->
     job.process = process
     with refused(INVALID, "process has", "MALFORMED"):
         job.register()
-
-
-@pytest.fixture
-def own_network(tmp_path: Path) -> Iterator[Network]:
-    """An aggregator of its own."""
-    network = Network(tmp_path)
-    yield network
-    network.stop()
 
 
 @pytest.mark.parametrize("kill", [True, False], ids=["SIGKILL", "SIGTERM"])

@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,14 +21,6 @@ from tests.service.network import FEDERATION, SECONDS, Job, Network, refused
 
 ONES = np.ones(4, np.float32).tobytes()
 COHORT = ("alice", "bob", "carol")
-
-
-@pytest.fixture
-def own_network(tmp_path: Path) -> Iterator[Network]:
-    """An aggregator of its own, so that its ledger has what the test did and no more."""
-    network = Network(tmp_path)
-    yield network
-    network.stop()
 
 
 def listed(network: Network, who: str = "alice", first: int = 1, limit: int = 1000) -> Any:
