@@ -13,7 +13,7 @@ import pytest
 
 from tests.scenarios.processes import BIN, ROOT
 
-SECONDS = 240  # it takes a quarter of that on two cores that do nothing else
+SECONDS = 240  # many times what it takes where nothing else runs
 MARKED = re.compile(r"<!-- test(, going on)? -->\s*```console\n(.*?)```", re.DOTALL)
 
 
