@@ -124,15 +124,16 @@ class Attendance:
                 if owner in self._seats:
                     self._seats[owner].send(event)
 
-    def unseat(self, owners: Collection[str]) -> None:
-        """End the streams of owners that were not heard of: who is there comes back at once.
+    def unseat(self, owners: Collection[str]) -> set[str]:
+        """End the streams of owners that were not heard of; returns who had one. Who is there comes back at once.
 
         A connection may be gone of which nobody told us yet; a round for those at its other end is in vain.
         """
         with self._changed:
-            for owner in owners:
-                if owner in self._seats:
-                    self._seats.pop(owner).send(None)
+            seated = self._seats.keys() & set(owners)
+            for owner in seated:
+                self._seats.pop(owner).send(None)
+        return seated
 
     def wake(self) -> None:
         """End all waiting for owners: the job is being stopped."""

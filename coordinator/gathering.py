@@ -70,12 +70,20 @@ class Gathering:
         )
 
     def note(
-        self, manifest: Manifest, missed: AbstractSet[str], *, released: bool
+        self,
+        manifest: Manifest,
+        missed: AbstractSet[str],
+        doubted: AbstractSet[str] = frozenset(),
+        *,
+        released: bool,
     ) -> Mapping[str, int]:
-        """Take in how a round ended; returns who is left out now, and the round that it is back in."""
+        """Take in how a round ended; returns who is left out now, and the round that it is back in.
+
+        Those `doubted` were missed and may come back in a moment.
+        """
         group = self._sampling.group_of(manifest.cohort)
         counted = set(manifest.cohort) - missed
-        self._expected[group] = counted
+        self._expected[group] = counted | doubted
         if not manifest.trains:
             return {}
         cycle = self._sampling.cycle(manifest.round)

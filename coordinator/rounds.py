@@ -126,9 +126,12 @@ class Rounds:
         with self._lock:
             self._open = None
         self._announce(opened, release, ending.reason)
-        self._attendance.unseat([e.owner for e in excluded if e.reason == pb.REASON_LEASE_EXPIRED])
+        unheard = [e.owner for e in excluded if e.reason == pb.REASON_LEASE_EXPIRED]
+        doubted = self._attendance.unseat(unheard)
         missed = {exclusion.owner for exclusion in excluded}
-        resting = self.gathering.note(opened.manifest, missed, released=release is not None)
+        resting = self.gathering.note(
+            opened.manifest, missed, doubted, released=release is not None
+        )
         group = self._job.sampling.number_of(cohort)
         return Ended(release, ending.reason, excluded, group, resting=resting)
 

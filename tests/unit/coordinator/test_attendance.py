@@ -99,7 +99,7 @@ def test_a_second_stream_of_an_owner_ends_the_first() -> None:
 def test_an_owner_that_was_not_heard_of_is_counted_again_when_it_comes_back() -> None:
     attendance = Attendance()
     seats = {owner: attendance.enter(owner) for owner in ("alice", "bob")}
-    attendance.unseat(["bob", "carol"])
+    assert attendance.unseat(["bob", "carol"]) == {"bob"}
     assert seats["bob"].next() is None
     assert attendance.gather([["alice", "bob"]], [], 1, LONG) == ["alice"]
     attendance.leave("bob", seats["bob"])
