@@ -1,5 +1,6 @@
 """Whose turn it is to take part, as those who attend come and go."""
 
+import threading
 from collections.abc import Iterable
 
 import pytest
@@ -187,3 +188,18 @@ def test_without_groups_everybody_is_one() -> None:
         CairnError, match=r"^after gather_seconds = 0\.01 only 0 of at least 2 owners attend"
     ):
         gathering.check(gathered, FLOOR)
+
+
+def test_an_owner_that_is_doubted_has_a_moment_to_come_back() -> None:
+    everybody = tuple(sorted(A + B))
+    attendance = Attendance()
+    gathering = Gathering(Sampling((everybody,), 0, "job"), LONG, attendance)
+    for owner in everybody:
+        attendance.enter(owner)
+    doubted = attendance.unseat(everybody[:1])
+    gathering.note(manifest_of(1, everybody), doubted, doubted, released=True)
+    back = threading.Timer(0.2, attendance.enter, everybody[:1])  # when it is waited for
+    back.start()
+    gathered = gathering.next(Step(2, pb.PHASE_TRAIN), FLOOR, lambda _: None)
+    back.join()
+    assert gathered.cohort == list(everybody)
