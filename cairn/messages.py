@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from cairn import __version__
 from cairn.errors import InvalidMessage, TooMuch
 from cairn.limits import (
+    LARGEST_SHARE,
     MAX_COHORT,
     MAX_EXAMPLES,
     MAX_JOB_SPEC_BYTES,
@@ -25,7 +26,7 @@ from cairn.owners import Groups, check_groups, check_name, check_owners
 from cairn.tensors import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 M = TypeVar("M", bound=Message)
 
@@ -70,6 +71,7 @@ class Manifest:
     ledger_head: bytes
     ledger_number: int
     encoding: "pb.Encoding" = pb.ENCODING_WHOLE
+    largest_share: float = LARGEST_SHARE
 
     @property
     def trains(self) -> bool:
@@ -203,6 +205,7 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
         ledger_head=manifest.ledger_head,
         ledger_number=manifest.ledger_number,
         encoding=manifest.encoding,
+        largest_share=manifest.largest_share,
         protocol=PROTOCOL,
         software=__version__,
     ).SerializeToString(deterministic=True)
@@ -238,7 +241,14 @@ def manifest_from_bytes(body: bytes) -> Manifest:
         ledger_head=check_digest(message.ledger_head, "ledger_head"),
         ledger_number=message.ledger_number,
         encoding=message.encoding,
+        largest_share=_share(message.largest_share),
     )
+
+
+def _share(value: float) -> float:
+    if not 0 < value <= LARGEST_SHARE:  # also refuses NaN
+        raise InvalidMessage(f"largest_share is {value}; it must be above 0 and at most 0.5")
+    return value
 
 
 def check_protocol(theirs: int, software: str) -> None:

@@ -255,10 +255,12 @@ class AbortRoundResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatementRequest(_message.Message):
-    __slots__ = ("manifest_digest",)
+    __slots__ = ("manifest_digest", "seen_head")
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SEEN_HEAD_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
-    def __init__(self, manifest_digest: _Optional[bytes] = ...) -> None: ...
+    seen_head: _round_pb2.Signed
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., seen_head: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
 
 class GetStatementResponse(_message.Message):
     __slots__ = ("statement", "ledger_head")

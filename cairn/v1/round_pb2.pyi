@@ -97,6 +97,8 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_UPDATE_LOST: _ClassVar[Reason]
     REASON_FENCED: _ClassVar[Reason]
     REASON_MIXED_GROUPS: _ClassVar[Reason]
+    REASON_NOT_COUNTED: _ClassVar[Reason]
+    REASON_FAILURES_SPENT: _ClassVar[Reason]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_BOOL: Dtype
 DTYPE_U8: Dtype
@@ -167,6 +169,8 @@ REASON_ENCODING_REFUSED: Reason
 REASON_UPDATE_LOST: Reason
 REASON_FENCED: Reason
 REASON_MIXED_GROUPS: Reason
+REASON_NOT_COUNTED: Reason
+REASON_FAILURES_SPENT: Reason
 
 class Signed(_message.Message):
     __slots__ = ("type", "body", "signature")
@@ -244,7 +248,7 @@ class JobSpec(_message.Message):
     def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ..., min_examples: _Optional[int] = ..., max_examples: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class RoundManifest(_message.Message):
-    __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "rule", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol", "ledger_number", "software", "encoding")
+    __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "rule", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol", "ledger_number", "software", "encoding", "largest_share")
     FEDERATION_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     JOB_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +268,7 @@ class RoundManifest(_message.Message):
     LEDGER_NUMBER_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_SHARE_FIELD_NUMBER: _ClassVar[int]
     federation: str
     job: str
     job_digest: bytes
@@ -283,7 +288,8 @@ class RoundManifest(_message.Message):
     ledger_number: int
     software: str
     encoding: Encoding
-    def __init__(self, federation: _Optional[str] = ..., job: _Optional[str] = ..., job_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ..., previous_release_digest: _Optional[bytes] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., floor: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ledger_head: _Optional[bytes] = ..., protocol: _Optional[int] = ..., ledger_number: _Optional[int] = ..., software: _Optional[str] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
+    largest_share: float
+    def __init__(self, federation: _Optional[str] = ..., job: _Optional[str] = ..., job_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ..., previous_release_digest: _Optional[bytes] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., floor: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ledger_head: _Optional[bytes] = ..., protocol: _Optional[int] = ..., ledger_number: _Optional[int] = ..., software: _Optional[str] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., largest_share: _Optional[float] = ...) -> None: ...
 
 class Exclusion(_message.Message):
     __slots__ = ("owner", "reason")

@@ -87,10 +87,11 @@ EXPECTED: dict[str, Message] = {
         lease_seconds=15,
         nonce=digest("n"),
         ledger_head=digest("l"),
-        protocol=3,
+        protocol=4,
         ledger_number=601,
         software="0.2.0",
         encoding=pb.ENCODING_WHOLE,
+        largest_share=0.375,
     ),
     "Exclusion": EXCLUSION,
     "ReleaseStatement": pb.ReleaseStatement(
@@ -120,7 +121,7 @@ EXPECTED: dict[str, Message] = {
         join=True,
         reason=pb.REASON_STOPPING,
         seen_head=SIGNED,
-        protocol=3,
+        protocol=4,
         software="0.2.0",
     ),
     "JoinRoundResponse": agg.JoinRoundResponse(
@@ -153,7 +154,7 @@ EXPECTED: dict[str, Message] = {
     ),
     "GetReceiptResponse": agg.GetReceiptResponse(receipt=SIGNED),
     "RegisterJobRequest": agg.RegisterJobRequest(
-        job_spec=b"\x0a\x07clinics", protocol=3, software="0.2.0", process=digest("p")
+        job_spec=b"\x0a\x07clinics", protocol=4, software="0.2.0", process=digest("p")
     ),
     "RegisterJobResponse": agg.RegisterJobResponse(
         floor=3, last_round=300, open_manifest=SIGNED, last_statement=SIGNED, released=299, epoch=4
@@ -179,12 +180,14 @@ EXPECTED: dict[str, Message] = {
     "ReleaseHeader": RELEASE_HEADER,
     "AbortRoundRequest": agg.AbortRoundRequest(manifest_digest=digest("m"), epoch=4),
     "AbortRoundResponse": agg.AbortRoundResponse(),
-    "GetStatementRequest": agg.GetStatementRequest(manifest_digest=digest("m")),
+    "GetStatementRequest": agg.GetStatementRequest(
+        manifest_digest=digest("m"), seen_head=SIGNED
+    ),
     "GetStatementResponse": agg.GetStatementResponse(statement=SIGNED, ledger_head=SIGNED),
     "ListEntriesRequest": agg.ListEntriesRequest(first=1 << 40, limit=1000),
     "ListEntriesResponse": agg.ListEntriesResponse(entries=[ENTRY, ENTRY], head=SIGNED),
     "LedgerEntry": ENTRY,
-    "AttendRequest": coord.AttendRequest(federation="clinics", protocol=3, software="0.2.0"),
+    "AttendRequest": coord.AttendRequest(federation="clinics", protocol=4, software="0.2.0"),
     "AttendResponse.invitation": coord.AttendResponse(invitation=INVITATION),
     "AttendResponse.outcome": coord.AttendResponse(outcome=OUTCOME),
     "AttendResponse.finished": coord.AttendResponse(finished=FINISHED),
