@@ -180,9 +180,7 @@ EXPECTED: dict[str, Message] = {
     "ReleaseHeader": RELEASE_HEADER,
     "AbortRoundRequest": agg.AbortRoundRequest(manifest_digest=digest("m"), epoch=4),
     "AbortRoundResponse": agg.AbortRoundResponse(),
-    "GetStatementRequest": agg.GetStatementRequest(
-        manifest_digest=digest("m"), seen_head=SIGNED
-    ),
+    "GetStatementRequest": agg.GetStatementRequest(manifest_digest=digest("m"), seen_head=SIGNED),
     "GetStatementResponse": agg.GetStatementResponse(statement=SIGNED, ledger_head=SIGNED),
     "ListEntriesRequest": agg.ListEntriesRequest(first=1 << 40, limit=1000),
     "ListEntriesResponse": agg.ListEntriesResponse(entries=[ENTRY, ENTRY], head=SIGNED),
