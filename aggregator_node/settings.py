@@ -34,7 +34,9 @@ class AggregatorSettings(Settings):
     at a time: the others wait in line. More is faster where the owners' links are slow, and each takes as much
     memory as the model.
     `compare_releases` says which earlier releases a new one must count the same owners as, or have none
-    in common with: those of the same base, or of every model with the same tensors.
+    in common with: those of the same base, or of every model with the same tensors. Of the same base, tensors
+    are compared with tensors and metrics with metrics, whatever the phase: a training whose metrics may not
+    stand beside earlier ones is released without them. Of the same tensors, every release is compared.
     """
 
     federation: NodeLabel

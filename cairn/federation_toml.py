@@ -32,7 +32,8 @@ _LIMITS = """
 # updates_in_flight = 2            # large updates taken at a time; the other owners wait in line
 # lease_seconds = 30               # for so long an owner that is not heard of holds up a round
 # Averages over owners that overlap can be subtracted, so comparable releases count the same owners, or have
-# none in common. Compared are those of the "same_base", or of the "same_model": with the same tensors.
+# none in common. Compared are those of the "same_base", where a training may leave without its metrics instead;
+# or of the "same_model": with the same tensors, in every phase.
 # compare_releases = "same_base"
 """
 _EXAMPLE_TASK = """

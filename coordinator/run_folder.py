@@ -3,7 +3,7 @@
     model.safetensors   the model of the last release; before the first, the model it starts from
     release.json        the last signed release statement of a model
     evaluation.json     the last signed statement of an evaluation
-    history.jsonl       a line for each round: round, contributors, group, metrics, left_out, seconds
+    history.jsonl       a line for each round: round, contributors, group, metrics, left_out, seconds, evaluation
     checkpoint.json     which job this is and how far it is
 
 Each file is replaced in one step and the checkpoint comes last, so a crash leaves the state of the
