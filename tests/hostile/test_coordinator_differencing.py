@@ -211,6 +211,15 @@ def test_an_evaluation_of_a_model_from_which_others_have_trained_with_metrics_is
     assert evaluated(second, with_dave, model).statement.metrics == mean_loss(with_dave)
 
 
+def test_no_release_has_a_zero_with_a_sign_so_that_its_twin_is_no_other_base(
+    network: Network, who: str
+) -> None:
+    """Else a job that goes on from the release, and one that begins with its twin, would not be compared."""
+    opened = new_job(network, who).open(COHORT, base_of_this_test(17))
+    push(opened, dict.fromkeys(COHORT, np.full(len(OWNERS), -0.0, "<f4").tobytes()))
+    assert opened.ends().payload == bytes(4 * len(OWNERS))
+
+
 def test_where_one_owner_leaves_an_evaluation_after_it_was_opened_it_is_not_released(
     network: Network, who: str, new_caller: NewCaller
 ) -> None:
