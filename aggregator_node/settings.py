@@ -1,15 +1,28 @@
 """The aggregator's TOML file."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from aggregator_node.memory import memory_of_this_machine
 from aggregator_node.policy import Policy
+from aggregator_node.roster import Listed
 from cairn.limits import MAX_COHORT, MIN_COHORT
 from cairn.settings import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
 from cairn.timeouts import LEASE_SECONDS, STANDBY_SECONDS
 from cairn.values import Bounds
+
+
+def _fingerprint(text: str) -> str:
+    if re.fullmatch("sha256:[0-9a-f]{64}", text) is None:
+        raise ValueError(
+            "should be a fingerprint as `cairn identity` prints it: sha256: and 64 hexadecimal digits"
+        )
+    return text
+
+
+Fingerprint = Annotated[str, AfterValidator(_fingerprint)]
 
 
 class AggregatorIdentityFiles(IdentityFiles):
@@ -22,7 +35,9 @@ class AggregatorSettings(Settings):
     """Everything an aggregator is told.
 
     `owners` is the roster: nobody else is taken into a cohort, and who is removed from it is refused
-    at its next call. `floor` is the smallest cohort that may be released, whatever a job says.
+    at its next call. `revoked` lists the fingerprints of certificates, of owners or coordinators, that are
+    refused though they are valid, each of the certificate itself or of its public key; it is read again like the
+    roster, and a file that cannot be used keeps both for an hour. `floor` is the smallest cohort that may be released, whatever a job says.
     `lease_seconds` is how long an owner that is not heard of stays in a round. `patience_seconds` is how
     long an aggregator that runs for one job waits for a coordinator that does not call. `state` is a
     directory for the releases and the ledger.
@@ -45,6 +60,7 @@ class AggregatorSettings(Settings):
     listen_coordinators: Address
     state: FilePath
     owners: list[NodeLabel]
+    revoked: tuple[Fingerprint, ...] = ()
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
     lease_seconds: Seconds = LEASE_SECONDS
     patience_seconds: Seconds = STANDBY_SECONDS
@@ -62,6 +78,10 @@ class AggregatorSettings(Settings):
         if self.memory_megabytes is not None:
             return self.memory_megabytes << 20
         return memory_of_this_machine() * 3 // 4
+
+    def listed(self) -> Listed:
+        """Whom this file admits."""
+        return Listed(frozenset(self.owners), frozenset(self.revoked))
 
     def policy(self) -> Policy:
         """What this file allows of jobs and rounds."""

@@ -22,6 +22,11 @@ authority = "{name}/authority.crt"    # who issues the certificates of this fede
 _PINNED = """\
 aggregator = "{name}/aggregator.crt"  # the pinned certificate of the aggregator: no other is trusted
 """
+_REVOKED = """\
+# Certificates that are refused though they are valid, such as one whose key was stolen: the fingerprints, or those
+# of the public keys, as `cairn identity` prints them. The same node is admitted under another certificate.
+# revoked = ["sha256:..."]
+"""
 _LIMITS = """
 # What is refused whatever a job says; these are the values where nothing else is said.
 # largest_value = 1e9              # of a floating-point element of an update
@@ -69,6 +74,7 @@ def aggregator_toml(plan: FederationPlan) -> str:
         f"{_floor(plan)}"
         "# Everybody who may take part. A change is read at once: who is removed is refused at its next call.\n"
         f"owners = [{', '.join(_text(owner) for owner in sorted(plan.owners))}]\n"
+        f"{_REVOKED}"
         f"{_LIMITS}\n"
         f"{_NODE_FILES.format(name='aggregator')}"
         'signing_key = "aggregator/signing.key"    # signs manifests, receipts and statements\n'
