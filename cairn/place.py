@@ -36,7 +36,7 @@ _OF_STATE = (
 class Place:
     """`name` is what a sentence calls it, and `elsewhere` how a person chooses another.
 
-    `own` are the names of the files and folders that the node makes there.
+    `own` are the names of the files and folders that the node makes there, which it then relies on.
     """
 
     path: Path
@@ -52,6 +52,11 @@ class Place:
         return UsageError(
             f"{self.name} {self.path} cannot be used: {error}; {cure}, or {self.elsewhere}"
         )
+
+    @property
+    def is_relied_on(self) -> bool:
+        """Whether the node would act on what another account has put there."""
+        return bool(self.own)
 
     def check_writing(self) -> bool:
         """Write, sync and rename a file there; or above it, where it has yet to be made.
@@ -72,7 +77,11 @@ class Place:
     def check_links(self) -> None:
         """Raise UsageError where a link stands for a file or folder of the node's: it writes and deletes there."""
         for path in (self.path / name for name in self.own):
-            if path.is_symlink():
+            try:
+                is_link = path.is_symlink()
+            except OSError as error:
+                raise self.unusable(error) from None
+            if is_link:
                 raise UsageError(
                     f"{path} is a symbolic link: put the file or folder itself in its place, or {self.elsewhere}"
                 )
