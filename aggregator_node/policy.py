@@ -54,6 +54,10 @@ class Policy:
                 pb.REASON_COHORT_TOO_SMALL,
             )
         check_group_sizes(job.groups, self.floor_of(job))
+        if not job.schema.total_bytes:
+            raise InvalidMessage(
+                "no tensor of the model has an element: there is nothing to train or to average"
+            )
         if job.schema.total_bytes > self.model_bytes:
             raise TooMuch(
                 f"the model has {job.schema.total_bytes} bytes, this aggregator takes"

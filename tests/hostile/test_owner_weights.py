@@ -67,6 +67,21 @@ def test_one_owner_with_nearly_all_examples_decides_no_element_of_any_type(
     assert opened.manifest.largest_share == 0.5
 
 
+def test_one_owner_with_nearly_all_examples_decides_no_metric_of_an_evaluation(
+    network: Network,
+) -> None:
+    opened = weighted_round(network)
+    for owner in COHORT:
+        opened.push(owner, update(THEIRS), examples=WEIGHTS[owner])
+    base = opened.ends().payload
+    evaluation = opened.job.open(COHORT, base, phase=pb.PHASE_EVALUATE)
+    for owner in COHORT:
+        evaluation.join(owner)
+        metrics = {"loss": float(owner == "alice")}
+        evaluation.push(owner, b"", examples=WEIGHTS[owner], metrics=metrics)
+    assert dict(evaluation.ends().statement.metrics) == {"loss": CAP / (CAP + 150)}
+
+
 def test_the_same_updates_give_the_same_bits_in_every_order_also_where_a_weight_is_capped(
     network: Network,
 ) -> None:
