@@ -1,6 +1,7 @@
 """An owner whose weight would make the average its own: it counts no more than its share."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -9,7 +10,9 @@ import pytest
 
 from cairn.tensors import DTYPES, FLOATS, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
+from tests.hostile.memory import in_memory, may_read
 from tests.hostile.owners import an_aggregator, joined_round
+from tests.scenarios.processes import until
 from tests.service.network import Network, OpenRound
 
 EXAMPLES = pb.WEIGHTING_EXAMPLES
@@ -110,3 +113,26 @@ def test_an_update_that_is_held_back_is_pushed_again_declined_and_refused_as_any
         again.push(owner, update(THEIRS), examples=50)
     again.decline("alice", pb.REASON_STOPPING)
     assert again.ends().payload == update(THEIRS)
+
+
+@pytest.mark.parametrize("ending", ["released", "aborted"])
+def test_an_update_that_is_held_back_does_not_outlive_its_round(
+    network: Network, ending: str
+) -> None:
+    if not may_read(network.node.pid):
+        pytest.skip("this account may not read the memory of its own processes; root may")
+    schema = Schema.of([TensorSpec("t", "U8", (1 << 18,))])
+    opened = joined_round(network, schema, COHORT, weighting=EXAMPLES, examples=(1, 1000))
+    secret = os.urandom(32)
+    needles = {"alice's update": secret}
+    opened.push("alice", bytes(1 << 17) + secret + bytes((1 << 17) - 32), examples=1000)
+    for owner in ("bob", "carol"):
+        opened.push(owner, bytes(1 << 18), examples=1)
+    assert in_memory(network.node.pid, needles).keys() == needles.keys()
+    if ending == "released":
+        opened.push("dave", bytes(1 << 18), examples=1)
+        assert opened.ends().statement.contributors == len(COHORT)
+    else:
+        opened.abort()
+    # gRPC keeps the last 8 KiB of a connection until that is idle.
+    until(lambda: not in_memory(network.node.pid, needles), "alice's update is erased")
