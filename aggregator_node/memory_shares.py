@@ -1,9 +1,9 @@
 """Decides who gets the aggregator's memory when coordinators compete for it. Pure: the clock is passed in.
 
-Memory that is free may be had, until somebody waits for some. While a coordinator waits that would not have more
-than an equal share of it, no other gets more than that share: as rounds end, the waiting one has its turn.
-Equal shares are of the coordinators that hold memory or wait for some. Who asks for more than its share waits
-for nobody's but the others' goodwill: it holds nobody up.
+Whoever asks gets what is free, until somebody waits. While a coordinator waits for memory with which it would
+have no more than an equal share, no other gets more than that: as rounds end, the waiting one has its turn.
+The shares are those of the coordinators that hold memory or wait for it. One that asks for more than its share
+holds nobody up.
 """
 
 from collections import Counter
@@ -25,11 +25,12 @@ class MemoryShares:
 
     def may_take(self, coordinator: str, nbytes: int, now: float) -> bool:
         """Whether the coordinator may have so much more now; if it may not, it waits from now on."""
-        self._waits.pop(coordinator, None)
         self._waits = {who: at for who, at in self._waits.items() if now - at < WAITING_SECONDS}
         active = {coordinator, *self._waits, *+self._held}
         within_share = (self._held[coordinator] + nbytes) * len(active) <= self._nbytes
-        if nbytes <= self.free and (within_share or not self._waits):
+        others_wait = any(who != coordinator for who in self._waits)
+        if nbytes <= self.free and (within_share or not others_wait):
+            self._waits.pop(coordinator, None)
             return True
         if within_share:
             self._waits[coordinator] = now

@@ -13,6 +13,7 @@ from aggregator_node.memory import Memory, Workspace
 from aggregator_node.push import Push, Terms
 from aggregator_node.shares import LargestShare
 from aggregator_node.summing import Summing
+from cairn.errors import Unavailable
 from cairn.limits import MAX_EXAMPLES
 from cairn.tensors import DTYPES, Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
@@ -181,3 +182,17 @@ def test_a_round_that_is_aborted_leaves_nothing_of_what_was_held_back() -> None:
     sums.summing.forget()
     sums.memory.take_back(sums.workspace)
     assert bytes(sums.kept["owner0000"]) == bytes(len(whole(0)))
+
+
+def test_sums_that_have_no_room_end_the_round_when_it_is_sealed_at_the_latest() -> None:
+    """The one that is held back is added then, and its buffer comes back all the same."""
+    schema = Schema.of([TensorSpec("t", "F32", (1 << 19,))])
+    sums = Sums(round_of(schema, 3))
+    sums.memory._grow("another", (1 << 30) - sums.workspace.nbytes)
+    values = zip(COHORT, (0.9e9, 1.1e-3, 1.1e-3), (1000, 1, 1), strict=False)
+    for owner, value, weight in values:
+        sums.push(owner, np.full(1 << 19, value, "<f4").tobytes(), weight)
+    with pytest.raises(Unavailable, match="memory_megabytes") as failure:
+        sums.mean()
+    assert failure.value.reason == pb.REASON_TOO_MUCH
+    assert sums.workspace.buffers.end()
