@@ -17,7 +17,8 @@ highest are 0 to 2**22 - 1. A limb's sum is below 2**22 * total weight, and the 
 Metrics: the exact weighted mean, rounded once to binary64.
 
 Memory: the sums (8 bytes an element; 16 for I32, 24 for I64), which are kept for the next round of the same
-schema, what floats carry below them (next to nothing; `exact_sum` has the worst), and blocks of 256 KiB, some 5 MiB with all types.
+schema; what floats carry below them (`carry_bytes`; values that were made for it need more, which is asked
+for as it grows; `exact_sum` has the worst); and blocks of 256 KiB, some 5 MiB with all types.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,10 +40,14 @@ from cairn.values import SIGNIFICANT_BITS, Run, clear_negative_zeros, runs_of
 MAX_WEIGHT = 2**31 - 1
 MAX_TOTAL_WEIGHT = 2**41
 
+# Asks for so many bytes more; raises Unavailable where there are none.
+Ask = Callable[[int], None]
+
 # A block of an update: of which run, by its number, and which elements of it. Returns the elements, whole
 # or as deltas, and how many significant bits each has at the most; integers have no use for these.
 ReadBlock = Callable[[int, slice], tuple[NDArray[Any], int]]
 
+_ASK_BYTES = 1 << 20  # the first are not asked for: they are few beside the blocks
 _DELTAS = frozenset({"F32", "F64"})  # see Encoding in round.proto
 _PIECE = 4 * BLOCK  # elements of the mean that are handed out at once
 _LIMB_BITS = 22
@@ -55,11 +60,22 @@ class Mean:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
+        self._ask: Ask = lambda _: None
+        self._granted = self._reckoned = max(carry_bytes(schema), _ASK_BYTES)
         self._total_weight = 0
         self._runs = tuple(runs_of(schema))
         self._memory = anonymous(sum_bytes(schema))
         self._sums = tuple(self._divided())
         self._rounding = Rounding()
+
+    def begin(self, ask: Ask) -> None:
+        """From now on ask for the memory that the sums need beyond `sum_bytes` and `carry_bytes`."""
+        self._ask = ask
+
+    @property
+    def asked_bytes(self) -> int:
+        """What was asked for since the last reset."""
+        return self._granted - self._reckoned
 
     def add_blocks(self, read: ReadBlock, weight: int) -> None:
         """Add one update that is read block by block, in canonical order; it counts `weight` times.
@@ -67,7 +83,8 @@ class Mean:
         A block begins at a multiple of `BLOCK` elements of its run and is that long, or the run's rest.
         What `read` returns is used before it is called again; it must not raise, because the blocks
         before would stay in the sums. Raises UpdateRefused for a weight outside 1 to `MAX_WEIGHT`, and
-        TooMuch where all weights exceed `MAX_TOTAL_WEIGHT`; the sums are then as before.
+        TooMuch where all weights exceed `MAX_TOTAL_WEIGHT`; the sums are then as before. Raises
+        Unavailable where the sums may not grow as they have to; they are then good for nothing.
         """
         if not 1 <= weight <= MAX_WEIGHT:
             raise UpdateRefused(f"a weight is 1 to {MAX_WEIGHT}", pb.REASON_EXAMPLES_REFUSED)
@@ -80,6 +97,7 @@ class Mean:
                     values, bits = read(number, block)
                     if isinstance(sums, ExactSums):
                         sums.add(block, values, bits, weight, first=first)
+                        self._ask_for_growth()
                     else:
                         _add_integers(values, weight, sums[:, block], first=first)
         self._total_weight += weight
@@ -111,8 +129,16 @@ class Mean:
         self._forget()
         np.frombuffer(self._memory, np.uint8).fill(0)
 
+    def _ask_for_growth(self) -> None:
+        carried = sum(sums.carried_bytes for sums in self._sums if isinstance(sums, ExactSums))
+        if (missing := carried - self._granted) > 0:
+            nbytes = -(-missing // _ASK_BYTES) * _ASK_BYTES
+            self._ask(nbytes)
+            self._granted += nbytes
+
     def _forget(self) -> None:
         self._total_weight = 0
+        self._granted = self._reckoned
         self._rounding.erase()
         for sums in self._sums:
             if isinstance(sums, ExactSums):
@@ -152,6 +178,16 @@ class Mean:
 def sum_bytes(schema: Schema) -> int:
     """The memory of the sums."""
     return sum(8 * run.count * _LIMBS.get(run.dtype, 1) for run in runs_of(schema))
+
+
+def carry_bytes(schema: Schema) -> int:
+    """The memory below the sums that values of trained models need at the most.
+
+    A sum of two F64 values is hardly ever an F64 value, but their errors add up to one. Of the narrower
+    types one element in forty needs a second number, where weights are large and values small.
+    """
+    runs = [run for run in runs_of(schema) if run.dtype in FLOATS]
+    return sum(8 * run.count if run.dtype == "F64" else run.count // 4 for run in runs)
 
 
 def average_metrics(reports: Sequence[tuple[Mapping[str, float], int]]) -> dict[str, float]:

@@ -1,7 +1,10 @@
 """Lends memory to the updates under way: a few buffers, in the order in which owners ask.
 
-The buffers are made once for a job and used again for every update. Who finds none free waits in line, and
-sends nothing meanwhile; of one that does, HTTP/2's flow control leaves the most on its own side.
+The buffers are made once for a job and used again for every update. If none is free, the owner waits in
+line and sends nothing meanwhile; HTTP/2 flow control limits what an impatient one can make us hold.
+
+A buffer whose update is not added yet is kept beyond its push. There are further buffers for these, which
+nobody else gets, so a kept one holds up no line.
 
 What was in a buffer is in the sums by then, or counts for nothing. It is overwritten at the latest when the
 round ends: by the next update, where an owner waits for the buffer, and else by zeros.
@@ -24,18 +27,23 @@ _RETURN_SECONDS = 2 * IDLE_SECONDS
 class Buffers:
     """Buffers of one size. Every method may be called from any thread."""
 
-    def __init__(self, count: int, nbytes: int) -> None:
+    def __init__(self, count: int, nbytes: int, to_keep: int = 0) -> None:
+        """Make `count` buffers to lend, and `to_keep` in the place of those that are kept."""
         self.nbytes = nbytes
         self.count = count
-        self._free = [memoryview(anonymous(nbytes))[:nbytes] for _ in range(count)]
+        self.to_keep = to_keep
+        self._free = [memoryview(anonymous(nbytes))[:nbytes] for _ in range(count + to_keep)]
         self._passed_on: list[memoryview] = []  # free as well, and not overwritten yet
+        # By their id: the memory may be lent again before the loan that was kept has ended.
+        self._loans: dict[int, memoryview] = {}
+        self._kept: dict[int, memoryview] = {}
         self._is_lent = True
         self._line: list[str] = []
         self._changed = threading.Condition()
 
     @contextmanager
     def one(self, owner: str, is_over: Callable[[], bool]) -> Iterator[memoryview]:
-        """Lend a buffer inside, after a wait in line.
+        """Lend a buffer inside, after a wait in line; it is given back then, unless it is kept.
 
         Raises Unavailable once `is_over` says so, which is asked first and whenever `wake` is called, and
         where the round has ended.
@@ -44,7 +52,22 @@ class Buffers:
         try:
             yield buffer
         finally:
-            self._put_back(buffer)
+            with self._changed:
+                is_kept = self._loans.pop(id(buffer), None) is None
+            if not is_kept:
+                self._put_back(buffer)
+
+    def keep(self, buffer: memoryview) -> None:
+        """Keep a lent buffer as it is until `give_back`, or until the round ends."""
+        with self._changed:
+            self._kept[id(buffer)] = self._loans.pop(id(buffer))
+            self._changed.notify_all()
+
+    def give_back(self, buffer: memoryview) -> None:
+        """A kept buffer is needed no more."""
+        with self._changed:
+            del self._kept[id(buffer)]
+        self._put_back(buffer)
 
     def place(self, owner: str) -> int:
         """Where the owner stands in line: 1 is the next, 0 is not in line."""
@@ -70,13 +93,17 @@ class Buffers:
         """The round has ended: lend none of them before `begin`.
 
         Waits for those that are still lent, to pushes that were cancelled or whose update is being looked at.
-        All that are back are overwritten. Returns False where one is not: then none may be used again.
+        All that are back are overwritten, as are the kept ones. Returns False where one is not: then none may
+        be used again.
         """
         with self._changed:
             self._is_lent = False
+            self._passed_on += self._kept.values()
+            self._kept.clear()
             self._changed.notify_all()
             are_back = self._changed.wait_for(
-                lambda: len(self._free) + len(self._passed_on) == self.count, _RETURN_SECONDS
+                lambda: len(self._free) + len(self._passed_on) == self.count + self.to_keep,
+                _RETURN_SECONDS,
             )
             while self._passed_on:
                 _erase(self._passed_on[-1])
@@ -88,13 +115,19 @@ class Buffers:
             self._line.append(owner)
             try:
                 while self._is_lent and not is_over():
-                    if self._line[0] == owner and (self._passed_on or self._free):
-                        return (self._passed_on or self._free).pop()
+                    if self._line[0] == owner and self._can_lend():
+                        loan = (self._passed_on or self._free).pop()[:]
+                        self._loans[id(loan)] = loan
+                        return loan
                     self._changed.wait()
             finally:
                 self._line.remove(owner)
                 self._changed.notify_all()
         raise Unavailable("the wait for a turn to push is over")
+
+    def _can_lend(self) -> bool:
+        spared = max(0, self.to_keep - len(self._kept))
+        return len(self._free) + len(self._passed_on) > spared
 
     def _put_back(self, buffer: memoryview) -> None:
         with self._changed:

@@ -32,8 +32,9 @@ def see_to_end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder)
     except WrongState as error:  # an earlier release forbids this one
         log.error("round not released", job=row.job, round=row.number, error=str(error))
         return _abort_or_fail(live, row, error.reason, recorder)
-    except Unavailable:  # the store has said what its disk lacks
-        return _abort_or_fail(live, row, pb.REASON_STORAGE_FAILED, recorder)
+    except Unavailable as error:  # there is no memory, or no room on the disk
+        log.error("round not released", job=row.job, round=row.number, error=str(error))
+        return _abort_or_fail(live, row, error.reason or pb.REASON_STORAGE_FAILED, recorder)
     except OSError as error:  # it says which file, and what its disk lacks
         log.error("round not released", job=row.job, round=row.number, error=str(error))
         return _abort_or_fail(live, row, pb.REASON_STORAGE_FAILED, recorder)

@@ -42,6 +42,7 @@ LARGEST = 2.0**976
 _DIGIT_BITS = 26
 _LOW_BITS = (1 << _DIGIT_BITS) - 1
 _DENSE = BLOCK // 4
+_EVERY_PLACE = np.arange(BLOCK, dtype=np.uint16)
 
 Floats = NDArray[np.float64]
 
@@ -111,6 +112,11 @@ class Carry:
             left = np.abs(errors) > 0
             where, errors, depth = where[left], errors[left], depth + 1
 
+    @property
+    def nbytes(self) -> int:
+        own = 0 if self._places is _EVERY_PLACE else self._places.nbytes
+        return own + sum(level.nbytes for level in self._levels)
+
     def copy(self) -> "Carry":
         copied = Carry()
         copied._places = self._places
@@ -143,7 +149,7 @@ class Carry:
     def _move(self, places: NDArray[np.uint16]) -> None:
         """Make room for these places, which include all that there are."""
         if len(places) > _DENSE:
-            places = np.arange(BLOCK, dtype=np.uint16)
+            places = _EVERY_PLACE
         where = np.searchsorted(places, self._places)
         for depth, level in enumerate(self._levels):
             self._levels[depth] = np.zeros(len(places))
@@ -158,6 +164,7 @@ class ExactSums:
     def __init__(self, sums: Floats) -> None:
         """Keep level 0 in `sums`; what is in it before the first update does not matter."""
         self._sums = sums
+        self.carried_bytes = 0  # what the levels below the first take
         self._carries: dict[int, Carry] = {}
         self._spreads: dict[int, Spread] = {}  # of the sums, by the first element of the block
         self._floats = np.empty((4, BLOCK))
@@ -181,7 +188,10 @@ class ExactSums:
             if spread.is_exact:
                 np.add(sums, terms, out=sums)
             elif missed := self._add_terms(sums, terms):
-                self._carries.setdefault(block.start, Carry()).add(*missed)
+                carry = self._carries.setdefault(block.start, Carry())
+                before = carry.nbytes
+                carry.add(*missed)
+                self.carried_bytes += carry.nbytes - before
 
     def read(self, block: slice) -> tuple[Floats, Carry | None]:
         """Level 0, in place, and what is carried below it."""
@@ -207,6 +217,7 @@ class ExactSums:
         for carry in self._carries.values():
             carry.erase()
         self._carries.clear()
+        self.carried_bytes = 0
         self._spreads.clear()
         self._floats.fill(0)
 

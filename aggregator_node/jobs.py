@@ -210,6 +210,7 @@ class Jobs:
             ledger_head=head,
             ledger_number=number,
             encoding=self._encoding_of(spec, opening),
+            largest_share=policy.largest_share,
         )
         return Terms(manifest, spec, policy.bounds)
 

@@ -17,6 +17,7 @@ from aggregator_node.memory import Workspace
 from aggregator_node.push import Call, Push, Terms, check_header
 from aggregator_node.pushes import Pushes
 from aggregator_node.round import Ending, Round, Seat
+from aggregator_node.summing import Summing
 from cairn.clock import Clock
 from cairn.errors import Conflict, NotFound, TooMuch, UpdateRefused, WrongState
 from cairn.messages import reason_word
@@ -56,12 +57,12 @@ class LiveRound:
             manifest.cohort, manifest.floor, manifest.lease_seconds, now + remaining, now
         )
         self._workspace: Workspace | None = workspace
+        self._sums = Summing(terms)
         self._summing = threading.Lock()
         self._pushes = Pushes()
         self.has_broken_pushes = False  # whose last bytes wait for Python's collector
-        self._added = 0
         self._accepted: dict[str, Accepted] = {}
-        self._reports: dict[str, tuple[dict[str, float], int]] = {}  # metrics and weight, by owner
+        self._reports: dict[str, dict[str, float]] = {}  # the metrics of each accepted owner
         self._abort_reason: pb.Reason = pb.REASON_UNSPECIFIED
         self._changed = threading.Condition()
 
@@ -134,7 +135,6 @@ class LiveRound:
         digest = self._refusing(owner, lambda: push.finish(commit))
         header_digest = push.header_digest()
         receipt = self._sign_receipt(owner, digest, push.header)
-        weight = self._terms.weight(push.header.examples)
         with self._summing:
             with self._changed:
                 # Complete: the seal, which ends what is under way, must not take its answer away.
@@ -147,12 +147,11 @@ class LiveRound:
                 self._check_in_time()
                 self._round.accept(owner)
                 self._accepted[owner] = Accepted(header_digest, digest, receipt)
-                self._reports[owner] = (dict(push.header.metrics), weight)
-            if push.payload:
-                self._lent().mean.add_blocks(push.reading(), weight)
-                self._added += 1
+                self._reports[owner] = dict(push.header.metrics)
+            failure = self._sums.take(owner, push, self._lent())
         log.info("accepted", **self._ids, owner=owner)
         with self._changed:
+            self._abort_reason = self._abort_reason or failure
             self._changed.notify_all()
         return receipt
 
@@ -186,6 +185,7 @@ class LiveRound:
     def let_go(self) -> None:
         """The round needs its memory no more. After this no update is added to the sums."""
         with self._summing:
+            self._sums.forget()
             self._workspace = None
 
     def end(self, reason: "pb.Reason") -> None:
@@ -223,15 +223,13 @@ class LiveRound:
 
     def _close(self) -> Closing:
         with self._summing:
-            owners = tuple(sorted(self._reports))
-            # To count an update and not to add it would release an average of fewer than is stated.
-            if self._added != (len(owners) if self.manifest.trains else 0):
-                raise AssertionError(f"{self._added} updates were added, {len(owners)} are counted")
+            counts = self._sums.finish(self._lent())
+        owners = tuple(sorted(counts))
         return Closing(
             mean=self._lent().mean,
             contributors=owners,
             commitments=tuple(sorted(commitment_of(self._accepted[o].receipt) for o in owners)),
-            metrics=average_metrics([self._reports[owner] for owner in owners]),
+            metrics=average_metrics([(self._reports[owner], counts[owner]) for owner in owners]),
             exclusions=self.exclusions,
         )
 

@@ -1,16 +1,19 @@
 """Decides which rounds the aggregator's memory can hold, and lends it to them.
 
-A round takes the sums and a few buffers for updates under way, however many owners it has. All of it is
-kept for the next round of the same kind: to take fresh memory from the system costs more than the sum.
+A round takes the sums and a few buffers, for updates under way or held back, however many owners it has. All
+of it is kept for the next round of the same kind: to take fresh memory from the system costs more than the sum.
+Where values that lie far apart make its sums grow, a round asks for more while it is open.
 """
 
 import os
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from aggregator_node.averaging import Mean, sum_bytes
+from aggregator_node.averaging import Mean, carry_bytes, sum_bytes
 from aggregator_node.buffers import Buffers
+from aggregator_node.memory_shares import MemoryShares
 from aggregator_node.push import Terms
 from cairn.errors import TooMuch, Unavailable
 from cairn.tensors import Schema
@@ -25,12 +28,33 @@ _MOST_KEPT = 4  # each has a few megabytes besides what is reckoned
 
 @dataclass
 class Workspace:
-    """The memory of one round: the sums, and buffers for the updates under way."""
+    """The memory of one round: the sums, and buffers for the updates under way or held back."""
 
     mean: Mean
     buffers: Buffers
     schema: Schema
     nbytes: int
+    coordinator: str = ""  # whose round has it
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a round needs: sums for a schema, buffers of one size to lend and to keep."""
+
+    schema: Schema
+    size: int
+    count: int
+    to_keep: int
+
+    @property
+    def nbytes(self) -> int:
+        sums = sum_bytes(self.schema) + carry_bytes(self.schema)
+        return sums + (self.count + self.to_keep) * self.size
+
+    def are_met_by(self, workspace: Workspace) -> bool:
+        buffers = workspace.buffers
+        same = (buffers.nbytes, buffers.count, buffers.to_keep)
+        return same == (self.size, self.count, self.to_keep) and workspace.schema == self.schema
 
 
 class Memory:
@@ -41,70 +65,92 @@ class Memory:
         self._nbytes = nbytes
         self._in_flight = updates_in_flight
         self._lock = threading.Lock()
-        self._lent = 0
+        self._shares = MemoryShares(nbytes)
         self._kept: list[Workspace] = []
 
-    def lend(self, terms: Terms) -> Workspace:
-        """The workspace of a new round.
+    def lend(self, coordinator: str, terms: Terms, now: float) -> Workspace:
+        """The workspace of a new round of this coordinator; `now` is of a monotonic clock.
 
         Raises TooMuch where this aggregator can never hold it, and Unavailable, which is to be tried
-        again, while other rounds have the memory.
+        again, while other rounds have the memory or another coordinator is to have its share of it first.
         """
-        # In an evaluation nothing is added: its sums are those of no tensor.
-        schema = terms.job.schema if terms.manifest.trains else Schema(())
-        size = terms.total_bytes
-        count = self._buffers_of(size, len(terms.manifest.cohort))
-        nbytes = count * size + sum_bytes(schema)
-        if nbytes > self._nbytes:
+        needs = self._needs_of(terms)
+        if needs.nbytes > self._nbytes:
             raise TooMuch(
-                f"a round of this model takes {_megabytes(nbytes)} of memory: the sums and"
-                f" {count} updates at a time; this aggregator has {_megabytes(self._nbytes)}:"
-                " raise memory_megabytes in its file, or lower updates_in_flight"
+                f"a round of this model takes {_megabytes(needs.nbytes)} of memory: the sums,"
+                f" {needs.count} updates at a time and {needs.to_keep} held back for their weight; this"
+                f" aggregator has {_megabytes(self._nbytes)}: raise memory_megabytes in its file, or"
+                " lower updates_in_flight"
             )
         with self._lock:
-            if self._lent + nbytes > self._nbytes:
+            if not self._shares.may_take(coordinator, needs.nbytes, now):
                 raise Unavailable(
-                    "the aggregator's memory is lent to other rounds: this one has to wait until one"
-                    " of them has ended",
+                    "the aggregator's memory is lent to other rounds, or another coordinator is to have its"
+                    " share of it first: this round has to wait until one of them has ended",
                     pb.REASON_TOO_MUCH,
                 )
-            self._lent += nbytes
-            kept = self._take_kept(schema, size, count)
-            while self._kept and self._lent + sum(w.nbytes for w in self._kept) > self._nbytes:
-                del self._kept[0]
-        if kept is not None:
-            kept.buffers.begin()
-            return kept
+            self._shares.take(coordinator, needs.nbytes)
+            kept = self._take_kept(needs)
+            self._let_go_of_kept()
+        workspace = kept or self._fresh(coordinator, needs)
+        workspace.coordinator = coordinator
+        workspace.buffers.begin()
+        workspace.mean.begin(partial(self._grow, coordinator))
+        return workspace
+
+    def take_back(self, workspace: Workspace) -> None:
+        """The round is over, and nothing is added any more: its memory, which is erased here, can be lent again."""
+        is_whole = workspace.buffers.end()
+        nbytes = workspace.nbytes + workspace.mean.asked_bytes
+        workspace.mean.reset()
+        with self._lock:
+            self._shares.give_back(workspace.coordinator, nbytes)
+            if is_whole and workspace.nbytes:
+                self._kept.append(workspace)
+                del self._kept[:-_MOST_KEPT]
+
+    def _needs_of(self, terms: Terms) -> _Needs:
+        # In an evaluation nothing is added: its sums are those of no tensor.
+        schema = terms.job.schema if terms.manifest.trains else Schema(())
+        size, cohort = terms.total_bytes, len(terms.manifest.cohort)
+        count = min(cohort, max(self._in_flight, _SMALL_BYTES // size)) if size else cohort
+        return _Needs(schema, size, count, min(terms.most_held, cohort - count))
+
+    def _fresh(self, coordinator: str, needs: _Needs) -> Workspace:
         try:
-            return Workspace(Mean(schema), Buffers(count, size), schema, nbytes)
+            buffers = Buffers(needs.count, needs.size, needs.to_keep)
+            return Workspace(Mean(needs.schema), buffers, needs.schema, needs.nbytes)
         except (OSError, MemoryError) as error:  # the system has not what this node was told it has
             with self._lock:
-                self._lent -= nbytes
+                self._shares.give_back(coordinator, needs.nbytes)
             raise Unavailable(
                 f"the aggregator's machine has no memory for this round: {error}",
                 pb.REASON_TOO_MUCH,
             ) from error
 
-    def take_back(self, workspace: Workspace) -> None:
-        """The round is over, and nothing is added any more: its memory, which is erased here, can be lent again."""
-        is_whole = workspace.buffers.end()
-        workspace.mean.reset()
+    def _grow(self, coordinator: str, nbytes: int) -> None:
+        """A round of the coordinator takes more; it cannot wait. Raises Unavailable where there is none."""
         with self._lock:
-            self._lent -= workspace.nbytes
-            if is_whole and workspace.nbytes:
-                self._kept.append(workspace)
-                del self._kept[:-_MOST_KEPT]
+            if nbytes > self._shares.free:
+                raise Unavailable(
+                    "the values of the updates lie so far apart that their exact sums need more memory than"
+                    " there is: raise memory_megabytes in the aggregator's file, or lower its"
+                    " largest_value",
+                    pb.REASON_TOO_MUCH,
+                )
+            self._shares.take(coordinator, nbytes)
+            self._let_go_of_kept()
 
-    def _buffers_of(self, size: int, cohort: int) -> int:
-        return min(cohort, max(self._in_flight, _SMALL_BYTES // size)) if size else cohort
-
-    def _take_kept(self, schema: Schema, size: int, count: int) -> Workspace | None:
+    def _take_kept(self, needs: _Needs) -> Workspace | None:
         for workspace in self._kept:
-            buffers = workspace.buffers
-            if (buffers.nbytes, buffers.count) == (size, count) and workspace.schema == schema:
+            if needs.are_met_by(workspace):
                 self._kept.remove(workspace)
                 return workspace
         return None
+
+    def _let_go_of_kept(self) -> None:
+        while self._kept and sum(w.nbytes for w in self._kept) > self._shares.free:
+            del self._kept[0]
 
 
 def memory_of_this_machine() -> int:

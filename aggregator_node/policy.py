@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from cairn.errors import InvalidMessage, TooMuch, WrongState
+from cairn.limits import LARGEST_SHARE
 from cairn.messages import JobSpec
 from cairn.owners import are_of_one_group, check_group_sizes
 from cairn.v1 import round_pb2 as pb
@@ -24,6 +25,7 @@ class Policy:
     owners: Collection[str]
     floor: int
     weight_ratio: int = 1000
+    largest_share: float = LARGEST_SHARE
     model_bytes: int = 8 << 30
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -52,6 +54,10 @@ class Policy:
                 pb.REASON_COHORT_TOO_SMALL,
             )
         check_group_sizes(job.groups, self.floor_of(job))
+        if not job.schema.total_bytes:
+            raise InvalidMessage(
+                "no tensor of the model has an element: there is nothing to train or to average"
+            )
         if job.schema.total_bytes > self.model_bytes:
             raise TooMuch(
                 f"the model has {job.schema.total_bytes} bytes, this aggregator takes"
@@ -60,7 +66,7 @@ class Policy:
         self._check_weights(job)
 
     def _check_weights(self, job: JobSpec) -> None:
-        """An update that outweighs all others would be what is released."""
+        """Bounds how unlike the weights of a job may be; no update counts more than its share of them."""
         ratio = -(-job.max_examples // job.min_examples)
         if job.weighting == pb.WEIGHTING_EXAMPLES and ratio > self.weight_ratio:
             raise InvalidMessage(

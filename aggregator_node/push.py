@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from aggregator_node.averaging import ReadBlock
 from aggregator_node.exact_sum import BLOCK
+from aggregator_node.shares import LargestShare
 from cairn.encoding import Layout, check_wire_values, decoded
 from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
 from cairn.incoming import Incoming
@@ -41,8 +42,19 @@ class Terms:
     def total_bytes(self) -> int:
         return self.layout.total_bytes if self.manifest.trains else 0
 
+    @cached_property
+    def share(self) -> LargestShare:
+        return LargestShare(self.manifest.largest_share)
+
+    @cached_property
+    def most_held(self) -> int:
+        """How many updates at a time may have to wait until it is known how much they count."""
+        least, most = self.weight(1), self.weight(MAX_EXAMPLES)
+        may_cap = self.share.may_cap(least, most, self.manifest.floor)
+        return self.share.most_capped if self.manifest.trains and may_cap else 0
+
     def weight(self, examples: int) -> int:
-        """How much an update counts.
+        """How much an update counts, unless its share is too large.
 
         Fewer or more examples than the job's bounds count as these. To refuse such an update would let a
         coordinator find out an owner's number by moving the bounds.

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from aggregator_node.memory import memory_of_this_machine
 from aggregator_node.policy import Policy
 from aggregator_node.roster import Listed
-from cairn.limits import MAX_COHORT, MIN_COHORT
+from cairn.limits import LARGEST_SHARE, MAX_COHORT, MIN_COHORT
 from cairn.settings import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
 from cairn.timeouts import LEASE_SECONDS, STANDBY_SECONDS
 from cairn.values import Bounds
@@ -42,12 +42,15 @@ class AggregatorSettings(Settings):
     long an aggregator that runs for one job waits for a coordinator that does not call. `state` is a
     directory for the releases and the ledger.
 
-    `largest_value` and `largest_integer` bound every element of an update; `largest_weight_ratio` says how
-    many times the weight of another an update may have; `largest_model_megabytes` bounds a job's model.
+    `largest_value` and `largest_integer` bound every element of an update; `largest_model_megabytes` bounds a
+    job's model. `largest_share` is the largest share of the total weight that one update counts for: heavier
+    ones are capped; where too few owners are counted for any to be below it, all count the same. A smaller share
+    costs memory: up to 1 / share - 1 large updates of a round are held back until their weight is known.
+    `largest_weight_ratio` says how many times the fewest examples of a job its most may be.
     `memory_megabytes` is the most memory for rounds that are open, three quarters of this machine's where it is
-    not given; a round that does not fit is refused. `updates_in_flight` is how many large updates a round takes
-    at a time: the others wait in line. More is faster where the owners' links are slow, and each takes as much
-    memory as the model.
+    not given; a round that does not fit is refused. While a coordinator waits for memory, no other gets more
+    than an equal share of it. `updates_in_flight` is how many large updates a round takes at a time: the others
+    wait in line. More is faster where the owners' links are slow, and each takes as much memory as the model.
     `compare_releases` says which earlier releases a new one must count the same owners as, or have none
     in common with: those of the same base, or of every model with the same tensors. Of the same base, tensors
     are compared with tensors and metrics with metrics, whatever the phase: a training whose metrics may not
@@ -66,6 +69,7 @@ class AggregatorSettings(Settings):
     patience_seconds: Seconds = STANDBY_SECONDS
     largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
     largest_integer: Annotated[int, Field(ge=1, lt=1 << 63)] = 1 << 53
+    largest_share: Annotated[float, Field(gt=0, le=LARGEST_SHARE)] = LARGEST_SHARE
     largest_weight_ratio: Annotated[int, Field(ge=1, lt=1 << 31)] = 1000
     largest_model_megabytes: Annotated[int, Field(ge=1, le=1 << 26)] = 8192
     memory_megabytes: Annotated[int, Field(ge=1, le=1 << 26)] | None = None
@@ -90,6 +94,7 @@ class AggregatorSettings(Settings):
             owners=frozenset(self.owners),
             floor=self.floor,
             weight_ratio=self.largest_weight_ratio,
+            largest_share=self.largest_share,
             model_bytes=self.largest_model_megabytes << 20,
             bounds=Bounds(self.largest_value, self.largest_integer),
         )

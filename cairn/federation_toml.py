@@ -31,7 +31,8 @@ _LIMITS = """
 # What is refused whatever a job says; these are the values where nothing else is said.
 # largest_value = 1e9              # of a floating-point element of an update
 # largest_integer = 9007199254740992
-# largest_weight_ratio = 1000      # how many times another's weight one update may have
+# largest_share = 0.5              # of the total weight, for one update: what is heavier counts so much
+# largest_weight_ratio = 1000      # how many times the fewest examples of a job its most may be
 # largest_model_megabytes = 8192
 # memory_megabytes = 16384         # for open rounds; three quarters of the machine's where it is not said
 # updates_in_flight = 2            # large updates taken at a time; the other owners wait in line
@@ -114,6 +115,8 @@ def owner_toml(
         f"{_floor(plan)}"
         "# Where given, so many of each average must be sure to be of these owners, and this one.\n"
         f"# trusted = [{', '.join(_text(name) for name in sorted({*plan.owners} - {owner}))}]\n"
+        "# The largest share of the total weight that one update may count for; at most 0.5.\n"
+        "# largest_share = 0.5\n"
         "# A model with a larger value than this is not trained on.\n"
         "largest_value = 1e9\n\n"
         f"{_NODE_FILES.format(name=owner)}"

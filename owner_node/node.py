@@ -125,6 +125,7 @@ def _policy(settings: OwnerSettings) -> Policy:
         federation=settings.federation,
         owner=settings.name,
         floor=settings.floor,
+        largest_share=settings.largest_share,
         tasks={
             name: TaskRules(
                 task.settings, task.max_rounds, frozenset(WORDS[word] for word in task.encodings)

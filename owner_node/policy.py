@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from cairn.encoding import WORDS, encoding_word
 from cairn.errors import CairnError, InvalidMessage
+from cairn.limits import LARGEST_SHARE
 from cairn.messages import JobSpec, Manifest
 from cairn.owners import are_of_one_group
 from cairn.v1 import round_pb2 as pb
@@ -72,11 +73,13 @@ class Policy:
     floor: int
     tasks: Mapping[str, TaskRules]
     trusted: frozenset[str] | None = None
+    largest_share: float = LARGEST_SHARE
 
     def check(self, invited: Invited, known: Known) -> None:
         """Raise InvalidMessage for an invitation that is not for us, Declined for one we refuse."""
         self._check_addressee(invited)
         self._check_cohort(invited.manifest)
+        self._check_share(invited.manifest)
         _check_group(invited)
         _check_order(invited, known.last)
         _check_chain(invited.manifest, known.release)
@@ -112,6 +115,14 @@ class Policy:
                 f" {max(0, manifest.floor - len(strangers))} whom this owner's file trusts, and it asks"
                 f" for {self.floor}; it does not trust {', '.join(strangers)}",
                 pb.REASON_UNTRUSTED_COHORT,
+            )
+
+    def _check_share(self, manifest: Manifest) -> None:
+        if manifest.largest_share > self.largest_share:
+            raise Declined(
+                f"in {manifest} one update may count for {manifest.largest_share:g} of the total weight;"
+                f" this owner's file allows {self.largest_share:g} (largest_share)",
+                pb.REASON_SETTING_REFUSED,
             )
 
     def _check_task(self, invited: Invited, trained: int) -> None:

@@ -5,7 +5,14 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from cairn.limits import MAX_COHORT, MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS, MIN_COHORT
+from cairn.limits import (
+    LARGEST_SHARE,
+    MAX_COHORT,
+    MAX_EXAMPLES,
+    MAX_METRIC_NAME_BYTES,
+    MAX_METRICS,
+    MIN_COHORT,
+)
 from cairn.settings import (
     Address,
     FilePath,
@@ -75,7 +82,8 @@ class OwnerSettings(Settings):
     update while the round is open. `floor` is the
     smallest cohort this owner takes part in. `trusted` lists the owners whose updates this owner
     believes to be real; itself is among them. Where it is given, so many of them must be sure to be in
-    every average as `floor` says. `largest_value` is the largest floating-point value that a base may
+    every average as `floor` says. `largest_share` is the largest share of an average's total weight that this
+    owner lets one update count for: it declines a round whose manifest allows more. `largest_value` is the largest floating-point value that a base may
     have. `patience_seconds` is how long a coordinator that cannot be reached is waited for.
     """
 
@@ -87,6 +95,7 @@ class OwnerSettings(Settings):
     state: FilePath
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
     trusted: tuple[NodeLabel, ...] | None = None
+    largest_share: Annotated[float, Field(gt=0, le=LARGEST_SHARE)] = LARGEST_SHARE
     largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
     patience_seconds: Seconds = STANDBY_SECONDS
     identity: PinnedIdentityFiles

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cairn.identity import certified, load_signing_key
+from cairn.limits import LARGEST_SHARE
 from cairn.messages import PROTOCOL
 from cairn.statements import MANIFEST, sign
 from cairn.tensors import Schema, TensorSpec
@@ -212,6 +213,7 @@ def manifest(stage: Stage, of: Job, base: bytes | None = None, **changes: Any) -
         "nonce": bytes(32),
         "ledger_head": bytes(32),
         "protocol": PROTOCOL,
+        "largest_share": LARGEST_SHARE,
         "software": "1",
     }
     stage.coordinator.models[values["base_digest"]] = payload

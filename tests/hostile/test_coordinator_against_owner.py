@@ -43,6 +43,15 @@ def test_an_owner_declines_a_signed_round_below_its_own_floor(
     )
 
 
+@pytest.mark.parametrize("share", [0.500001, 1.0, 0.0, -0.25, float("nan"), float("inf")])
+def test_an_owner_refuses_a_signed_round_in_which_one_update_could_decide(
+    untouched: Stage, share: float
+) -> None:
+    job = untouched.job()
+    lopsided = manifest(untouched, job, largest_share=share)
+    untouched.refuses(signed(untouched, lopsided), job.body, "above 0 and at most 0.5")
+
+
 def test_an_owner_refuses_a_signed_round_of_itself_alone(untouched: Stage) -> None:
     job = untouched.job()
     alone = manifest(untouched, job, cohort=("alice",), floor=1)

@@ -114,7 +114,7 @@ def test_one_attacker_shifts_the_average_by_no_more_than_its_share_of_the_bound(
 ) -> None:
     schema = schema_of("F64")
     opened = joined_round(network, schema, weighting=pb.WEIGHTING_EXAMPLES, examples=(1, 1000))
-    weights = {"alice": 1000, "bob": 100, "carol": 100, "dave": 10, "erin": 1}
+    weights = {"alice": 210, "bob": 100, "carol": 100, "dave": 10, "erin": 1}  # hers is capped
     worst = struct.pack("<5d", *[sign * float(BOUND)] * 5)
     opened.push("alice", worst, examples=1000)
     for owner in others_than("alice"):
@@ -181,9 +181,9 @@ def test_a_weight_beyond_the_jobs_bounds_counts_as_the_bound(
     opened = joined_round(network, schema_of("F64"), weighting=EXAMPLES, examples=(10, 1000))
     opened.push(attacker, hot(attacker, "F64"), examples=claimed)
     for owner in others_than(attacker):
-        opened.push(owner, hot(owner, "F64"), examples=100)
-    total = weight + 100 * (len(OWNERS) - 1)
-    expected = [Fraction(weight if name == attacker else 100, total) for name in OWNERS]
+        opened.push(owner, hot(owner, "F64"), examples=300)
+    total = weight + 300 * (len(OWNERS) - 1)
+    expected = [Fraction(weight if name == attacker else 300, total) for name in OWNERS]
     assert struct.unpack("<5d", opened.ends().payload) == tuple(map(float, expected))
 
 

@@ -64,12 +64,18 @@ def recorded(federation: Federation, owner: str, kind: str, count: int) -> list[
 def test_what_an_owner_refuses_it_refuses_before_its_data_is_opened(
     federate: MakeFederation,
 ) -> None:
-    reasons = {"wary": "UNTRUSTED_COHORT", "brief": "TOO_MANY_ROUNDS", "floors": "FLOOR_TOO_LOW"}
+    reasons = {
+        "wary": "UNTRUSTED_COHORT",
+        "brief": "TOO_MANY_ROUNDS",
+        "floors": "FLOOR_TOO_LOW",
+        "shares": "SETTING_REFUSED",
+    }
     federation = federate(THREE | dict.fromkeys(reasons, 9.0))
     mark_opened_data(federation)
     federation.edit("wary", "\nfloor = 2", '\nfloor = 2\ntrusted = ["alice"]')
     federation.edit("brief", "min_examples = 1", "min_examples = 1\nmax_rounds = 1")
     federation.edit("floors", "\nfloor = 2", "\nfloor = 5")
+    federation.edit("shares", "\nfloor = 2", "\nfloor = 2\nlargest_share = 0.3")
     run(federation, rounds=2)
     for owner, reason in reasons.items():
         assert set(kinds(federation, owner)) <= {"declined", "released"}

@@ -296,6 +296,40 @@ def test_a_round_that_has_to_wait_for_anothers_memory_can_be_opened_when_that_is
     second.abort()
 
 
+def test_a_coordinator_that_waits_for_memory_is_served_before_one_that_has_its_share(
+    network: Network,
+) -> None:
+    """Else the other could open its next round as soon as one has ended, and so keep the memory for ever."""
+    half = Schema.of([TensorSpec("t", "F32", (4_500_000,))])  # with three buffers, below 75 MiB
+    greedy = [network.job(schema=half, floor=2).open() for _ in range(2)]
+    patient = network.job(schema=half, coordinator="rival")
+    with refused(grpc.StatusCode.UNAVAILABLE, "another coordinator", "TOO_MUCH"):
+        patient.open()
+    greedy.pop().abort()
+    more = network.job(schema=half)
+    with refused(grpc.StatusCode.UNAVAILABLE, "another coordinator", "TOO_MUCH"):
+        more.open()
+    theirs = patient.open()
+    greedy.pop().abort()
+    ours = more.open()
+    for opened in (theirs, ours):
+        opened.abort()
+
+
+@pytest.mark.parametrize("order", ["lightest first", "heaviest first"])
+def test_updates_that_are_held_back_for_their_weight_hold_up_no_line(
+    network: Network, order: str
+) -> None:
+    """The aggregator lends one buffer at a time: if the held one were that, nobody else could push."""
+    weights = {"alice": 1000, "bob": 100, "carol": 10, "dave": 1}
+    job = network.job(schema=LARGE, weighting=pb.WEIGHTING_EXAMPLES, examples=(1, 1000))
+    opened = joined(job, OWNERS[:4])
+    for owner in sorted(weights, key=weights.__getitem__, reverse=order == "heaviest first"):
+        opened.push(owner, constant(float(weights[owner])), examples=weights[owner])
+    mean = Fraction(1 + 10 * 10 + 100 * 100 + 110 * 1000, 1 + 10 + 100 + 110)  # alice counts 110
+    assert opened.ends().payload == constant(float(nearest(mean, "<f4")))
+
+
 def nearest(value: Fraction, dtype: str) -> NDArray[Any]:
     """The float of this type next to an exact value, ties to even."""
     if dtype == "<f8":

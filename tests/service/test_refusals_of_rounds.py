@@ -69,6 +69,15 @@ def test_a_job_with_an_impossible_floor_is_refused(network: Network, floor: int)
         network.job(floor=floor)
 
 
+def test_a_model_without_a_single_value_is_refused_when_its_job_is_registered(
+    network: Network,
+) -> None:
+    """Its rounds ended with STORAGE_FAILED, after everybody had trained."""
+    empty = Schema.of([TensorSpec("a", "F32", (0,)), TensorSpec("b", "I64", (3, 0))])
+    with refused(INVALID, "no tensor of the model has an element", "MALFORMED"):
+        network.job(schema=empty)
+
+
 def test_a_stranger_in_the_cohort_is_refused(network: Network) -> None:
     with refused(INVALID, "zoe cannot be in a cohort", "UNKNOWN_OWNER"):
         network.job().open(["alice", "bob", "zoe"])

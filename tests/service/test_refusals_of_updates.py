@@ -364,10 +364,10 @@ def test_an_update_of_fewer_or_more_examples_than_the_job_says_counts_as_these(
         opened.join(owner)
     opened.push("alice", ONES, examples=examples)
     opened.push("bob", ZEROS, examples=5)
-    opened.push("carol", ONES, examples=10)
+    opened.push("carol", ONES, examples=9)
     ended = opened.ends()
     assert ended.exclusions == {}
-    assert ended.payload == struct.pack("<4f", *[(weight + 10) / (weight + 15)] * 4)
+    assert ended.payload == struct.pack("<4f", *[(weight + 9) / (weight + 14)] * 4)
 
 
 @pytest.mark.parametrize(

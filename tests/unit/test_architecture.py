@@ -23,10 +23,12 @@ PURE = [
     "aggregator_node/closing.py",
     "aggregator_node/exact_rounding.py",
     "aggregator_node/exact_sum.py",
+    "aggregator_node/memory_shares.py",
     "aggregator_node/policy.py",
     "aggregator_node/push.py",
     "aggregator_node/round.py",
     "aggregator_node/rows.py",
+    "aggregator_node/shares.py",
     "cairn/access.py",
     "cairn/encoding.py",
     "cairn/parts.py",
@@ -317,11 +319,14 @@ def test_a_coordinator_receives_nothing_for_each_owner_but_a_reason() -> None:
 
 
 def test_a_coordinator_receives_no_number_of_one_owner() -> None:
-    """The only real numbers are the averaged metrics of a statement and the job's own settings."""
+    """The only real numbers are averaged metrics, the aggregator's largest share and the job's own settings."""
     messages = [*received_by_coordinators(), *signed_bodies()]
     real = {FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT}
     found = {f.full_name for m in messages for f in fields_below(m) if f.type in real}
-    assert found == {"cairn.v1.ReleaseStatement.MetricsEntry.value"}
+    assert found == {
+        "cairn.v1.ReleaseStatement.MetricsEntry.value",
+        "cairn.v1.RoundManifest.largest_share",
+    }
 
 
 def test_no_rpc_hands_a_coordinator_a_receipt_or_an_update() -> None:

@@ -535,6 +535,24 @@ def test_trained_weights_need_next_to_no_memory_below_the_first_level() -> None:
     assert after - before < count / 8
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+def test_trained_weights_of_any_type_ask_for_no_memory_beyond_what_is_reckoned(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, *, weighted: bool
+) -> None:
+    """Else a round could be aborted for want of memory although nobody sent anything strange."""
+    monkeypatch.setattr(averaging, "_ASK_BYTES", 1)
+    count, generator = 1 << 20, np.random.default_rng(9)
+    trained = generator.normal(0, 0.1, count)
+    mean = Mean(schema_of(dtype, count))
+    asked: list[int] = []
+    mean.begin(asked.append)
+    for number in range(5):
+        update = (trained + generator.normal(0, 1e-3, count)).astype(DTYPES[dtype])
+        mean.add(update.tobytes(), 12_345 + 10_007 * number if weighted else 1)
+    assert asked == []
+
+
 def test_metrics_are_the_exact_weighted_mean_rounded_once() -> None:
     generator = random.Random(5)  # data of a test, no secret
     reports = [({"loss": generator.uniform(-1, 1)}, generator.randint(1, 1000)) for _ in range(50)]

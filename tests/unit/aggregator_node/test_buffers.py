@@ -256,3 +256,49 @@ def test_what_was_left_to_an_owner_that_went_away_is_erased_when_the_round_ends(
     bob.ends()
     assert buffers.end()
     assert [bytes(owner.buffer) for owner in (alice, bob)] == [bytes(NBYTES)] * 2
+
+
+def test_a_kept_buffer_outlives_its_push_and_holds_up_no_line(line: Line) -> None:
+    buffers = Buffers(1, NBYTES, to_keep=1)
+    alice, bob = line.asking(buffers, "alice", "bob")
+    assert not bob.has.is_set()  # what is there to be kept is lent to nobody
+    alice.buffer[:] = b"\x55" * NBYTES
+    buffers.keep(alice.buffer)
+    assert bob.has.wait(LONG)
+    alice.ends()
+    (carol,) = line.asking(buffers, "carol")
+    assert places(buffers, "carol") == [1]
+    bob.ends()
+    assert carol.has.wait(LONG)
+    assert bytes(alice.buffer) == b"\x55" * NBYTES
+    buffers.give_back(alice.buffer)
+    assert bytes(alice.buffer) == bytes(NBYTES)
+    line.asking(buffers, "dave")
+    assert places(buffers, "dave") == [1]
+
+
+def test_a_buffer_that_is_given_back_during_its_push_is_not_given_back_twice(line: Line) -> None:
+    """Else two owners would have the same memory: the round may be done with it before its push is."""
+    buffers = Buffers(1, NBYTES, to_keep=1)
+    (alice,) = line.asking(buffers, "alice")
+    buffers.keep(alice.buffer)
+    buffers.give_back(alice.buffer)
+    (bob,) = line.asking(buffers, "bob")
+    bob.buffer[:] = b"\x55" * NBYTES
+    alice.ends()
+    line.asking(buffers, "carol")
+    assert places(buffers, "carol") == [1]
+    assert bytes(bob.buffer) == b"\x55" * NBYTES
+
+
+def test_a_round_that_ends_with_kept_buffers_erases_them(line: Line) -> None:
+    buffers = Buffers(2, NBYTES, to_keep=1)
+    alice, bob = line.asking(buffers, "alice", "bob")
+    for owner in (alice, bob):
+        owner.buffer[:] = b"\x55" * NBYTES
+    buffers.keep(alice.buffer)
+    alice.ends()
+    bob.ends()
+    assert bytes(alice.buffer) == b"\x55" * NBYTES
+    assert buffers.end()
+    assert bytes(alice.buffer) == bytes(NBYTES)

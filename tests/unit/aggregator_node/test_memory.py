@@ -24,7 +24,7 @@ from tests.unit.aggregator_node.whole import add_whole
 
 MIB = 1 << 20
 LARGE = Schema.of([TensorSpec("t", "F32", (10, MIB))])  # 40 MiB: one update and no more is small
-UPDATE, SUMS = 40 * MIB, 80 * MIB  # a sum is a binary64
+UPDATE, SUMS = 40 * MIB, 80 * MIB + 10 * MIB // 4  # a sum is a binary64, and a few need two
 COHORT = tuple(f"owner{number:04}" for number in range(1024))
 ALWAYS = 1 << 40
 
@@ -34,7 +34,11 @@ def terms(
     owners: int = 4,
     phase: "pb.Phase" = pb.PHASE_TRAIN,
     encoding: "pb.Encoding" = pb.ENCODING_WHOLE,
+    most: int = 1,
+    share: float = 0.5,
 ) -> Terms:
+    """A round whose updates weigh all the same, or from 1 to `most`."""
+    weighting = pb.WEIGHTING_EXAMPLES if most > 1 else pb.WEIGHTING_EQUAL
     manifest = Manifest(
         federation="ward",
         job="job",
@@ -44,7 +48,7 @@ def terms(
         cohort=COHORT[:owners],
         base_digest=bytes(32),
         previous_release_digest=b"",
-        weighting=pb.WEIGHTING_EQUAL,
+        weighting=weighting,
         floor=2,
         deadline_unix_ms=0,
         lease_seconds=15,
@@ -52,6 +56,7 @@ def terms(
         ledger_head=bytes(32),
         ledger_number=0,
         encoding=encoding,
+        largest_share=share,
     )
     job = JobSpec(
         federation="ward",
@@ -61,13 +66,19 @@ def terms(
         owners=COHORT[:owners],
         floor=2,
         rounds=1,
-        weighting=pb.WEIGHTING_EQUAL,
+        weighting=weighting,
         schema=schema,
         round_deadline_seconds=60,
         min_examples=1,
-        max_examples=1,
+        max_examples=most,
     )
     return Terms(manifest, job, Bounds(value=1.0, integer=1))
+
+
+def workspace_of(
+    memory: Memory, of: Terms, coordinator: str = "model-owner", now: float = 0
+) -> Workspace:
+    return memory.lend(coordinator, of, now)
 
 
 @contextmanager
@@ -82,7 +93,7 @@ def lent_buffers(workspace: Workspace, count: int) -> Iterator[list[memoryview]]
 def test_a_round_takes_its_sums_and_a_few_updates_however_many_owners_it_has() -> None:
     reckoned = {}
     for owners in (2, 3, 16, 1024):
-        workspace = Memory(ALWAYS, 2).lend(terms(owners=owners))
+        workspace = workspace_of(Memory(ALWAYS, 2), terms(owners=owners))
         assert workspace.buffers.nbytes == UPDATE
         reckoned[owners] = workspace.nbytes, workspace.buffers.count
     assert set(reckoned.values()) == {(SUMS + 2 * UPDATE, 2)}
@@ -92,20 +103,102 @@ def test_a_round_takes_its_sums_and_a_few_updates_however_many_owners_it_has() -
 def test_as_many_updates_are_under_way_as_the_file_says_and_never_more_than_owners(
     in_flight: int, owners: int, count: int
 ) -> None:
-    workspace = Memory(ALWAYS, in_flight).lend(terms(owners=owners))
+    workspace = workspace_of(Memory(ALWAYS, in_flight), terms(owners=owners))
     assert (workspace.buffers.count, workspace.nbytes) == (count, SUMS + count * UPDATE)
 
 
 def test_small_updates_never_wait() -> None:
     small = Schema.of([TensorSpec("t", "F32", (1000,))])
-    workspace = Memory(ALWAYS, 1).lend(terms(small, owners=1024))
+    workspace = workspace_of(Memory(ALWAYS, 1), terms(small, owners=1024))
     assert workspace.buffers.count == 1024
-    assert workspace.nbytes == 1024 * 4000 + 8000
+    assert workspace.nbytes == 1024 * 4000 + 8000 + 250
+
+
+@pytest.mark.parametrize(
+    ("owners", "share", "count", "kept"),
+    [(9, 0.5, 2, 1), (9, 0.25, 2, 3), (9, 0.1, 2, 7), (3, 0.5, 2, 1), (2, 0.5, 2, 0)],
+)
+def test_a_round_whose_weights_may_be_capped_has_buffers_for_what_is_held_back(
+    owners: int, share: float, count: int, kept: int
+) -> None:
+    workspace = workspace_of(Memory(ALWAYS, 2), terms(owners=owners, most=1000, share=share))
+    assert (workspace.buffers.count, workspace.buffers.to_keep) == (count, kept)
+    assert workspace.nbytes == SUMS + (count + kept) * UPDATE
+
+
+def test_a_round_whose_updates_weigh_the_same_holds_none_back() -> None:
+    assert workspace_of(Memory(ALWAYS, 2), terms(owners=9, share=0.1)).buffers.to_keep == 0
+
+
+def test_small_updates_that_are_held_back_take_no_further_memory() -> None:
+    small = Schema.of([TensorSpec("t", "F32", (1000,))])
+    workspace = workspace_of(Memory(ALWAYS, 1), terms(small, owners=1024, most=1000))
+    assert (workspace.buffers.count, workspace.buffers.to_keep) == (1024, 0)
+
+
+def test_the_sums_of_binary64_are_reckoned_with_the_errors_that_nearly_all_have() -> None:
+    doubles = Schema.of([TensorSpec("t", "F64", (MIB,))])
+    workspace = workspace_of(Memory(ALWAYS, 2), terms(doubles, owners=2))
+    assert workspace.nbytes == 2 * 8 * MIB + (8 + 8) * MIB
+
+
+def far_apart(number: int) -> bytes:
+    """Values of which those of no two updates add up to one number of binary64."""
+    return np.full(10 * MIB, (1.1e9, 1.1e-3, 1.1e-27)[number], "<f4").tobytes()
+
+
+def test_sums_that_grow_are_lent_as_much_as_they_take_and_no_more_than_there_is() -> None:
+    memory = Memory(SUMS + 2 * UPDATE + 100 * MIB, 2)
+    workspace = workspace_of(memory, terms())
+    add_whole(workspace.mean, LARGE, far_apart(0), 1)
+    assert workspace.mean.asked_bytes == 0
+    add_whole(workspace.mean, LARGE, far_apart(1), 1)
+    assert 77 * MIB <= workspace.mean.asked_bytes <= 80 * MIB
+    with pytest.raises(Unavailable, match="lent to other rounds"):
+        workspace_of(memory, terms(owners=1))
+    with pytest.raises(Unavailable, match=r"so far apart.*memory_megabytes") as refusal:
+        add_whole(workspace.mean, LARGE, far_apart(2), 1)
+    assert refusal.value.reason == pb.REASON_TOO_MUCH
+    memory.take_back(workspace)
+    assert workspace.mean.asked_bytes == 0
+    again = workspace_of(memory, terms())
+    for number in range(2):
+        add_whole(again.mean, LARGE, far_apart(number), 1)
+    memory.take_back(again)
+
+
+def test_sums_that_grow_take_the_memory_that_is_kept_for_later() -> None:
+    memory = Memory(SUMS + 2 * UPDATE + 100 * MIB, 2)
+    other = workspace_of(memory, terms(Schema.of([TensorSpec("u", "F32", (5 * MIB,))]), owners=1))
+    memory.take_back(other)
+    workspace = workspace_of(memory, terms())
+    for number in range(2):
+        add_whole(workspace.mean, LARGE, far_apart(number), 1)
+    memory.take_back(workspace)
+    assert memory._kept == [workspace]
+
+
+def test_one_coordinator_does_not_hold_the_memory_that_another_waits_for() -> None:
+    """As its rounds end it begins no others beyond its share, until the one that waits has had its own."""
+    memory = Memory(4 * (SUMS + UPDATE), 1)
+    greedy = [workspace_of(memory, terms(), "greedy") for _ in range(4)]
+    with pytest.raises(Unavailable):
+        workspace_of(memory, terms(), "patient")
+    memory.take_back(greedy.pop())
+    with pytest.raises(Unavailable, match="another coordinator"):
+        workspace_of(memory, terms(), "greedy")
+    first = workspace_of(memory, terms(), "patient")
+    memory.take_back(greedy.pop())
+    workspace_of(memory, terms(), "greedy")  # nobody waits any more
+    with pytest.raises(Unavailable):
+        workspace_of(memory, terms(), "patient")
+    memory.take_back(first)
+    workspace_of(memory, terms(), "patient")
 
 
 def test_the_buffers_have_the_size_in_which_updates_travel() -> None:
     by_encoding = {
-        encoding: Memory(ALWAYS, 2).lend(terms(encoding=encoding)).buffers.nbytes
+        encoding: workspace_of(Memory(ALWAYS, 2), terms(encoding=encoding)).buffers.nbytes
         for encoding in (pb.ENCODING_WHOLE, pb.ENCODING_BF16_DELTAS, pb.ENCODING_INT8_DELTAS)
     }
     scales = 4 * 10 * MIB // 256
@@ -114,25 +207,27 @@ def test_the_buffers_have_the_size_in_which_updates_travel() -> None:
 
 def test_a_round_that_can_never_fit_is_refused_for_good_and_says_what_to_change() -> None:
     memory = Memory(SUMS + 2 * UPDATE - 1, 2)
-    with pytest.raises(TooMuch, match=r"168 MB.*2 updates at a time.*168 MB.*memory_megabytes"):
-        memory.lend(terms())
-    workspace = Memory(SUMS + 2 * UPDATE, 2).lend(terms())
+    with pytest.raises(TooMuch, match=r"171 MB.*2 updates at a time.*171 MB.*memory_megabytes"):
+        workspace_of(memory, terms())
+    workspace = workspace_of(Memory(SUMS + 2 * UPDATE, 2), terms())
     assert workspace.nbytes == SUMS + 2 * UPDATE
-    assert memory.lend(terms(owners=1)).buffers.count == 1  # nothing was taken by the refusal
+    assert (
+        workspace_of(memory, terms(owners=1)).buffers.count == 1
+    )  # nothing was taken by the refusal
 
 
 def test_a_round_for_which_others_have_the_memory_has_to_wait_and_then_fits() -> None:
     memory = Memory(2 * (SUMS + 2 * UPDATE), 2)
-    first, _second = memory.lend(terms()), memory.lend(terms())
+    first, _second = workspace_of(memory, terms()), workspace_of(memory, terms())
     with pytest.raises(Unavailable, match="lent to other rounds") as refusal:
-        memory.lend(terms())
+        workspace_of(memory, terms())
     assert refusal.value.reason == pb.REASON_TOO_MUCH
     memory.take_back(first)
-    third = memory.lend(terms())
+    third = workspace_of(memory, terms())
     with pytest.raises(Unavailable):
-        memory.lend(terms())
+        workspace_of(memory, terms())
     memory.take_back(third)
-    memory.lend(terms())
+    workspace_of(memory, terms())
 
 
 def test_what_the_system_refuses_is_not_lent() -> None:
@@ -140,26 +235,29 @@ def test_what_the_system_refuses_is_not_lent() -> None:
     memory = Memory(SUMS + 2 * UPDATE, 2)
     full = mock.patch("aggregator_node.memory.Buffers", side_effect=OSError("cannot allocate"))
     with full, pytest.raises(Unavailable) as refusal:
-        memory.lend(terms())
+        workspace_of(memory, terms())
     assert refusal.value.reason == pb.REASON_TOO_MUCH
-    assert memory.lend(terms()).nbytes == SUMS + 2 * UPDATE
+    assert workspace_of(memory, terms()).nbytes == SUMS + 2 * UPDATE
 
 
 def test_the_memory_of_a_round_serves_the_next_of_its_kind() -> None:
     memory = Memory(ALWAYS, 2)
-    first = memory.lend(terms(owners=3))
+    first = workspace_of(memory, terms(owners=3))
     memory.take_back(first)
-    assert memory.lend(terms(owners=16)) is first
-    other = memory.lend(terms())
+    assert workspace_of(memory, terms(owners=16)) is first
+    other = workspace_of(memory, terms())
     assert other is not first
     memory.take_back(first)
     memory.take_back(other)
-    assert {id(memory.lend(terms())), id(memory.lend(terms()))} == {id(first), id(other)}
+    assert {id(workspace_of(memory, terms())), id(workspace_of(memory, terms()))} == {
+        id(first),
+        id(other),
+    }
 
 
 def test_another_kind_of_round_gets_memory_of_its_own() -> None:
     memory = Memory(ALWAYS, 2)
-    kept = memory.lend(terms())
+    kept = workspace_of(memory, terms())
     memory.take_back(kept)
     renamed = Schema.of([TensorSpec("u", "F32", (10 * MIB,))])
     transposed = Schema.of([TensorSpec("t", "F32", (MIB, 10))])
@@ -170,24 +268,24 @@ def test_another_kind_of_round_gets_memory_of_its_own() -> None:
         terms(owners=1),
         terms(phase=pb.PHASE_EVALUATE),
     ):
-        assert memory.lend(kind) is not kept
-    assert memory.lend(terms()) is kept
+        assert workspace_of(memory, kind) is not kept
+    assert workspace_of(memory, terms()) is kept
 
 
 def test_what_is_kept_gives_way_to_a_round_that_needs_the_memory() -> None:
     memory = Memory(SUMS + 2 * UPDATE, 2)
-    kept = memory.lend(terms())
+    kept = workspace_of(memory, terms())
     memory.take_back(kept)
-    other = memory.lend(terms(Schema.of([TensorSpec("u", "F32", (10 * MIB,))])))
+    other = workspace_of(memory, terms(Schema.of([TensorSpec("u", "F32", (10 * MIB,))])))
     memory.take_back(other)
-    assert memory.lend(terms()) is not kept
+    assert workspace_of(memory, terms()) is not kept
     assert memory._kept == []
 
 
 def test_the_sums_and_buffers_of_a_round_that_is_over_are_zeroed() -> None:
     memory = Memory(ALWAYS, 2)
     schema = Schema.of([TensorSpec("t", "F32", (1000,)), TensorSpec("n", "I64", (10,))])
-    workspace = memory.lend(terms(schema, owners=2))
+    workspace = workspace_of(memory, terms(schema, owners=2))
     update = np.full(1000, 0.375, "<f4")
     payload = np.full(10, 7, "<i8").tobytes() + update.tobytes()
     add_whole(workspace.mean, schema, payload, 1)
@@ -206,7 +304,7 @@ def test_no_more_than_a_few_workspaces_are_kept() -> None:
     workspaces = []
     for number in range(10):
         kind = Schema.of([TensorSpec(f"t{number}", "F32", (4,))])
-        workspaces.append(memory.lend(terms(kind)))
+        workspaces.append(workspace_of(memory, terms(kind)))
     alive = [weakref.ref(workspace) for workspace in workspaces]
     while workspaces:
         memory.take_back(workspaces.pop())
@@ -220,16 +318,16 @@ def test_memory_to_which_a_push_still_writes_is_never_lent_again(
     """Else the last bytes of a push that was cancelled would be in another owner's update."""
     monkeypatch.setattr("aggregator_node.buffers._RETURN_SECONDS", 0)
     memory = Memory(SUMS + 2 * UPDATE, 2)
-    workspace = memory.lend(terms())
+    workspace = workspace_of(memory, terms())
     with lent_buffers(workspace, 1) as (late,):
         memory.take_back(workspace)
-        fresh = memory.lend(terms())
+        fresh = workspace_of(memory, terms())
         assert fresh is not workspace
         with lent_buffers(fresh, 2) as lent:
             late[:] = b"\x55" * UPDATE
             assert all(buffer[0] == buffer[-1] == 0 for buffer in lent)
     memory.take_back(fresh)
-    assert memory.lend(terms()) is fresh
+    assert workspace_of(memory, terms()) is fresh
 
 
 def test_an_update_that_is_being_added_when_its_round_is_aborted_is_in_no_other_average(
@@ -239,7 +337,7 @@ def test_an_update_that_is_being_added_when_its_round_is_aborted_is_in_no_other_
     monkeypatch.setattr("aggregator_node.buffers._RETURN_SECONDS", 0)
     memory = Memory(ALWAYS, 2)
     schema = Schema.of([TensorSpec("t", "F32", (4,))])
-    workspace = memory.lend(terms(schema))
+    workspace = workspace_of(memory, terms(schema))
     zero = workspace.mean.reset
     with ExitStack() as push:
         push.enter_context(workspace.buffers.one("alice", lambda: False))
@@ -252,16 +350,16 @@ def test_an_update_that_is_being_added_when_its_round_is_aborted_is_in_no_other_
         with mock.patch.object(workspace.mean, "reset", reset):
             memory.take_back(workspace)
         push.close()
-    following = memory.lend(terms(schema))
+    following = workspace_of(memory, terms(schema))
     add_whole(following.mean, schema, np.full(4, 2, "<f4").tobytes(), 1)
     assert b"".join(following.mean.result_blocks()) == np.full(4, 2, "<f4").tobytes()
 
 
 def test_an_evaluation_takes_no_memory() -> None:
     memory = Memory(SUMS + 2 * UPDATE, 2)
-    memory.lend(terms())
+    workspace_of(memory, terms())
     for _ in range(3):
-        evaluation = memory.lend(terms(phase=pb.PHASE_EVALUATE))
+        evaluation = workspace_of(memory, terms(phase=pb.PHASE_EVALUATE))
         assert (evaluation.nbytes, evaluation.buffers.nbytes) == (0, 0)
         with lent_buffers(evaluation, 4) as lent:
             assert lent == [b""] * 4
@@ -273,7 +371,7 @@ import re, sys
 from pathlib import Path
 from aggregator_node.memory import Memory
 from cairn.v1 import round_pb2 as pb
-from tests.unit.aggregator_node.test_memory import terms
+from tests.unit.aggregator_node.test_memory import terms, workspace_of
 from tests.unit.aggregator_node.whole import add_whole
 
 def peak():
@@ -282,7 +380,7 @@ def peak():
 
 memory = Memory({ALWAYS}, 2)
 before = peak()
-evaluation = memory.lend(terms(phase=pb.PHASE_EVALUATE))
+evaluation = workspace_of(memory, terms(phase=pb.PHASE_EVALUATE))
 memory.take_back(evaluation)
 print(peak() - before)
 """

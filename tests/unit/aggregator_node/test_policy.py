@@ -61,6 +61,15 @@ def test_a_job_that_could_never_reach_the_floor_is_refused() -> None:
         POLICY.check_job(replace(JOB, owners=("alice", "bob")))
 
 
+@pytest.mark.parametrize("shapes", [((0,),), ((0, 3), (2, 0))])
+def test_a_model_without_a_single_value_is_refused_by_name(
+    shapes: tuple[tuple[int, ...], ...],
+) -> None:
+    tensors = [TensorSpec(f"t{n}", "F32", shape) for n, shape in enumerate(shapes)]
+    with pytest.raises(InvalidMessage, match="no tensor of the model has an element"):
+        POLICY.check_job(replace(JOB, schema=Schema.of(tensors)))
+
+
 def test_a_job_with_a_group_below_the_aggregators_floor_is_refused() -> None:
     pairs = replace(JOB, groups=(("alice", "bob"), ("carol", "dora")))
     with pytest.raises(InvalidMessage, match=r"a group .* 2 owners, the floor is 3") as refusal:

@@ -206,6 +206,13 @@ class Aggregator:
         return SimpleNamespace(start=lambda: self.due.append((target, args)))
 
 
+def highest_cap(weights: list[int]) -> int:
+    """With which nobody has half of the weight; without any such, all count the same."""
+    caps = range(1, max(weights) + 1)
+    counted = {cap: [min(weight, cap) for weight in weights] for cap in caps}
+    return max((c for c, w in counted.items() if 2 * max(w) < sum(w)), default=min(weights))
+
+
 class Check:
     """What must hold after every step, whatever happened."""
 
@@ -263,7 +270,9 @@ class Check:
     def shares(self, opened: Opened) -> dict[str, float]:
         """The one-hot oracle: each counted owner's value once, nothing of anybody else."""
         by_examples = opened.manifest.weighting == pb.WEIGHTING_EXAMPLES
-        weights = {o: p.examples if by_examples else 1 for o, p in opened.accepted.items()}
+        claimed = {o: p.examples if by_examples else 1 for o, p in opened.accepted.items()}
+        cap = highest_cap(list(claimed.values()))
+        weights = {owner: min(examples, cap) for owner, examples in claimed.items()}
         return {
             owner: float(
                 Fraction(opened.accepted[owner].value) * weights[owner] / sum(weights.values())

@@ -102,6 +102,14 @@ def test_a_cohort_smaller_than_its_own_floor_is_declined() -> None:
     assert reason_of(replace(MANIFEST, cohort=("alice", "bob"))) == "FLOOR_TOO_LOW"
 
 
+def test_a_larger_share_of_the_weight_than_the_owner_allows_is_declined() -> None:
+    careful = replace(POLICY, largest_share=0.25)
+    assert reason_of(replace(MANIFEST, largest_share=0.3), policy=careful) == "SETTING_REFUSED"
+    for share in (0.25, 0.2):
+        check(replace(MANIFEST, largest_share=share), policy=careful)
+    check(replace(MANIFEST, largest_share=0.5))
+
+
 FIVE = ("alice", "bob", "carol", "sybil-1", "sybil-2")
 
 
