@@ -93,17 +93,23 @@ class Roster:
 
     def _take(self) -> None:
         try:
-            listed = self._read(self._path)
-        except UsageError as error:
+            listed = self._read_again()
+        except Exception as error:  # noqa: BLE001 - whatever the file holds, it is not taken for a good one
             now = self._clock.monotonic()
             since = self._trouble.since if self._trouble is not None else now
-            self._trouble = _Trouble(str(error), since, now - _REMIND_EVERY_SECONDS)
+            why = str(error) or type(error).__name__
+            self._trouble = _Trouble(why, since, now - _REMIND_EVERY_SECONDS)
             return
         if self._trouble is not None:
             log.info("the file can be used again")
             self._trouble = None
         _log_changes(self._listed, listed)
         self._listed = listed
+
+    def _read_again(self) -> Listed:
+        if self._seen is None:
+            raise UsageError(f"{self._path} is no file that this account can read: put it back")
+        return self._read(self._path)
 
     def _is_kept(self, trouble: _Trouble) -> bool:
         """Whether what was read last still holds; says so from time to time."""
@@ -138,6 +144,6 @@ def _log_changes(before: Listed, now: Listed) -> None:
 def _content(path: Path) -> bytes | None:
     """What the file holds; None where it cannot be read."""
     try:
-        return path.read_bytes()
+        return path.read_bytes() if path.is_file() else None  # to open a FIFO would wait for ever
     except OSError:
         return None

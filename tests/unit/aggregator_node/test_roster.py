@@ -27,6 +27,8 @@ class SetClock(Clock):
 def read(path: Path) -> Listed:
     """A name a word; a word with a minus before it is a revoked fingerprint."""
     text = path.read_text(encoding="utf-8") if path.exists() else "broken"
+    if "nested" in text:
+        raise RecursionError
     if "broken" in text:
         raise UsageError("it cannot be used")
     words = text.split()
@@ -114,7 +116,18 @@ def gone(file: Path) -> None:
     file.unlink()
 
 
-@pytest.mark.parametrize("change", [broken, gone])
+def a_fifo(file: Path) -> None:
+    """Whoever opens it to read waits."""
+    file.unlink()
+    os.mkfifo(file)
+
+
+def nested(file: Path) -> None:
+    """No reader of ours has a word for what is wrong."""
+    file.write_text("nested")
+
+
+@pytest.mark.parametrize("change", [broken, gone, a_fifo, nested])
 def test_a_file_that_cannot_be_used_leaves_the_roster_for_an_hour_and_then_admits_nobody(
     file: Path, roster: Roster, clock: SetClock, change: Callable[[Path], None]
 ) -> None:
@@ -130,6 +143,7 @@ def test_a_file_that_cannot_be_used_leaves_the_roster_for_an_hour_and_then_admit
         with pytest.raises(Unavailable, match="must mend the file"):
             roster.check(caller)
     assert roster.owners() == frozenset()
+    file.unlink(missing_ok=True)
     file.write_text("bob")
     roster.check(certificate("bob"))
     roster.check(COORDINATOR)
