@@ -5,7 +5,8 @@ The mean of an element is the sum of weight * value over the updates, divided by
 F16, BF16, F32, F64: the sum is exact (`exact_sum`) and its quotient is rounded once to the tensor's type, to
 nearest, ties to even (`exact_rounding`). An exact sum has no order: the same updates give the same bits in
 every order of arrival and on every machine. Where updates are deltas, the mean is that of base + delta,
-which is one more exact term, base * total weight, before the one rounding.
+which is one more exact term, base * total weight, before the one rounding. A mean of zero is +0.0, so that
+models of equal values have equal bytes: releases are compared by the digests of their bases.
 
 I8, I16, I32, I64, U8, BOOL: the sum is exact and the mean is rounded to the nearest integer, ties to even.
 A bool is a 0 or a 1, so its mean is true where more than half of the weight is true; a tie is false.
@@ -34,7 +35,7 @@ from aggregator_node.pages import anonymous
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.tensors import DTYPES, FLOATS, Buffer, Schema
 from cairn.v1 import round_pb2 as pb
-from cairn.values import SIGNIFICANT_BITS, Run, runs_of
+from cairn.values import SIGNIFICANT_BITS, Run, clear_negative_zeros, runs_of
 
 MAX_WEIGHT = 2**31 - 1
 MAX_TOTAL_WEIGHT = 2**41
@@ -64,7 +65,6 @@ class Mean:
         self._total_weight = 0
         self._runs = tuple(runs_of(schema))
         self._memory = anonymous(sum_bytes(schema))
-        # The first update overwrites the sums, so a mean of negative zeros is one as well.
         self._sums = tuple(self._divided())
         self._rounding = Rounding()
 
@@ -169,6 +169,7 @@ class Mean:
                 bits = SIGNIFICANT_BITS[run.dtype]
                 level, carry = sums.read_with(block, base[block], bits, self._total_weight)
             self._rounding.nearest(level, carry, self._total_weight, run.dtype, out)
+        clear_negative_zeros(out)
         if not (good := np.isfinite(out)).all():
             name = run.tensor_name(self._schema, block.start + int(good.argmin()))
             raise TooMuch(f"the average of tensor {name} exceeds the range of {run.dtype}")

@@ -18,6 +18,7 @@ def node_of(settings: AggregatorSettings) -> Node:
     return Node(
         name=NodeName(settings.federation, Role.AGGREGATOR, settings.name),
         identity=settings.identity,
+        config=settings.read_from,
         signing_key=settings.identity.signing_key,
         place=state_directory(settings.state),
         database=AGGREGATOR_DATABASE,

@@ -14,8 +14,8 @@ from aggregator_node.witness import Witness
 from cairn.clock import Clock
 from cairn.errors import InvalidMessage, Unavailable
 from cairn.failpoint import failpoint
-from cairn.guard import caller
-from cairn.identity import NodeName
+from cairn.guard import caller, certified_caller
+from cairn.identity import Certified
 from cairn.messages import check_digest, check_protocol, known
 from cairn.silence import ended_when_silent
 from cairn.timeouts import rest
@@ -67,7 +67,7 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         request_iterator: Iterator[Part],
         context: grpc.ServicerContext,
     ) -> aggregator_pb2.SubmitUpdateResponse:
-        return self._take(caller(context), request_iterator, context)
+        return self._take(certified_caller(context), request_iterator, context)
 
     def GetReceipt(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.GetReceiptRequest, context: grpc.ServicerContext
@@ -77,11 +77,11 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
 
     def _take(
         self,
-        node: NodeName,
+        certified: Certified,
         requests: Iterator[Part],
         context: grpc.ServicerContext,
     ) -> aggregator_pb2.SubmitUpdateResponse:
-        owner = node.name
+        owner = certified.node.name
         with ended_when_silent(context.cancel, self._clock):
             header = _expected(next(requests, None), "header").header
         if header.HasField("seen_head"):
@@ -95,7 +95,7 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
             failpoint("aggregator.push.complete")
             if not context.is_active():
                 raise Unavailable("the owner broke off before its update was accepted")
-            self._roster.check(node)  # it may have been removed while it pushed
+            self._roster.check(certified)  # it may have been removed while it pushed
             receipt = live.commit(owner, push, commit)
             failpoint("aggregator.push.before_receipt")
             return aggregator_pb2.SubmitUpdateResponse(receipt=receipt)

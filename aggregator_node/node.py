@@ -52,7 +52,7 @@ _PAUSE_SECONDS = 1
 # What an owner that does not wait for its turn can have us hold, for each of its streams. It also limits how
 # fast a long link is: to so much in the time of a round trip.
 _WINDOW_BYTES = 2 << 20
-_LOOK_EVERY_SECONDS = 0.5  # how often an aggregator for one job looks whether it may stop
+_LOOK_EVERY_SECONDS = 0.5  # at its own file, and for one job whether it may stop
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ def run(config: Path, *, once: bool, erases: bool) -> int:
         fingerprint=parts.identity.fingerprint,
     )
     while not stopping.wait(_LOOK_EVERY_SECONDS):
+        parts.roster.look()  # so that trouble with the file is logged though nobody calls
         if once and parts.departure.is_due(completed=parts.jobs.are_released()):
             break
     log.info("aggregator is stopping")
@@ -115,7 +116,7 @@ def _assemble(config: Path, settings: AggregatorSettings, stopping: threading.Ev
     node = NodeName(settings.federation, Role.AGGREGATOR, settings.name)
     identity = load_identity(settings.identity, node, datetime.now(UTC))
     signing_key = load_signing_key(settings.identity.signing_key)
-    roster = Roster(config, lambda path: AggregatorSettings.load(path).owners)
+    roster = Roster(config, lambda path: AggregatorSettings.load(path).listed(), clock)
     store = Store(settings.state, clock)
     # Before the jobs, which write to the ledger: not to one that was rolled back.
     witness = Witness(settings.federation, store, signing_key, stopping.set)

@@ -143,15 +143,20 @@ def check_opening(policy: Policy, job: JobSpec, progress: Progress, opening: Ope
 
 @dataclass(frozen=True)
 class Average:
-    """What an average is over: the counted owners, and the least and the most that one may count."""
+    """What an average is over: the counted owners, and how much each may count.
+
+    `least` and `most` are the smallest and the largest weight of one update, and `share` is the largest share
+    of the total weight that it may have.
+    """
 
     owners: frozenset[str]
     least: int
     most: int
+    share: float
 
 
-def check_difference(average: Average, earlier: Iterable[Average]) -> None:
-    """Raise WrongState where an average and earlier ones together would tell of too few owners.
+def are_different(average: Average, earlier: Iterable[Average]) -> bool:
+    """Whether an average and earlier ones of the same quantities together would tell of too few owners.
 
     Averages over S and over S without v tell what v alone contributed; so do several sets that overlap,
     each differing from the others by many; and equal and unequal shares in the same updates are two
@@ -159,13 +164,17 @@ def check_difference(average: Average, earlier: Iterable[Average]) -> None:
     nobody in common: then no sum of them is over fewer owners than one of them. Releases that are not
     comparable are kept apart by the groups of a job, where it has some: see `check_opening`.
     """
-    for other in earlier:
-        if average != other and average.owners & other.owners:
-            raise WrongState(
-                "an earlier release counts some of these owners together with others, or weights them"
-                " otherwise: several such averages together would tell of single owners",
-                pb.REASON_COHORT_DIFFERENCE,
-            )
+    return any(average != other and average.owners & other.owners for other in earlier)
+
+
+def check_difference(average: Average, earlier: Iterable[Average]) -> None:
+    """Raise WrongState where an average is different from an earlier one that it overlaps with."""
+    if are_different(average, earlier):
+        raise WrongState(
+            "an earlier release counts some of these owners together with others, or weights them"
+            " otherwise: several such averages together would tell of single owners",
+            pb.REASON_COHORT_DIFFERENCE,
+        )
 
 
 def _check_training(job: JobSpec, progress: Progress, opening: Opening) -> None:

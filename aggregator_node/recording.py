@@ -68,11 +68,21 @@ class Recorder:
     def release(self, row: RoundRow, terms: Terms, closing: Closing) -> None:
         """Keep the average, and sign and record its statement.
 
-        Raises WrongState, and keeps nothing, where it may not be released beside an earlier release.
+        Raises WrongState, and keeps nothing, where it may not be released beside an earlier release. Where only
+        its metrics may not, it is released without metrics.
         """
         if len(closing.contributors) < max(MIN_COHORT, terms.manifest.floor):
             raise AssertionError("a release of fewer owners than the floor was asked for")
-        self._averages.add(row.manifest_digest, terms, closing.contributors)
+        says_metrics = self._averages.add(
+            row.manifest_digest, terms, closing.contributors, has_metrics=bool(closing.metrics)
+        )
+        if closing.metrics and not says_metrics:
+            closing = replace(closing, metrics={})
+            log.warning(
+                "metrics are left out: an earlier release of this base has metrics of other owners",
+                job=row.job,
+                round=row.number,
+            )
         replaced = self._store.last_release(row.job) if terms.manifest.trains else None
         try:
             self._release(row, terms, closing)
@@ -164,10 +174,11 @@ class Recorder:
             if job is None:
                 continue
             terms = self._terms_of(row, job)
-            body = parse(pb.Signed, row.statement).body
-            excluded = {e.owner for e in parse(pb.ReleaseStatement, body).exclusions}
-            owners = set(terms.manifest.cohort) - excluded
-            self._averages.remember(row.manifest_digest, terms, owners)
+            stated = parse(pb.ReleaseStatement, parse(pb.Signed, row.statement).body)
+            owners = set(terms.manifest.cohort) - {e.owner for e in stated.exclusions}
+            self._averages.remember(
+                row.manifest_digest, terms, owners, has_metrics=bool(stated.metrics)
+            )
 
     def _terms_of(self, row: RoundRow, job: JobRow) -> Terms:
         """Of a round that was released before this process began.

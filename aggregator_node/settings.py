@@ -1,15 +1,28 @@
 """The aggregator's TOML file."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from aggregator_node.memory import memory_of_this_machine
 from aggregator_node.policy import Policy
+from aggregator_node.roster import Listed
 from cairn.limits import LARGEST_SHARE, MAX_COHORT, MIN_COHORT
 from cairn.settings import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
 from cairn.timeouts import LEASE_SECONDS, STANDBY_SECONDS
 from cairn.values import Bounds
+
+
+def _fingerprint(text: str) -> str:
+    if re.fullmatch("sha256:[0-9a-f]{64}", text) is None:
+        raise ValueError(
+            "should be a fingerprint as `cairn identity` prints it: sha256: and 64 hexadecimal digits"
+        )
+    return text
+
+
+Fingerprint = Annotated[str, AfterValidator(_fingerprint)]
 
 
 class AggregatorIdentityFiles(IdentityFiles):
@@ -22,7 +35,9 @@ class AggregatorSettings(Settings):
     """Everything an aggregator is told.
 
     `owners` is the roster: nobody else is taken into a cohort, and who is removed from it is refused
-    at its next call. `floor` is the smallest cohort that may be released, whatever a job says.
+    at its next call. `revoked` lists the fingerprints of certificates, of owners or coordinators, that are
+    refused though they are valid, each of the certificate itself or of its public key; it is read again like the
+    roster, and a file that cannot be used keeps both for an hour. `floor` is the smallest cohort that may be released, whatever a job says.
     `lease_seconds` is how long an owner that is not heard of stays in a round. `patience_seconds` is how
     long an aggregator that runs for one job waits for a coordinator that does not call. `state` is a
     directory for the releases and the ledger.
@@ -37,7 +52,9 @@ class AggregatorSettings(Settings):
     than an equal share of it. `updates_in_flight` is how many large updates a round takes at a time: the others
     wait in line. More is faster where the owners' links are slow, and each takes as much memory as the model.
     `compare_releases` says which earlier releases a new one must count the same owners as, or have none
-    in common with: those of the same base, or of every model with the same tensors.
+    in common with: those of the same base, or of every model with the same tensors. Of the same base, tensors
+    are compared with tensors and metrics with metrics, whatever the phase: a training whose metrics may not
+    stand beside earlier ones is released without them. Of the same tensors, every release is compared.
     """
 
     federation: NodeLabel
@@ -46,6 +63,7 @@ class AggregatorSettings(Settings):
     listen_coordinators: Address
     state: FilePath
     owners: list[NodeLabel]
+    revoked: tuple[Fingerprint, ...] = ()
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
     lease_seconds: Seconds = LEASE_SECONDS
     patience_seconds: Seconds = STANDBY_SECONDS
@@ -64,6 +82,10 @@ class AggregatorSettings(Settings):
         if self.memory_megabytes is not None:
             return self.memory_megabytes << 20
         return memory_of_this_machine() * 3 // 4
+
+    def listed(self) -> Listed:
+        """Whom this file admits."""
+        return Listed(frozenset(self.owners), frozenset(self.revoked))
 
     def policy(self) -> Policy:
         """What this file allows of jobs and rounds."""

@@ -4,6 +4,7 @@ Updates are never written here; a release is an average and is.
 """
 
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from aggregator_node.state_check import check_state
 from cairn.clock import Clock
 from cairn.errors import InvalidMessage, NotFound, Unavailable, UsageError
 from cairn.ledger import Entry, Ledger
+from cairn.model_writing import is_left_over
 from cairn.place import state_directory
 from cairn.state_directory import StateDirectory
 from cairn.v1 import aggregator_pb2
@@ -26,6 +28,7 @@ from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()
 
+_RELEASE = re.compile(r"[0-9a-f]{64}\.safetensors")
 _BOOKS_BYTES = 1 << 20  # for what a round adds to the database
 
 _TABLES = """
@@ -238,7 +241,10 @@ class Store:
         return shutil.disk_usage(self.path).free
 
     def clear_left_over_releases(self) -> None:
-        """Delete files of releases that a crash kept from being recorded, and of replaced ones."""
+        """Delete files of releases that a crash kept from being recorded, and of replaced ones.
+
+        Files of other names are not this aggregator's and stay.
+        """
         rows = self._execute(
             "SELECT manifest_digest, max(number) FROM round WHERE phase = ? AND state = ? GROUP BY job",
             pb.PHASE_TRAIN,
@@ -246,7 +252,8 @@ class Store:
         )
         current = {self.release_path(row[0]) for row in rows}
         for path in (self.path / "releases").iterdir():
-            if path not in current:
+            is_own = _RELEASE.fullmatch(path.name) is not None or is_left_over(path.name)
+            if is_own and path not in current:
                 path.unlink()
 
     def _check(self) -> None:

@@ -18,13 +18,12 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import NameOID
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.identity import KEY_USES, NodeName, fingerprint, node_named_in
+from cairn.identity import KEY_USES, NodeName, node_named_in
 
 AUTHORITY_DAYS = 3650
 NODE_DAYS = 365
@@ -150,12 +149,6 @@ def load_request(pem: bytes) -> x509.CertificateSigningRequest:
     if not proven:
         raise UsageError("the request was changed after it was made; make it again")
     return request
-
-
-def key_fingerprint(document: x509.Certificate | x509.CertificateSigningRequest) -> str:
-    """The fingerprint of the public key: the same in a request and in the certificate issued for it."""
-    der = document.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return fingerprint(der)
 
 
 def federation_of(authority: x509.Certificate) -> str:

@@ -19,7 +19,6 @@ from cairn.authority import (
     Subject,
     federation_of,
     issue,
-    key_fingerprint,
     load_request,
     new_key,
     new_request,
@@ -33,6 +32,7 @@ from cairn.identity import (
     NodeName,
     Role,
     fingerprint,
+    key_fingerprint,
     load_signing_key,
     public_signing_key_text,
 )

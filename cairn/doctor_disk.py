@@ -14,8 +14,9 @@ CLOCK_SKEW_SECONDS = 60  # by so much two clocks that are set may differ
 
 
 def place_findings(place: Place) -> list[Finding]:
-    """Whether it can be written to, and how much room it has."""
+    """Whether it is itself in its place and can be written to, and how much room it has."""
     try:
+        place.check_links()
         there = place.check_writing()
         free = place.free_bytes()
     except UsageError as error:

@@ -22,6 +22,11 @@ authority = "{name}/authority.crt"    # who issues the certificates of this fede
 _PINNED = """\
 aggregator = "{name}/aggregator.crt"  # the pinned certificate of the aggregator: no other is trusted
 """
+_REVOKED = """\
+# Certificates that are refused though they are valid, such as one whose key was stolen: the fingerprints, or those
+# of the public keys, as `cairn identity` prints them. The same node is admitted under another certificate.
+# revoked = ["sha256:..."]
+"""
 _LIMITS = """
 # What is refused whatever a job says; these are the values where nothing else is said.
 # largest_value = 1e9              # of a floating-point element of an update
@@ -33,7 +38,8 @@ _LIMITS = """
 # updates_in_flight = 2            # large updates taken at a time; the other owners wait in line
 # lease_seconds = 30               # for so long an owner that is not heard of holds up a round
 # Averages over owners that overlap can be subtracted, so comparable releases count the same owners, or have
-# none in common. Compared are those of the "same_base", or of the "same_model": with the same tensors.
+# none in common. Compared are those of the "same_base", where a training may leave without its metrics instead;
+# or of the "same_model": with the same tensors, in every phase.
 # compare_releases = "same_base"
 """
 _EXAMPLE_TASK = """
@@ -69,6 +75,7 @@ def aggregator_toml(plan: FederationPlan) -> str:
         f"{_floor(plan)}"
         "# Everybody who may take part. A change is read at once: who is removed is refused at its next call.\n"
         f"owners = [{', '.join(_text(owner) for owner in sorted(plan.owners))}]\n"
+        f"{_REVOKED}"
         f"{_LIMITS}\n"
         f"{_NODE_FILES.format(name='aggregator')}"
         'signing_key = "aggregator/signing.key"    # signs manifests, receipts and statements\n'

@@ -20,7 +20,7 @@ from cairn import errors, frames
 from cairn.access import LONG_CALLS, may_call
 from cairn.clock import Clock
 from cairn.errors import CairnError, CallerNotAllowed, InvalidMessage
-from cairn.identity import NodeName, certified
+from cairn.identity import Certified, NodeName, certified
 from cairn.limits import MAX_ROUND_SECONDS
 from cairn.messages import reason_word
 from cairn.tensors import CHUNK_BYTES
@@ -47,7 +47,9 @@ STATUS: dict[type[CairnError], grpc.StatusCode] = {
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
 }
 
-Admits = Callable[[NodeName], None]  # raises CallerNotAllowed
+Admits = Callable[
+    [Certified], None
+]  # raises CallerNotAllowed, or Unavailable where that is not known
 Refused = Callable[
     [NodeName | None, str, CairnError], None
 ]  # the caller where known, the method, why
@@ -55,7 +57,7 @@ Refused = Callable[
 log = structlog.get_logger()
 
 
-def everybody(_node: NodeName) -> None:
+def everybody(_caller: Certified) -> None:
     """Admit every node that has the role."""
 
 
@@ -65,7 +67,12 @@ def unrecorded(_node: NodeName | None, _method: str, _error: CairnError) -> None
 
 def caller(context: grpc.ServicerContext) -> NodeName:
     """Who calls, by the certificate of the connection."""
-    return certified(_certificate(context)).node
+    return certified_caller(context).node
+
+
+def certified_caller(context: grpc.ServicerContext) -> Certified:
+    """What the certificate of the connection says."""
+    return certified(_certificate(context))
 
 
 class Guard(grpc.ServerInterceptor):
@@ -139,7 +146,7 @@ class Guard(grpc.ServerInterceptor):
             yield
 
     def _authorised(self, method: str, context: grpc.ServicerContext) -> NodeName:
-        certificate = certified(_certificate(context))
+        certificate = certified_caller(context)
         node = certificate.node
         if node.federation != self._federation:
             raise CallerNotAllowed(
@@ -149,7 +156,7 @@ class Guard(grpc.ServerInterceptor):
             raise CallerNotAllowed(f"{node} has the role {node.role}, which may not call {method}")
         # The handshake has checked it once; a connection may outlast a certificate.
         certificate.check_end(self._clock.unix_ms())
-        self._admits(node)
+        self._admits(certificate)
         # gRPC reports a call without a deadline as one that has billions of years left.
         if context.time_remaining() > _MAX_CALL_SECONDS:
             raise InvalidMessage(

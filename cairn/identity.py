@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cairn.errors import CallerNotAllowed, InvalidMessage, UsageError
 from cairn.node_name import KEY_USES, NAME_PATTERN, NodeName, Role, node_named_in
@@ -34,6 +34,7 @@ __all__ = [
     "certified",
     "fingerprint",
     "identity_faults",
+    "key_fingerprint",
     "load_identity",
     "load_pinned_aggregator",
     "load_signing_key",
@@ -80,6 +81,12 @@ class IdentityFiles(Protocol):
 
 def fingerprint(der: bytes) -> str:
     return f"sha256:{hashlib.sha256(der).hexdigest()}"
+
+
+def key_fingerprint(document: x509.Certificate | x509.CertificateSigningRequest) -> str:
+    """The fingerprint of the public key: the same in a request and in the certificate issued for it."""
+    key = document.public_key()
+    return fingerprint(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
 def load_identity(files: IdentityFiles, node: NodeName, now: datetime) -> Identity:
@@ -201,10 +208,14 @@ def parse_signing_key_text(text: str) -> Ed25519PublicKey:
 
 @dataclass(frozen=True)
 class Certified:
-    """What a peer's certificate says: who it is, and until when."""
+    """What a peer's certificate says: who it is, and until when.
+
+    `fingerprints` are that of the certificate and that of its public key, as `cairn identity` prints them.
+    """
 
     node: NodeName
     not_after: datetime
+    fingerprints: tuple[str, str]
 
     def check_end(self, unix_ms: int) -> None:
         """Raise CallerNotAllowed where the certificate has ended by this time."""
@@ -223,7 +234,11 @@ def certified(pem: bytes) -> Certified:
     """
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-        return Certified(node_named_in(certificate), certificate.not_valid_after_utc)
+        return Certified(
+            node_named_in(certificate),
+            certificate.not_valid_after_utc,
+            (fingerprint(certificate.public_bytes(Encoding.DER)), key_fingerprint(certificate)),
+        )
     except (ValueError, InvalidMessage) as error:
         raise CallerNotAllowed(f"the caller's certificate is of no federation: {error}") from error
 

@@ -5,6 +5,7 @@ A model is written in its canonical form (`cairn/tensors.py`) and hashed on the 
 
 import io
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from cairn.errors import InvalidMessage
 from cairn.tensors import CHUNK_BYTES, Buffer, Schema
 
 _SYNC_BYTES = 64 << 20
+_TEMPORARY = re.compile(r"\.cairn-[0-9a-f]{16}\.tmp")
 
 
 def write_model(path: Path, schema: Schema, payload: Buffer) -> bytes:
@@ -145,8 +147,14 @@ def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
 
 def clear_left_overs(directory: Path) -> None:
     """Delete what a crash left of files that were being written here; nobody else may be writing."""
-    for path in directory.glob(".cairn-*.tmp"):
-        path.unlink()
+    for path in directory.iterdir():
+        if is_left_over(path.name):
+            path.unlink()
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file of this name was being written when a process died."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def _write_all(file: "io.FileIO", data: Buffer) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cairn.errors import UsageError
+from cairn.ledger_files import AGGREGATOR_DATABASE, OWNER_DATABASE
 from cairn.model_writing import write_atomically
 
 _ENOUGH_BYTES = 1 << 30
@@ -21,13 +22,27 @@ _CURES = {
 }
 
 
+# What a node makes in its state directory, whichever it is.
+_DATABASES = (AGGREGATOR_DATABASE, OWNER_DATABASE)
+_OF_STATE = (
+    "lock",
+    "releases",
+    "updates",
+    *(f"{name}{suffix}" for name in _DATABASES for suffix in ("", "-wal", "-shm", "-journal")),
+)
+
+
 @dataclass(frozen=True)
 class Place:
-    """`name` is what a sentence calls it, and `elsewhere` how a person chooses another."""
+    """`name` is what a sentence calls it, and `elsewhere` how a person chooses another.
+
+    `own` are the names of the files and folders that the node makes there, which it then relies on.
+    """
 
     path: Path
     name: str
     elsewhere: str
+    own: tuple[str, ...] = ()
 
     def unusable(self, error: Exception) -> UsageError:
         """The sentence for an error of the file system, or of the database in it."""
@@ -37,6 +52,11 @@ class Place:
         return UsageError(
             f"{self.name} {self.path} cannot be used: {error}; {cure}, or {self.elsewhere}"
         )
+
+    @property
+    def is_relied_on(self) -> bool:
+        """Whether the node would act on what another account has put there."""
+        return bool(self.own)
 
     def check_writing(self) -> bool:
         """Write, sync and rename a file there; or above it, where it has yet to be made.
@@ -53,6 +73,18 @@ class Place:
         except OSError as error:
             raise self.unusable(error) from None
         return directory == self.path
+
+    def check_links(self) -> None:
+        """Raise UsageError where a link stands for a file or folder of the node's: it writes and deletes there."""
+        for path in (self.path / name for name in self.own):
+            try:
+                is_link = path.is_symlink()
+            except OSError as error:
+                raise self.unusable(error) from None
+            if is_link:
+                raise UsageError(
+                    f"{path} is a symbolic link: put the file or folder itself in its place, or {self.elsewhere}"
+                )
 
     def free_bytes(self) -> int:
         """What this account may still write there. Raises UsageError where that cannot be told."""
@@ -83,7 +115,10 @@ class Place:
 
 def state_directory(path: Path) -> Place:
     return Place(
-        path, "the state directory", "name another directory as `state` in this node's file"
+        path,
+        "the state directory",
+        "name another directory as `state` in this node's file",
+        _OF_STATE,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 
+from cairn.doctor_access import file_access_findings, place_access_findings
 from cairn.doctor_disk import clock_findings, place_findings
 from cairn.doctor_identity import identity_findings, pin_findings, signing_key_findings
 from cairn.errors import UsageError
@@ -38,12 +39,13 @@ class Peer:
 class Node:
     """What there is to check of a node, as its role reads it from its file.
 
-    `database` is the name of its ledger's in `place`, where it has one. `listens` and `peers` are by the
+    `config` is that file, where there is one. `database` is the name of its ledger's in `place`, where it has one. `listens` and `peers` are by the
     keys of the file. `further` is what only the role can check.
     """
 
     name: NodeName
     identity: IdentityFiles
+    config: Path | None = None
     pin: Path | None = None
     signing_key: Path | None = None
     place: Place | None = None
@@ -74,7 +76,10 @@ def on_this_machine(node: Node) -> list[Finding]:
         findings += pin_findings(node.pin, node.name.federation, now)
     if node.signing_key is not None:
         findings += signing_key_findings(node.signing_key)
+    trusted = (node.config, node.identity.authority, node.pin)
+    findings += file_access_findings(path for path in trusted if path is not None)
     if node.place is not None:
+        findings += place_access_findings(node.place)
         writing = place_findings(node.place)
         findings += writing
         if node.database and not of_grade(writing, Grade.FAULT):

@@ -102,7 +102,7 @@ class Listener:
         `long_callers` is how many nodes may have streams under way; `message_bytes` the largest single
         message to accept; a connection that has no call for `pause_seconds` is ended. Of a stream that is not
         read yet at most `window_bytes` come in; by default gRPC lets that grow with the connection. `admits`
-        is asked about the caller at every call, and raises CallerNotAllowed; `refused` is told of every
+        is asked about the caller's certificate at every call, and raises CallerNotAllowed; `refused` is told of every
         refusal, once: the caller where it is known, the method, the error. `can_work` is asked for the
         node's health.
         """

@@ -5,7 +5,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+)
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity import parse_signing_key_text
@@ -60,6 +68,12 @@ class Settings(BaseModel):
     """The root of every table of a settings file: an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _read_from: Path | None = PrivateAttr(None)
+
+    @property
+    def read_from(self) -> Path | None:
+        """The file that `load` has read."""
+        return self._read_from
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -69,10 +83,12 @@ class Settings(BaseModel):
         """
         values = read_toml(path)
         try:
-            return cls.model_validate(values, context={"directory": path.parent})
+            settings = cls.model_validate(values, context={"directory": path.parent})
         except ValidationError as error:
             lines = [_sentence(cls, detail) for detail in error.errors()]
             raise UsageError("\n".join(f"{path}: {line}" for line in lines)) from None
+        settings._read_from = path  # noqa: SLF001 - an attribute of this very class
+        return settings
 
 
 class IdentityFiles(Settings):

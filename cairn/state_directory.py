@@ -25,7 +25,9 @@ class StateDirectory:
         self.lock = threading.RLock()  # one connection for all threads
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._process_lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+            state_directory(path).check_links()
+            flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
+            self._process_lock = os.open(path / "lock", flags, 0o600)
             fcntl.flock(self._process_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.db = sqlite3.connect(
                 path / database, isolation_level=None, check_same_thread=False

@@ -86,23 +86,71 @@ def check_length(schema: Schema, payload: Buffer) -> None:
         )
 
 
-def check_values(schema: Schema, payload: Buffer, bounds: Bounds) -> None:
+def check_values(
+    schema: Schema, payload: Buffer, bounds: Bounds, *, takes_negative_zeros: bool = True
+) -> None:
     """Refuse a model that must not be used: of another length, with a value that is none or too large.
 
-    Raises UpdateRefused with NON_FINITE for a NaN or an infinity, MAGNITUDE_REFUSED beyond the bounds
-    and CORRUPT_UPDATE for a bool beyond 0 and 1; its text names the tensor and never a value. It reads
-    the payload in place and does no arithmetic on it.
+    Raises UpdateRefused with NON_FINITE for a NaN or an infinity, MAGNITUDE_REFUSED beyond the bounds,
+    CORRUPT_UPDATE for a bool beyond 0 and 1, and MODEL_SUSPECT for a zero with a sign where none is taken; its
+    text names the tensor and never a value. It reads the payload in place and does no arithmetic on it.
+
+    Without negative zeros, models of equal values have equal bytes: no other value that passes has two forms.
     """
     check_length(schema, payload)
     for run in runs_of(schema):
         values, (low, high) = run.values(payload), bounds.of(run.dtype)
         for block in run.blocks():
+            if not takes_negative_zeros and run.dtype in FLOATS:
+                _check_zeros(schema, run, block, values[block])
             if not _are_within(values[block], low, high):
                 with np.errstate(invalid="ignore"):  # a comparison with a signalling NaN
                     good = (values[block] >= low) & (values[block] <= high)
                 element = block.start + int(good.argmin())
                 name = run.tensor_name(schema, element)
                 raise _refusal(run.dtype, name, values[element])
+
+
+def pieces_without_negative_zeros(schema: Schema, payload: Buffer) -> Iterator[memoryview]:
+    """The bytes of a model, with +0.0 for every -0.0: a piece is a part of the payload, or a changed copy."""
+    for run in runs_of(schema):
+        values = run.values(payload)
+        for block in run.blocks():
+            piece = values[block]
+            if run.dtype in FLOATS and _negative_zeros(piece).any():
+                piece = piece.copy()
+                clear_negative_zeros(piece)
+            yield piece.view(np.uint8).data
+
+
+def has_negative_zeros(schema: Schema, payload: Buffer) -> bool:
+    return any(
+        _negative_zeros(run.values(payload)[block]).any()
+        for run in runs_of(schema)
+        if run.dtype in FLOATS
+        for block in run.blocks()
+    )
+
+
+def clear_negative_zeros(values: NDArray[Any]) -> None:
+    """Make every -0.0 of these floating-point values +0.0, in place."""
+    found = _negative_zeros(values)
+    if found.any():
+        values[found] = 0
+
+
+def _check_zeros(schema: Schema, run: Run, block: slice, values: NDArray[Any]) -> None:
+    found = _negative_zeros(values)
+    if found.any():
+        name = run.tensor_name(schema, block.start + int(found.argmax()))
+        raise UpdateRefused(f"tensor {name} has a zero with a sign (-0.0)", pb.REASON_MODEL_SUSPECT)
+
+
+def _negative_zeros(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of these floating-point values are -0.0: the sign is their only bit."""
+    kind = np.dtype(f"u{values.itemsize}")
+    found: NDArray[np.bool_] = values.view(kind) == kind.type(1 << (8 * kind.itemsize - 1))
+    return found
 
 
 def magnitudes_of(values: NDArray[Any]) -> NDArray[Any]:

@@ -65,12 +65,15 @@ class Campaign:
             self._evaluation_due = 0
 
     def was_aborted(self, step: Step, reason: "pb.Reason") -> None:
-        """Note an aborted round. Raises CairnError when the job is to be given up."""
+        """Note an aborted round. Raises CairnError when the job is to be given up.
+
+        An evaluation is not repeated: its round goes without, and the job goes on however many there are.
+        """
+        if not step.trains:
+            self._evaluation_due = 0
+            return
         self._aborts += 1
-        if step.trains:
-            self.opened = step.round
-        else:
-            self._evaluation_due = 0  # an evaluation is not repeated; its round goes without
+        self.opened = step.round
         if self._aborts >= MAX_ABORTS_IN_A_ROW:
             raise CairnError(
                 f"{self._aborts} rounds in a row ended without a release, the last because of"

@@ -71,6 +71,12 @@ class Console:
         what = "" if step.trains else " evaluation"
         click.echo(f"Round {step.round}{what}: no release ({reason_word(reason)})")
 
+    def without_metrics(self, step: Step) -> None:
+        click.echo(
+            f"Round {step.round}: no metrics (its owners reported none in common, or an earlier release of the"
+            " same base has metrics of other owners, from which these could be subtracted)"
+        )
+
     def finished(self, model: Path, digest: str) -> None:
         click.echo(f"Finished. Model: {model}")
         click.echo(f"BLAKE3: {digest}")

@@ -18,6 +18,7 @@ def node_of(settings: CoordinatorSettings, out: Path | None = None) -> Node:
     return Node(
         name=NodeName(settings.federation, Role.COORDINATOR, settings.name),
         identity=settings.identity,
+        config=settings.read_from,
         pin=settings.identity.aggregator,
         place=None if out is None else run_folder(out),
         listens={"listen": settings.listen},

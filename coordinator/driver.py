@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from cairn.errors import CairnError, Fenced, Unavailable
+from cairn.messages import reason_word
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound
 from coordinator.campaign import Campaign, Step
@@ -23,7 +24,10 @@ log = structlog.get_logger()
 
 @dataclass
 class _Line:
-    """What the history will say of a round, once its evaluation is in."""
+    """What the history will say of a round, once its evaluation is in.
+
+    `evaluation` is "released", or the word of the reason why there is none; None where nothing is evaluated.
+    """
 
     round: int
     contributors: int
@@ -31,6 +35,7 @@ class _Line:
     metrics: dict[str, float]
     left_out: list[str]
     seconds: float = 0.0
+    evaluation: str | None = None
 
 
 @dataclass
@@ -64,6 +69,7 @@ class Driver:
         self._rounds = rounds
         self._console = console
         self._stopping = stopping
+        self._trains_with_metrics = False
 
     def run(self, checkpoint: Checkpoint) -> None:
         """Run the job to its end. Raises CairnError with the reason where it cannot be ended."""
@@ -153,6 +159,8 @@ class Driver:
         self._console.resting(step, ended.resting)
         if ended.release is None:
             self._console.aborted(step, ended.reason)
+            if not step.trains and standing.line is not None:
+                standing.line.evaluation = reason_word(ended.reason)
             self._check_stop()
             standing.campaign.was_aborted(step, ended.reason)
             return
@@ -161,9 +169,13 @@ class Driver:
             self._keep(standing, ended.release)
             statement = ended.release.statement
             standing.line = _line_of(statement, seconds, ended.group, ended.left_out)
+            if self._trains_with_metrics and not statement.metrics:
+                self._console.without_metrics(step)
+            self._trains_with_metrics |= bool(statement.metrics)
         else:
             self._folder.save_evaluation(ended.release.signed)
             if standing.line is not None:
+                standing.line.evaluation = "released"
                 standing.line.metrics |= dict(ended.release.statement.metrics)
                 standing.line.seconds += seconds
 

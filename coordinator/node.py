@@ -66,6 +66,8 @@ def run(job: JobSettings, settings: CoordinatorSettings, out: Path, *, dismiss: 
             f"{out} holds a run of the job {checkpoint.job} with other settings: choose another --out,"
             " or give the changed job a new name and a folder of its own"
         )
+    else:
+        folder.mend_first_model(checkpoint)
     console = Console(plan.spec, f"the aggregator at {settings.aggregator}")
     if dismiss or not checkpoint.completed:
         _serve(plan, settings, identity, folder, checkpoint, console)

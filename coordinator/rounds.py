@@ -96,7 +96,7 @@ class Rounds:
             if step.trains:
                 raise
             log.warning("evaluation left out", round=step.round, reason=str(error))
-            return Ended(None, pb.REASON_UNSPECIFIED, ())
+            return Ended(None, error.reason, ())
         return replace(self.see_to_end(opened, base), left_out=gathered.left_out)
 
     def see_to_end(self, opened: OpenedRound, base: Base) -> Ended:

@@ -3,7 +3,7 @@
     model.safetensors   the model of the last release; before the first, the model it starts from
     release.json        the last signed release statement of a model
     evaluation.json     the last signed statement of an evaluation
-    history.jsonl       a line for each round: round, contributors, group, metrics, left_out, seconds
+    history.jsonl       a line for each round: round, contributors, group, metrics, left_out, seconds, evaluation
     checkpoint.json     which job this is and how far it is
 
 Each file is replaced in one step and the checkpoint comes last, so a crash leaves the state of the
@@ -23,11 +23,12 @@ from cairn import disk
 from cairn.errors import UsageError
 from cairn.failpoint import failpoint
 from cairn.model_files import map_values, read_model
-from cairn.model_writing import NewModel, clear_left_overs, write_atomically, write_model
+from cairn.model_writing import NewModel, clear_left_overs, write_atomically
 from cairn.place import run_folder
 from cairn.statements import envelope
 from cairn.tensors import Buffer, Schema
 from cairn.v1 import round_pb2 as pb
+from cairn.values import has_negative_zeros, pieces_without_negative_zeros
 from coordinator.leaving_out import Failing
 
 
@@ -86,10 +87,16 @@ class RunFolder:
             ) from None
 
     def begin(self, checkpoint: Checkpoint, schema: Schema, payload: Buffer) -> None:
-        """Write what a new run starts from."""
-        write_model(self.model_path, schema, payload)
+        """Write what a new run starts from: the model with +0.0 for every -0.0, which owners refuse."""
+        self._write_first_model(schema, payload)
         failpoint("coordinator.run.before_checkpoint")
         self._save(checkpoint)
+
+    def mend_first_model(self, checkpoint: Checkpoint) -> None:
+        """Do the same to a model that an earlier version has written, before it has a release."""
+        schema, payload = self.model()
+        if not checkpoint.released and has_negative_zeros(schema, payload):
+            self._write_first_model(schema, payload)
 
     def model(self) -> tuple[Schema, memoryview]:
         return read_model(self.model_path)
@@ -139,6 +146,12 @@ class RunFolder:
                 break  # the torn end of a line that was being written
         text = "".join(f"{line}\n" for line in kept)
         write_atomically(self._history_path, [text.encode()])
+
+    def _write_first_model(self, schema: Schema, payload: Buffer) -> None:
+        with NewModel(self.model_path, schema) as new:
+            for piece in pieces_without_negative_zeros(schema, payload):
+                new.write(piece)
+            new.keep()
 
     def _save(self, checkpoint: Checkpoint) -> None:
         self._write_json("checkpoint.json", checkpoint.__dict__)

@@ -23,6 +23,7 @@ def node_of(settings: OwnerSettings) -> Node:
     return Node(
         name=NodeName(settings.federation, Role.OWNER, settings.name),
         identity=settings.identity,
+        config=settings.read_from,
         pin=settings.identity.aggregator,
         place=state_directory(settings.state),
         database=OWNER_DATABASE,

@@ -46,7 +46,14 @@ class Fetching:
         except CairnError as error:  # nothing that a coordinator says is the aggregator's word
             raise Declined(_not_fetched(error), pb.REASON_FETCH_FAILED) from None
         try:
-            check_values(schema, base, Bounds(value=self._largest_value, integer=1 << 63))
+            check_values(
+                schema,
+                base,
+                Bounds(value=self._largest_value, integer=1 << 63),
+                # A base that is free has one form only: the aggregator compares bases by their digests. Any other
+                # is a release, which has no negative zeros, and so has what lies here of an earlier round.
+                takes_negative_zeros=bool(invited.manifest.previous_release_digest),
+            )
         except UpdateRefused as error:
             raise Declined(f"in the base the {error}", pb.REASON_MODEL_SUSPECT) from None
         process.keep_base(digest)

@@ -12,6 +12,7 @@ counts: a power cut may spoil the file before, never after.
 
 import mmap
 import os
+import re
 import secrets
 import threading
 from collections.abc import Callable
@@ -22,12 +23,13 @@ import structlog
 
 from cairn import disk
 from cairn.encoding import Layout
-from cairn.model_writing import sync_directory
+from cairn.model_writing import is_left_over, sync_directory
 from cairn.tensors import CHUNK_BYTES
 
 log = structlog.get_logger()
 
 _SUFFIX = ".update"
+_UPDATE = re.compile(rf"([0-9a-f]{{64}}){re.escape(_SUFFIX)}")
 
 
 class KeptUpdates:
@@ -64,14 +66,14 @@ class KeptUpdates:
         _remove(self._file_of(manifest_digest))
 
     def tidy(self) -> None:
-        """Remove every file that is not needed, or no longer. Never raises."""
+        """Remove every file of ours that is not needed, or no longer. Never raises."""
         try:
             paths = list(self.path.iterdir())
         except OSError:  # nothing was kept yet
             return
         for path in paths:
             digest = _digest_of(path)
-            if digest is None or not self._is_needed(digest):
+            if is_left_over(path.name) or (digest is not None and not self._is_needed(digest)):
                 _remove(path)
 
     def _file_of(self, manifest_digest: bytes) -> Path:
@@ -152,10 +154,9 @@ def _map(path: Path) -> memoryview:
 
 
 def _digest_of(path: Path) -> bytes | None:
-    try:
-        return bytes.fromhex(path.name.removesuffix(_SUFFIX)) if path.suffix == _SUFFIX else None
-    except ValueError:
-        return None
+    """The digest that names an update's file; None for a file that is none."""
+    named = _UPDATE.fullmatch(path.name)
+    return bytes.fromhex(named[1]) if named is not None else None
 
 
 def _remove(path: Path) -> None:

@@ -146,15 +146,26 @@ def _check_chains(rounds: list[Round]) -> None:
 
 
 def _check_differences(rounds: list[Round], specs: dict[str, bytes]) -> None:
-    """Releases of one base count the same owners, or have nobody in common."""
+    """What is said twice of one base is of the same owners, or of owners with nobody in common.
+
+    Both phases of rounds from one base can say the same metric; only trainings say tensors.
+    """
     schemas = {name: pb.JobSpec.FromString(spec).schema for name, spec in specs.items()}
     released = [found for found in rounds if found.statement is not None]
     for one, other in itertools.combinations(released, 2):
         if (
-            (one.manifest.phase, one.manifest.base_digest)
-            == (other.manifest.phase, other.manifest.base_digest)
-        ) and schemas[one.manifest.job] == schemas[other.manifest.job]:
+            one.manifest.base_digest == other.manifest.base_digest
+            and schemas[one.manifest.job] == schemas[other.manifest.job]
+            and _say_the_same(one, other)
+        ):
             assert one.counted == other.counted or not one.counted & other.counted
+
+
+def _say_the_same(one: Round, other: Round) -> bool:
+    assert one.statement is not None
+    assert other.statement is not None
+    have_metrics = bool(one.statement.metrics and other.statement.metrics)
+    return one.manifest.phase == other.manifest.phase or have_metrics
 
 
 def _check_files(state: Path, rounds: list[Round]) -> None:

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
+from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.attacks import (
     ABORTED,
@@ -24,10 +25,11 @@ from tests.hostile.attacks import (
     push_one_hots,
 )
 from tests.hostile.audit import check_books
-from tests.hostile.checks import check_one_hot, refuses
-from tests.service.network import OWNERS, Network, OpenRound
+from tests.hostile.checks import check_one_hot, one_hot, refuses
+from tests.service.network import OWNERS, Ended, Job, Network, OpenRound
 
 BASE = np.arange(1, 1 + len(OWNERS), dtype="<f4")
+LOSS = {owner: float(2**number) for number, owner in enumerate(OWNERS)}
 
 
 @pytest.fixture
@@ -150,6 +152,90 @@ def test_two_evaluations_of_one_model_cannot_differ_by_one_owner(
         jobs[1].open(OWNERS[1:], model, phase=pb.PHASE_EVALUATE)
 
 
+def schema_of_this_test(name: str) -> Schema:
+    """So that no other test has a release of the same bytes."""
+    return Schema.of([TensorSpec(name, "F32", (len(OWNERS),))])
+
+
+def evaluated(job: Job, owners: Sequence[str], model: bytes) -> Ended:
+    """An evaluation of the job's last release, in which each owner reports a loss of its own."""
+    opened = job.open(owners, model, phase=pb.PHASE_EVALUATE)
+    for owner in owners:
+        opened.join(owner)
+        opened.push(owner, b"", metrics={"loss": LOSS[owner]})
+    return opened.ends()
+
+
+def trained(job: Job, owners: Sequence[str], model: bytes, number: int) -> Ended:
+    """A round of training in which each owner reports the loss of the model that it was given."""
+    opened = job.open(owners, model, number=number)
+    for owner in owners:
+        opened.join(owner)
+        opened.push(owner, one_hot(owner), metrics={"loss": LOSS[owner]})
+    ended = opened.ends()
+    check_one_hot(ended, owners)
+    return ended
+
+
+def mean_loss(owners: Sequence[str]) -> dict[str, float]:
+    return {"loss": sum(LOSS[owner] for owner in owners) / len(owners)}
+
+
+def test_a_metric_of_an_evaluation_less_that_of_a_training_of_the_same_model_is_not_one_owners(
+    network: Network, who: str
+) -> None:
+    """4 * mean(abc and dave) - 3 * mean(abc) would be dave's loss, to the last digit."""
+    job = new_job(network, who, schema=schema_of_this_test("evaluation first"))
+    model = trained(job, COHORT, base_of_this_test(13), 1).payload
+    assert evaluated(job, COHORT, model).statement.metrics == mean_loss(COHORT)
+    network.restart(kill=True)  # what may be said is read off what was signed
+    job.coordinator = network.release(who)
+    with_dave = trained(job, (*COHORT, "dave"), model, 2)
+    assert with_dave.statement.contributors == 4
+    assert not with_dave.statement.metrics
+
+
+def test_an_evaluation_of_a_model_from_which_others_have_trained_with_metrics_is_refused(
+    network: Network, who: str, new_caller: NewCaller
+) -> None:
+    """The other way round, by two jobs of coordinators who work together."""
+    rival, base = new_caller(), base_of_this_test(14)
+    schema = schema_of_this_test("training first")
+    first, second = (new_job(network, name, schema=schema) for name in (who, rival))
+    model = trained(first, COHORT, base, 1).payload
+    assert trained(second, COHORT, base, 1).payload == model
+    with_dave = (*COHORT, "dave")
+    assert trained(first, with_dave, model, 2).statement.metrics == mean_loss(with_dave)
+    with refuses(network, f"coordinator/{rival}", "OpenRound", PRECONDITION, "COHORT_DIFFERENCE"):
+        second.open(COHORT, model, phase=pb.PHASE_EVALUATE)
+    assert evaluated(second, with_dave, model).statement.metrics == mean_loss(with_dave)
+
+
+def test_no_release_has_a_zero_with_a_sign_so_that_its_twin_is_no_other_base(
+    network: Network, who: str
+) -> None:
+    """Else a job that goes on from the release, and one that begins with its twin, would not be compared."""
+    opened = new_job(network, who).open(COHORT, base_of_this_test(17))
+    push(opened, dict.fromkeys(COHORT, np.full(len(OWNERS), -0.0, "<f4").tobytes()))
+    assert opened.ends().payload == bytes(4 * len(OWNERS))
+
+
+def test_where_one_owner_leaves_an_evaluation_after_it_was_opened_it_is_not_released(
+    network: Network, who: str, new_caller: NewCaller
+) -> None:
+    rival, base = new_caller(), base_of_this_test(15)
+    schema = schema_of_this_test("leaves later")
+    first, second = (new_job(network, name, schema=schema) for name in (who, rival))
+    model = trained(first, OWNERS, base, 1).payload
+    assert trained(second, OWNERS, base, 1).payload == model
+    opened = second.open(OWNERS, model, phase=pb.PHASE_EVALUATE)
+    trained(first, OWNERS, model, 2)
+    opened.decline("erin", pb.REASON_STOPPING)
+    push(opened, dict.fromkeys(OWNERS[:-1], b""))
+    ended = opened.ends()
+    assert (ended.state, ended.reason) == (ABORTED, "COHORT_DIFFERENCE")
+
+
 def test_the_same_owners_cannot_be_weighed_in_two_ways_from_one_base(
     network: Network, who: str
 ) -> None:
@@ -195,6 +281,20 @@ def test_a_base_one_bit_away_is_compared_where_the_aggregators_file_says_so(
     ):
         again.open(OWNERS[1:], near)
     released(again.open(OWNERS, near), OWNERS)
+
+
+def test_where_all_releases_of_a_model_are_compared_an_evaluation_counts_the_owners_of_a_training(
+    strict_network: Network,
+) -> None:
+    job = strict_network.job(schema=schema_of_this_test("strict"), floor=3)
+    model = trained(job, COHORT, base_of_this_test(16), 1).payload
+    with refuses(
+        strict_network, "coordinator/coordinator", "OpenRound", PRECONDITION, "COHORT_DIFFERENCE"
+    ):
+        job.open((*COHORT, "dave"), model, phase=pb.PHASE_EVALUATE)
+    assert evaluated(job, COHORT, model).statement.metrics == mean_loss(COHORT)
+    again = trained(job, COHORT, model, 2)
+    assert again.statement.metrics == mean_loss(COHORT)
 
 
 def test_by_default_a_base_one_bit_away_is_another_base(network: Network, who: str) -> None:

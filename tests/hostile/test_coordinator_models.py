@@ -111,6 +111,23 @@ def test_a_first_model_with_a_value_that_no_model_has_is_not_trained_on(
     ended_without_alice(unopened, opened, "MODEL_SUSPECT")
 
 
+def test_a_first_model_that_differs_from_another_in_the_sign_of_a_zero_is_not_trained_on(
+    unopened: Stage,
+) -> None:
+    """To the aggregator, which sees digests, it would be another base, to which no earlier release compares."""
+    plain, signed = (np.frombuffer(fresh_base(), "<f4").copy() for _ in range(2))
+    signed[0] = plain[0]
+    plain[1], signed[1] = 0.0, -0.0
+    assert (plain == signed).all()
+    opened = unopened.job().open(OTHERS, plain.tobytes())
+    for owner in OTHERS:
+        opened.join(owner)
+        opened.push(owner, bytes(12))
+    assert opened.ends().statement.contributors == 3
+    twin = opened_with(unopened, unopened.job(), signed.tobytes(), signed.tobytes())
+    ended_without_alice(unopened, twin, "MODEL_SUSPECT")
+
+
 def modules() -> list[nn.Module]:
     torch.manual_seed(0)
     image = nn.Sequential(

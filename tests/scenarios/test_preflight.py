@@ -70,6 +70,23 @@ def test_a_start_is_refused_with_the_sentences_of_the_doctor(
     assert node.output() == "error: " + "\n".join(expected) + "\n"
 
 
+@pytest.mark.parametrize("name", NODES)
+def test_a_node_whose_files_every_account_may_change_does_not_start(
+    federation: Federation, name: str
+) -> None:
+    (federation.files / f"{name}.toml").chmod(0o666)
+    (federation.files / name / "authority.crt").chmod(0o666)
+    if name != "coordinator":
+        (federation.files / name / "state").mkdir()
+        (federation.files / name / "state").chmod(0o777)
+    _, findings = doctor(federation.files / f"{name}.toml")
+    expected = [each["sentence"] for each in findings if each["check"] == "access"]
+    assert len(expected) == (2 if name == "coordinator" else 3)
+    node = start(federation, name)
+    assert node.ends() == 2
+    assert node.output() == "error: " + "\n".join(expected) + "\n"
+
+
 def test_an_owner_whose_task_or_data_is_missing_does_not_start(federation: Federation) -> None:
     federation.edit("alice", "task.py", "tusk.py")
     federation.edit("alice", "/data/alice", "/date/alice")

@@ -15,7 +15,7 @@ import cairn.rpc
 from cairn.authority import Authority, Subject, issue, new_key, new_request
 from cairn.clock import Clock
 from cairn.errors import CallerNotAllowed
-from cairn.identity import NodeName
+from cairn.identity import Certified, NodeName
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import until
@@ -75,9 +75,9 @@ def test_a_node_that_is_no_longer_admitted_is_refused_at_its_next_call_on_the_sa
 ) -> None:
     removed: set[NodeName] = set()
 
-    def admits(node: NodeName) -> None:
-        if node in removed:
-            raise CallerNotAllowed(f"{node} is not on the roster", pb.REASON_UNKNOWN_OWNER)
+    def admits(caller: Certified) -> None:
+        if caller.node in removed:
+            raise CallerNotAllowed(f"{caller.node} is not on the roster", pb.REASON_UNKNOWN_OWNER)
 
     with Door(aggregator, admits=admits) as door:
         calls, bob = dialled(door, alice), dialled(door, ward.home(BOB))

@@ -304,10 +304,18 @@ def test_the_mean_of_two_is_that_of_plain_pytorch_bit_by_bit(spread: float) -> N
 
 
 @pytest.mark.parametrize("dtype", sorted(FLOATS))
-def test_zero_keeps_the_sign_on_which_all_agree(dtype: str) -> None:
-    minus, plus = (np.array([zero], DTYPES[dtype]) for zero in (-0.0, 0.0))
-    assert math.copysign(1, mean_of(dtype, [minus, minus], [1, 3])[0]) == -1
-    assert math.copysign(1, mean_of(dtype, [minus, plus], [3, 1])[0]) == 1
+@pytest.mark.parametrize("others", [-0.0, 0.0])
+def test_a_mean_of_zero_has_no_sign(dtype: str, others: float) -> None:
+    minus, other = (np.array([zero], DTYPES[dtype]) for zero in (-0.0, others))
+    assert math.copysign(1, mean_of(dtype, [minus, other], [3, 1])[0]) == 1
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+def test_a_mean_that_is_rounded_to_zero_has_no_sign(dtype: str) -> None:
+    least = np.array([(1 << (8 * DTYPES[dtype].itemsize - 1)) + 1], f"u{DTYPES[dtype].itemsize}")
+    zero = np.zeros(1, DTYPES[dtype])
+    mean = mean_of(dtype, [least.view(DTYPES[dtype]), zero], [1, 3])[0]
+    assert (mean, math.copysign(1, mean)) == (0, 1)
 
 
 @pytest.mark.parametrize("dtype", sorted(FLOATS - {"F64"}))

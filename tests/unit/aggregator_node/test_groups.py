@@ -98,7 +98,7 @@ def run(
         terms = Terms(manifest, job, TERMS.bounds)
         try:
             check_opening(policy, job, Progress(), Opening(1, pb.PHASE_TRAIN, tuple(counted), base))
-            averages.add(bytes([number]) * 32, terms, counted)
+            averages.add(bytes([number]) * 32, terms, counted, has_metrics=True)
         except CairnError:
             continue
         released.append((counted, base))

@@ -203,8 +203,8 @@ def test_an_update_may_weigh_so_many_times_another_and_no_more(
     assert caught.value.reason == pb.REASON_EXAMPLES_REFUSED
 
 
-def average(owners: str, most: int = 1) -> Average:
-    return Average(frozenset(owners), 1, most)
+def average(owners: str, most: int = 1, share: float = 0.5) -> Average:
+    return Average(frozenset(owners), 1, most, share)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,8 @@ def test_the_same_owners_weighted_otherwise_are_refused() -> None:
     by_examples = average("abcd", most=9)
     check_difference(by_examples, [by_examples])
     check_difference(by_examples, [average("efgh")])
-    for otherwise in (average("abcd"), average("abcd", most=8), average("abef")):
+    capped = average("abcd", most=9, share=0.4)
+    for otherwise in (average("abcd"), average("abcd", most=8), average("abef"), capped):
         with pytest.raises(WrongState, match="otherwise") as caught:
             check_difference(by_examples, [otherwise])
         assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE

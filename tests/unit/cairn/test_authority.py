@@ -16,14 +16,13 @@ from cairn.authority import (
     Authority,
     Subject,
     issue,
-    key_fingerprint,
     load_request,
     new_authority,
     new_key,
     new_request,
 )
 from cairn.errors import UsageError
-from cairn.identity import NodeName, Role
+from cairn.identity import NodeName, Role, key_fingerprint
 
 NOW = datetime.now(UTC)
 OPENSSL = shutil.which("openssl")

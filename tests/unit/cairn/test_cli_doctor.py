@@ -68,7 +68,7 @@ def test_a_node_in_order_has_no_fault_and_a_line_for_each_check(ward: Path) -> N
     lines = result.stdout.splitlines()
     assert all(line.startswith("ok       ") for line in lines[:-1])
     checks = [line.removeprefix("ok       ").split(":")[0] for line in lines[:-1]]
-    assert checks == ["file", "identity", "signing key", "disk", "port", "port"]
+    assert checks == ["file", "identity", "signing key", "access", "disk", "port", "port"]
     assert lines[-1] == f"{ward / 'aggregator.toml'}: no faults, no warnings"
 
 

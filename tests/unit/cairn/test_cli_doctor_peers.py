@@ -15,7 +15,7 @@ from grpc_health.v1 import health
 
 from cairn.authority import Authority, Subject, issue, new_authority, new_key, new_request
 from cairn.errors import CallerNotAllowed
-from cairn.identity import NodeName, Role
+from cairn.identity import Certified, NodeName, Role
 from cairn.messages import PROTOCOL
 from tests.service.door import Door, Home
 from tests.service.strangers import in_tls, served
@@ -197,8 +197,8 @@ def test_that_our_own_certificate_is_refused_is_told(ward: Path) -> None:
 
 
 def test_the_reason_of_a_peer_that_does_not_admit_us_is_passed_on(ward: Path) -> None:
-    def nobody(node: NodeName) -> None:
-        raise CallerNotAllowed(f"{node} is not on the roster")
+    def nobody(caller: Certified) -> None:
+        raise CallerNotAllowed(f"{caller.node} is not on the roster")
 
     home = home_of(ward, "aggregator", Role.AGGREGATOR)
     with Door(home, admits=nobody) as door:

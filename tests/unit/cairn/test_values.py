@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cairn.errors import UpdateRefused
 from cairn.tensors import DTYPES, FLOATS, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
-from cairn.values import BLOCK, Bounds, check_values
+from cairn.values import BLOCK, Bounds, check_values, pieces_without_negative_zeros
 
 WIDEST = Bounds(sys.float_info.max, 1 << 63)
 EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
@@ -72,6 +72,40 @@ def test_a_value_that_is_not_finite_is_refused_wherever_it_stands(
         check_values(schema, values.tobytes() + bytes(3), WIDEST)
     assert str(caught.value) == f"tensor {name} has a value that is NaN or infinite"
     assert caught.value.reason == pb.REASON_NON_FINITE
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+@pytest.mark.parametrize("position", [0, BLOCK - 1, BLOCK, BLOCK + 4])
+def test_a_zero_with_a_sign_is_refused_where_none_is_taken(dtype: str, position: int) -> None:
+    schema, values = schema_of(dtype, BLOCK + 5), np.zeros(BLOCK + 5, DTYPES[dtype])
+    values[0] = -1.5
+    check_values(schema, values.tobytes(), WIDEST, takes_negative_zeros=False)
+    values[position] = -0.0
+    check_values(schema, values.tobytes(), WIDEST)
+    with pytest.raises(UpdateRefused, match=r"tensor t has a zero with a sign") as caught:
+        check_values(schema, values.tobytes(), WIDEST, takes_negative_zeros=False)
+    assert caught.value.reason == pb.REASON_MODEL_SUSPECT
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_no_integer_is_a_zero_with_a_sign(dtype: str) -> None:
+    values = np.array([np.iinfo(DTYPES[dtype]).min, 0], DTYPES[dtype])
+    check_values(schema_of(dtype, 2), values.tobytes(), WIDEST, takes_negative_zeros=False)
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+def test_of_models_with_equal_values_the_pieces_are_equal(dtype: str) -> None:
+    empty = TensorSpec("empty", dtype, (0,))
+    schema = Schema.of([TensorSpec("a", dtype, (BLOCK + 5,)), empty])
+    plain = np.linspace(-1, 1, BLOCK + 5).astype(DTYPES[dtype])
+    plain[[7, BLOCK, BLOCK + 4]] = 0.0
+    signed = plain.copy()
+    signed[[7, BLOCK + 4]] = -0.0
+    pieces = [
+        b"".join(pieces_without_negative_zeros(schema, values.tobytes()))
+        for values in (plain, signed)
+    ]
+    assert pieces == [plain.tobytes()] * 2
 
 
 @pytest.mark.parametrize("dtype", sorted(FLOATS))

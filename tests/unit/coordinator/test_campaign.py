@@ -48,6 +48,23 @@ def test_an_aborted_evaluation_is_left_out_and_the_job_goes_on() -> None:
     assert campaign.next() == train(2)
 
 
+def test_evaluations_that_are_refused_do_not_end_a_job_however_many_there_are() -> None:
+    campaign = Campaign(rounds=9, evaluates=True)
+    for number in range(1, 9):
+        campaign.was_released(train(number))
+        campaign.was_aborted(evaluate(number), pb.REASON_COHORT_DIFFERENCE)
+    assert campaign.next() == train(9)
+
+
+def test_an_evaluation_that_was_aborted_does_not_count_among_aborts_in_a_row() -> None:
+    campaign = Campaign(rounds=9, evaluates=True)
+    campaign.was_released(train(1))
+    campaign.was_aborted(evaluate(1), pb.REASON_BELOW_FLOOR)
+    campaign.was_aborted(train(2), pb.REASON_BELOW_FLOOR)
+    campaign.was_aborted(train(3), pb.REASON_BELOW_FLOOR)
+    assert campaign.next() == train(4)
+
+
 def test_three_aborts_in_a_row_end_the_job_with_the_reason() -> None:
     campaign = Campaign(rounds=9, evaluates=False)
     campaign.was_aborted(train(1), pb.REASON_BELOW_FLOOR)

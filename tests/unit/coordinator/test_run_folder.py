@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cairn.errors import UsageError
-from cairn.model_writing import NewModel
+from cairn.model_writing import NewModel, write_model
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from coordinator.run_folder import Checkpoint, RunFolder
@@ -53,6 +53,24 @@ def test_a_new_folder_has_no_checkpoint(tmp_path: Path) -> None:
 
 def test_the_model_is_a_safetensors_file_that_torch_reads(folder: RunFolder) -> None:
     assert torch.equal(load_file(folder.model_path)["w"], torch.tensor([1.0, 2.0]))
+
+
+def test_a_run_begins_with_a_model_without_zeros_that_have_a_sign(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(START, SCHEMA, values(-0.0, -2.0))
+    assert bytes(folder.values(SCHEMA)) == values(0.0, -2.0)
+
+
+def test_a_run_that_an_earlier_version_began_with_such_zeros_goes_on_without_them(
+    tmp_path: Path,
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(START, SCHEMA, values(1.0, 2.0))
+    write_model(folder.model_path, SCHEMA, values(-0.0, 2.0))
+    folder.mend_first_model(replace(START, released=1))
+    assert bytes(folder.values(SCHEMA)) == values(-0.0, 2.0)  # a release stays as it is
+    folder.mend_first_model(START)
+    assert bytes(folder.values(SCHEMA)) == values(0.0, 2.0)
 
 
 def test_a_release_replaces_the_model_and_its_statement(folder: RunFolder) -> None:
