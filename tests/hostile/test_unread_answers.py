@@ -5,18 +5,27 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
+from cairn import guard
+from cairn.identity import Role
+from cairn.pools import LONG_CALLS_OF_ONE_CALLER
+from cairn.rpc import Listener
 from cairn.tensors import Schema, TensorSpec
 from cairn.timeouts import IDLE_SECONDS
-from cairn.v1 import aggregator_pb2
+from cairn.v1 import aggregator_pb2, coordinator_pb2
+from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
+from coordinator.attendance import Attendance
+from coordinator.invitation_service import InvitationService
 from tests.hostile.checks import refusals, rss_bytes
 from tests.hostile.http2 import STREAMS, Connection, Crowd, trust
 from tests.hostile.owners import an_aggregator
 from tests.hostile.promptness import is_healthy, prompt
 from tests.scenarios.processes import until
-from tests.service.network import OWNERS, Network, OpenRound
+from tests.service.network import FEDERATION, OWNERS, Network, OpenRound
 
 LIST_ENTRIES = "/cairn.v1.RecordService/ListEntries"
+FETCH = "/cairn.v1.InvitationService/FetchModel"
 COLLECT = "/cairn.v1.ReleaseService/CollectRelease"
 CONNECTIONS = 40  # of each of three attackers
 MOST_BYTES = 64 << 20  # that the aggregator may grow by, at any moment
@@ -97,3 +106,26 @@ def test_answers_that_nobody_reads_stay_small_and_are_ended(
     assert time.monotonic() - begun > IDLE_SECONDS - 5, "no answer was held back"
     assert [e for e in network.node.events("refused") if "nobody took the answer" in e["reason"]]
     assert {entry.facts["reason"] for entry in refusals(network.state)} >= {"TOO_MUCH"}
+
+
+def test_a_model_that_its_owner_does_not_read_is_ended_at_the_coordinator_too(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "IDLE_SECONDS", 1)
+    payload = bytes(16 * MIB)
+    service = InvitationService(FEDERATION, "job", ["alice"], Attendance())
+    service.offer(LARGE.digest(payload), memoryview(payload))
+    listener = Listener(network.identity("coordinator", Role.COORDINATOR), long_callers=1)
+    listener.add(add_InvitationServiceServicer_to_server, service)
+    listener.start(network.coordinator_at)
+    fetch = coordinator_pb2.FetchModelRequest(digest=LARGE.digest(payload)).SerializeToString()
+    try:
+        with Crowd() as crowd, capture_logs() as logs:
+            held = unread(crowd, network, "alice", network.coordinator_at, {FETCH: fetch}, 2)
+            until(lambda: all(c.closed for c in held), "every connection is closed")
+    finally:
+        listener.stop(0.0)
+    late = [
+        line for line in logs if line.get("reason") == "nobody took the answer within 1 seconds"
+    ]
+    assert len(late) == LONG_CALLS_OF_ONE_CALLER
