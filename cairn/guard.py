@@ -121,7 +121,7 @@ class Guard(grpc.ServerInterceptor):
         parsed = parsing(method, handler.request_deserializer)
 
         def reading(raws: Iterator[bytes], context: grpc.ServicerContext, watch: Watch) -> Any:
-            request = parsed(_only(raws, watch)) if single else map(parsed, raws)
+            request = parsed(_first(raws, watch)) if single else map(parsed, _all(raws, watch))
             return behaviour(request, context)
 
         answers = self._streaming if handler.response_streaming else self._single
@@ -258,8 +258,13 @@ class _Late(Exception):
     """The watchdog has ended the call, and recorded that."""
 
 
-def _only(raws: Iterator[bytes], watch: Watch) -> bytes:
-    """The one message of a request that is no stream."""
+def _all(raws: Iterator[bytes], watch: Watch) -> Iterator[bytes]:
+    yield _first(raws, watch)
+    yield from raws
+
+
+def _first(raws: Iterator[bytes], watch: Watch) -> bytes:
+    """The first message of a request, which must come soon, and is the only one where it is no stream."""
     watch.expect(CALL_SECONDS, f"the request did not come within {CALL_SECONDS} seconds")
     try:
         raw = next(raws, None)

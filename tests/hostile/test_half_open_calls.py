@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cairn.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER
 from cairn.timeouts import CALL_SECONDS
 from tests.hostile.checks import bounded, refusals
 from tests.hostile.http2 import STREAMS, Crowd, trust
@@ -121,19 +122,25 @@ def test_calls_without_a_request_take_nobodys_turn_at_a_coordinator(
 
 
 @pytest.mark.parametrize(
-    "method",
-    ["/cairn.v1.IntakeService/GetReceipt", "/grpc.health.v1.Health/Check"],
+    ("method", "most"),
+    [
+        ("/cairn.v1.IntakeService/GetReceipt", SHORT_CALLS_OF_ONE_CALLER),
+        ("/cairn.v1.IntakeService/SubmitUpdate", LONG_CALLS_OF_ONE_CALLER),
+        ("/grpc.health.v1.Health/Check", SHORT_CALLS_OF_ONE_CALLER),
+    ],
 )
-def test_every_call_whose_request_does_not_come_is_recorded(network: Network, method: str) -> None:
+def test_every_call_whose_request_does_not_come_is_recorded(
+    network: Network, method: str, most: int
+) -> None:
     known = len(refusals(network.state))
     with Crowd() as crowd:
         tls = trust(network.root, network.credentials["erin"])
         connections = crowd.connect(1, network.intake_at, tls)
-        for _ in range(8):
+        for _ in range(most):
             connections[0].call(method, None)
         crowd.keep(connections)
-        check_ended(crowd, 8)
+        check_ended(crowd, most)
     entries = [entry.facts for entry in refusals(network.state)[known:]]
-    assert [(e["caller"].rpartition("/")[2], e["method"], e["reason"]) for e in entries] == 8 * [
+    assert [(e["caller"].rpartition("/")[2], e["method"], e["reason"]) for e in entries] == most * [
         ("erin", method, "TOO_MUCH")
     ]
