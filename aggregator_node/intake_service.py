@@ -82,8 +82,7 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         context: grpc.ServicerContext,
     ) -> aggregator_pb2.SubmitUpdateResponse:
         owner = certified.node.name
-        with ended_when_silent(context.cancel, self._clock):
-            header = _expected(next(requests, None), "header").header
+        header = _expected(next(requests, None), "header").header
         if header.HasField("seen_head"):
             self._witness.check(header.seen_head)
         live = self._live(header.manifest_digest)

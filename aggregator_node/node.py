@@ -44,11 +44,8 @@ from cairn.v1.aggregator_pb2_grpc import (
 
 log = structlog.get_logger()
 
-_COORDINATORS = 4
+_COORDINATORS = 16
 _OWNERS = 64  # room for a roster that grows
-# gRPC keeps the last 8 KiB that a connection brought, the end of an update, until the connection ends:
-# so it ends in such a pause between two calls.
-_PAUSE_SECONDS = 1
 # What an owner that does not wait for its turn can have us hold, for each of its streams. It also limits how
 # fast a long link is: to so much in the time of a round trip.
 _WINDOW_BYTES = 2 << 20
@@ -82,13 +79,14 @@ def run(config: Path, *, once: bool, erases: bool) -> int:
     os.umask(0o077)  # whatever it writes is for this account only
     start_logging(federation=settings.federation, node=settings.name)
     switch_on_failpoints(settings.federation)
-    allow_many_connections()
+    connections = allow_many_connections(ports=2)
     preflight(node_of(settings))
     if not erases:
         log.warning("freed memory is not overwritten: this system's C library cannot do that")
     stopping = threading.Event()
     parts = _assemble(config, settings, stopping)
-    intake, release = _intake(parts, len(settings.owners)), _release(parts)
+    owners = max(_OWNERS, len(settings.owners))
+    intake, release = _intake(parts, owners, connections), _release(parts, owners, connections)
     on_stop_signal(stopping.set)
     intake.start(settings.listen_owners)
     release.start(settings.listen_coordinators)
@@ -147,13 +145,15 @@ def _assemble(config: Path, settings: AggregatorSettings, stopping: threading.Ev
     )
 
 
-def _intake(parts: _Parts, owners: int) -> Listener:
+def _intake(parts: _Parts, owners: int, connections: int) -> Listener:
     """The owners' door."""
     intake = Listener(
         parts.identity,
-        long_callers=max(_OWNERS, owners),
-        pause_seconds=_PAUSE_SECONDS,
+        long_callers=owners,
+        callers=owners + _COORDINATORS,
+        connections=connections,
         window_bytes=_WINDOW_BYTES,
+        serves=Role.OWNER,
         admits=parts.roster.check,
         refused=parts.audit.refused,
         can_work=parts.store.can_write,
@@ -165,11 +165,14 @@ def _intake(parts: _Parts, owners: int) -> Listener:
     return intake
 
 
-def _release(parts: _Parts) -> Listener:
+def _release(parts: _Parts, owners: int, connections: int) -> Listener:
     """The coordinators' door."""
     release = Listener(
         parts.identity,
         long_callers=_COORDINATORS,
+        callers=owners + _COORDINATORS,  # an owner may ask for its health
+        connections=connections,
+        serves=Role.COORDINATOR,
         message_bytes=JOB_MESSAGE_BYTES,
         admits=parts.roster.check,
         refused=parts.audit.refused,

@@ -43,3 +43,7 @@ LONG_CALLS = frozenset(
 
 def may_call(role: Role, method: str) -> bool:
     return role in ACCESS.get(method, frozenset())
+
+
+def is_for_everybody(method: str) -> bool:
+    return ACCESS.get(method) == _ANYONE

@@ -21,6 +21,8 @@ EXIT_FAILED = 1
 EXIT_FENCED = 3
 EXIT_INTERRUPTED = 130
 _OPEN_FILES = 65_536
+_OTHER_FILES = 128  # what a node has open beside the connections to its ports
+_FEWEST_CONNECTIONS, _MOST_CONNECTIONS = 32, 4096  # to one port; each costs about 0.1 MB
 
 
 class _Unbreakable(io.TextIOBase):
@@ -80,11 +82,15 @@ def forbid_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
-def allow_many_connections() -> None:
-    """Raise the limit of open files as far as this account may: each connection of a peer is one."""
+def allow_many_connections(ports: int) -> int:
+    """Raise the limit of open files as far as this account may: each connection of a peer is one.
+
+    Returns how many connections each of so many ports may take, so that files are left for all else.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return min(max(_FEWEST_CONNECTIONS, (most - _OTHER_FILES) // ports), _MOST_CONNECTIONS)
 
 
 def on_stop_signal(stop: Callable[[], None]) -> None:

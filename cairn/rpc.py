@@ -5,18 +5,16 @@ here, so that both ends speak of the same errors.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cairn.clock import Clock
+from cairn.connections import Connections, Reserve
 from cairn.errors import CairnError, CallerNotAllowed
 from cairn.guard import (
-    LONG_CALLS_OF_ONE_CALLER,
-    MESSAGE_BYTES,
-    SHORT_CALLS_OF_ONE_CALLER,
     STATUS,
     Admits,
     Guard,
@@ -25,16 +23,17 @@ from cairn.guard import (
     unrecorded,
 )
 from cairn.health_service import HealthService
-from cairn.identity import Identity, PinnedAggregator
+from cairn.identity import Identity, PinnedAggregator, Role
 from cairn.limits import MAX_JOB_SPEC_BYTES, MAX_ROUND_SECONDS
 from cairn.listening import why_not
 from cairn.messages import reason_of_word
+from cairn.parsing import MESSAGE_BYTES
+from cairn.pools import Pools
 from cairn.redial import RedialledChannel
 from cairn.renewal import Renewal, renewal_of, renewal_of_pin
 from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS
 from cairn.trouble import connection_trouble
 
-_SHORT_CALL_THREADS = 2 * SHORT_CALLS_OF_ONE_CALLER
 # A job's specification, and what it comes with.
 JOB_MESSAGE_BYTES = MAX_JOB_SPEC_BYTES + MESSAGE_BYTES
 
@@ -51,6 +50,9 @@ _PASSING = {
 _CALL_MS = 1000 * CALL_SECONDS
 _IDLE_MS = 1000 * IDLE_SECONDS
 _NEW_CONNECTION_EVERY_MS = 600_000
+# A connection without a call for so long is ended: whoever comes back connects again, and nobody holds many.
+# gRPC also keeps the last 8 KiB that a connection brought, which may be the end of an update, until it ends.
+_PAUSE_SECONDS = 1
 
 # A frozen peer is noticed by a ping: at the dialling side after 20 seconds of silence and 10 of waiting.
 _KEEPALIVE = [
@@ -66,6 +68,7 @@ _LISTENING = [
     # Else a second process may bind the same port and take half the calls.
     ("grpc.so_reuseport", 0),
     ("grpc.server_handshake_timeout_ms", _CALL_MS),
+    ("grpc.max_connection_idle_ms", 1000 * _PAUSE_SECONDS),
     ("grpc.max_concurrent_streams", 16),  # more than one node may have under way at a time
     # So that certificates are looked at again; a call that is under way may end, and has its own deadline.
     ("grpc.max_connection_age_ms", _NEW_CONNECTION_EVERY_MS),
@@ -90,33 +93,46 @@ class Listener:
         identity: Identity,
         *,
         long_callers: int,
+        callers: int | None = None,
         message_bytes: int = MESSAGE_BYTES,
-        pause_seconds: int | None = None,
+        connections: int | None = None,
         window_bytes: int | None = None,
+        serves: Role | None = None,
         admits: Admits = everybody,
         refused: Refused = unrecorded,
         can_work: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepare to listen, under the identity that is in its files whenever somebody connects.
 
-        `long_callers` is how many nodes may have streams under way; `message_bytes` the largest single
-        message to accept; a connection that has no call for `pause_seconds` is ended. Of a stream that is not
-        read yet at most `window_bytes` come in; by default gRPC lets that grow with the connection. `admits`
-        is asked about the caller's certificate at every call, and raises CallerNotAllowed; `refused` is told of every
-        refusal, once: the caller where it is known, the method, the error. `can_work` is asked for the
-        node's health.
+        `long_callers` is how many nodes may have streams under way, and `callers` how many may have other
+        calls, by default as many. At most so many `connections` are taken, half of them only from callers
+        that are admitted; without a number, as many as gRPC takes. `message_bytes` is the largest single
+        message to accept. Of a stream that is not read yet at most `window_bytes` come in; by default gRPC
+        lets that grow with the connection. All but the health is for nodes of the role `serves`, where one
+        is given. `admits` is asked about the caller's certificate at every call, and raises CallerNotAllowed;
+        `refused` is told of every refusal, once: the caller where it is known, the method, the error. `can_work` is asked
+        for the node's health.
         """
-        self._long_pool = ThreadPoolExecutor(
-            LONG_CALLS_OF_ONE_CALLER * long_callers + 4, thread_name_prefix="stream"
+        self._pools = Pools(callers or long_callers, long_callers)
+        clock = Clock()
+        used = Connections(clock)
+        self._reserve = Reserve(used, connections, clock) if connections else None
+        self._guard = Guard(
+            identity.node.federation,
+            self._pools,
+            used,
+            clock,
+            serves=serves,
+            admits=admits,
+            refused=refused,
         )
-        guard = Guard(identity.node.federation, self._long_pool, admits=admits, refused=refused)
         self._grpc = grpc.server(
-            ThreadPoolExecutor(_SHORT_CALL_THREADS, thread_name_prefix="call"),
-            interceptors=[guard],
+            self._pools.short,
+            interceptors=[self._guard],
             options=[
                 *_LISTENING,
                 ("grpc.max_receive_message_length", message_bytes),
-                *([("grpc.max_connection_idle_ms", 1000 * pause_seconds)] if pause_seconds else []),
+                *(_taking(connections) if connections else []),
                 *(_window(window_bytes) if window_bytes else []),
             ],
         )
@@ -137,6 +153,8 @@ class Listener:
         except RuntimeError:
             raise why_not(address) from None
         self._grpc.start()
+        if self._reserve:
+            self._reserve.start(port)
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         return port
 
@@ -144,7 +162,14 @@ class Listener:
         """Refuse new calls, give those under way `grace_seconds`, and end them."""
         self._health.enter_graceful_shutdown()
         self._grpc.stop(grace_seconds).wait(grace_seconds + 1)
-        self._long_pool.shutdown(wait=False, cancel_futures=True)
+        self._guard.stop()
+        if self._reserve:
+            self._reserve.stop()
+        self._pools.long.shutdown(wait=False, cancel_futures=True)
+
+
+def _taking(connections: int) -> list[tuple[str, int]]:
+    return [("grpc.max_allowed_incoming_connections", connections)]
 
 
 def _window(nbytes: int) -> list[tuple[str, int]]:

@@ -37,6 +37,7 @@ from coordinator.run_folder import Checkpoint, RunFolder
 from coordinator.sampling import Sampling, groups_of
 from coordinator.settings import CoordinatorSettings, JobSettings
 
+_OTHERS = 4  # who ask for its health, such as its own container
 _WEIGHTING = {"equal": pb.WEIGHTING_EQUAL, "examples": pb.WEIGHTING_EXAMPLES}
 
 
@@ -49,7 +50,6 @@ def run(job: JobSettings, settings: CoordinatorSettings, out: Path, *, dismiss: 
     """
     start_logging(federation=settings.federation, node=settings.name, job=job.name)
     switch_on_failpoints(settings.federation)
-    allow_many_connections()
     preflight(node_of(settings, out))
     now = datetime.now(UTC)
     node = NodeName(settings.federation, Role.COORDINATOR, settings.name)
@@ -97,7 +97,14 @@ def _serve(
     service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
     rounds = Rounds(job, aggregator, attendance, service, folder.new_model, stopping)
     driver = Driver(job, folder, aggregator, records, rounds, console, stopping)
-    listener = Listener(identity, long_callers=len(job.spec.owners))
+    owners = len(job.spec.owners)
+    listener = Listener(
+        identity,
+        long_callers=owners,
+        callers=owners + _OTHERS,
+        connections=allow_many_connections(ports=1),
+        serves=Role.OWNER,
+    )
     listener.add(add_InvitationServiceServicer_to_server, service)
     listener.start(settings.listen)
 

@@ -180,6 +180,11 @@ class Network:
         self._hang_up()
         self.node = self._start()
 
+    def hang_up(self, who: str) -> None:
+        """Let this node's next call come over a new connection."""
+        for key in [key for key in self._channels if key[0] == who]:
+            self._channels.pop(key).close()
+
     def _hang_up(self) -> None:
         for channel in self._channels.values():
             channel.close()

@@ -14,7 +14,7 @@ from aggregator_node.live_round import LiveRound
 from aggregator_node.memory import Workspace
 from aggregator_node.push import Terms
 from cairn.clock import Clock
-from cairn.errors import TooMuch, WrongState
+from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -148,3 +148,19 @@ def test_the_deadline_holds_also_where_nobody_has_sealed_the_round_yet(clock: Se
         live.join("bob")
     with pytest.raises(WrongState):
         live.decline("bob", pb.REASON_STOPPING)
+
+
+def test_an_owner_whose_refusal_ends_the_round_is_told_its_reason(clock: SetClock) -> None:
+    """The seal ends what is under way; a refusal that is on its way to its owner is not."""
+    live, _ = opened(clock)
+    for owner in ("bob", "carol"):
+        live.decline(owner, pb.REASON_TASK_FAILED)
+    call, update = FakeCall(), bytes.fromhex("0000c07f") * 3  # NaN
+    commit = aggregator_pb2.UpdateCommit(payload_digest=SCHEMA.digest(update))
+    with live.push("alice", HEADER, call) as push:
+        push.write(memoryview(update))
+        with pytest.raises(UpdateRefused) as refused:
+            live.commit("alice", push, commit)
+        assert live.await_seal() is None
+    assert refused.value.reason == pb.REASON_NON_FINITE
+    assert not call.cancelled

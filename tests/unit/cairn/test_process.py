@@ -96,7 +96,7 @@ def test_a_listening_node_takes_as_many_connections_as_its_account_may(
     ended = run(
         "import resource; from cairn.process import allow_many_connections\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))\n"
-        "allow_many_connections(); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+        "allow_many_connections(1); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     assert ended.stdout.strip() == f"({expected}, {hard})"
 
@@ -107,10 +107,25 @@ def test_the_limit_of_open_files_is_raised_to_65536_at_most() -> None:
         "asked = []\n"
         "with patch.object(resource, 'getrlimit', lambda kind: (256, resource.RLIM_INFINITY)),\\\n"
         "     patch.object(resource, 'setrlimit', lambda kind, limits: asked.append(limits)):\n"
-        "    process.allow_many_connections()\n"
+        "    process.allow_many_connections(1)\n"
         "print(asked == [(65536, resource.RLIM_INFINITY)])"
     )
     assert ended.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize(
+    ("hard", "ports", "expected"),
+    [(1_024, 2, 448), (1_024, 1, 896), (100, 2, 32), (20_000, 2, 4_096)],
+)
+def test_the_connections_to_all_ports_leave_files_for_the_rest(
+    hard: int, ports: int, expected: int
+) -> None:
+    ended = run(
+        "import resource; from cairn.process import allow_many_connections\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}))\n"
+        f"print(allow_many_connections({ports}))"
+    )
+    assert ended.stdout.strip() == str(expected)
 
 
 def test_an_unexpected_error_shows_no_variable_of_its_frames() -> None:

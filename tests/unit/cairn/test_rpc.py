@@ -7,12 +7,16 @@ import grpc
 import pytest
 
 from cairn import errors
-from cairn.guard import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER, STATUS
-from cairn.rpc import _DIALLING, _LISTENING, translated
+from cairn.guard import STATUS
+from cairn.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER
+from cairn.rpc import _DIALLING, _LISTENING, _taking, _window, translated
 from cairn.v1 import round_pb2 as pb
 
 
-@pytest.mark.parametrize("option", sorted({name for name, _ in [*_LISTENING, *_DIALLING]}))
+@pytest.mark.parametrize(
+    "option",
+    sorted({name for name, _ in [*_LISTENING, *_DIALLING, *_taking(1), *_window(1)]}),
+)
 def test_grpc_knows_every_option_by_the_name_that_is_used(option: str) -> None:
     """An option that it does not know is ignored without a word."""
     (library,) = (Path(grpc.__file__).parent / "_cython").glob("cygrpc*.so")

@@ -1,0 +1,25 @@
+"""Reads the messages that a node is sent, within a limit."""
+
+from typing import Any
+
+from cairn import frames
+from cairn.errors import InvalidMessage, TooMuch
+from cairn.tensors import CHUNK_BYTES
+
+MESSAGE_BYTES = CHUNK_BYTES + (1 << 18)  # a chunk and its frame: no model is one message
+_LARGE = {"/cairn.v1.ReleaseService/RegisterJob"}  # a job's schema; its listener bounds it
+
+
+def parsing(method: str, generated: frames.Reader) -> frames.Reader:
+    """The reader of a method's messages; it raises TooMuch and InvalidMessage."""
+    reader = frames.request_reader(method, generated)
+
+    def parsed(raw: bytes) -> Any:
+        if len(raw) > MESSAGE_BYTES and method not in _LARGE:
+            raise TooMuch(f"a message of this method has {MESSAGE_BYTES} bytes at most")
+        try:
+            return reader(raw)
+        except Exception as error:
+            raise InvalidMessage("the bytes are not the message that this method takes") from error
+
+    return parsed

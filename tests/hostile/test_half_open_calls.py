@@ -1,0 +1,146 @@
+"""Calls whose request never comes: they take nobody's threads, on any port, and are ended and recorded."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cairn.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER
+from cairn.timeouts import CALL_SECONDS
+from tests.hostile.checks import bounded, refusals
+from tests.hostile.http2 import STREAMS, Crowd, trust
+from tests.hostile.owners import an_aggregator, joined_round
+from tests.hostile.promptness import is_healthy, prompt
+from tests.scenarios.processes import BIN, Node, until
+from tests.service.network import OWNERS, SMALL, Network
+
+ATTACKERS = ("mallory", "alice", "coordinator")  # on no roster, an owner, a model owner
+CONNECTIONS = 63  # of each attacker, with 16 calls on each
+GROWTH = 96 << 20  # what 189 connections and the threads of the admitted calls hold
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    yield from an_aggregator(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def coordinator(network: Network) -> Iterator[Node]:
+    """A real coordinator, which waits for owners as long as any test lasts."""
+    folder = network.directory / "job"
+    folder.mkdir()
+    (folder / "first.safetensors").write_bytes(SMALL.header() + bytes(SMALL.total_bytes))
+    job: dict[str, Any] = {
+        "name": "half-open",
+        "task": "task",
+        "model": "first.safetensors",
+        "rounds": 1,
+        "owners": OWNERS,
+        "floor": 3,
+        "gather_seconds": 600,
+    }
+    (folder / "job.toml").write_text(
+        "\n".join(f"{key} = {json.dumps(value)}" for key, value in job.items())
+    )
+    config = network.directory / "coordinator.toml"
+    command = (BIN / "coordinator", "run", folder / "job.toml", "--config", config)
+    node = Node("coordinator", folder / "log", *command, "--out", folder / "out")
+    until(lambda: is_healthy(network, "bob", network.coordinator_at), "the coordinator listens")
+    yield node
+    node.kill()
+
+
+def attack(crowd: Crowd, network: Network, address: str, method: str) -> int:
+    """Begin a thousand calls under each certificate; returns how many there are."""
+    for who in ATTACKERS:
+        connections = crowd.connect(
+            CONNECTIONS, address, trust(network.root, network.credentials[who])
+        )
+        for connection in connections:
+            for _ in range(STREAMS):
+                connection.call(method, None)
+        crowd.keep(connections)
+    return len(ATTACKERS) * CONNECTIONS * STREAMS
+
+
+def check_ended(crowd: Crowd, calls: int) -> None:
+    begun = time.monotonic()
+    until(lambda: crowd.counts()["ended"] == calls, "every call is ended", CALL_SECONDS + 5)
+    assert time.monotonic() - begun > CALL_SECONDS / 2, "no call was half open"
+
+
+def test_calls_without_a_request_take_nobodys_turn_at_the_owners_port(network: Network) -> None:
+    opened = joined_round(network)
+    with (
+        bounded(network.node.pid, GROWTH),
+        Crowd() as crowd,
+        prompt(lambda: is_healthy(network, "bob", network.intake_at), lambda: opened.join("bob")),
+    ):
+        calls = attack(crowd, network, network.intake_at, "/cairn.v1.IntakeService/JoinRound")
+        check_ended(crowd, calls)
+    opened.abort()
+    recorded = {
+        (e.facts["caller"].rpartition("/")[2], e.facts["reason"]) for e in refusals(network.state)
+    }
+    assert recorded >= {
+        ("mallory", "UNKNOWN_OWNER"),
+        ("alice", "TOO_MUCH"),
+        ("coordinator", "NOT_ALLOWED"),
+    }
+
+
+def test_calls_without_a_request_take_nobodys_turn_at_the_coordinators_port(
+    network: Network,
+) -> None:
+    with (
+        bounded(network.node.pid, GROWTH),
+        Crowd() as crowd,
+        prompt(
+            lambda: is_healthy(network, "rival", network.release_at),
+            lambda: network.job(coordinator="rival"),
+        ),
+    ):
+        calls = attack(crowd, network, network.release_at, "/cairn.v1.RecordService/ListEntries")
+        check_ended(crowd, calls)
+
+
+def test_calls_without_a_request_take_nobodys_turn_at_a_coordinator(
+    network: Network, coordinator: Node
+) -> None:
+    address = network.coordinator_at
+    with (
+        bounded(coordinator.pid, GROWTH),
+        Crowd() as crowd,
+        prompt(lambda: is_healthy(network, "bob", address)),
+    ):
+        calls = attack(crowd, network, address, "/cairn.v1.InvitationService/FetchModel")
+        check_ended(crowd, calls)
+    reasons = [event["reason"] for event in coordinator.events("refused")]
+    assert [reason for reason in reasons if "the request did not come" in reason]
+
+
+@pytest.mark.parametrize(
+    ("method", "most"),
+    [
+        ("/cairn.v1.IntakeService/GetReceipt", SHORT_CALLS_OF_ONE_CALLER),
+        ("/cairn.v1.IntakeService/SubmitUpdate", LONG_CALLS_OF_ONE_CALLER),
+        ("/grpc.health.v1.Health/Check", SHORT_CALLS_OF_ONE_CALLER),
+    ],
+)
+def test_every_call_whose_request_does_not_come_is_recorded(
+    network: Network, method: str, most: int
+) -> None:
+    known = len(refusals(network.state))
+    with Crowd() as crowd:
+        tls = trust(network.root, network.credentials["erin"])
+        connections = crowd.connect(1, network.intake_at, tls)
+        for _ in range(most):
+            connections[0].call(method, None)
+        crowd.keep(connections)
+        check_ended(crowd, most)
+    entries = [entry.facts for entry in refusals(network.state)[known:]]
+    assert [(e["caller"].rpartition("/")[2], e["method"], e["reason"]) for e in entries] == most * [
+        ("erin", method, "TOO_MUCH")
+    ]
