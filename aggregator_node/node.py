@@ -100,12 +100,14 @@ def run(config: Path, *, once: bool, erases: bool) -> int:
         fingerprint=parts.identity.fingerprint,
     )
     while not stopping.wait(_LOOK_EVERY_SECONDS):
+        parts.audit.count()
         if once and parts.departure.is_due(completed=parts.jobs.are_released()):
             break
     log.info("aggregator is stopping")
     parts.rounds.abort_all()
     for listener in (intake, release):
         listener.stop(PARTING_SECONDS)
+    parts.audit.count(at_end=True)
     parts.store.close()
     return 1 if parts.witness.rolled_back else 0
 

@@ -14,13 +14,17 @@ from typing import Any, TextIO, cast
 import click
 import structlog
 
+from cairn.clock import Clock
 from cairn.errors import CairnError, Fenced, UsageError
+from cairn.log_limit import LogLimit
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
 EXIT_FENCED = 3
 EXIT_INTERRUPTED = 130
 _OPEN_FILES = 65_536
+
+_log_limit = LogLimit(Clock())
 
 
 class _Unbreakable(io.TextIOBase):
@@ -45,6 +49,7 @@ def start_logging(**ids: str) -> None:
     level = logging.getLevelNamesMapping().get(os.environ.get("CAIRN_LOG_LEVEL", "").upper())
     style = os.environ.get("CAIRN_LOG") or ("text" if sys.stderr.isatty() else "json")
     processors: list[Any] = [
+        _log_limit,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(
@@ -120,6 +125,7 @@ def exit_with(run: Callable[[], int]) -> None:
         code = EXIT_FAILED
     except KeyboardInterrupt:  # before the node could set its own way of stopping
         code = EXIT_INTERRUPTED
+    _log_limit.report()
     with suppress(OSError):  # nobody may be left to read it
         sys.stdout.flush()
         sys.stderr.flush()
