@@ -7,7 +7,7 @@ in the hour, because others have used it up, is counted among `OTHERS`: so the c
 from collections import Counter
 from collections.abc import Hashable, Mapping
 
-HOUR_SECONDS = 3600.0
+_COUNTED_EVERY_SECONDS = 3600.0
 OTHERS = "others"
 
 
@@ -43,7 +43,7 @@ class Ration:
 
         Each number is told once, and then a new hour begins.
         """
-        if self._since is None or not (at_end or now - self._since >= HOUR_SECONDS):
+        if self._since is None or not (at_end or now - self._since >= _COUNTED_EVERY_SECONDS):
             return {}
         told, self._left_out = self._left_out, Counter()
         self._since = None
