@@ -23,6 +23,7 @@ from aggregator_node.release_service import ReleaseService
 from aggregator_node.roster import Roster
 from aggregator_node.settings import AggregatorSettings
 from aggregator_node.store import Store
+from aggregator_node.swap import lock_memory
 from aggregator_node.witness import Witness
 from cairn.clock import Clock
 from cairn.failpoint import switch_on_failpoints
@@ -84,6 +85,7 @@ def run(config: Path, *, once: bool, erases: bool) -> int:
     switch_on_failpoints(settings.federation)
     allow_many_connections()
     preflight(node_of(settings))
+    lock_memory()
     if not erases:
         log.warning("freed memory is not overwritten: this system's C library cannot do that")
     stopping = threading.Event()
