@@ -14,7 +14,8 @@ from typing import Any
 from owner_node import landlock, namespaces, privileges
 
 _SYSTEM = (
-    *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/proc", "/sys"),
+    *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/proc"),
+    *("/sys/devices", "/sys/class", "/sys/bus", "/sys/module", "/sys/fs/cgroup"),
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives"),
     *("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/localtime", "/etc/timezone"),
     *("/etc/mime.types", "/etc/fonts", "/etc/OpenCL"),

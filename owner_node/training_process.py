@@ -205,7 +205,9 @@ def _spawn(owner: str, source: TaskSource) -> _Child:
             close_fds=True,
             pass_fds=[theirs.fileno()],
             env=_environment(source, place),
-            process_group=0,  # Ctrl-C is for the owner node, which ends its training process itself
+            # Ctrl-C is for the owner node, which ends its training process itself. Without its terminal,
+            # the task cannot type into the operator's shell either (TIOCSTI).
+            start_new_session=True,
         )
     return _Child(process, Link(ours), place)
 

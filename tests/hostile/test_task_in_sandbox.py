@@ -4,9 +4,12 @@ Each kind of sandbox is tried, with the real training process; a kind that this 
 """
 
 import os
+import pty
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +21,7 @@ from cairn.errors import UsageError
 from cairn.torch_state import payload_of, read_state
 from owner_node.sandbox import Kind, Sandbox, check_hides, sandbox_for, shown
 from owner_node.training_process import TaskSource, TrainingProcess, Work
+from tests.scenarios.processes import ROOT
 
 # Says of each attempt 1 where it succeeds and 0 where the kernel refuses it.
 TASK = """
@@ -222,3 +226,54 @@ def test_secrets_in_what_the_task_may_read_are_a_mistake(listening: Listening) -
     link.symlink_to(listening["home"])
     sandbox = sandbox_for(str(listening["task"]), listening["data"], [])
     check_hides(sandbox, [link / "node.key"])  # the link can be read, and what it leads to cannot
+
+
+# The node's terminal is the task's standard error.
+TYPES = """
+import fcntl, termios
+import cairn
+from torch import nn
+
+def model(): return nn.Linear(2, 1)
+def data(site): return cairn.Data(train=1, examples=5)
+def train(model, data, round):
+    try:
+        fcntl.ioctl(2, termios.TIOCSTI, b"x")
+    except OSError:
+        print("refused")
+    else:
+        print("typed")
+    for parameter in model.parameters(): parameter.data *= 2
+task = cairn.Task(model=model, data=data, train=train)
+"""
+AT_A_TERMINAL = """
+import os, sys
+from pathlib import Path
+from owner_node.sandbox import Sandbox
+from tests.hostile.test_task_in_sandbox import trained
+
+terminal, task, data, kind, *reads = sys.argv[1:]
+os.login_tty(int(terminal))
+trained({"task": Path(task), "data": Path(data)}, Sandbox(kind, tuple(reads)))
+"""
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_task_in_a_sandbox_cannot_type_into_the_terminal_of_its_node(
+    listening: Listening, kind: Kind
+) -> None:
+    sandbox = of_kind(kind, listening)
+    listening["task"].write_text(TYPES)
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-c", AT_A_TERMINAL, str(terminal), str(listening["task"])]
+    process = subprocess.Popen(
+        [*command, str(listening["data"]), kind, *sandbox.reads], pass_fds=[terminal], cwd=ROOT
+    )
+    os.close(terminal)
+    shown = b""
+    with suppress(OSError):  # nobody has the terminal open any more
+        while data := os.read(controller, 1 << 16):
+            shown += data
+    os.close(controller)
+    assert process.wait() == 0, shown
+    assert b"refused" in shown, shown
