@@ -23,12 +23,12 @@ class Ration:
         self._by_caller: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
 
-    def allows(self, caller: str, what: Hashable, now: float) -> bool:
-        """Whether to write it. Else it is counted. Ask `left_out` before."""
+    def allows(self, caller: str, what: Hashable | None, now: float) -> bool:
+        """Whether to write it. Else it is counted. None is never the same. Ask `left_out` before."""
         if self._since is None:
             self._since = now
         if (
-            self._written[caller, what] >= self._of_same
+            (what is not None and self._written[caller, what] >= self._of_same)
             or self._by_caller[caller] >= self._of_caller
             or self._by_caller.total() >= self._of_all
         ):

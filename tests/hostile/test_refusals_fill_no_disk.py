@@ -4,6 +4,7 @@ Two owners, one of them on no roster, make the coordinator's calls over real con
 """
 
 import json
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -13,13 +14,22 @@ from typing import Any
 import grpc
 import pytest
 
+from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import Entry, refusals
-from tests.scenarios.processes import BIN
+from tests.hostile.stage import Stage, manifest, signed
+from tests.scenarios.processes import BIN, until
 from tests.service.network import SECONDS, Network
 
 CALLS = 2500
 CALLERS = {"alice": "owner/alice", "mallory": "owner/mallory"}  # on the roster, and not
 ENTRIES_OF_CALLER = 60  # an hour, and as many lines of the log
+TOLD = 1000
+CAUSED = (
+    "the coordinator gave up a round",
+    "the coordinator says more than this owner can work off; left out",
+    "invitation refused",
+    "declined",
+)
 METHODS = [
     f"/cairn.v1.ReleaseService/{name}" for name in ("RegisterJob", "OpenRound", "AbortRound")
 ]
@@ -49,11 +59,36 @@ def test_five_thousand_refused_calls_leave_a_few_entries_and_lines_and_are_all_c
     ]
     assert len(keys) == len(set(keys)), "the same refusal was written twice"
     lines = own_network.node.events("refused")
-    unlogged = own_network.node.events("refusals were not logged")
+    unlogged = own_network.node.events("lines were left out")
     assert max(Counter(line["caller"] for line in lines).values()) <= ENTRIES_OF_CALLER
     assert len(lines) + sum(line["count"] for line in unlogged) == made.total()
     assert own_network.node.log.stat().st_size < 64 << 10
     _check_commands(own_network, made.total())
+
+
+def test_a_coordinator_that_talks_without_end_does_not_fill_an_owners_log(
+    own_network: Network,
+) -> None:
+    """The end of a round that never was, an invitation that nobody signed, and the same signed one over again."""
+    stage = Stage(own_network)
+    try:
+        job = stage.job()
+        declined = signed(stage, manifest(stage, job, floor=2))
+        for number in range(TOLD):
+            stage.tell(number.to_bytes(32), reason=pb.REASON_BELOW_FLOOR)
+            stage.invite(pb.Signed(body=number.to_bytes(9)), job.body)
+            stage.invite(declined, job.body)
+        until(stage.coordinator.says["alice"].empty, "alice has heard it all")
+        stage.alice.send(signal.SIGTERM)
+        assert stage.alice.ends() == 0
+        said = {event: stage.alice.events(event) for event in CAUSED}
+        assert max(map(len, said.values())) <= ENTRIES_OF_CALLER
+        left_out = sum(line["count"] for line in stage.alice.events("lines were left out"))
+        assert sum(map(len, said.values())) + left_out >= TOLD
+        assert stage.alice.log.stat().st_size < 64 << 10
+        assert len(stage.entries("declined")) == 1
+    finally:
+        stage.close()
 
 
 def test_a_restart_keeps_what_was_counted(own_network: Network) -> None:

@@ -150,15 +150,19 @@ def test_refusals_are_logged_a_few_times_an_hour_and_the_others_are_counted_at_t
         "    for number in range(1000):\n"
         "        log.warning('refused', caller='eve', method='Push', error='TooMuch', reason=str(number))\n"
         "        log.error('invitation refused', reason='an average of one' + 'x' * 10 * (number % 200))\n"
-        "        log.info('attending')\n"
+        "        log.info('released')\n"
+        "        log.warning('declined', round=number, why='x')\n"
+        "        log.info('declined', round=number, owner='eve')\n"
         "    return 0\n"
         "exit_with(work)",
         CAIRN_LOG="json",
     )
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
-    counted = {e["caller"]: e["count"] for e in lines if e["event"] == "refusals were not logged"}
-    assert counted == {"eve": 990, "the coordinator": 940}
+    counted = {e["cause"]: e["count"] for e in lines if e["event"] == "lines were left out"}
+    assert counted == {"eve": 990, "the coordinator": 940, "declined": 940}
     assert [e["reason"] for e in lines if e["event"] == "refused"] == list("0123456789")
     refused = [e["reason"] for e in lines if e["event"] == "invitation refused"]
     assert len(refused) == 60
-    assert sum(e["event"] == "attending" for e in lines) == 1000
+    assert max(map(len, refused)) == 500
+    assert sum(e["event"] == "declined" for e in lines) == 1000 + 60
+    assert sum(e["event"] == "released" for e in lines) == 1000
