@@ -19,8 +19,8 @@ from cairn.ration import Ration
 
 log = structlog.get_logger()
 
-# An hour, and of the counts there are at most as many. An entry takes about 400 bytes on the disk, so a day has at
-# most 6 MB of them, and less than 0.6 MB of one caller.
+# An hour, and of the counts there are at most as many and one. An entry takes less than 400 bytes on the disk, so a
+# day has at most 6 MB of them, and less than 0.6 MB of one caller.
 ENTRIES_OF_CALLER = 60
 ENTRIES = 300
 
