@@ -277,3 +277,25 @@ def test_a_task_in_a_sandbox_cannot_type_into_the_terminal_of_its_node(
     os.close(controller)
     assert process.wait() == 0, shown
     assert b"refused" in shown, shown
+
+
+def test_where_no_namespaces_can_be_made_the_task_is_kept_in_by_landlock(
+    listening: Listening,
+) -> None:
+    """As in a container: in a namespace of its own, a process can forbid itself to make more of them."""
+    of_kind("landlock", listening)
+    program = (
+        "import sys; from tests.hostile.test_task_in_sandbox import chosen; chosen(sys.argv[1])"
+    )
+    forbidding = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$0" "$@"'
+    command = ["unshare", "-Ur", "sh", "-c", forbidding, sys.executable, "-c", program]
+    command.append(str(listening["task"]))
+    if subprocess.run([*command[:5], "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this account can make no user namespace to try it in")
+    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert said.stdout == "landlock\n"
+
+
+def chosen(task: str) -> None:
+    """Print the kind of sandbox that this process can have."""
+    print(sandbox_for(task, Path(task).parent / "data", []).kind)  # noqa: T201 - for the test
