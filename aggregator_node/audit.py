@@ -1,8 +1,12 @@
-"""Records what the aggregator refused, and to whom, so that its operator can see an attack."""
+"""Records what the aggregator refused, and to whom, so that its operator can see an attack.
+
+The same refusal (caller, method, error and reason) is written once an hour. What is not written is counted: an
+entry of the kind "not written" says at the end of the hour, or when the node stops, how many there were of a
+caller. A node that is killed loses the counts of its last hour.
+"""
 
 import threading
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import structlog
 
@@ -11,19 +15,14 @@ from cairn.clock import Clock
 from cairn.errors import CairnError, Unavailable
 from cairn.identity import NodeName
 from cairn.messages import reason_word
+from cairn.ration import Ration
 
 log = structlog.get_logger()
 
-_ENTRIES_A_MINUTE = 60  # of one caller: a flood must not fill the disk
-_MINUTE = 60.0
-
-
-@dataclass
-class _Allowance:
-    """What one caller has left of the minute that began at `since`."""
-
-    since: float
-    left: int = _ENTRIES_A_MINUTE
+# An hour, and of the counts there are at most as many and one. An entry takes less than 400 bytes on the disk, so a
+# day has at most 6 MB of them, and less than 0.6 MB of one caller.
+ENTRIES_OF_CALLER = 60
+ENTRIES = 300
 
 
 class Audit:
@@ -33,32 +32,30 @@ class Audit:
         self._store = store
         self._clock = clock
         self._lock = threading.Lock()
-        self._allowances: dict[str, _Allowance] = {}
-        self._left_out: Counter[str] = Counter()
+        self._ration = Ration(1, ENTRIES_OF_CALLER, ENTRIES)
 
     def refused(self, node: NodeName | None, method: str, error: CairnError) -> None:
-        """Record a refusal; beyond a caller's allowance only how many there were is kept."""
+        """Record a refusal, unless the same was recorded within the hour: then it is counted."""
         caller = node.uri if node is not None else "unknown"
+        what = (method, type(error).__name__, reason_word(error.reason))
+        self.count()
         with self._lock:
-            if not self._allow(caller):
-                self._left_out[caller] += 1
+            if not self._ration.allows(caller, what, self._clock.monotonic()):
                 return
-            left_out = self._left_out.pop(caller, 0)
-        facts = {
-            "caller": caller,
-            "method": method,
-            "error": type(error).__name__,
-            "reason": reason_word(error.reason),
-        }
-        try:
-            self._store.append_refusal(facts | ({"left_out_before": left_out} if left_out else {}))
-        except Unavailable as trouble:  # the refusal itself stands
-            log.error("a refusal could not be recorded", trouble=str(trouble))
+        self._append(
+            "refused",
+            {"caller": caller, **dict(zip(("method", "error", "reason"), what, strict=True))},
+        )
 
-    def _allow(self, caller: str) -> bool:
-        now = self._clock.monotonic()
-        allowance = self._allowances.setdefault(caller, _Allowance(now))
-        if now - allowance.since >= _MINUTE:
-            allowance.since, allowance.left = now, _ENTRIES_A_MINUTE
-        allowance.left -= 1
-        return allowance.left >= 0
+    def count(self, *, at_end: bool = False) -> None:
+        """Record how many refusals were not written, once their hour is over or with `at_end`."""
+        with self._lock:
+            left_out = self._ration.left_out(self._clock.monotonic(), at_end=at_end)
+        for caller, count in left_out.items():
+            self._append("not written", {"caller": caller, "count": count})
+
+    def _append(self, kind: str, facts: Mapping[str, object]) -> None:
+        try:
+            self._store.append_refusal(kind, facts)
+        except Unavailable as trouble:  # the refusal itself stands
+            log.error("a refusal could not be recorded", **facts, trouble=str(trouble))

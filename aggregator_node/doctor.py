@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from aggregator_node.settings import AggregatorSettings
+from aggregator_node.swap import swap_findings
 from cairn.identity import NodeName, Role
 from cairn.ledger_files import AGGREGATOR_DATABASE
 from cairn.place import state_directory
@@ -26,4 +27,5 @@ def node_of(settings: AggregatorSettings) -> Node:
             "listen_owners": settings.listen_owners,
             "listen_coordinators": settings.listen_coordinators,
         },
+        further=swap_findings(),
     )

@@ -23,6 +23,7 @@ from aggregator_node.release_service import ReleaseService
 from aggregator_node.roster import Roster
 from aggregator_node.settings import AggregatorSettings
 from aggregator_node.store import Store
+from aggregator_node.swap import lock_memory
 from aggregator_node.witness import Witness
 from cairn.clock import Clock
 from cairn.failpoint import switch_on_failpoints
@@ -81,6 +82,7 @@ def run(config: Path, *, once: bool, erases: bool) -> int:
     switch_on_failpoints(settings.federation)
     connections = allow_many_connections(ports=2)
     preflight(node_of(settings))
+    lock_memory()
     if not erases:
         log.warning("freed memory is not overwritten: this system's C library cannot do that")
     stopping = threading.Event()
@@ -99,12 +101,14 @@ def run(config: Path, *, once: bool, erases: bool) -> int:
     )
     while not stopping.wait(_LOOK_EVERY_SECONDS):
         parts.roster.look()  # so that trouble with the file is logged though nobody calls
+        parts.audit.count()
         if once and parts.departure.is_due(completed=parts.jobs.are_released()):
             break
     log.info("aggregator is stopping")
     parts.rounds.abort_all()
     for listener in (intake, release):
         listener.stop(PARTING_SECONDS)
+    parts.audit.count(at_end=True)
     parts.store.close()
     return 1 if parts.witness.rolled_back else 0
 

@@ -206,10 +206,10 @@ class Store:
         """Add an entry to the ledger, inside a transaction."""
         self._ledger.append(kind, facts)
 
-    def append_refusal(self, facts: Mapping[str, object]) -> None:
+    def append_refusal(self, kind: str, facts: Mapping[str, object]) -> None:
         """Record what was refused."""
         with self.transaction():
-            self._refusals.append("refused", facts)
+            self._refusals.append(kind, facts)
 
     def entries(self, first: int, limit: int) -> list[Entry]:
         """At most `limit` entries of the ledger, from number `first` on."""

@@ -16,6 +16,7 @@ from cairn.cli_identity import mistakes_explained
 from cairn.errors import UpdateRefused, UsageError
 from cairn.model_files import read_model
 from cairn.task import Round, Site, Task
+from cairn.task_environment import as_the_task_has_it
 from cairn.task_loading import TaskFailed, load_task, own_traceback
 from cairn.tensors import Schema
 from cairn.values import ANY_FINITE, check_values
@@ -38,6 +39,12 @@ Row = tuple[str, str, tuple[int, ...], int]
     "--initial-model", type=Path, help="Start from this safetensors file; else from model()."
 )
 @click.option("--seed", default=0, show_default=True, help="Seeds PyTorch before model().")
+@click.option(
+    "--environment",
+    multiple=True,
+    metavar="NAME",
+    help="An environment variable that the owner's file names for the task; may be repeated.",
+)
 @mistakes_explained
 def try_task(
     *,
@@ -47,16 +54,19 @@ def try_task(
     settings: tuple[str, ...],
     initial_model: Path | None,
     seed: int,
+    environment: tuple[str, ...],
 ) -> None:
     """Run one round of TASK offline and show what would leave this site. Nothing is sent.
 
-    TASK is a file that ends in .py, or "package.module:attribute".
+    TASK is a file that ends in .py, or "package.module:attribute". It gets the environment variables that an
+    owner's node would pass on to it, and runs without a sandbox.
     """
     if not data.exists():
         raise UsageError(f"--data: there is no {data}; expected an existing file or directory")
     numbers = dict(_setting(text) for text in settings)
     try:
-        _run(load_task(task), Site(name, data), Round("try", 1, numbers), (initial_model, seed))
+        with as_the_task_has_it(environment):
+            _run(load_task(task), Site(name, data), Round("try", 1, numbers), (initial_model, seed))
     except TaskFailed as failed:
         click.echo(own_traceback(failed), nl=False, err=True)
         raise

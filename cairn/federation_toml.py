@@ -52,6 +52,9 @@ _EXAMPLE_TASK = """
 # max_rounds = 100              # in so many training rounds an update may leave, over all jobs
 # clip = 1.0                    # an update further from its base is scaled down to this L2 norm
 # encodings = ["whole"]         # how updates may travel: whole, bf16_deltas, int8_deltas; all, if unsaid
+# environment = ["WARD_DB"]     # environment variables that the task gets beside the harmless ones
+# sandbox = "on"                # no network, and no file but its code, its data and the libraries
+# sandbox_reads = ["weights"]   # what else it may read in there
 # [tasks.NAME.settings]         # what a job may set: [smallest, largest]
 # lr = [0.0, 1.0]
 """

@@ -14,7 +14,9 @@ from typing import Any, TextIO, cast
 import click
 import structlog
 
+from cairn.clock import Clock
 from cairn.errors import CairnError, Fenced, UsageError
+from cairn.log_limit import LogLimit
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
@@ -23,6 +25,8 @@ EXIT_INTERRUPTED = 130
 _OPEN_FILES = 65_536
 _OTHER_FILES = 128  # what a node has open beside the connections to its ports
 _FEWEST_CONNECTIONS, _MOST_CONNECTIONS = 32, 4096  # to one port; each costs about 0.1 MB
+
+_log_limit = LogLimit(Clock())
 
 
 class _Unbreakable(io.TextIOBase):
@@ -47,6 +51,7 @@ def start_logging(**ids: str) -> None:
     level = logging.getLevelNamesMapping().get(os.environ.get("CAIRN_LOG_LEVEL", "").upper())
     style = os.environ.get("CAIRN_LOG") or ("text" if sys.stderr.isatty() else "json")
     processors: list[Any] = [
+        _log_limit,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(
@@ -126,6 +131,7 @@ def exit_with(run: Callable[[], int]) -> None:
         code = EXIT_FAILED
     except KeyboardInterrupt:  # before the node could set its own way of stopping
         code = EXIT_INTERRUPTED
+    _log_limit.report()
     with suppress(OSError):  # nobody may be left to read it
         sys.stdout.flush()
         sys.stderr.flush()

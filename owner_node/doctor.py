@@ -1,6 +1,7 @@
 """What is checked of an owner's node, at its start and by `cairn doctor`. Runs none of a task's code."""
 
 import os
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from cairn.ledger_files import OWNER_DATABASE
 from cairn.place import state_directory
 from cairn.preflight import Node, Peer
 from cairn.task_loading import find_task
-from owner_node.settings import OwnerSettings
+from owner_node.sandbox import HOLDS, Sandbox, check_hides, sandbox_for
+from owner_node.settings import OwnerSettings, TaskSettings
+
+_NO_SANDBOX = 'its code can open what this account can, this node\'s key and the network too; sandbox = "on" keeps it in'
 
 
 def node_of_file(path: Path) -> Node:
@@ -42,7 +46,28 @@ def _tasks(settings: OwnerSettings) -> list[Finding]:
     for name, task in settings.tasks.items():
         findings += attempted("task", partial(_code, name, task.file))
         findings += attempted("task", partial(_data, name, task.data))
+        if task.sandbox == "on":
+            secrets = (settings.identity.key, settings.state)
+            findings += attempted("sandbox", partial(_sandbox, name, task, secrets))
+        else:
+            findings.append(note("sandbox", f"tasks.{name} has none: {_NO_SANDBOX}"))
     return findings
+
+
+def sandbox_of(task: TaskSettings) -> Sandbox | None:
+    """The sandbox that the task runs in. Raises UsageError where this machine can have none."""
+    if task.sandbox == "off":
+        return None
+    return sandbox_for(task.file, task.data, task.sandbox_reads)
+
+
+def _sandbox(name: str, task: TaskSettings, secrets: Collection[Path]) -> str:
+    try:
+        sandbox = sandbox_for(task.file, task.data, task.sandbox_reads)
+        check_hides(sandbox, secrets)
+    except UsageError as error:
+        raise UsageError(f"tasks.{name}.sandbox: {error}") from None
+    return f"tasks.{name} gets {HOLDS[sandbox.kind]}"
 
 
 def _code(name: str, file: str) -> str:

@@ -33,7 +33,7 @@ from cairn.timeouts import CALL_SECONDS
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient
-from owner_node.doctor import node_of
+from owner_node.doctor import node_of, sandbox_of
 from owner_node.kept_updates import KeptUpdates
 from owner_node.leaving import LeavingRules
 from owner_node.ledger import OwnerLedger
@@ -102,7 +102,10 @@ def _tasks(settings: OwnerSettings) -> dict[str, TrainingProcess]:
         log.warning("no task is configured: every invitation will be declined")
     return {
         name: TrainingProcess(
-            settings.name, TaskSource(name, task.file, task.data, task.min_examples)
+            settings.name,
+            TaskSource(
+                name, task.file, task.data, task.min_examples, task.environment, sandbox_of(task)
+            ),
         )
         for name, task in settings.tasks.items()
     }

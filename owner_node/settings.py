@@ -42,6 +42,7 @@ def _metric(name: str) -> str:
 
 TaskSourceText = Annotated[str, AfterValidator(_task_source)]
 EncodingWord = Literal["whole", "bf16_deltas", "int8_deltas"]  # those of cairn.encoding.WORDS
+VariableName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 MetricName = Annotated[str, AfterValidator(_metric)]
 
 
@@ -56,6 +57,10 @@ class TaskSettings(Settings):
     together, by which an update may differ from its base; a longer one is scaled down to it, before it
     is encoded. `encodings` lists how updates may travel: "whole", or as deltas, which are smaller and say
     a little less. A job that asks for deltas has its updates travel whole until its first release.
+    `environment` names the environment variables of this node that the task gets beside the harmless ones
+    that every task gets. With `sandbox = "on"` the task has no network and can read only its file, its data,
+    the libraries and what `sandbox_reads` lists, and write only to a temporary directory of its own; a machine
+    that cannot hold it to that does not start the node.
     """
 
     file: TaskSourceText
@@ -66,12 +71,17 @@ class TaskSettings(Settings):
     max_rounds: Annotated[int, Field(ge=1)] | None = None
     clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
     encodings: Annotated[tuple[EncodingWord, ...], Field(min_length=1)] = get_args(EncodingWord)
+    environment: tuple[VariableName, ...] = ()
+    sandbox: Literal["off", "on"] = "off"
+    sandbox_reads: tuple[FilePath, ...] = ()
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "TaskSettings":
         for key, (low, high) in self.settings.items():
             if not low <= high:
                 raise ValueError(f"settings.{key} = [{low:g}, {high:g}]: the smaller comes first")
+        if self.sandbox_reads and self.sandbox == "off":
+            raise ValueError('sandbox_reads is of no effect without sandbox = "on"')
         return self
 
 

@@ -1,8 +1,8 @@
 """Keeps the owner's training process: starts it, gives it work, and notices when it dies.
 
 The task's code runs there and nowhere else. That process is spawned, not forked, so it holds no key
-and no channel; all it gets is its end of a socket, the memory of the model and an environment without
-secrets. This module imports no torch.
+and no channel; all it gets is its end of a socket, the memory of the model and the environment that a
+task may have. This module imports no torch.
 """
 
 import os
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cairn.task_environment import passed_on
 from cairn.task_loading import TaskFailed
 from cairn.tensors import Schema
 from cairn.timeouts import PARTING_SECONDS
+from owner_node.sandbox import Sandbox, clear, furnish
 from owner_node.training_link import Link, ModelMemory, schema_message
 
 __all__ = ["TaskFailed", "TaskSource", "Trained", "TrainingProcess", "Work"]
-
-_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,16 @@ class TaskSource:
     """A task of the owner's own file: its name there, its code and its data.
 
     `file` is the path of a .py file or "package.module:attribute". The task runs only where its data
-    has at least `min_examples`.
+    has at least `min_examples`. `environment` names the variables that it gets beside those that every
+    task gets (cairn/task_environment.py). Without a `sandbox` it can open whatever this account can.
     """
 
     name: str
     file: str
     data: Path
     min_examples: int = 1
+    environment: tuple[str, ...] = ()
+    sandbox: Sandbox | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Trained:
 class _Child:
     process: "subprocess.Popen[bytes]"
     link: Link
+    place: Path | None = None  # that of its sandbox
     memory: ModelMemory | None = None
 
 
@@ -158,7 +162,7 @@ class TrainingProcess:
 
     def _live_child(self) -> _Child:
         if self._child is not None and self._child.process.poll() is not None:
-            self._child.link.close()
+            _end(self._child)
             self._child = None
         if self._child is None:
             self._child = _spawn(self._owner, self._source)
@@ -193,30 +197,40 @@ class TrainingProcess:
 
 def _spawn(owner: str, source: TaskSource) -> _Child:
     ours, theirs = socket.socketpair()
+    place = furnish() if source.sandbox is not None else None
     with theirs:
-        command = [sys.executable, "-P", "-m", "owner_node.training"]
         process = subprocess.Popen(
-            [*command, str(theirs.fileno()), owner, *_arguments(source)],
+            [*_command(source, place), str(theirs.fileno()), owner, *_arguments(source)],
             stdin=subprocess.DEVNULL,
             close_fds=True,
             pass_fds=[theirs.fileno()],
-            env=_environment(os.environ),
-            process_group=0,  # Ctrl-C is for the owner node, which ends its training process itself
+            env=_environment(source, place),
+            # Ctrl-C is for the owner node, which ends its training process itself. Without its terminal,
+            # the task cannot type into the operator's shell either (TIOCSTI).
+            start_new_session=True,
         )
-    return _Child(process, Link(ours))
+    return _Child(process, Link(ours), place)
+
+
+def _command(source: TaskSource, place: Path | None) -> list[str]:
+    python = [sys.executable, "-P", "-m"]
+    if source.sandbox is None or place is None:
+        return [*python, "owner_node.training"]
+    return [*python, "owner_node.sandboxed", source.sandbox.spec(place)]
 
 
 def _arguments(source: TaskSource) -> list[str]:
-    return [source.file, str(source.data), str(source.min_examples)]
+    # Absolute: a process in a sandbox has another working directory.
+    file = source.file
+    if file.endswith(".py"):
+        file = str(Path(file).absolute())
+    return [file, str(source.data.absolute()), str(source.min_examples)]
 
 
-def _environment(ours: Mapping[str, str]) -> dict[str, str]:
-    kept = {
-        name: value
-        for name, value in ours.items()
-        if not any(word in name.upper() for word in _SECRET_WORDS)
-    }
-    return kept | {"GRPC_ENABLE_FORK_SUPPORT": "0", "PYTHONUNBUFFERED": "1"}
+def _environment(source: TaskSource, place: Path | None) -> dict[str, str]:
+    ours = passed_on(os.environ, source.environment)
+    fixed = {"GRPC_ENABLE_FORK_SUPPORT": "0", "PYTHONUNBUFFERED": "1"}
+    return ours | fixed | ({} if place is None else {"TMPDIR": str(place / "work")})
 
 
 def _ask(child: _Child, memory: ModelMemory, work: Work) -> dict[str, Any] | None:
@@ -253,6 +267,8 @@ def _end(child: _Child) -> str:
     except subprocess.TimeoutExpired:
         _kill(child)
         status = child.process.wait()
+    if child.place is not None:
+        clear(child.place)
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return f"ended with exit status {status}"

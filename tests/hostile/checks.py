@@ -75,6 +75,15 @@ def refusals(state: Path) -> list[Entry]:
         return chain(db, "refusals")
 
 
+def written_refusals(state: Path) -> set[tuple[str, str, str]]:
+    """The refusals of the last hour, in which the same is written once: caller, bare method, reason."""
+    return {
+        (entry.facts["caller"], entry.facts["method"].rpartition("/")[2], entry.facts["reason"])
+        for entry in refusals(state)
+        if entry.kind == "refused"
+    }
+
+
 def owner_entries(state: Path) -> list[Entry]:
     """An owner's ledger, its chain verified; empty before its first start."""
     if not (state / "owner.sqlite").exists():
@@ -103,20 +112,16 @@ def refuses(
 ) -> Iterator[None]:
     """The aggregator must refuse the call inside like this, write it down, and change nothing else.
 
-    `caller` is "role/name", or "unknown", and `method` the bare name, as "OpenRound". It writes down 60
-    refusals of one caller in a minute, so a test with many should have callers of its own
-    (`new_caller` in conftest.py).
+    `caller` is "role/name", or "unknown", and `method` the bare name, as "OpenRound". The aggregator writes
+    the same refusal down once an hour, and of one caller 60, so a test with many should have callers of its
+    own (`new_caller` in conftest.py).
     """
-    before, known = state_digest(network.state), len(refusals(network.state))
+    before = state_digest(network.state)
     with bounded(network.node.pid), refused(code, reason=reason):
         yield
     assert state_digest(network.state) == before
     who = f"spiffe://{FEDERATION}/{caller}" if "/" in caller else caller
-    written = [
-        (entry.facts["caller"], entry.facts["method"].rpartition("/")[2], entry.facts["reason"])
-        for entry in refusals(network.state)[known:]
-    ]
-    assert (who, method, reason) in written
+    assert (who, method, reason) in written_refusals(network.state)
 
 
 def one_hot(owner: str) -> bytes:

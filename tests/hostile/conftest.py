@@ -30,7 +30,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
 def new_caller(network: Network) -> NewCaller:
     """Certify another coordinator, and return its name for `network.job` and `network.release`.
 
-    An aggregator writes down 60 refusals of one caller in a minute.
+    An aggregator writes down 60 different refusals of one caller in an hour.
     """
     home = network.directory / "authority/authority.key"
     authority = Authority(network.root, home.read_bytes())

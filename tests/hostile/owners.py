@@ -26,7 +26,7 @@ RELEASED = aggregator_pb2.ROUND_STATE_RELEASED
 
 Part = aggregator_pb2.SubmitUpdateRequest
 _LONGEST_SILENCE = 120.0
-TURNS = cycle(OWNERS)  # an aggregator writes down 60 refusals of one owner in a minute
+TURNS = cycle(OWNERS)  # an aggregator writes down 60 refusals of one owner in an hour
 
 
 def an_aggregator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:

@@ -15,7 +15,7 @@ from cairn.tensors import Schema, TensorSpec
 from cairn.timeouts import IDLE_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
-from tests.hostile.checks import bounded, check_one_hot, refusals, state_digest
+from tests.hostile.checks import bounded, check_one_hot, state_digest, written_refusals
 from tests.hostile.owners import (
     EXHAUSTED,
     INVALID,
@@ -32,7 +32,7 @@ from tests.hostile.owners import (
     silent_after,
 )
 from tests.scenarios.processes import until
-from tests.service.network import OWNERS, SECONDS, Network, OpenRound, refused
+from tests.service.network import FEDERATION, OWNERS, SECONDS, Network, OpenRound, refused
 
 PROMPT = 5.0  # what a call may take at the most while others attack; it takes milliseconds
 ENDED_WITHIN = IDLE_SECONDS + 15
@@ -171,7 +171,8 @@ def test_a_thousand_streams_of_one_owner_leave_the_others_alone(network: Network
         assert codes <= {EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
         goes_on.set()
         until(lambda: all(call.done() for call in calls), "the last is ended")
-    assert refusals(network.state)[-1].facts["caller"].endswith("owner/alice")
+    alice = f"spiffe://{FEDERATION}/owner/alice"
+    assert (alice, "SubmitUpdate") in {(c, m) for c, m, _ in written_refusals(network.state)}
     until(lambda: may_decline(opened, "alice"), "her many connections are forgotten", PROMPT)
     assert opened.ends().payload == average_of(others_than("alice"))
 

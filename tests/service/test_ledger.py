@@ -199,7 +199,9 @@ def test_what_was_refused_is_recorded_in_a_chain_that_nobody_is_shown(own_networ
     assert all(set(json.loads(body)) == {*names, "unix_ms"} for _, _, body, _ in rows)
 
 
-def test_a_flood_of_refusals_does_not_fill_the_disk_or_hide_anothers(own_network: Network) -> None:
+def test_a_flood_of_refusals_is_written_once_and_does_not_hide_anothers(
+    own_network: Network,
+) -> None:
     opened = own_network.job().open(COHORT)
     for _ in range(100):
         with refused(grpc.StatusCode.NOT_FOUND):
@@ -209,7 +211,7 @@ def test_a_flood_of_refusals_does_not_fill_the_disk_or_hide_anothers(own_network
     rows = stored(own_network, "refusals")
     chained(rows)
     callers = [json.loads(body)["caller"].rpartition("/")[2] for _, _, body, _ in rows]
-    assert callers == ["alice"] * 60 + ["bob"]
+    assert callers == ["alice", "bob"]
 
 
 def starts_not(network: Network) -> str:

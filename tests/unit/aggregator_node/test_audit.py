@@ -44,6 +44,10 @@ def recorded(store: Store) -> list[dict[str, Any]]:
     return [json.loads(body) for (body,) in rows]
 
 
+def callers(store: Store) -> list[str]:
+    return [entry["caller"].rpartition("/")[2] for entry in recorded(store)]
+
+
 def test_a_refusal_is_recorded_by_its_caller_and_reason_without_its_sentence(
     store: Store, clock: SetClock
 ) -> None:
@@ -61,23 +65,57 @@ def test_a_refusal_is_recorded_by_its_caller_and_reason_without_its_sentence(
     assert second["caller"] == "unknown"
 
 
-def test_one_caller_has_sixty_entries_a_minute_and_the_next_tells_how_many_were_left_out(
+def test_the_same_refusal_is_written_once_an_hour_and_then_counted(
     store: Store, clock: SetClock
 ) -> None:
     audit = Audit(store, clock)
     for _ in range(100):
         audit.refused(ALICE, METHOD, TooMuch("x"))
     audit.refused(BOB, METHOD, TooMuch("x"))
-    assert [entry["caller"][-5:] for entry in recorded(store)] == ["alice"] * 60 + ["r/bob"]
-    clock.now += 59.9
+    audit.refused(ALICE, METHOD, UpdateRefused("x", pb.REASON_NON_FINITE))
+    assert callers(store) == ["alice", "bob", "alice"]
+    clock.now += 3599.9
     audit.refused(ALICE, METHOD, TooMuch("x"))
-    assert len(recorded(store)) == 61
+    audit.count()
+    assert len(recorded(store)) == 3
     clock.now += 0.1
     audit.refused(ALICE, METHOD, TooMuch("x"))
-    audit.refused(ALICE, METHOD, TooMuch("x"))
-    *_, first, second = recorded(store)
-    assert first["left_out_before"] == 41
-    assert "left_out_before" not in second
+    *_, count, entry = recorded(store)
+    assert (count["caller"], count["count"]) == (entry["caller"], 100)
+    audit.count(at_end=True)
+    assert len(recorded(store)) == 5, "nothing was left out since"
+
+
+def test_one_caller_has_sixty_entries_an_hour_and_cannot_take_anothers(
+    store: Store, clock: SetClock
+) -> None:
+    audit = Audit(store, clock)
+    for number in range(100):
+        audit.refused(ALICE, f"{METHOD}{number}", TooMuch("x"))
+    audit.refused(BOB, METHOD, TooMuch("x"))
+    assert callers(store) == ["alice"] * 60 + ["bob"]
+    audit.count(at_end=True)
+    last = recorded(store)[-1]
+    assert (last["caller"], last["count"]) == (ALICE.uri, 40)
+
+
+def test_all_callers_together_have_three_hundred_entries_an_hour_and_the_rest_is_counted(
+    store: Store, clock: SetClock
+) -> None:
+    audit = Audit(store, clock)
+    for number in range(1000):
+        for _ in range(2):
+            node = NodeName("clinics", Role.OWNER, f"owner-{number}")
+            audit.refused(node, METHOD, TooMuch("x"))
+    assert len(recorded(store)) == 300
+    audit.count(at_end=True)
+    counts = [entry["count"] for entry in recorded(store)[300:]]
+    assert len(counts) == 301
+    assert recorded(store)[-1]["caller"] == "others"
+    assert 300 + sum(counts) == 2000
+    # A day of this is less than 6 MB.
+    select = "SELECT sum(length(kind) + length(body) + length(head)) FROM refusals"
+    assert store._db.execute(select).fetchone()[0] * 24 < 4e6
 
 
 def test_what_cannot_be_recorded_is_refused_all_the_same(store: Store, clock: SetClock) -> None:

@@ -244,7 +244,7 @@ def test_a_state_directory_that_is_a_file_is_a_mistake_with_a_name(tmp_path: Pat
 
 def test_what_was_refused_is_a_chain_of_its_own(store: Store) -> None:
     store.append("open", {"round": 1})
-    store.append_refusal({"caller": "mallory"})
+    store.append_refusal("refused", {"caller": "mallory"})
     assert store.ledger_head()[0] == 1
     assert [entry.kind for entry in store.entries(1, 10)] == ["open"]
 

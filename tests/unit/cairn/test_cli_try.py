@@ -174,3 +174,20 @@ def test_the_tasks_own_failure_shows_its_own_traceback() -> None:
     assert "KeyError: 'add'" in result.output
     assert "Error: the task's train raised KeyError" in result.output
     assert "task_running.py" not in result.output
+
+
+def test_the_task_is_tried_with_the_environment_that_a_node_would_pass_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PGPASS", "secret")
+    monkeypatch.setenv("WARD_DATABASE", "5")
+    text = Path("site_task.py").read_text().replace("import cairn", "import os\nimport cairn")
+    Path("site_task.py").write_text(
+        text.replace(
+            "0.125}", 'float(os.environ.get("WARD_DATABASE", 0)), "p": "PGPASS" in os.environ}'
+        )
+    )
+    arguments = ("site_task.py", "--data", "rows.csv", "--set", "add=0.5")
+    assert "loss = 0\n  p = 0\n" in tried(*arguments).output
+    assert "loss = 5\n  p = 0\n" in tried(*arguments, "--environment", "WARD_DATABASE").output
+    assert os.environ["PGPASS"] == "secret"

@@ -129,6 +129,9 @@ def test_an_owners_file_says_where_its_ledger_lies_and_what_else_it_may_say(made
         "max_rounds",
         "clip",
         "encodings",
+        "environment",
+        "sandbox",
+        "sandbox_reads",
         "settings",
     ]
 

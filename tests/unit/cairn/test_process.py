@@ -154,3 +154,30 @@ def test_a_log_that_nobody_reads_any_more_does_not_end_a_node() -> None:
         "print('goes on')\n"
     )
     assert run(code).stdout == "goes on\n"
+
+
+def test_refusals_are_logged_a_few_times_an_hour_and_the_others_are_counted_at_the_end() -> None:
+    ended = run(
+        "import structlog; from cairn.process import start_logging, exit_with\n"
+        "start_logging(federation='clinics', node='bob')\n"
+        "log = structlog.get_logger()\n"
+        "def work():\n"
+        "    for number in range(1000):\n"
+        "        log.warning('refused', caller='eve', method='Push', error='TooMuch', reason=str(number))\n"
+        "        log.error('invitation refused', reason='an average of one' + 'x' * 10 * (number % 200))\n"
+        "        log.info('released')\n"
+        "        log.warning('declined', round=number, why='x')\n"
+        "        log.info('declined', round=number, owner='eve')\n"
+        "    return 0\n"
+        "exit_with(work)",
+        CAIRN_LOG="json",
+    )
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    counted = {e["cause"]: e["count"] for e in lines if e["event"] == "lines were left out"}
+    assert counted == {"eve": 990, "the coordinator": 940, "declined": 940}
+    assert [e["reason"] for e in lines if e["event"] == "refused"] == list("0123456789")
+    refused = [e["reason"] for e in lines if e["event"] == "invitation refused"]
+    assert len(refused) == 60
+    assert max(map(len, refused)) == 500
+    assert sum(e["event"] == "declined" for e in lines) == 1000 + 60
+    assert sum(e["event"] == "released" for e in lines) == 1000

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,6 @@ from owner_node.training_process import (
     Trained,
     TrainingProcess,
     Work,
-    _environment,
 )
 
 TASK = """
@@ -559,24 +559,43 @@ def open_socket() -> socket.socket:
     return listening
 
 
-def test_the_environment_of_the_task_has_no_secrets() -> None:
-    ours = {"HOME": "/h", "API_KEY": "1", "hf_token": "2", "DB_PASSWORD": "3", "AWS_SECRET": "4"}
-    assert _environment(ours) == {
-        "HOME": "/h",
-        "GRPC_ENABLE_FORK_SUPPORT": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
+SECRETS = (
+    *("PGPASS", "PGPASSFILE", "CREDENTIALS_FILE", "AWS_ACCESS_ID", "AWS_ACCESS_KEY_ID", "API_KEY"),
+    *("GOOGLE_APPLICATION_CREDENTIALS", "DATABASE_URL", "HTTPS_PROXY", "https_proxy", "HF_TOKEN"),
+    *("SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS", "KUBECONFIG", "CAIRN_FAILPOINTS"),
+)
 
 
-def test_the_task_gets_that_environment_and_no_grpc(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+def test_the_task_gets_no_variable_that_is_not_known_to_be_harmless_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LEDGER_PASSWORD", "x")
-    process = start(
-        "return {'secrets': 'LEDGER_PASSWORD' in os.environ, 'grpc': 'grpc' in sys.modules,\n"
+    for name in (
+        *SECRETS,
+        "WARD_DATABASE",
+        "WARD_NUMBER",
+        "OMP_NUM_THREADS",
+        "CUDA_VISIBLE_DEVICES",
+    ):
+        monkeypatch.setenv(name, "1")
+    body = f"names = {(*SECRETS, 'WARD_DATABASE')!r}\n"
+    body += (
+        "return {'secrets': sum(name in os.environ for name in names),\n"
+        "    'named': int(os.environ['WARD_NUMBER']), 'grpc': 'grpc' in sys.modules,\n"
+        "    'known': sum(n in os.environ for n in ('PATH', 'OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES')),\n"
         "    'fork': os.environ['GRPC_ENABLE_FORK_SUPPORT'] == '0'}"
     )
-    assert run(process).metrics == {"secrets": 0.0, "grpc": 0.0, "fork": 1.0}
+    (tmp_path / "task.py").write_text(TASK.format(train=body.replace("\n", "\n    ")))
+    source = TaskSource(
+        "toy", str(tmp_path / "task.py"), tmp_path, environment=("WARD_NUMBER", "NOT_SET")
+    )
+    with closing(TrainingProcess("bob", source)) as process:
+        assert run(process).metrics == {
+            "secrets": 0.0,
+            "named": 1.0,
+            "grpc": 0.0,
+            "known": 3.0,
+            "fork": 1.0,
+        }
 
 
 def test_workers_of_a_dataloader_can_be_forked_or_spawned(start: Start, tmp_path: Path) -> None:
