@@ -66,7 +66,9 @@ class LiveRound:
         self._changed = threading.Condition()
 
     def join(self, owner: str) -> Joined:
-        """Take the owner in, or renew its lease."""
+        """Take the owner in, or renew its lease. Raises WrongState, also of an update refused before."""
+        with self._changed:
+            self._round.check_not_refused(owner)
         with self._while_open():
             now = self._clock.monotonic()
             self._round.join(owner, now)
@@ -131,7 +133,7 @@ class LiveRound:
         Raises UpdateRefused for a bad update, Conflict where another was accepted, WrongState where
         the round has ended.
         """
-        digest = self._refusing(owner, lambda: push.finish(commit))
+        digest = self._refusing(owner, lambda: push.finish(commit), push)
         header_digest = push.header_digest()
         receipt = self._sign_receipt(owner, digest, push.header)
         weight = self._terms.weight(push.header.examples)
@@ -255,13 +257,15 @@ class LiveRound:
             raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
         return self._workspace
 
-    def _refusing(self, owner: str, check: Callable[[], T]) -> T:
+    def _refusing(self, owner: str, check: Callable[[], T], push: Push | None = None) -> T:
         """Run a check of an update; where no retry can mend it, the owner is out of the round."""
         try:
             return check()
         except UpdateRefused as error:
             if error.reason != pb.REASON_CORRUPT_UPDATE:
                 with self._changed:
+                    if push is not None:  # the end of the round must not take its answer away
+                        self._pushes.end(owner, push)
                     # An owner whose update was accepted before stays in: its share is in the sum.
                     out = self.is_open and self._round.seat(owner) in {Seat.JOINED, Seat.LOST}
                     if out:

@@ -15,7 +15,14 @@ from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.fetching import until
 from owner_node.kept_updates import KeptUpdates
-from owner_node.leaving import Leaving, LeavingRules, needs_base, prepared, stream_of
+from owner_node.leaving import (
+    Leaving,
+    LeavingRules,
+    needs_base,
+    prepared,
+    rules_beside,
+    stream_of,
+)
 from owner_node.ledger import OwnerLedger, round_facts
 from owner_node.policy import Declined, Invited
 from owner_node.receipts import Receipts
@@ -55,12 +62,14 @@ class Pushing:
 
         Raises Declined, or NotRecorded where the ledger cannot be written: then nothing has left.
         """
-        rules = self._rules[invited.job.task]
+        before = self._ledger.past.budgets.reported(invited.job.task, invited.manifest.phase)
+        rules = rules_beside(self._rules[invited.job.task], trained.metrics, before)
         with self._kept.keeping(invited.digest) as keeping:
             leaving = prepared(invited, base, trained, rules, self._residuals, keeping.write)
             if leaving.dropped_metrics:
                 log.warning(
-                    "metrics that this owner's file does not list are dropped",
+                    "metrics that this owner's file does not list, or that are new since the task's first"
+                    " round, are dropped",
                     **_ids(invited),
                     metrics=list(leaving.dropped_metrics),
                 )

@@ -52,8 +52,8 @@ def test_after_a_restart_it_knows_what_it_knew(state: StateDirectory) -> None:
         later = replace(INVITED, digest=b"n" * 32)
         known = past.known(later)
         assert known.last == Taken(4, pb.PHASE_TRAIN, DIGEST)
-        assert known.trained == 1
-        assert past.known(INVITED).trained == 0  # the round itself does not count against itself
+        assert known.taken == 1
+        assert past.known(INVITED).taken == 0  # the round itself does not count against itself
         assert past.sent(DIGEST) == [Pushed(b"\xab" * 32, 5, {"loss": 0.1}, b"\xcd" * 32)]
         assert past.receipt(DIGEST) == receipt
         assert list(past.unsettled) == [DIGEST]
@@ -75,7 +75,7 @@ def test_a_statement_settles_a_round_and_is_the_release_to_go_on_from(
 def test_an_evaluation_does_not_count_as_a_training_round(state: StateDirectory) -> None:
     ledger = again(state)
     ledger.record("sent", SENT | {"phase": "evaluate"})
-    assert ledger.past.known(replace(INVITED, digest=b"n" * 32)).trained == 0
+    assert ledger.past.known(replace(INVITED, digest=b"n" * 32)).taken == 0
 
 
 @pytest.mark.parametrize(

@@ -192,12 +192,12 @@ def test_a_job_of_more_rounds_than_this_owner_allows_is_declined() -> None:
 
 
 def test_rounds_are_counted_over_all_jobs_of_a_task() -> None:
-    check(known=Known(trained=4), policy=LIMITED)
-    assert reason_of(known=Known(trained=5), policy=LIMITED) == "TOO_MANY_ROUNDS"
+    check(known=Known(taken=4), policy=LIMITED)
+    assert reason_of(known=Known(taken=5), policy=LIMITED) == "TOO_MANY_ROUNDS"
 
 
 def test_an_evaluation_is_not_counted() -> None:
-    check(replace(MANIFEST, phase=pb.PHASE_EVALUATE), known=Known(trained=5), policy=LIMITED)
+    check(replace(MANIFEST, phase=pb.PHASE_EVALUATE), known=Known(taken=5), policy=LIMITED)
 
 
 @pytest.mark.parametrize(
