@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cairn.errors import CairnError, WrongState
 from cairn.task_loading import TaskFailed
 from cairn.v1 import round_pb2 as pb
+from owner_node.lease import Lease
 from owner_node.ledger import NotRecorded
 from owner_node.policy import Declined
 
@@ -40,11 +41,10 @@ class Deadline:
             raise error_of(str(error)) from error
 
 
-def too_late(why: str) -> CairnError:
-    """The work on the data was cut off."""
-    return WrongState(
-        f"the round's deadline passed before this owner was done: {why}", pb.REASON_DEADLINE
-    )
+def too_late(lease: Lease, why: str) -> CairnError:
+    """The work on the data was cut off: what the aggregator tells the others of it."""
+    reason = pb.REASON_DEADLINE if lease.may_hold else pb.REASON_LEASE_EXPIRED
+    return WrongState(f"the round's deadline passed before this owner was done: {why}", reason)
 
 
 def not_fetched(why: str) -> CairnError:

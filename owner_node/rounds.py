@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -203,14 +204,14 @@ class Rounds:
         try:
             with lease:
                 self._check_not_dropped(invited)
-                with deadline.cuts_off(too_late):
+                with deadline.cuts_off(partial(too_late, lease)):
                     if self._pushing.push_again(invited, deadline.latest):
                         return
                 with deadline.cuts_off(not_fetched):
                     self._fetching.fetch(invited, process, deadline.latest)
                     failpoint("owner.fetch.complete")
                     self._check_not_dropped(invited)
-                with deadline.cuts_off(too_late):
+                with deadline.cuts_off(partial(too_late, lease)):
                     trained = self._train(invited, process)
                     failpoint("owner.train.done")
                     self._check_not_dropped(invited)
