@@ -37,6 +37,7 @@ _TASK = """
 file = "task.py"
 data = "data"
 metrics = ["value"]
+max_failures = 1000
 
 [tasks.task.settings]
 lr = [0.0, 1.0]
