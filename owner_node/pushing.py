@@ -1,7 +1,7 @@
 """Records what leaves this site, keeps it until it is settled, and pushes it to the aggregator."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -66,17 +66,26 @@ class Pushing:
         rules = rules_beside(self._rules[invited.job.task], trained.metrics, before)
         with self._kept.keeping(invited.digest) as keeping:
             leaving = prepared(invited, base, trained, rules, self._residuals, keeping.write)
-            if leaving.dropped_metrics:
-                log.warning(
-                    "metrics that this owner's file does not list, or that are new since the task's first"
-                    " round, are dropped",
-                    **_ids(invited),
-                    metrics=list(leaving.dropped_metrics),
-                )
+            self._tell_of_dropped(invited, leaving.dropped_metrics)
             keeping.wait_until_placed()
             self._ledger.record("sent", self._facts(invited, leaving))
             failpoint("owner.sent.recorded")
             self._push(invited, leaving, deadline, keeping.wait_until_durable)
+
+    def _tell_of_dropped(self, invited: Invited, dropped: Sequence[str]) -> None:
+        listed = self._rules[invited.job.task].metrics
+        if unlisted := [name for name in dropped if name not in listed]:
+            log.warning(
+                "metrics that this owner's file does not list are dropped",
+                **_ids(invited),
+                metrics=unlisted,
+            )
+        if new := [name for name in dropped if name in listed]:
+            log.warning(
+                "metrics that the task did not report at first are dropped until `cairn reset`",
+                **_ids(invited),
+                metrics=new,
+            )
 
     def push_again(self, invited: Invited, deadline: float) -> bool:
         """Push what was recorded as sent in this round before, as it was; returns whether something was.

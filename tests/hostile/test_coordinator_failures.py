@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from cairn.v1 import round_pb2 as pb
 from owner_node.budgets import bits_told
 from tests.hostile.attacks import ABORTED
 from tests.hostile.checks import opened_files
@@ -40,7 +41,7 @@ def model():
 
 
 def data(site):
-    return cairn.Data(train=site.data, examples=1)
+    return cairn.Data(train=site.data, examples=1, test=site.data, test_examples=1)
 
 
 def train(model, data, round):
@@ -65,7 +66,11 @@ def train(model, data, round):
     return {"value": value}
 
 
-task = cairn.Task(model=model, data=data, train=train)
+def evaluate(model, data, round):
+    return {"value": 1.0}
+
+
+task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
 """
 RULES = f"""
 [tasks.task]
@@ -218,6 +223,40 @@ def test_a_task_whose_failures_are_spent_is_declined_before_anything_is_fetched_
     for _ in range(MAX_FAILURES):
         assert play(stage, SECRET / 2).word == "NOT_COUNTED"
     assert play(stage, 2 * SECRET).word == "FAILURES_SPENT"
+
+
+def test_evaluations_are_limited_as_trainings_are(stage: Stage) -> None:
+    config = stage.network.directory / "alice.toml"
+    text = config.read_text()
+    config.write_text(text.replace(f"max_rounds = {MAX_ROUNDS}", "max_rounds = 1"))
+    stage.alice.kill()
+    stage.alice = stage.start_alice()
+    (stage.data / "mode").write_text("large")
+    try:
+        assert train_and_evaluate(stage, 3 * SECRET) == ["", ""]
+        assert train_and_evaluate(stage, 4 * SECRET) == ["TOO_MANY_ROUNDS"] * 2
+    finally:
+        config.write_text(text)
+
+
+def train_and_evaluate(stage: Stage, guess: float) -> list[str]:
+    """A job with a round and its evaluation, which go on without alice; returns her words."""
+    others = ("bob", "carol", "dave")
+    base = np.array([0.5, BOUND / guess, -0.25], "<f4").tobytes()
+    job = stage.job(rounds=1)
+    words = []
+    for phase in (pb.PHASE_TRAIN, pb.PHASE_EVALUATE):
+        opened = job.open(("alice", *others), base, phase=phase)
+        stage.coordinator.models[LINEAR.digest(base)] = base
+        for owner in others:
+            opened.join(owner)
+            opened.push(owner, base if phase == pb.PHASE_TRAIN else b"")
+        stage.invite(opened.signed, job.body)
+        ended = opened.ends()
+        assert ended.statement.contributors >= len(others)
+        words.append(Seen.of(ended).word)
+        base = ended.payload
+    return words
 
 
 def reset(stage: Stage) -> subprocess.CompletedProcess[str]:
