@@ -71,8 +71,8 @@ def _failures(settings: OwnerSettings, file: Path) -> list[Finding]:
         evaluated = budgets.taken(name, pb.PHASE_EVALUATE)
         sentence = (
             f"what failures can tell a coordinator of task {name}: at most {math.ceil(bits)} bits;"
-            f" {trained} trainings and {evaluated} evaluations of {task.max_rounds} used,"
-            f" {task.max_failures - failures} failures left"
+            f" used are {trained} of {task.max_rounds} trainings, {evaluated} of {task.max_rounds} evaluations and"
+            f" {failures} of {task.max_failures} failures"
         )
         findings.append(ok("failures", sentence))
     return findings

@@ -33,4 +33,6 @@ def reset(file: Path, task: str) -> str:
         ledger.record("reset", {"task": task, "failures": failures})
     finally:
         state.close()
-    return f"{task}: {failures} failures are forgiven; the ledger in {settings.state} has that"
+    return (
+        f"Failures of {task} that are forgiven: {failures}. The ledger in {settings.state} says so."
+    )

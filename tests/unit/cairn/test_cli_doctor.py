@@ -402,8 +402,8 @@ def test_what_the_failures_of_a_task_can_tell_is_said_in_bits(ward: Path) -> Non
     failed(ward, 1)
     sentence = examined(ward / "alice.toml").only("failures", "ok")
     assert sentence == (
-        "what failures can tell a coordinator of task mean: at most 24 bits; 1 trainings and 0 evaluations of"
-        " 1000 used, 1 failures left"
+        "what failures can tell a coordinator of task mean: at most 24 bits; used are 1 of 1000"
+        " trainings, 0 of 1000 evaluations and 1 of 2 failures"
     )
 
 

@@ -39,7 +39,7 @@ def test_a_reset_is_recorded_and_forgives_what_had_failed(ward: Path) -> None:
     fail_once(ward)
     result = called(ward)
     assert result.exit_code == 0, result.output
-    assert result.output.startswith("mean: 1 failures are forgiven")
+    assert result.output.startswith("Failures of mean that are forgiven: 1.")
     *_, entry = read_ledger(ward / "alice/state" / OWNER_DATABASE)
     assert (entry.kind, entry.facts["task"], entry.facts["failures"]) == ("reset", "mean", 1)
     state, ledger = ledger_of(ward)
