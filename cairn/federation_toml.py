@@ -53,7 +53,9 @@ _EXAMPLE_TASK = """
 """
 _METRICS_COMMENT = "  # the metrics that may leave; any other is dropped"
 _MAX_ROUNDS_COMMENT = "  # so many trainings, and so many evaluations, over all jobs"
-_MAX_FAILURES_COMMENT = "  # after so many rounds that failed for a cause that may depend on the data, until `cairn reset`"
+_MAX_FAILURES_COMMENT = (
+    "  # declined once so many rounds failed for a cause that may depend on the data"
+)
 _CLIP_COMMENT = "  # an update further from its base is scaled down to this L2 norm"
 
 
