@@ -67,7 +67,9 @@ class LiveRound:
         self._changed = threading.Condition()
 
     def join(self, owner: str) -> Joined:
-        """Take the owner in, or renew its lease."""
+        """Take the owner in, or renew its lease. Raises WrongState, also of an update refused before."""
+        with self._changed:
+            self._round.check_not_refused(owner)
         with self._while_open():
             now = self._clock.monotonic()
             self._round.join(owner, now)
@@ -260,7 +262,7 @@ class LiveRound:
         except UpdateRefused as error:
             if error.reason != pb.REASON_CORRUPT_UPDATE:
                 with self._changed:
-                    if push is not None:  # the seal must not take its refusal away
+                    if push is not None:  # the end of the round must not take its answer away
                         self._pushes.end(owner, push)
                     # An owner whose update was accepted before stays in: its share is in the sum.
                     out = self.is_open and self._round.seat(owner) in {Seat.JOINED, Seat.LOST}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cairn.errors import CallerNotAllowed, WrongState
+from cairn.reasons import told_to_others
 from cairn.v1 import round_pb2 as pb
 
 
@@ -141,17 +142,23 @@ class Round:
         return min(self.deadline, *leases, self.deadline)
 
     def exclusions(self, now: float) -> list[tuple[str, "pb.Reason"]]:
-        """Who was not counted, and why, once the round has ended.
+        """Who was not counted, and what the others are told of why, once the round has ended.
 
         Where it ended before its deadline, those who were still awaited are not named: to end a round
         must not tell who had pushed by then.
         """
         return [
-            (name, owner.reason or pb.REASON_DEADLINE)
+            (name, told_to_others(owner.reason or pb.REASON_DEADLINE))
             for name, owner in sorted(self._owners.items())
             if owner.seat is not Seat.ACCEPTED
             and (owner.seat not in _AWAITED or now >= self.deadline)
         ]
+
+    def check_not_refused(self, owner: str) -> None:
+        """Raise WrongState with the reason where this owner's update was refused: its answer may be lost."""
+        seated = self._of(owner)
+        if seated.seat is Seat.REFUSED:
+            raise WrongState(f"the update of {owner} was refused in this round", seated.reason)
 
     def _of(self, owner: str) -> _Owner:
         if owner not in self._owners:

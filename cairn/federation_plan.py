@@ -109,7 +109,7 @@ def _range(limits: tuple[float, float]) -> tuple[float, float]:
 class PlannedTask(Settings):
     """One [tasks.NAME] table. `{owner}` in `data` stands for the owner's name, `{data}` for the plan's directory.
 
-    `metrics`, `min_examples`, `max_rounds` and `clip` go into every owner's file as they stand; they mean
+    `metrics`, `min_examples`, `max_rounds`, `max_failures` and `clip` go into every owner's file as they stand; they mean
     what they mean there.
     """
 
@@ -118,6 +118,7 @@ class PlannedTask(Settings):
     metrics: tuple[str, ...] = ()
     min_examples: Annotated[int, Field(ge=1)] = 1
     max_rounds: Annotated[int, Field(ge=1)] | None = None
+    max_failures: Annotated[int, Field(ge=1)] | None = None
     clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
     settings: dict[str, Annotated[tuple[float, float], AfterValidator(_range)]] = Field(
         default_factory=dict

@@ -49,7 +49,10 @@ _EXAMPLE_TASK = """
 # data = "data"                 # where its private data lies
 # metrics = ["loss"]            # the metrics that may leave; any other is dropped
 # min_examples = 1              # fewer examples than that: no update leaves
-# max_rounds = 100              # in so many training rounds an update may leave, over all jobs
+# max_rounds = 1000             # so many trainings, and so many evaluations, may be joined, over all jobs
+# max_failures = 2              # so many of these may fail for a cause that may depend on the data: which ones
+#                               # fail can tell a coordinator about it (`cairn doctor` says how much at most);
+#                               # then the task is declined until you run `cairn reset`
 # clip = 1.0                    # an update further from its base is scaled down to this L2 norm
 # encodings = ["whole"]         # how updates may travel: whole, bf16_deltas, int8_deltas; all, if unsaid
 # environment = ["WARD_DB"]     # environment variables that the task gets beside the harmless ones
@@ -59,7 +62,10 @@ _EXAMPLE_TASK = """
 # lr = [0.0, 1.0]
 """
 _METRICS_COMMENT = "  # the metrics that may leave; any other is dropped"
-_MAX_ROUNDS_COMMENT = "  # in so many training rounds an update may leave, over all jobs"
+_MAX_ROUNDS_COMMENT = "  # so many trainings, and so many evaluations, over all jobs"
+_MAX_FAILURES_COMMENT = (
+    "  # declined once so many rounds failed for a cause that may depend on the data"
+)
 _CLIP_COMMENT = "  # an update further from its base is scaled down to this L2 norm"
 
 
@@ -161,14 +167,19 @@ def _task(name: str, task: PlannedTask, owner: str, directory: Path | None) -> s
     lines.append(
         f"min_examples = {task.min_examples}  # fewer examples than that: no update leaves"
     )
-    if task.max_rounds is not None:
-        lines.append(f"max_rounds = {task.max_rounds}{_MAX_ROUNDS_COMMENT}")
+    lines.append(f"{_said('max_rounds', task.max_rounds, '1000')}{_MAX_ROUNDS_COMMENT}")
+    lines.append(f"{_said('max_failures', task.max_failures, '2')}{_MAX_FAILURES_COMMENT}")
     if task.clip is not None:
         lines.append(f"clip = {task.clip!r}{_CLIP_COMMENT}")
     if task.settings:
         lines.append(f"[tasks.{_key(name)}.settings]  # what a job may set: [smallest, largest]")
     lines += [f"{_key(key)} = [{low!r}, {high!r}]" for key, (low, high) in task.settings.items()]
     return "\n".join(lines) + "\n"
+
+
+def _said(key: str, value: int | None, unsaid: str) -> str:
+    """The line of a key, which is a comment where the owner's node takes the value that is not said."""
+    return f"# {key} = {unsaid}" if value is None else f"{key} = {value}"
 
 
 def _key(name: str) -> str:

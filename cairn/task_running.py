@@ -87,7 +87,8 @@ class TaskRunner:
         if self._task.evaluate is None:
             raise TaskFailed(
                 "the job evaluates and the task has no evaluate function;"
-                " pass one: cairn.Task(..., evaluate=evaluate)"
+                " pass one: cairn.Task(..., evaluate=evaluate)",
+                pb.REASON_JOB_REFUSED,
             )
         model = self._loaded_model(schema, base, base).eval()
         data = self._read_data()

@@ -8,6 +8,9 @@ The kinds of entries that are looked at, with digests in hex and signed messages
     receipt    manifest_digest, receipt
     released   manifest_digest, job, round, phase, release_digest, contributors, counted, reason where
                the owner was excluded, statement
+    reset      task, failures
+
+The owner's own reason is the true one; a statement may say NOT_COUNTED of it (cairn/reasons.py).
 """
 
 import base64
@@ -52,6 +55,7 @@ class OwnerRecord:
         self._reasons: dict[str, str] = {}  # manifest digest → why the owner was not counted
         self._met: set[str] = set()  # manifest digests of the rounds whose cohort has the owner
         self._statements: list[tuple[int, Stated]] = []
+        self._resets: list[str] = []
         self._told: dict[
             str, object
         ] = {}  # manifest digest → the reason that a release gave the owner
@@ -63,6 +67,7 @@ class OwnerRecord:
             "released": self._released,
             "declined": self._left_out,
             "not accepted": self._left_out,
+            "reset": self._reset,
         }
         for entry in ledger.entries:
             if entry.kind in checks:
@@ -77,6 +82,7 @@ class OwnerRecord:
                     " with what left",
                 )
             )
+            self.findings += [Finding(self._name, reset) for reset in self._resets]
 
     def check_statements_in(self, aggregators: Copy) -> Iterator[Finding]:
         """Whether every statement the owner was given is in the aggregator's ledger."""
@@ -97,7 +103,7 @@ class OwnerRecord:
             return Finding(name, f"{title(statement)}: counted")
         excluded = {e.owner: reason_word(e.reason) for e in statement.exclusions}
         manifest_digest = statement.manifest_digest.hex()
-        reason = excluded.get(self._owner) or self._reasons.get(manifest_digest)
+        reason = self._reasons.get(manifest_digest) or excluded.get(self._owner)
         if commitment is not None:
             return failed(
                 name,
@@ -143,7 +149,15 @@ class OwnerRecord:
         word = str(facts.get("reason"))
         self._met.add(str(facts.get("manifest_digest")))
         if reason_of_word(word):
-            self._reasons[str(facts.get("manifest_digest"))] = word
+            self._reasons.setdefault(str(facts.get("manifest_digest")), word)
+
+    def _reset(self, facts: Mapping[str, Any]) -> None:
+        task, failures = facts.get("task"), facts.get("failures")
+        if not isinstance(task, str) or type(failures) is not int or failures < 0:
+            raise InvalidMessage("it does not say how many failures of which task are forgiven")
+        self._resets.append(
+            f"entry {facts['entry']}: {failures} failures of {short(task)} are forgiven"
+        )
 
     def _joined(self, facts: Mapping[str, Any]) -> None:
         job, number = facts.get("job"), facts.get("round")

@@ -10,6 +10,13 @@ from cairn.messages import JobSpec, reason_word
 from cairn.v1 import round_pb2 as pb
 from coordinator.campaign import Step
 
+_BECAUSE = {
+    pb.REASON_NOT_COUNTED: "its task failed there or its update was refused; only that owner is told why",
+    pb.REASON_FAILURES_SPENT: (
+        "it was not counted as often as its file allows: its operator has to look into that and run `cairn reset`"
+    ),
+}
+
 
 class Console:
     """Prints to stdout; the log goes to stderr."""
@@ -56,8 +63,10 @@ class Console:
 
     def excluded(self, step: Step, exclusions: Sequence[pb.Exclusion]) -> None:
         for exclusion in exclusions:
+            because = _BECAUSE.get(exclusion.reason)
             click.echo(
                 f"Round {step.round}: {exclusion.owner} was not counted ({reason_word(exclusion.reason)})"
+                f"{f': {because}' if because else ''}"
             )
 
     def resting(self, step: Step, resting: Mapping[str, int]) -> None:

@@ -8,10 +8,11 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn import __version__
-from cairn.errors import InvalidMessage, NotFound
+from cairn.errors import CairnError, InvalidMessage, NotFound, Unavailable
 from cairn.failpoint import failpoint
 from cairn.frames import chunks_of
 from cairn.messages import PROTOCOL, Manifest, digest_of, manifest_from_bytes
+from cairn.reasons import DEPENDING_ON_DATA
 from cairn.rpc import translated
 from cairn.statements import (
     MANIFEST,
@@ -70,6 +71,19 @@ class AggregatorClient:
         if not answer.lease_seconds:
             raise InvalidMessage("the aggregator grants no lease")
         return answer
+
+    def refusal(self, manifest_digest: bytes) -> "pb.Reason":
+        """Why our update was refused in a round that has ended; unspecified where it was not, as far as is known.
+
+        Raises Unavailable.
+        """
+        try:
+            self.join(manifest_digest)
+        except Unavailable:
+            raise
+        except CairnError as error:
+            return error.reason if error.reason in DEPENDING_ON_DATA else pb.REASON_UNSPECIFIED
+        return pb.REASON_UNSPECIFIED
 
     def decline(self, manifest_digest: bytes, reason: "pb.Reason", seconds: float) -> None:
         request = self._request(manifest_digest)

@@ -1,17 +1,21 @@
 """What is checked of an owner's node, at its start and by `cairn doctor`. Runs none of a task's code."""
 
+import math
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from cairn.errors import UsageError
-from cairn.findings import Finding, attempted, note
+from cairn.errors import InvalidMessage, UsageError
+from cairn.findings import Finding, attempted, note, ok, warning
 from cairn.identity import NodeName, Role
-from cairn.ledger_files import OWNER_DATABASE
+from cairn.ledger_files import OWNER_DATABASE, read_ledger
 from cairn.place import state_directory
 from cairn.preflight import Node, Peer
 from cairn.task_loading import find_task
+from cairn.v1 import round_pb2 as pb
+from owner_node.budgets import Budgets, bits_told
 from owner_node.sandbox import HOLDS, Sandbox, check_hides, sandbox_for
 from owner_node.settings import OwnerSettings, TaskSettings
 
@@ -20,7 +24,9 @@ _NO_SANDBOX = 'its code can open what this account can, this node\'s key and the
 
 def node_of_file(path: Path) -> Node:
     """Read the file. Raises UsageError, with a line for every key that is wrong."""
-    return node_of(OwnerSettings.load(path))
+    settings = OwnerSettings.load(path)
+    node = node_of(settings)
+    return replace(node, further=[*node.further, *_failures(settings, path)])
 
 
 def node_of(settings: OwnerSettings) -> Node:
@@ -68,6 +74,42 @@ def _sandbox(name: str, task: TaskSettings, secrets: Collection[Path]) -> str:
     except UsageError as error:
         raise UsageError(f"tasks.{name}.sandbox: {error}") from None
     return f"tasks.{name} gets {HOLDS[sandbox.kind]}"
+
+
+def _failures(settings: OwnerSettings, file: Path) -> list[Finding]:
+    """What the failures of each task can tell a coordinator, and how many are left, by this owner's ledger."""
+    try:
+        budgets = _budgets(settings.state / OWNER_DATABASE)
+    except (InvalidMessage, OSError, KeyError, ValueError, TypeError):
+        return [note("failures", "not counted: this owner's ledger cannot be read")]
+    findings = []
+    for name, task in settings.tasks.items():
+        failures = budgets.failures(name)
+        if failures >= task.max_failures:
+            sentence = (
+                f"the {failures} failures of task {name} are spent, so every job of it is declined: look into them"
+                f" with `cairn ledger {settings.state}`, stop the node and run `cairn reset {file} {name}`"
+            )
+            findings.append(warning("failures", sentence))
+            continue
+        bits = bits_told(task.max_rounds, task.max_failures, len(task.metrics))
+        trained = budgets.taken(name, pb.PHASE_TRAIN)
+        evaluated = budgets.taken(name, pb.PHASE_EVALUATE)
+        sentence = (
+            f"what failures can tell a coordinator of task {name}: at most {math.ceil(bits)} bits;"
+            f" used are {trained} of {task.max_rounds} trainings, {evaluated} of {task.max_rounds} evaluations and"
+            f" {failures} of {task.max_failures} failures"
+        )
+        findings.append(ok("failures", sentence))
+    return findings
+
+
+def _budgets(database: Path) -> Budgets:
+    budgets = Budgets()
+    if database.exists():
+        for entry in read_ledger(database):
+            budgets.note(entry.kind, entry.facts)
+    return budgets
 
 
 def _code(name: str, file: str) -> str:

@@ -33,7 +33,9 @@ class Lease:
         lost: Callable[[], None],
     ) -> None:
         self._renew = renew
+        self._seconds = seconds
         self._pause = seconds / _RENEWALS_A_LEASE
+        self._heard = time.monotonic()
         self._lost = lost
         self._done = threading.Event()
         self._asked = threading.Event()
@@ -54,6 +56,11 @@ class Lease:
     ) -> None:
         self._end()
         self._timer.cancel()
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether the aggregator may still count on this owner: it has answered within a lease."""
+        return time.monotonic() < self._heard + self._seconds
 
     def renew_now(self) -> None:
         """Have the aggregator asked at once whether the round goes on. From any thread."""
@@ -77,6 +84,7 @@ class Lease:
                 return
             try:
                 self._renew()
+                self._heard = time.monotonic()
             except (Unavailable, TooMuch) as error:
                 log.warning("the lease could not be renewed, trying again", trouble=str(error))
             except CairnError as error:

@@ -5,7 +5,7 @@ Pure but for the salt.
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cairn.encoding import Layout
@@ -43,6 +43,25 @@ class Leaving:
 def needs_base(encoding: "pb.Encoding", rules: LeavingRules) -> bool:
     """Whether what leaves is made of the update and its base, which must then outlive the training."""
     return encoding != pb.ENCODING_WHOLE or rules.clip is not None
+
+
+def rules_beside(
+    rules: LeavingRules, reported: Mapping[str, float], before: frozenset[str] | None
+) -> LeavingRules:
+    """The rules for what a task reports now, where it reported the metrics `before` the first time.
+
+    Which metrics leave is the same in every round, or it would tell of the data. Raises Declined where one is
+    missing; one that is new does not leave.
+    """
+    if before is None:
+        return rules
+    allowed = rules.metrics & before
+    if missing := sorted(allowed - reported.keys()):
+        raise Declined(
+            f"the task reports no finite value of its metric {missing[0]}, which it reported before",
+            pb.REASON_TASK_FAILED,
+        )
+    return replace(rules, metrics=allowed)
 
 
 def stream_of(invited: Invited) -> Stream:

@@ -1,7 +1,8 @@
 """The owner's own ledger: every decision, and everything that left. Durable before it happens.
 
     declined      this owner did not take part in a round, or gave it up: {job, round, phase,
-                  manifest_digest, reason, why}
+                  manifest_digest, reason, why}. The reason is the true one; others may be told less
+                  (cairn/reasons.py)
     refused       an invitation that is not the aggregator's or not for this owner: {why}. A run records
                   a thousand of what the aggregator has not signed, and at its end how many more there
                   were: {why, left_out}
@@ -12,12 +13,13 @@
     sent again    before the update that was recorded so is pushed again, after this node was started anew:
                   {job, round, phase, manifest_digest, payload_digest, destination}
     receipt       the aggregator's signed receipt: {manifest_digest, receipt}
-    not accepted  the aggregator did not let this owner in, or refused its update:
-                  {manifest_digest, reason, why}
+    not accepted  the aggregator did not let this owner in, refused its update, or ended the round before
+                  this owner was done: {manifest_digest, reason, why}
     released      a round's signed statement: {job, round, phase, manifest_digest, release_digest,
                   contributors, counted, reason or why where it was not, statement}
     no release    a round in which an update left has ended without one, as the aggregator says:
-                  {manifest_digest, why}
+                  {manifest_digest, why, reason where the update was refused in it}
+    reset         by `cairn reset`: the failures of a task that are forgiven: {task, failures}
 
 Digests are in hexadecimal, signed messages in base64. `destination` is the fingerprint of the pinned
 aggregator's certificate.

@@ -131,7 +131,10 @@ def _policy(settings: OwnerSettings) -> Policy:
         largest_share=settings.largest_share,
         tasks={
             name: TaskRules(
-                task.settings, task.max_rounds, frozenset(WORDS[word] for word in task.encodings)
+                ranges=task.settings,
+                max_rounds=task.max_rounds,
+                encodings=frozenset(WORDS[word] for word in task.encodings),
+                max_failures=task.max_failures,
             )
             for name, task in settings.tasks.items()
         },

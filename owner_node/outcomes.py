@@ -123,9 +123,7 @@ class Outcomes:
             pass  # it is open
         except NotFound as error:
             if error.reason == pb.REASON_ROUND_ENDED:
-                facts = {"manifest_digest": digest.hex(), "why": str(error)}
-                self._ledger.record("no release", facts)
-                self._kept.tidy()
+                self._note_no_release(digest, str(error))
         except InvalidMessage as error:
             log.error("the aggregator's answer on a round is not good", **ids, reason=str(error))
         except CairnError as error:
@@ -136,6 +134,19 @@ class Outcomes:
                 return False
         self._pause = ASK_EVERY_SECONDS
         return True
+
+    def _note_no_release(self, digest: bytes, why: str) -> None:
+        """Record the end, and whether our update was refused in it: that answer may have been lost."""
+        facts = {"manifest_digest": digest.hex(), "why": why}
+        if self._ledger.past.receipt(digest) is None:
+            try:
+                refused = self._aggregator.refusal(digest)
+            except Unavailable:
+                self._put_off = True
+                return
+            facts |= {"reason": reason_word(refused)} if refused else {}
+        self._ledger.record("no release", facts)
+        self._kept.tidy()
 
     def _statement(self, signed: pb.Signed, manifest_digest: bytes) -> pb.ReleaseStatement:
         statement = self._aggregator.statement(signed, manifest_digest)

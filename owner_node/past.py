@@ -11,9 +11,9 @@ from typing import Any
 
 from cairn.messages import parse
 from cairn.v1 import round_pb2 as pb
+from owner_node.budgets import PHASES, Budgets
 from owner_node.policy import Invited, Known, Taken
 
-PHASES = {"train": pb.PHASE_TRAIN, "evaluate": pb.PHASE_EVALUATE}
 PHASE_WORDS = {phase: word for word, phase in PHASES.items()}
 
 
@@ -40,17 +40,18 @@ class Past:
 
     def __init__(self) -> None:
         self.unsettled: dict[bytes, Unsettled] = {}
+        self.budgets = Budgets()
         self._last: dict[str, Taken] = {}
         self._release: dict[str, tuple[int, bytes]] = {}
         self._released: set[bytes] = set()
-        self._trained: defaultdict[str, set[bytes]] = defaultdict(set)
         self._sent: defaultdict[bytes, list[Pushed]] = defaultdict(list)
         self._receipts: dict[bytes, pb.Signed] = {}
         self._invited: set[bytes] = set()
 
     def note(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Take in an entry. Raises KeyError or ValueError where a fact is missing or wrong."""
-        if kind == "refused":
+        self.budgets.note(kind, facts)
+        if kind in {"refused", "reset"}:
             return
         digest = bytes.fromhex(facts["manifest_digest"])
         match kind:
@@ -75,7 +76,8 @@ class Past:
         return Known(
             last=self._last.get(job.name),
             release=self._release.get(job.name),
-            trained=len(self._trained[job.task] - {invited.digest}),
+            taken=self.budgets.taken(job.task, invited.manifest.phase, besides=invited.digest),
+            failures=self.budgets.failures(job.task),
         )
 
     def has_joined(self, invited: Invited) -> bool:
@@ -103,9 +105,6 @@ class Past:
         return self._receipts.get(manifest_digest)
 
     def _note_sent(self, digest: bytes, facts: Mapping[str, Any]) -> None:
-        phase = PHASES[facts["phase"]]
-        if phase == pb.PHASE_TRAIN:
-            self._trained[facts["task"]].add(digest)
         salt = bytes.fromhex(facts.get("salt", ""))  # entries of earlier versions have none
         self._sent[digest].append(
             Pushed(

@@ -12,6 +12,9 @@ from cairn.v1 import round_pb2 as pb
 
 Ranges = Mapping[str, tuple[float, float]]
 
+MAX_ROUNDS = 1000
+MAX_FAILURES = 2
+
 
 class Declined(CairnError):
     """This owner does not take part; the reason is all that the others learn."""
@@ -46,22 +49,28 @@ class Known:
     """What this owner's ledger says of the job and of the task before the invitation.
 
     `last` is the last round of the job that it took part in and `release` the latest release of the
-    job whose statement it has seen, as its round and the model's digest. `trained` is in how many other
-    rounds an update of the task has left.
+    job whose statement it has seen, as its round and the model's digest. `taken` is how many other rounds
+    of the task and the phase it took part in, and `failures` in how many of the task it was not counted for
+    a cause that may depend on its data, since the last reset.
     """
 
     last: Taken | None = None
     release: tuple[int, bytes] | None = None
-    trained: int = 0
+    taken: int = 0
+    failures: int = 0
 
 
 @dataclass(frozen=True)
 class TaskRules:
-    """The allowed ranges of a task's settings, in how many rounds an update may leave, and encoded how."""
+    """The allowed ranges of a task's settings, how updates may travel, and how often the task may run and fail.
+
+    `max_rounds` holds for trainings, and as well for evaluations.
+    """
 
     ranges: Ranges = field(default_factory=dict)
-    max_rounds: int | None = None
+    max_rounds: int = MAX_ROUNDS
     encodings: frozenset["pb.Encoding"] = frozenset(WORDS.values())
+    max_failures: int = MAX_FAILURES
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class Policy:
         _check_group(invited)
         _check_order(invited, known.last)
         _check_chain(invited.manifest, known.release)
-        self._check_task(invited, known.trained)
+        self._check_task(invited, known)
 
     def _check_addressee(self, invited: Invited) -> None:
         manifest, job = invited.manifest, invited.job
@@ -125,31 +134,42 @@ class Policy:
                 pb.REASON_SETTING_REFUSED,
             )
 
-    def _check_task(self, invited: Invited, trained: int) -> None:
+    def _check_task(self, invited: Invited, known: Known) -> None:
         job = invited.job
         rules = self.tasks.get(job.task)
         if rules is None:
-            known = ", ".join(self.tasks) or "none"
+            tasks = ", ".join(self.tasks) or "none"
             raise Declined(
-                f"the job asks for the task {job.task}; this owner's file has {known}",
+                f"the job asks for the task {job.task}; this owner's file has {tasks}",
                 pb.REASON_UNKNOWN_TASK,
             )
         _check_settings(job, rules.ranges)
         _check_encoding(invited, rules.encodings)
-        if rules.max_rounds is None:
-            return
-        if job.rounds > rules.max_rounds:
-            raise Declined(
-                f"the job has {job.rounds} rounds; this owner allows {rules.max_rounds} of the task"
-                f" {job.task}",
-                pb.REASON_TOO_MANY_ROUNDS,
-            )
-        if invited.manifest.trains and trained >= rules.max_rounds:
-            raise Declined(
-                f"updates of the task {job.task} have left in {trained} rounds, and this owner allows"
-                f" {rules.max_rounds}",
-                pb.REASON_TOO_MANY_ROUNDS,
-            )
+        _check_budgets(invited, rules, known)
+
+
+def _check_budgets(invited: Invited, rules: TaskRules, known: Known) -> None:
+    job = invited.job
+    if known.failures >= rules.max_failures:
+        raise Declined(
+            f"{known.failures} rounds of the task {job.task} failed here for causes that may depend on this"
+            f" owner's data, and its file allows {rules.max_failures} (max_failures): look into them, stop this"
+            f" node and run `cairn reset` for {job.task}",
+            pb.REASON_FAILURES_SPENT,
+        )
+    if job.rounds > rules.max_rounds:
+        raise Declined(
+            f"the job has {job.rounds} rounds; this owner allows {rules.max_rounds} of the task"
+            f" {job.task}",
+            pb.REASON_TOO_MANY_ROUNDS,
+        )
+    if known.taken >= rules.max_rounds:
+        what = "trainings" if invited.manifest.trains else "evaluations"
+        raise Declined(
+            f"this owner took part in {known.taken} {what} of the task {job.task}, and its file allows"
+            f" {rules.max_rounds} (max_rounds)",
+            pb.REASON_TOO_MANY_ROUNDS,
+        )
 
 
 def _check_group(invited: Invited) -> None:

@@ -1,7 +1,7 @@
 """Records what leaves this site, keeps it until it is settled, and pushes it to the aggregator."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -15,7 +15,14 @@ from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.fetching import until
 from owner_node.kept_updates import KeptUpdates
-from owner_node.leaving import Leaving, LeavingRules, needs_base, prepared, stream_of
+from owner_node.leaving import (
+    Leaving,
+    LeavingRules,
+    needs_base,
+    prepared,
+    rules_beside,
+    stream_of,
+)
 from owner_node.ledger import OwnerLedger, round_facts
 from owner_node.policy import Declined, Invited
 from owner_node.receipts import Receipts
@@ -55,19 +62,30 @@ class Pushing:
 
         Raises Declined, or NotRecorded where the ledger cannot be written: then nothing has left.
         """
-        rules = self._rules[invited.job.task]
+        before = self._ledger.past.budgets.reported(invited.job.task, invited.manifest.phase)
+        rules = rules_beside(self._rules[invited.job.task], trained.metrics, before)
         with self._kept.keeping(invited.digest) as keeping:
             leaving = prepared(invited, base, trained, rules, self._residuals, keeping.write)
-            if leaving.dropped_metrics:
-                log.warning(
-                    "metrics that this owner's file does not list are dropped",
-                    **_ids(invited),
-                    metrics=list(leaving.dropped_metrics),
-                )
+            self._tell_of_dropped(invited, leaving.dropped_metrics)
             keeping.wait_until_placed()
             self._ledger.record("sent", self._facts(invited, leaving))
             failpoint("owner.sent.recorded")
             self._push(invited, leaving, deadline, keeping.wait_until_durable)
+
+    def _tell_of_dropped(self, invited: Invited, dropped: Sequence[str]) -> None:
+        listed = self._rules[invited.job.task].metrics
+        if unlisted := [name for name in dropped if name not in listed]:
+            log.warning(
+                "metrics that this owner's file does not list are dropped",
+                **_ids(invited),
+                metrics=unlisted,
+            )
+        if new := [name for name in dropped if name in listed]:
+            log.warning(
+                "metrics that the task did not report at first are dropped until `cairn reset`",
+                **_ids(invited),
+                metrics=new,
+            )
 
     def push_again(self, invited: Invited, deadline: float) -> bool:
         """Push what was recorded as sent in this round before, as it was; returns whether something was.

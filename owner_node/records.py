@@ -1,6 +1,7 @@
 """Writes down what this owner decided on an invitation: in its ledger, and in its log."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import structlog
 
@@ -78,6 +79,20 @@ class Records:
             return
         facts = {"task": invited.job.task, "destination": self._destination()}
         self._ledger.record("joined", round_facts(invited) | facts)
+
+    @contextmanager
+    def telling_of_a_failure(self, task: str) -> Iterator[None]:
+        """Log it where what happens inside counts as a failure of the task."""
+        before = self.past.budgets.failures(task)
+        yield
+        failures = self.past.budgets.failures(task)
+        if failures > before:
+            log.warning(
+                "a round failed for a cause that may depend on this owner's data: after max_failures of them the"
+                " task is declined until `cairn reset`",
+                task=task,
+                failures=failures,
+            )
 
     def find_receipt(self, invited: Invited) -> None:
         """Fetch the receipt of an update that was accepted before. Never raises: it is asked for again."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -19,12 +20,14 @@ from cairn.errors import (
 from cairn.failpoint import failpoint
 from cairn.messages import digest_of, job_spec_from_bytes
 from cairn.patience import patiently
+from cairn.reasons import told_to_others
 from cairn.task_loading import TaskFailed
 from cairn.timeouts import CALL_SECONDS, PARTING_SECONDS
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
+from owner_node.deadline import Deadline, not_fetched, too_late
 from owner_node.fetching import Fetching
 from owner_node.lease import Lease
 from owner_node.ledger import NotRecorded
@@ -97,7 +100,8 @@ class Rounds:
             log.exception("the invitation could not be read")
             self._records.refused(InvalidMessage("the invitation could not be read"))
         else:
-            self._answer(invited)
+            with self._records.telling_of_a_failure(invited.job.task):
+                self._answer(invited)
 
     def _answer(self, invited: Invited) -> None:
         try:
@@ -174,14 +178,12 @@ class Rounds:
 
     def _work(self, invited: Invited) -> None:
         process = self._tasks[invited.job.task]
-        lease_seconds = invited.manifest.lease_seconds
-        joined = patiently(
-            lambda: self._aggregator.join(invited.digest),
+        joined, deadline = patiently(
+            lambda: self._join(invited),
             "the aggregator",
-            lease_seconds,
+            invited.manifest.lease_seconds,
             self._stopping,
         )
-        deadline = time.monotonic() + joined.open_seconds
         failpoint("owner.join.answered")
         self._records.joined(invited)
         failpoint("owner.join.recorded")
@@ -192,7 +194,7 @@ class Rounds:
         lease = Lease(
             lambda: self._renew(invited),
             joined.lease_seconds,
-            deadline,
+            deadline.latest,
             lambda: self._drop(invited.digest),
         )
         with self._lock:
@@ -202,17 +204,27 @@ class Rounds:
         try:
             with lease:
                 self._check_not_dropped(invited)
-                if not self._pushing.push_again(invited, deadline):
-                    self._fetching.fetch(invited, process, deadline)
+                with deadline.cuts_off(partial(too_late, lease)):
+                    if self._pushing.push_again(invited, deadline.latest):
+                        return
+                with deadline.cuts_off(not_fetched):
+                    self._fetching.fetch(invited, process, deadline.latest)
                     failpoint("owner.fetch.complete")
+                    self._check_not_dropped(invited)
+                with deadline.cuts_off(partial(too_late, lease)):
                     trained = self._train(invited, process)
                     failpoint("owner.train.done")
                     self._check_not_dropped(invited)
                     base = process.base_buffer(invited.job.schema)
-                    self._pushing.push(invited, base, trained, deadline)
+                    self._pushing.push(invited, base, trained, deadline.latest)
         finally:
             with self._lock:
                 self._current = None
+
+    def _join(self, invited: Invited) -> tuple[aggregator_pb2.JoinRoundResponse, Deadline]:
+        asked = time.monotonic()
+        joined = self._aggregator.join(invited.digest)
+        return joined, Deadline.of(asked, joined.open_seconds)
 
     def _renew(self, invited: Invited) -> aggregator_pb2.JoinRoundResponse:
         try:
@@ -264,7 +276,8 @@ class Rounds:
         if self._stopping.is_set():
             return  # `leave` has said so
         self._records.declined(invited, error)
-        self._decline(invited.digest, error.reason, CALL_SECONDS, self._stopping)
+        reason = told_to_others(error.reason)
+        self._decline(invited.digest, reason, CALL_SECONDS, self._stopping)
 
     def _decline(
         self, digest: bytes, reason: "pb.Reason", seconds: float, stopping: threading.Event

@@ -24,6 +24,7 @@ from cairn.settings import (
     SigningKeyText,
 )
 from cairn.timeouts import STANDBY_SECONDS
+from owner_node.policy import MAX_FAILURES, MAX_ROUNDS
 
 
 def _task_source(text: str, info: ValidationInfo) -> str:
@@ -52,8 +53,10 @@ class TaskSettings(Settings):
     `settings` says, for each number a job may set, the smallest and the largest this owner allows.
     `metrics` lists the metrics that may leave; any other that the task returns is dropped.
     `min_examples` is the fewest examples that what leaves must stand for, in training and in evaluation.
-    `max_rounds` is in how many training rounds of this task an update may leave, over all jobs, as this
-    owner's ledger counts them. `clip` is the longest way, as the L2 norm over all floating-point tensors
+    `max_rounds` is in how many trainings of this task this owner takes part, over all jobs, as its ledger
+    counts them from the moment it joins, and in how many evaluations. `max_failures` is in how many of these
+    rounds it may end as not counted for a cause that may depend on its data; then it declines the task until
+    `cairn reset`. `clip` is the longest way, as the L2 norm over all floating-point tensors
     together, by which an update may differ from its base; a longer one is scaled down to it, before it
     is encoded. `encodings` lists how updates may travel: "whole", or as deltas, which are smaller and say
     a little less. A job that asks for deltas has its updates travel whole until its first release.
@@ -68,7 +71,8 @@ class TaskSettings(Settings):
     settings: dict[str, tuple[float, float]] = Field(default_factory=dict)
     metrics: Annotated[tuple[MetricName, ...], Field(max_length=MAX_METRICS)] = ()
     min_examples: Annotated[int, Field(ge=1, le=MAX_EXAMPLES)] = 1
-    max_rounds: Annotated[int, Field(ge=1)] | None = None
+    max_rounds: Annotated[int, Field(ge=1)] = MAX_ROUNDS
+    max_failures: Annotated[int, Field(ge=1)] = MAX_FAILURES
     clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
     encodings: Annotated[tuple[EncodingWord, ...], Field(min_length=1)] = get_args(EncodingWord)
     environment: tuple[VariableName, ...] = ()

@@ -167,7 +167,7 @@ def play_and_check(
         assert released_rounds(stage) == dict.fromkeys(numbers, counted)
         assert stage.restarts == ([("coordinator", 1)] if scene.is_stopped else [])
         why = [entry.facts.get("reason") for entry in entries_of(stage, "bob", "released")]
-        assert why == [("TASK_FAILED" if scene.bob_fails else None)] * len(numbers)
+        assert why == [("NOT_COUNTED" if scene.bob_fails else None)] * len(numbers)
 
 
 @pytest.mark.parametrize(("kind", "place", "code"), CASES)

@@ -29,6 +29,9 @@ PAUSES_SECONDS = (20.0, 60.0)  # between two kills
 DOWN_SECONDS = (0.0, 5.0)
 _SAMPLE_SECONDS = 2.0
 _LOOK_SECONDS = 0.1
+_MOST_ROUNDS_FOR_EACH = (
+    10  # trainings of a round that is released: most of those that are killed are joined too
+)
 _LONGEST_END_SECONDS = 900.0  # for the rounds that are left when the kills end
 
 
@@ -104,6 +107,12 @@ def soak(home: Path, seconds: float, seed: int) -> list[str]:
     try:
         with boxes.explained():
             boxes.pace(PACE_SECONDS)
+            for owner in OWNERS:
+                boxes.edit(
+                    owner,
+                    "max_failures",
+                    f"max_rounds = {_MOST_ROUNDS_FOR_EACH * rounds}\nmax_failures",
+                )
             boxes.begin(rounds=rounds)
             done = Soak(boxes)
             _kill_again_and_again(done, seconds, Random(seed))

@@ -38,6 +38,7 @@ _TASK = """
 file = "task.py"
 data = "data"
 metrics = ["value"]
+max_failures = 1000
 
 [tasks.task.settings]
 lr = [0.0, 1.0]
@@ -110,9 +111,12 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
 
 
 class Stage:
-    """An aggregator, the hostile coordinator and alice's process, with the files of all."""
+    """An aggregator, the hostile coordinator and alice's process, with the files of all.
 
-    def __init__(self, network: Network) -> None:
+    `task` is the code of alice's task, and `rules` its table in alice's file.
+    """
+
+    def __init__(self, network: Network, task: str = TASK, rules: str = _TASK) -> None:
         self.network = network
         self._starts = itertools.count(1)
         self.coordinator = HostileCoordinator()
@@ -121,12 +125,12 @@ class Stage:
         self.data.mkdir()
         (self.data / "value").write_text("1.0")
         (self.data / "mode").write_text("good")
-        (network.directory / "task.py").write_text(TASK)
+        (network.directory / "task.py").write_text(task)
         config = network.directory / "alice.toml"
         text = config.read_text().replace(
             "\n[identity]", '\ntrusted = ["bob", "carol", "dave"]\n\n[identity]', 1
         )
-        config.write_text(text + _TASK)
+        config.write_text(text + rules)
         self.alice = self.start_alice()
 
     @property

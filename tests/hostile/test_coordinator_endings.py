@@ -48,7 +48,7 @@ def test_an_owner_that_declines_too_much_for_the_floor_tells_of_nobody_else(
     round_.decline("bob", pb.REASON_TASK_FAILED)
     ended = round_.ends()
     assert (ended.state, ended.reason) == (ABORTED, "BELOW_FLOOR")
-    assert ended.exclusions == {"bob": "TASK_FAILED"}
+    assert ended.exclusions == {"bob": "NOT_COUNTED"}
 
 
 def test_a_coordinator_cannot_open_rounds_without_end(

@@ -63,6 +63,7 @@ TASKS = """
 file = "task.py"
 data = "{data}/{owner}"
 metrics = ["value"]
+max_failures = 1000
 
 [tasks.halving.settings]
 lr = [0.0, 1.0]

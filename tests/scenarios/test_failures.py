@@ -152,7 +152,12 @@ def test_every_kind_of_refusal_is_one_word_to_the_coordinator_and_whole_to_its_o
     coordinator = federation.coordinator(rounds=1, settings={"lr": 0.5})
     assert coordinator.ends() == 0
     for owner, reason in reasons.items():
-        assert f"Round 1: {owner} was not counted ({reason})\n" in coordinator.output()
+        (declined,) = owners[owner].events("declined")
+        assert declined["why"] == reason
+        told = "NOT_COUNTED" if owner in modes else reason
+        assert f"Round 1: {owner} was not counted ({told})" in coordinator.output()
+    for reason in ("TASK_FAILED", "WRONG_TENSORS", "NON_FINITE"):
+        assert reason not in coordinator.output() + aggregator.output()
     assert federation.history()[0]["contributors"] == 3
     federation.check_model(sorted(THREE))
     assert "RuntimeError: patient 471122330099 has no blood pressure" in owners["raises"].output()

@@ -117,7 +117,7 @@ def test_owners_that_die_fail_or_come_back_are_counted_once_where_accepted_and_e
         bob.kill()  # after its update was accepted
         federation.owner("bob").says("owner is ready")
     assert coordinator.ends() == 0
-    assert "Round 2: dave was not counted (NON_FINITE)" in coordinator.output()
+    assert "Round 2: dave was not counted (NOT_COUNTED)" in coordinator.output()
     assert "Round 3: carol was not counted (LEASE_EXPIRED)" in coordinator.output()
     rest = {"alice", "bob", "dave"}
     federation.check({1: {*rest, "carol"}, 2: {"alice", "bob", "carol"}, 3: rest, 4: rest, 5: rest})

@@ -172,7 +172,7 @@ def test_a_value_that_is_no_number_is_refused_wherever_it_stands(
     with refused(INVALID, "tensor a has a value that is NaN or infinite", "NON_FINITE"):
         opened.push("alice", payload)
     ended = opened.ends()
-    assert ended.exclusions["alice"] == "NON_FINITE"
+    assert ended.exclusions["alice"] == "NOT_COUNTED"
     assert ended.reason == "BELOW_FLOOR"
 
 
@@ -188,7 +188,7 @@ def test_a_bool_that_is_neither_0_nor_1_is_refused(network: Network, byte: int) 
 def test_an_impossible_number_of_examples_is_refused(opened: OpenRound, examples: int) -> None:
     with refused(INVALID, "examples", "EXAMPLES_REFUSED"):
         opened.push("alice", ZEROS, examples=examples)
-    assert opened.ends().exclusions["alice"] == "EXAMPLES_REFUSED"
+    assert opened.ends().exclusions["alice"] == "NOT_COUNTED"
 
 
 @pytest.mark.parametrize("value", NOT_FINITE.values())
@@ -395,5 +395,5 @@ def test_a_value_beyond_the_largest_that_is_allowed_is_refused(
     opened.push("bob", payloads[last])
     opened.push("carol", payloads[last])
     ended = opened.ends()
-    assert ended.exclusions == {"alice": "MAGNITUDE_REFUSED"}
+    assert ended.exclusions == {"alice": "NOT_COUNTED"}
     assert ended.payload == payloads[last]

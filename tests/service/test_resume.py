@@ -272,7 +272,7 @@ class Owner:
     def push(self, opened: OpenRound, payload: bytes) -> None:
         """Push as after training, again and again where it breaks off."""
         invited, base = invited_to(opened), memoryview(opened.job.first_base)
-        self.ledger.record("joined", round_facts(invited))
+        self.ledger.record("joined", round_facts(invited) | {"task": invited.job.task})
         trained = Trained(memoryview(payload), 1, {})
         self._pushing.push(invited, base, trained, time.monotonic() + SECONDS)
 

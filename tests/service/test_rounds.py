@@ -108,9 +108,9 @@ def test_refused_declined_and_half_pushed_updates_are_not_in_the_average(network
     ended = opened.ends()
     assert counted(ended.payload, 3) == ["alice", "dave", "erin"]
     assert ended.statement.contributors == 3
-    assert ended.exclusions == {"bob": "NON_FINITE", "carol": "STOPPING"}
+    assert ended.exclusions == {"bob": "NOT_COUNTED", "carol": "STOPPING"}
     stated = {e.owner: pb.Reason.Name(e.reason) for e in ended.statement.exclusions}
-    assert stated == {"bob": "REASON_NON_FINITE", "carol": "REASON_STOPPING"}
+    assert stated == {"bob": "REASON_NOT_COUNTED", "carol": "REASON_STOPPING"}
 
 
 def test_a_bad_push_after_an_accepted_one_does_not_take_the_update_out_of_the_average(
@@ -317,7 +317,7 @@ def test_while_a_round_is_open_nobody_is_told_which_owner_is_how_far(network: Ne
     opened.push("bob", one_hot("bob"))
     *before, last = states
     assert all(not list(state.exclusions) for state in before)
-    assert [(e.owner, e.reason) for e in last.exclusions] == [("carol", pb.REASON_TASK_FAILED)]
+    assert [(e.owner, e.reason) for e in last.exclusions] == [("carol", pb.REASON_NOT_COUNTED)]
 
 
 def test_jobs_of_two_coordinators_go_on_side_by_side(network: Network) -> None:

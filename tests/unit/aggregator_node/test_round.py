@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from aggregator_node.round import Ending, Round, Seat
 from cairn.errors import CairnError, CallerNotAllowed, WrongState
+from cairn.reasons import DEPENDING_ON_DATA
 from cairn.v1 import round_pb2 as pb
 
 LEASE = 15.0
@@ -105,7 +106,21 @@ def test_a_refused_owner_is_not_awaited_and_not_counted() -> None:
     round_.accept("bob")
     assert round_.settle(now=2.0) is Ending.SEAL
     assert round_.accepted == ["alice", "bob"]
-    assert round_.exclusions(now=2.0) == [("carol", pb.REASON_NON_FINITE)]
+    assert round_.exclusions(now=2.0) == [("carol", pb.REASON_NOT_COUNTED)]
+    with pytest.raises(WrongState) as refusal:  # the owner itself is told
+        round_.check_not_refused("carol")
+    assert refusal.value.reason == pb.REASON_NON_FINITE
+
+
+@pytest.mark.parametrize("reason", DEPENDING_ON_DATA)
+def test_a_cause_that_may_depend_on_an_owners_data_is_told_to_nobody_else(
+    reason: "pb.Reason",
+) -> None:
+    for leave in (Round.decline, Round.refuse):
+        round_ = opened("alice", "bob", "carol")
+        round_.join("carol", now=1.0)
+        leave(round_, "carol", reason)
+        assert round_.exclusions(now=2.0) == [("carol", pb.REASON_NOT_COUNTED)]
 
 
 @pytest.mark.parametrize("act", ["join", "decline", "accept", "refuse"])

@@ -389,6 +389,40 @@ def test_the_module_of_a_task_is_found_without_importing_its_package(
     assert "there is no module wardtasks.median; install its package" in sentence
 
 
+def failed(ward: Path, times: int) -> None:
+    """Record in alice's ledger that a task failed so often."""
+    state = StateDirectory(ward / "alice/state", OWNER_DATABASE)
+    with state.transaction():
+        ledger = Ledger(state.db, "ledger", Clock())
+        for number in range(times):
+            facts = {"manifest_digest": f"{number:064x}", "task": "mean", "phase": "train"}
+            ledger.append("joined", facts)
+            ledger.append("declined", facts | {"reason": "TASK_FAILED"})
+    state.close()
+
+
+def test_what_the_failures_of_a_task_can_tell_is_said_in_bits(ward: Path) -> None:
+    failed(ward, 1)
+    sentence = examined(ward / "alice.toml").only("failures", "ok")
+    assert sentence == (
+        "what failures can tell a coordinator of task mean: at most 24 bits; used are 1 of 1000"
+        " trainings, 0 of 1000 evaluations and 1 of 2 failures"
+    )
+
+
+def test_a_task_whose_failures_are_spent_is_a_warning_with_the_command_that_resets_it(
+    ward: Path,
+) -> None:
+    failed(ward, 2)
+    file = ward / "alice.toml"
+    assert f"run `cairn reset {file} mean`" in examined(file).only("failures", "warning")
+
+
+def test_a_ledger_that_cannot_be_read_leaves_the_failures_uncounted(ward: Path) -> None:
+    recorded(ward, datetime.now(UTC))
+    assert "cannot be read" in examined(ward / "alice.toml").only("failures", "note")
+
+
 def test_an_owner_without_tasks_is_told_what_becomes_of_invitations(tmp_path: Path) -> None:
     made(tmp_path)
     config = tmp_path / "ward/alice.toml"

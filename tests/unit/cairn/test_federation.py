@@ -127,6 +127,7 @@ def test_an_owners_file_says_where_its_ledger_lies_and_what_else_it_may_say(made
         "metrics",
         "min_examples",
         "max_rounds",
+        "max_failures",
         "clip",
         "encodings",
         "environment",
@@ -185,6 +186,7 @@ settings = { lr = [0, 1], "weight.decay" = [1e-5, 0.1] }
 metrics = ["loss", "a \\"b\\""]
 min_examples = 20
 max_rounds = 100
+max_failures = 5
 clip = 2
 
 [tasks."two words"]
@@ -206,6 +208,7 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
                 "metrics": ["loss", 'a "b"'],
                 "min_examples": 20,
                 "max_rounds": 100,
+                "max_failures": 5,
                 "clip": 2.0,
             },
             "two words": {
@@ -228,6 +231,7 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
         ("lr = [0, 1]", "lr = [0]", "lr"),
         ("min_examples = 20", "min_examples = 0", "tasks.tutorial.min_examples = 0"),
         ("max_rounds = 100", "max_rounds = 0", "tasks.tutorial.max_rounds = 0"),
+        ("max_failures = 5", "max_failures = 0", "tasks.tutorial.max_failures = 0"),
         ("clip = 2", "clip = nan", "tasks.tutorial.clip"),
         ("[tasks.tutorial]", "[tasks.tutorial", "not valid TOML"),
     ],

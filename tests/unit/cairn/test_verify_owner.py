@@ -292,3 +292,25 @@ def test_a_statement_that_the_aggregators_ledger_lacks_is_found(tmp_path: Path) 
 def test_an_owners_ledger_is_not_taken_for_an_aggregators(tmp_path: Path) -> None:
     path = owners_ledger(tmp_path, owners_chain("alice", Federation().statements))
     assert checked(path, "--ledger", path).exit_code == 2
+
+
+def test_a_reset_is_told_and_one_that_says_nothing_is_found(tmp_path: Path) -> None:
+    chain = owners_chain("alice", Federation().statements)
+    chain.add("reset", task="mean", failures=2)
+    result = checked(owners_ledger(tmp_path, chain))
+    assert result.exit_code == 0, result.output
+    assert "2 failures of 'mean' are forgiven" in result.output
+    chain.add("reset", task="mean", failures=True)
+    result = checked(owners_ledger(tmp_path / "other", chain))
+    assert result.exit_code == 1
+    assert "does not say how many failures of which task" in result.output
+
+
+def test_an_owner_reads_its_own_reason_where_a_statement_says_less(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", Federation())
+    chain = Chain()
+    chain.add("declined", manifest_digest=digest("manifest 2 train").hex(), reason="TASK_FAILED")
+    path = owners_ledger(tmp_path, chain)
+    result = checked(path, "--statement", tmp_path / "run" / "release.json")
+    assert result.exit_code == 0, result.output
+    assert "not counted (TASK_FAILED)" in result.output

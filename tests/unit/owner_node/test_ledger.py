@@ -52,8 +52,8 @@ def test_after_a_restart_it_knows_what_it_knew(state: StateDirectory) -> None:
         later = replace(INVITED, digest=b"n" * 32)
         known = past.known(later)
         assert known.last == Taken(4, pb.PHASE_TRAIN, DIGEST)
-        assert known.trained == 1
-        assert past.known(INVITED).trained == 0  # the round itself does not count against itself
+        assert known.taken == 1
+        assert past.known(INVITED).taken == 0  # the round itself does not count against itself
         assert past.sent(DIGEST) == [Pushed(b"\xab" * 32, 5, {"loss": 0.1}, b"\xcd" * 32)]
         assert past.receipt(DIGEST) == receipt
         assert list(past.unsettled) == [DIGEST]
@@ -72,10 +72,26 @@ def test_a_statement_settles_a_round_and_is_the_release_to_go_on_from(
         assert ledger.past.known(INVITED).release == (4, b"\xcd" * 32)
 
 
-def test_an_evaluation_does_not_count_as_a_training_round(state: StateDirectory) -> None:
+def test_evaluations_are_counted_apart_from_trainings(state: StateDirectory) -> None:
     ledger = again(state)
-    ledger.record("sent", SENT | {"phase": "evaluate"})
-    assert ledger.past.known(replace(INVITED, digest=b"n" * 32)).trained == 0
+    ledger.record("joined", {**round_facts(INVITED), "task": "tumours", "phase": "evaluate"})
+    later = replace(INVITED, digest=b"n" * 32)
+    assert ledger.past.known(later).taken == 0
+    evaluation = replace(later, manifest=replace(MANIFEST, phase=pb.PHASE_EVALUATE))
+    assert ledger.past.known(evaluation).taken == 1
+
+
+def test_failures_are_the_same_after_a_restart_and_gone_after_a_reset(
+    state: StateDirectory,
+) -> None:
+    before = again(state)
+    before.record("joined", {**round_facts(INVITED), "task": "tumours"})
+    before.record("declined", {**round_facts(INVITED), "reason": "TASK_FAILED", "why": "x"})
+    for ledger in (before, again(state)):
+        assert ledger.past.known(INVITED).failures == 1
+    before.record("reset", {"task": "tumours", "failures": 1})
+    for ledger in (before, again(state)):
+        assert ledger.past.known(INVITED).failures == 0
 
 
 @pytest.mark.parametrize(

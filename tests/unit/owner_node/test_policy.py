@@ -200,12 +200,29 @@ def test_a_job_of_more_rounds_than_this_owner_allows_is_declined() -> None:
 
 
 def test_rounds_are_counted_over_all_jobs_of_a_task() -> None:
-    check(known=Known(trained=4), policy=LIMITED)
-    assert reason_of(known=Known(trained=5), policy=LIMITED) == "TOO_MANY_ROUNDS"
+    check(known=Known(taken=4), policy=LIMITED)
+    assert reason_of(known=Known(taken=5), policy=LIMITED) == "TOO_MANY_ROUNDS"
 
 
-def test_an_evaluation_is_not_counted() -> None:
-    check(replace(MANIFEST, phase=pb.PHASE_EVALUATE), known=Known(trained=5), policy=LIMITED)
+def test_evaluations_have_the_same_limit_as_trainings() -> None:
+    evaluation = replace(MANIFEST, phase=pb.PHASE_EVALUATE)
+    check(evaluation, known=Known(taken=4), policy=LIMITED)
+    assert reason_of(evaluation, known=Known(taken=5), policy=LIMITED) == "TOO_MANY_ROUNDS"
+
+
+@pytest.mark.parametrize("phase", [pb.PHASE_TRAIN, pb.PHASE_EVALUATE])
+def test_a_task_that_failed_as_often_as_it_may_is_declined_for_every_round(
+    phase: "pb.Phase",
+) -> None:
+    manifest = replace(MANIFEST, phase=phase)
+    check(manifest, known=Known(failures=1))
+    assert reason_of(manifest, known=Known(failures=2)) == "FAILURES_SPENT"
+
+
+def test_a_file_that_says_nothing_allows_a_thousand_rounds_and_two_failures() -> None:
+    check(known=Known(taken=999, failures=1), job=replace(JOB, rounds=1000))
+    assert reason_of(known=Known(taken=1000)) == "TOO_MANY_ROUNDS"
+    assert reason_of(job=replace(JOB, rounds=1001)) == "TOO_MANY_ROUNDS"
 
 
 @pytest.mark.parametrize(

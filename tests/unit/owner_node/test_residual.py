@@ -22,6 +22,7 @@ from cairn.v1 import round_pb2 as pb
 from cairn.values import BLOCK
 from owner_node.encoding import Change, encode
 from owner_node.leaving import LeavingRules
+from owner_node.past import Past
 from owner_node.policy import Declined, Invited
 from owner_node.pushing import Pushing
 from owner_node.residual import Residuals, Stream
@@ -198,6 +199,7 @@ class NotKept:
 class Ledger:
     def __init__(self) -> None:
         self.entries: list[tuple[str, dict[str, Any]]] = []
+        self.past = Past()
 
     def record(self, kind: str, facts: dict[str, Any]) -> None:
         self.entries.append((kind, facts))

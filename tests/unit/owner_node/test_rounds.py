@@ -187,6 +187,7 @@ class FakeTask:
         self.base = memoryview(bytearray(len(BASE)))
         self.update = memoryview(bytearray(UPDATE.tobytes()))
         self.hold = False
+        self.metrics = {"loss": 0.5, "patients": 17.0}
         self.before: Callable[[], object] = lambda: None
         self.works: list[Work] = []
         self.trains = threading.Event()
@@ -210,7 +211,7 @@ class FakeTask:
         if self.hold:
             assert self.cancelled.wait(LONG)
             raise TaskFailed("the training was cancelled")
-        return Trained(self.update, 5, {"loss": 0.5, "patients": 17.0})
+        return Trained(self.update, 5, self.metrics)
 
     def cancel(self) -> None:
         self.cancelled.set()
@@ -331,7 +332,7 @@ def test_where_the_ledger_cannot_be_written_nothing_leaves(bench: Bench) -> None
     bench.ledger.record = full  # type: ignore[method-assign, assignment]  # the disk fails here
     bench.rounds.take_part(invitation())
     assert bench.stub.submitted == []
-    assert bench.stub.log == ["joined", "declined REASON_TASK_FAILED"]
+    assert bench.stub.log == ["joined", "declined REASON_NOT_COUNTED"]
     assert bench.kinds() == ["joined"]
 
 
@@ -340,7 +341,7 @@ def test_an_update_that_is_not_finite_does_not_leave(tmp_path: Path, value: floa
     bench = Bench(tmp_path, clip=1.0)
     bench.task.update[:4] = np.float32(value).tobytes()
     bench.rounds.take_part(invitation())
-    assert bench.stub.log == ["joined", "declined REASON_NON_FINITE"]
+    assert bench.stub.log == ["joined", "declined REASON_NOT_COUNTED"]
     why = "after training the tensor w has a value that is NaN or infinite"
     assert bench.facts("declined")["why"] == why
     bench.state.close()
@@ -420,7 +421,8 @@ def test_a_training_that_never_returns_is_ended_at_the_deadline_also_where_nobod
     bench.rounds.take_part(invitation())
     assert bench.task.cancelled.is_set()
     assert bench.stub.log == ["joined"]
-    assert bench.facts("not accepted")["reason"] == "ROUND_ENDED"
+    assert bench.facts("not accepted")["reason"] == "DEADLINE"
+    assert bench.ledger.past.budgets.failures("tumours") == 1
 
 
 def test_a_round_that_ends_in_the_moment_before_its_training_begins_is_not_trained_for(
@@ -462,7 +464,7 @@ def test_a_push_to_an_aggregator_that_stays_away_ends_with_the_round(
     bench.stub.open_seconds = 1
     bench.rounds.take_part(invitation())
     assert bench.stub.submitted == []
-    assert bench.facts("not accepted")["why"] == "the round's deadline has passed"
+    assert "the round's deadline has passed" in bench.facts("not accepted")["why"]
 
 
 def test_a_fetch_from_a_coordinator_that_stays_away_ends_with_the_round(
@@ -802,6 +804,69 @@ def test_an_update_that_the_aggregator_refuses_is_recorded_with_its_reason(bench
     bench.stub.receipt = refuse
     bench.rounds.take_part(invitation())
     assert bench.facts("not accepted")["reason"] == "MAGNITUDE_REFUSED"
+
+
+def next_round(number: int) -> coordinator_pb2.Invitation:
+    return invitation(replace(MANIFEST, round=number))
+
+
+def test_after_two_failures_the_task_is_declined_before_it_is_joined(bench: Bench) -> None:
+    bench.task.update[:4] = np.float32(np.nan).tobytes()
+    for number in (4, 5, 6, 7):
+        bench.rounds.take_part(next_round(number))
+    failed = ["joined", "declined REASON_NOT_COUNTED"]
+    assert bench.stub.log == [*failed, *failed, *["declined REASON_FAILURES_SPENT"] * 2]
+    reasons = [entry.facts["reason"] for entry in bench.entries() if entry.kind == "declined"]
+    assert reasons == ["NON_FINITE"] * 2 + ["FAILURES_SPENT"] * 2
+
+
+def test_a_refusal_whose_answer_was_lost_is_a_failure_all_the_same(bench: Bench) -> None:
+    """The round has ended meanwhile: the aggregator is asked why there is no receipt."""
+    bench.stub.submit_error = WrongState("the round has ended", pb.REASON_ROUND_ENDED)
+    bench.rounds.take_part(invitation())
+    assert bench.ledger.past.budgets.failures("tumours") == 0
+    bench.stub.statement_error = NotFound("no release", pb.REASON_ROUND_ENDED)
+    bench.stub.join_error = WrongState("it was refused", pb.REASON_MAGNITUDE_REFUSED)
+    bench.rounds.settle()
+    assert bench.facts("no release")["reason"] == "MAGNITUDE_REFUSED"
+    assert bench.ledger.past.budgets.failures("tumours") == 1
+
+
+def test_whether_it_was_refused_is_asked_again_where_the_aggregator_does_not_answer(
+    bench: Bench,
+) -> None:
+    bench.stub.submit_error = WrongState("the round has ended", pb.REASON_ROUND_ENDED)
+    bench.rounds.take_part(invitation())
+    bench.stub.statement_error = NotFound("no release", pb.REASON_ROUND_ENDED)
+    bench.stub.join_error = Unavailable("not there")
+    bench.rounds.settle()
+    assert "no release" not in bench.kinds()
+    assert bench.rounds.ask_in is not None
+    bench.stub.join_error = WrongState("ended", pb.REASON_ROUND_ENDED)
+    bench.clock.now += 10
+    bench.rounds.settle()
+    assert "reason" not in bench.facts("no release")
+
+
+def test_an_update_without_a_metric_of_the_first_is_a_failure(bench: Bench) -> None:
+    bench.rounds.take_part(next_round(4))
+    bench.task.metrics = {"patients": 17.0}
+    bench.rounds.take_part(next_round(5))
+    assert len(bench.stub.submitted) == 1
+    assert bench.stub.log[-1] == "declined REASON_NOT_COUNTED"
+    assert "its metric loss" in bench.facts("declined")["why"]
+
+
+def test_a_metric_that_the_first_update_did_not_have_does_not_leave(bench: Bench) -> None:
+    bench.task.metrics = {"patients": 17.0}
+    bench.rounds.take_part(next_round(4))
+    bench.task.metrics = {"patients": 17.0, "loss": 0.5}
+    bench.rounds.take_part(next_round(5))
+    assert [dict(header.metrics) for header in bench.stub.submitted] == [{}, {}]
+    assert [e.facts["dropped_metrics"] for e in bench.entries() if e.kind == "sent"] == [
+        ["patients"],
+        ["loss", "patients"],
+    ]
 
 
 def test_a_rolled_back_aggregator_is_refused(bench: Bench) -> None:

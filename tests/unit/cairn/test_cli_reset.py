@@ -1,0 +1,71 @@
+"""`cairn reset` forgives the failures of one task, in the ledger of a node that does not run."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cairn.cli_reset import reset
+from cairn.clock import Clock
+from cairn.ledger_files import OWNER_DATABASE, read_ledger
+from cairn.state_directory import StateDirectory
+from owner_node.ledger import OwnerLedger
+from tests.unit.cairn.examination import made
+
+
+@pytest.fixture
+def ward(tmp_path: Path) -> Path:
+    return made(tmp_path)
+
+
+def called(ward: Path, task: str = "mean") -> Result:
+    return CliRunner().invoke(reset, [str(ward / "alice.toml"), task])
+
+
+def ledger_of(ward: Path) -> tuple[StateDirectory, OwnerLedger]:
+    state = StateDirectory(ward / "alice/state", OWNER_DATABASE)
+    return state, OwnerLedger(state, Clock())
+
+
+def fail_once(ward: Path) -> None:
+    state, ledger = ledger_of(ward)
+    facts = {"job": "j", "round": 1, "manifest_digest": "aa" * 32, "phase": "train"}
+    ledger.record("joined", facts | {"task": "mean"})
+    ledger.record("declined", facts | {"reason": "TASK_FAILED"})
+    state.close()
+
+
+def test_a_reset_is_recorded_and_forgives_what_had_failed(ward: Path) -> None:
+    fail_once(ward)
+    result = called(ward)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("Failures of mean that are forgiven: 1.")
+    *_, entry = read_ledger(ward / "alice/state" / OWNER_DATABASE)
+    assert (entry.kind, entry.facts["task"], entry.facts["failures"]) == ("reset", "mean", 1)
+    state, ledger = ledger_of(ward)
+    assert ledger.past.budgets.failures("mean") == 0
+    state.close()
+
+
+def test_a_node_that_runs_has_to_be_stopped_first(ward: Path) -> None:
+    fail_once(ward)
+    state, _ = ledger_of(ward)
+    result = called(ward)
+    state.close()
+    assert result.exit_code == 2
+    assert "alice.toml is running" in result.output
+    assert "stop the node, run this again, and start it" in " ".join(result.output.split())
+
+
+def test_a_task_that_is_not_in_the_file_is_named_with_those_that_are(ward: Path) -> None:
+    fail_once(ward)
+    result = called(ward, "men")
+    assert result.exit_code == 2
+    assert "has no task men; its tasks: mean" in result.output
+
+
+def test_an_owner_without_a_ledger_is_left_without_one(ward: Path) -> None:
+    result = called(ward)
+    assert result.exit_code == 2
+    assert "nothing to reset" in result.output
+    assert not (ward / "alice/state").exists()
