@@ -16,10 +16,11 @@ from cairn.clock import Clock
 from cairn.errors import InvalidMessage
 
 GENESIS = bytes(32)
+MAX_ENTRY_BYTES = 1 << 20  # of a body; the longest names every owner of a large federation
 _PAGE = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One entry; `number` counts from 1 and `head` is the head after it."""
 
