@@ -21,7 +21,7 @@ from cairn.foreign_files import opened, pieces_of
 from cairn.ledger import MAX_ENTRY_BYTES, Entry
 
 MAX_DATABASE_BYTES = 1 << 30
-_MEMORY_BYTES = 1 << 28
+_MEMORY_BYTES = 1 << 26
 _STEPS, _STEPS_AT_A_TIME = 100_000_000, 1_000_000  # a million entries take a tenth
 _COLUMNS = {"number": int, "kind": str, "body": bytes, "head": bytes}
 _LOG_HEADER_BYTES = 32  # of a write-ahead log; another one after each time it is begun anew

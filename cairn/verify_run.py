@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cairn.errors import Incomplete, InvalidMessage
+from cairn.foreign_files import json_values
+from cairn.ledger import MAX_ENTRY_VALUES
 from cairn.v1 import round_pb2 as pb
 from cairn.verify import Copy, Finding, Grade, attempted, differing, failed
 from cairn.verify_recorded import phase_word, title
@@ -113,7 +115,7 @@ def check_history(name: str, lines: Iterable[bytes], job: str, ledger: Copy) -> 
 def _parsed(line: bytes, number: int) -> dict[str, Any]:
     """A line as a coordinator writes it."""
     try:
-        values = json.loads(line)
+        values = json.loads(line) if json_values(line) <= MAX_ENTRY_VALUES else None
         if isinstance(values, dict) and json.dumps(values).encode() + b"\n" == line:
             return values
     except (ValueError, RecursionError):
