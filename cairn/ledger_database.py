@@ -19,6 +19,7 @@ from urllib.parse import quote
 from cairn.errors import InvalidMessage
 from cairn.foreign_files import opened, pieces_of
 from cairn.ledger import MAX_ENTRY_BYTES, Entry
+from cairn.quoting import quoted
 
 MAX_DATABASE_BYTES = 1 << 30
 _MEMORY_BYTES = 1 << 26
@@ -175,4 +176,4 @@ def _why(error: Exception) -> str:
         return "it takes more memory than a ledger does"
     if isinstance(error, sqlite3.Error) and str(error) == "interrupted":
         return "it takes more steps than a ledger does"
-    return str(error)
+    return quoted(str(error))  # it may hold the name of a table

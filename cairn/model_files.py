@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.foreign_files import json_values
+from cairn.quoting import quoted
 from cairn.tensors import CHUNK_BYTES, MAX_TENSORS, Schema, TensorSpec
 
 MAX_HEADER_BYTES = 1 << 26
@@ -42,7 +43,8 @@ def read_model(path: Path) -> tuple[Schema, memoryview]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except InvalidMessage as error:
-        raise UsageError(f"{path} is not a safetensors file that Cairn can use: {error}") from error
+        why = quoted(str(error))  # it may hold the name of a tensor
+        raise UsageError(f"{path} is not a safetensors file that Cairn can use: {why}") from error
     return schema, _in_order(schema, entries, values)
 
 

@@ -70,7 +70,7 @@ def test_a_run_with_several_metrics_verifies_in_every_process(tmp_path: Path) ->
     folder = tmp_path / "run"
     write_run(folder, Federation())
     write_json(folder / "evaluation.json", envelope(stated(Federation())))
-    command = [sys.executable, "-m", "cairn", "verify", folder / "evaluation.json"]
+    command = [sys.executable, "-m", "cairn", "verify", str(folder / "evaluation.json")]
     for seed in range(PROCESSES):
         done = subprocess.run(
             [*command, "--key", KEY_TEXT],
