@@ -3,8 +3,7 @@
     CairnError
      ├── UsageError            a person's mistake in a file or on the command line
      ├── InvalidMessage        the peer's message is malformed or breaks a rule
-     │    ├── UpdateRefused    the update cannot be counted
-     │    └── Incomplete       a file, or its end, is not there
+     │    └── UpdateRefused    the update cannot be counted
      ├── CallerNotAllowed      the caller's certificate does not permit this
      ├── NotFound              there is no such job, round, receipt or model
      ├── WrongState            the right message at the wrong time
@@ -44,10 +43,6 @@ class InvalidMessage(CairnError):
 
 class UpdateRefused(InvalidMessage):
     """The update cannot be counted; the reason says why."""
-
-
-class Incomplete(InvalidMessage):
-    """A file ends too early, or is not there: a writer that was killed may have left it so."""
 
 
 class CallerNotAllowed(CairnError):

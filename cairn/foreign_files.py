@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from cairn.errors import Incomplete, InvalidMessage
+from cairn.errors import InvalidMessage
 
 MAX_JSON_BYTES = 4 << 20  # a statement of 1024 owners has less than one MiB
 _PIECE_BYTES = 1 << 20
@@ -24,6 +24,10 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+
+
+class Incomplete(InvalidMessage):
+    """A file ends too early, or is not there: a writer that was killed may have left it so."""
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cairn.errors import Incomplete, InvalidMessage, UsageError
-from cairn.foreign_files import lines_of
+from cairn.errors import InvalidMessage, UsageError
+from cairn.foreign_files import Incomplete, lines_of
 from cairn.ledger import MAX_ENTRY_BYTES, Entry
 from cairn.ledger_database import rows_of
 from cairn.messages import parse

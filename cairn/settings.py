@@ -7,8 +7,8 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
-from cairn.errors import Incomplete, InvalidMessage, UsageError
-from cairn.foreign_files import content_of
+from cairn.errors import InvalidMessage, UsageError
+from cairn.foreign_files import Incomplete, content_of
 from cairn.identity import parse_signing_key_text
 from cairn.limits import MAX_ROUND_SECONDS
 from cairn.quoting import quoted

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from cairn.errors import Incomplete, InvalidMessage
-from cairn.foreign_files import json_values
+from cairn.errors import InvalidMessage
+from cairn.foreign_files import Incomplete, json_values
 from cairn.ledger import MAX_ENTRY_VALUES
 from cairn.v1 import round_pb2 as pb
 from cairn.verify import Copy, Finding, Grade, attempted, differing, failed
