@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from cairn.errors import InvalidMessage
 
-MAX_JSON_BYTES = 4 << 20  # a statement of 1024 owners has less than one MiB
+MAX_JSON_BYTES = 1 << 20  # a statement of 1024 owners has less than half of it
 _PIECE_BYTES = 1 << 20
 # To read a hole takes time and costs nothing to make: a larger file has a hundredth of its bytes on the disk.
 _HOLLOW_BYTES, _LEAST_SHARE, _BLOCK_BYTES = 1 << 34, 100, 512

@@ -1,9 +1,11 @@
 """Reads a ledger out of a SQLite database that anybody may have written.
 
-a snapshot     What is opened is a private copy of the database and its write-ahead log, of a bounded
-               size. Its files are unlinked as soon as they are open, so that nothing is left of them.
-a plain table  No view, virtual table or generated column is read, and no function is called.
-bounds         On the memory of SQLite, the steps of its machine, and the size of a value.
+    a snapshot     What is opened is a private copy of the database and its write-ahead log, of a bounded
+                   size. Its files are unlinked as soon as they are open, so nothing is left of them.
+    a plain table  No view, virtual table or generated column is read, and no function is called.
+    bounds         On the memory of SQLite, the steps of its machine, and the size of a value.
+
+Nothing is written beside the database itself.
 """
 
 import sqlite3
@@ -46,7 +48,7 @@ def rows_of(path: Path, table: Literal["ledger", "refusals"]) -> Iterator[Entry]
                         f"entry {place} cannot be read: its columns have other types"
                     )
                 yield Entry(*row)
-    except (OSError, sqlite3.Error, MemoryError) as error:
+    except (OSError, sqlite3.Error, MemoryError, UnicodeError) as error:
         what = "a ledger" if table == "ledger" else table
         raise InvalidMessage(f"it cannot be read as {what}: {_why(error)}") from None
 
@@ -60,8 +62,11 @@ def last_entry(path: Path) -> Entry | None:
         return None
     select = "SELECT number, kind, body, head FROM ledger ORDER BY number DESC LIMIT 1"
     tables = "SELECT 1 FROM sqlite_master WHERE name = 'ledger'"
-    with _as_it_is(path) as db:
-        row = db.execute(select).fetchone() if db.execute(tables).fetchone() else None
+    try:
+        with _as_it_is(path) as db:
+            row = db.execute(select).fetchone() if db.execute(tables).fetchone() else None
+    except UnicodeError as error:
+        raise InvalidMessage(_why(error)) from None
     if row is not None and tuple(map(type, row)) != tuple(_COLUMNS.values()):
         raise InvalidMessage("its last entry cannot be read: its columns have other types")
     return Entry(*row) if row else None
@@ -70,9 +75,8 @@ def last_entry(path: Path) -> Entry | None:
 @contextmanager
 def _as_it_is(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a node's own database without writing a byte beside it."""
-    log = _log_of(path)
-    if log.exists():
-        with _snapshot(path, path.stat().st_size + log.stat().st_size) as db:
+    if _log_of(path).exists():
+        with _snapshot(path, sys.maxsize) as db:
             yield db
     else:
         with closing(_connected(path, immutable=True)) as db:
@@ -174,6 +178,8 @@ def _check_plain(db: sqlite3.Connection, table: str) -> None:
 def _why(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it takes more memory than a ledger does"
+    if isinstance(error, UnicodeError):  # also where SQLite says so of a name in the schema
+        return "it holds text that is not UTF-8"
     if isinstance(error, sqlite3.Error) and str(error) == "interrupted":
         return "it takes more steps than a ledger does"
     return quoted(str(error))  # it may hold the name of a table

@@ -105,6 +105,11 @@ MAKERS: dict[str, Callable[[Path], object]] = {
         "INSERT INTO ledger WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n"
         " WHERE x < 300000) SELECT -x, 'open', zeroblob(300), zeroblob(32) FROM n",
     ),
+    "a name that is no text": by_statements(
+        f"CREATE TABLE ledger ({COLUMNS})",
+        "PRAGMA writable_schema = ON",
+        "INSERT INTO sqlite_master VALUES ('table', CAST(x'ff' AS TEXT), 'x', 2, 'CREATE TABLE')",
+    ),
     "a value of 300 MB": huge_values,
     "forty thousand tables": many_tables,
     "pages in a circle": pages_in_a_circle,
