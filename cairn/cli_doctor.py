@@ -46,6 +46,7 @@ def doctor(*, file: Path, as_json: bool, timeout: float) -> None:
     # Imported here, so that --help answers at once.
     from cairn.findings import Grade, of_grade
     from cairn.process import start_logging
+    from cairn.quoting import say
 
     start_logging()  # to stderr: stdout is for the findings
     findings = _examined(file, timeout)
@@ -63,8 +64,8 @@ def doctor(*, file: Path, as_json: bool, timeout: float) -> None:
         )
     else:
         for finding in findings:
-            click.echo(str(finding))
-        click.echo(f"{file}: {_count(faults, 'fault')}, {_count(warnings, 'warning')}")
+            say(str(finding))
+        say(f"{file}: {_count(faults, 'fault')}, {_count(warnings, 'warning')}")
     sys.exit(1 if faults else 0)
 
 

@@ -6,6 +6,7 @@ import click
 
 from cairn.cli_identity import mistakes_explained
 from cairn.health import check_health
+from cairn.quoting import say
 from cairn.timeouts import MOMENT_SECONDS
 
 
@@ -30,4 +31,4 @@ def health(config: Path, timeout: float) -> None:
     An owner listens on nothing, so it is asked whether it reaches its aggregator.
     """
     for address in check_health(config, timeout):
-        click.echo(f"{address} is serving")
+        say(f"{address} is serving")

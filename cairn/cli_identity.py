@@ -37,6 +37,7 @@ from cairn.identity import (
     public_signing_key_text,
 )
 from cairn.pem import PRIVATE, PUBLIC, load_certificate, load_key, read_file, write_new
+from cairn.quoting import quoted, quoted_lines, say_lines
 
 P = ParamSpec("P")
 
@@ -52,8 +53,10 @@ def mistakes_explained(command: Callable[P, None]) -> Callable[P, None]:
     def explained(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
+        except UsageError as error:
+            raise Mistake(quoted_lines(str(error))) from error
         except CairnError as error:
-            raise Mistake(str(error)) from error
+            raise Mistake(quoted(str(error))) from error
 
     return explained
 
@@ -105,7 +108,7 @@ def init(
         data=data,
     )
     write_federation(directory, plan)
-    click.echo(_made(directory, plan))
+    say_lines(_made(directory, plan))
 
 
 def _federation_named_like(directory: Path) -> str:
@@ -151,7 +154,7 @@ def request(directory: Path, federation: str, role: str, name: str, hosts: tuple
     content = new_request(subject, key)
     _make_both(directory, key, content)
     also = "".join(f" --host {host}" for host in hosts)
-    click.echo(
+    say_lines(
         f"Made {directory / 'node.key'}, which stays here, and {directory / 'node.csr'}\n"
         f"  public key  {key_fingerprint(load_request(content))}\n"
         "Next: send node.csr to whoever runs the aggregator, and compare the public key by phone."
@@ -208,7 +211,7 @@ def sign(
     issued = issue(authority, content, Subject(node, hosts), datetime.now(UTC), days)
     write_new(out, issued, PUBLIC)
     end = x509.load_pem_x509_certificate(issued).not_valid_after_utc
-    click.echo(
+    say_lines(
         f"Issued {out} to {node}, valid until {end:%Y-%m-%d}\n"
         f"  public key  {public_key}\n"
         "Hand it out only if the node's `cairn request` printed the same public key. With it go"
@@ -216,7 +219,7 @@ def sign(
         " the line aggregator_signing_key of any node's file."
     )
     if node.role is Role.OWNER:
-        click.echo(
+        say_lines(
             f'An owner takes part once "{name}" stands in `owners` of the aggregator\'s file.'
         )
 
@@ -228,7 +231,7 @@ def identity(file: Path) -> None:
     """Say who a certificate is of, how long it is valid and what it may do."""
     content = read_file(file)
     with _about(file):
-        click.echo(describe(content, datetime.now(UTC)))
+        say_lines(describe(content, datetime.now(UTC)))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from cairn.cli_identity import mistakes_explained
+from cairn.quoting import say
 
 
 @click.command("reset")
@@ -21,4 +22,4 @@ def reset(*, file: Path, task: str) -> None:
     ledger records the reset. Rounds that were used up stay so: for more of them, raise max_rounds in the file.
     """
     # A role's module, which this package does not import.
-    click.echo(importlib.import_module("owner_node.reset").reset(file, task))
+    say(importlib.import_module("owner_node.reset").reset(file, task))

@@ -15,6 +15,7 @@ from rich.table import Table
 from cairn.cli_identity import mistakes_explained
 from cairn.errors import UpdateRefused, UsageError
 from cairn.model_files import read_model
+from cairn.quoting import quoted
 from cairn.task import Round, Site, Task
 from cairn.task_environment import as_the_task_has_it
 from cairn.task_loading import TaskFailed, load_task, own_traceback
@@ -125,7 +126,7 @@ def _print_what_stays(console: Console, stays: Entries, again: Entries) -> None:
     console.print(f"{sum(nbytes for *_, nbytes in rows)} bytes")
     if other := differing(stays, again):
         console.print(
-            f"\nWarning: with another seed model() gives {other[0]} other values, so that every owner"
+            f"\nWarning: with another seed model() gives {quoted(other[0])} other values, so that every owner"
             " and every round would begin with others; load them from a file or set a seed there.",
             markup=False,
         )
@@ -137,14 +138,14 @@ def _table(rows: Iterable[Row]) -> Table:
         column.overflow = "fold"
     for name, dtype, sizes, nbytes in rows:
         shape = " x ".join(map(str, sizes)) or "scalar"
-        table.add_row(escape(name), dtype, shape, str(nbytes))
+        table.add_row(escape(quoted(name)), dtype, shape, str(nbytes))
     return table
 
 
 def _print_outcome(console: Console, part: str, outcome: "Outcome") -> None:
     console.print(f"\n{part}: {outcome.examples} examples")
-    for name, value in outcome.metrics.items():
-        console.print(f"  {name} = {value:.6g}", markup=False)
+    for name, value in sorted(outcome.metrics.items()):
+        console.print(f"  {quoted(name)} = {value:.6g}", markup=False)
 
 
 def _setting(text: str) -> tuple[str, float]:

@@ -19,6 +19,7 @@ import click
 from cairn.errors import UsageError
 from cairn.federation import write_federation
 from cairn.federation_plan import FederationPlan
+from cairn.quoting import quoted
 from cairn.timeouts import PARTING_SECONDS
 
 _COLOURS = ("cyan", "magenta", "yellow", "blue", "green")
@@ -164,7 +165,7 @@ class _Nodes:
         with (self._logs / f"{name}.log").open("a", encoding="utf-8") as log:
             for line in lines:
                 log.write(line)
-                click.echo(mark + line.rstrip("\n"))
+                click.echo(mark + quoted(line.rstrip("\n")))
 
 
 def _end(processes: Sequence["subprocess.Popen[str]"]) -> None:

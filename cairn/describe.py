@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cairn.authority import federation_of, load_request
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity import NodeName, Role, fingerprint, key_fingerprint, node_named_in
+from cairn.quoting import quoted
 
 _MAY = {
     Role.OWNER: "dial the coordinator and the aggregator, and push updates; others cannot dial it",
@@ -93,4 +94,4 @@ def _validity(certificate: x509.Certificate, now: datetime) -> dict[str, str]:
 
 
 def _lines(title: str, facts: dict[str, str]) -> str:
-    return "\n".join([title, *(f"  {name:<13}{fact}" for name, fact in facts.items())])
+    return "\n".join([title, *(f"  {name:<13}{quoted(fact)}" for name, fact in facts.items())])

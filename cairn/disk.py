@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-import click
 import structlog
 
 from cairn.process import EXIT_FAILED
+from cairn.quoting import say
 
 log = structlog.get_logger()
 
@@ -57,7 +57,7 @@ def _ending() -> Iterator[None]:
 
 def _end(error: BaseException) -> NoReturn:
     log.critical("the disk failed", trouble=str(error))
-    click.echo(
+    say(
         f"error: the disk failed ({error}), so what this node has written may be lost. It ends and builds"
         " nothing on that. Look at the disk, then start it again: it goes on from what is there",
         err=True,

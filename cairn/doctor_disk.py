@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.findings import Finding, fault, note, ok, warning
-from cairn.ledger_files import last_entry
+from cairn.ledger_database import last_entry
 from cairn.place import Place
 from cairn.state_directory import is_in_use
 

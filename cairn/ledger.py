@@ -14,12 +14,15 @@ from typing import Any
 
 from cairn.clock import Clock
 from cairn.errors import InvalidMessage
+from cairn.foreign_files import json_values
 
 GENESIS = bytes(32)
+MAX_ENTRY_BYTES = 1 << 20  # of a body; the longest names every owner of a large federation
+MAX_ENTRY_VALUES = 20_000
 _PAGE = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One entry; `number` counts from 1 and `head` is the head after it."""
 
@@ -30,7 +33,9 @@ class Entry:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What was recorded. Raises InvalidMessage where the body is not a JSON object."""
+        """What was recorded. Raises InvalidMessage where the body is not a JSON object of a node's."""
+        if json_values(self.body) > MAX_ENTRY_VALUES:
+            raise InvalidMessage(f"entry {self.number} has more values than a node records")
         try:
             facts = json.loads(self.body)
         except (ValueError, RecursionError):  # nested too deeply

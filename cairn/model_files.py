@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.tensors import CHUNK_BYTES, Schema, TensorSpec
+from cairn.foreign_files import json_values
+from cairn.quoting import quoted
+from cairn.tensors import CHUNK_BYTES, MAX_TENSORS, Schema, TensorSpec
 
 MAX_HEADER_BYTES = 1 << 26
 _LENGTH_BYTES = 8
 _BEGIN_AND_END = 2
+_VALUES_OF_ONE_TENSOR = 40  # about 15, and as many more as it has dimensions
 _FIELDS = {"dtype", "shape", "data_offsets"}
 # torch.save writes a zip archive; before, it wrote a bare pickle (of protocol 2 to 5).
 _PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -40,7 +43,8 @@ def read_model(path: Path) -> tuple[Schema, memoryview]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except InvalidMessage as error:
-        raise UsageError(f"{path} is not a safetensors file that Cairn can use: {error}") from error
+        why = quoted(str(error))  # it may hold the name of a tensor
+        raise UsageError(f"{path} is not a safetensors file that Cairn can use: {why}") from error
     return schema, _in_order(schema, entries, values)
 
 
@@ -111,11 +115,15 @@ def _header_length(content: memoryview) -> int:
 def _parse_header(text: bytes) -> list[_Entry]:
     if not text.startswith(b"{"):
         raise InvalidMessage("its header does not begin with '{'; expected a JSON object")
+    if json_values(text) > MAX_TENSORS * _VALUES_OF_ONE_TENSOR:  # before each becomes an object
+        raise InvalidMessage(f"its header has more values than {MAX_TENSORS} tensors have")
     try:
         header: dict[str, Any] = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"its header is no valid JSON object: {error}") from error
     metadata = header.pop("__metadata__", {})
+    if len(header) > MAX_TENSORS:
+        raise InvalidMessage(f"a model has 1 to {MAX_TENSORS} tensors, this one {len(header)}")
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise InvalidMessage("its __metadata__ is not an object of strings")
     return [_parse_entry(name, fields) for name, fields in header.items()]

@@ -14,6 +14,7 @@ from cairn.errors import UsageError
 from cairn.findings import Finding, Grade, of_grade
 from cairn.identity import IdentityFiles, NodeName, Role
 from cairn.place import Place
+from cairn.quoting import quoted
 
 log = structlog.get_logger()
 
@@ -65,7 +66,7 @@ def preflight(node: Node) -> None:
         log.warning("a check at the start", check=finding.check, found=finding.sentence)
     faults = of_grade(findings, Grade.FAULT)
     if faults:
-        raise UsageError("\n".join(finding.sentence for finding in faults))
+        raise UsageError("\n".join(quoted(finding.sentence) for finding in faults))
 
 
 def on_this_machine(node: Node) -> list[Finding]:
@@ -73,7 +74,7 @@ def on_this_machine(node: Node) -> list[Finding]:
     now = datetime.now(UTC)
     findings = identity_findings(node.identity, node.name, now)
     if node.pin is not None:
-        findings += pin_findings(node.pin, node.name.federation, now)
+        findings += pin_findings(node.pin, node.name.federation, node.identity.authority, now)
     if node.signing_key is not None:
         findings += signing_key_findings(node.signing_key)
     trusted = (node.config, node.identity.authority, node.pin)

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
-import click
 import structlog
 
 from cairn.clock import Clock
 from cairn.errors import CairnError, Fenced, UsageError
 from cairn.log_limit import LogLimit
+from cairn.quoting import quoted, quoted_lines, say, say_lines
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
@@ -62,11 +62,10 @@ def start_logging(**ids: str) -> None:
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         processors += [
+            _fit_for_a_terminal,
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(),
-                # A richer one shows the variables of every frame, and one of them may be an update.
-                exception_formatter=structlog.dev.plain_traceback,
-            )
+                colors=sys.stderr.isatty(), exception_formatter=_traceback
+            ),
         ]
     structlog.configure(
         processors=processors,
@@ -76,6 +75,21 @@ def start_logging(**ids: str) -> None:
     )
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**(ids if style == "json" else {}))
+
+
+def _fit_for_a_terminal(_logger: object, _method: str, event: Any) -> Any:
+    """Quote the texts; the renderer shows everything else by its repr, which is printable. JSON escapes by itself."""
+    return {
+        quoted(key): quoted(value) if isinstance(value, str) else value
+        for key, value in event.items()
+    }
+
+
+def _traceback(into: TextIO, exc_info: Any) -> None:
+    # A richer one shows the variables of every frame, and one of them may be an update.
+    plain = io.StringIO()
+    structlog.dev.plain_traceback(plain, exc_info)
+    into.write(quoted_lines(plain.getvalue()))
 
 
 def forbid_core_dumps() -> None:
@@ -121,13 +135,13 @@ def exit_with(run: Callable[[], int]) -> None:
     try:
         code = run()
     except UsageError as error:
-        click.echo(f"error: {error}", err=True)
+        say_lines(f"error: {error}", err=True)  # one for each key of a file that is wrong
         code = EXIT_USAGE
     except Fenced as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         code = EXIT_FENCED
     except (CairnError, OSError) as error:  # an OSError names the file, and a full disk is no bug
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         code = EXIT_FAILED
     except KeyboardInterrupt:  # before the node could set its own way of stopping
         code = EXIT_INTERRUPTED

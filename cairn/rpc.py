@@ -29,6 +29,7 @@ from cairn.listening import why_not
 from cairn.messages import reason_of_word
 from cairn.parsing import MESSAGE_BYTES
 from cairn.pools import Pools
+from cairn.quoting import quoted
 from cairn.redial import RedialledChannel
 from cairn.renewal import Renewal, renewal_of, renewal_of_pin
 from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS
@@ -228,7 +229,7 @@ def translated() -> Iterator[None]:
 def _from_status(error: Any) -> CairnError:
     metadata = dict(error.trailing_metadata() or ())
     kind = _BY_NAME.get(str(metadata.get("cairn-error", "")))
-    text = error.details() or error.code().name
+    text = quoted(error.details() or error.code().name)
     if kind is not None:
         return kind(text, reason_of_word(str(metadata.get("cairn-reason", ""))))
     if error.code() in _PASSING:

@@ -16,9 +16,12 @@ from pydantic import (
 )
 
 from cairn.errors import InvalidMessage, UsageError
+from cairn.foreign_files import Incomplete, content_of
 from cairn.identity import parse_signing_key_text
 from cairn.limits import MAX_ROUND_SECONDS
+from cairn.quoting import quoted
 
+_FILE_BYTES = 1 << 20
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
 
 
@@ -55,11 +58,15 @@ Seconds = Annotated[int, Field(ge=1, le=MAX_ROUND_SECONDS)]
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file. Raises UsageError where there is none."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return tomllib.loads(content_of(path, _FILE_BYTES).decode())
+    except Incomplete:
         raise UsageError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except InvalidMessage as error:
+        raise UsageError(f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: is not valid TOML: it is nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: is not valid TOML: {error}") from None
 
@@ -107,7 +114,7 @@ class PinnedIdentityFiles(IdentityFiles):
 
 def _sentence(model: type[BaseModel], detail: Any) -> str:
     """Turn one of pydantic's error records into a sentence that names the key."""
-    where = [str(part) for part in detail["loc"]]
+    where = [quoted(str(part)) for part in detail["loc"]]
     key = ".".join(where)
     if detail["type"] == "extra_forbidden":
         known = _keys(model, where[:-1])

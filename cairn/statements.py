@@ -127,7 +127,7 @@ def _in_words(statement: pb.ReleaseStatement) -> dict[str, Any]:
         "rule": pb.Rule.Name(statement.rule).removeprefix("RULE_").lower(),
         "weighting": pb.Weighting.Name(statement.weighting).removeprefix("WEIGHTING_").lower(),
         "encoding": pb.Encoding.Name(statement.encoding).removeprefix("ENCODING_").lower(),
-        "metrics": dict(statement.metrics),
+        "metrics": dict(sorted(statement.metrics.items())),
         "release_digest": statement.release_digest.hex(),
         "base_digest": statement.base_digest.hex(),
         "manifest_digest": statement.manifest_digest.hex(),

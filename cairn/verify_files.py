@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, UsageError
+from cairn.foreign_files import content_of, lines_of
 from cairn.ledger_files import (
     LEDGER_FILE,
+    MAX_LEDGER_BYTES,
     OWNER_DATABASE,
     find_ledger,
     read_ledger,
@@ -20,13 +22,14 @@ from cairn.v1 import round_pb2 as pb
 from cairn.verify import (
     Copy,
     Finding,
+    Grade,
     attempted,
     check_ledger,
     check_same_ledger,
     failed,
 )
 from cairn.verify_owner import OwnerRecord
-from cairn.verify_reading import blake3_of, content_of, no_key, read_copy, read_statement
+from cairn.verify_reading import blake3_of, no_key, read_copy, read_statement
 from cairn.verify_recorded import check_recorded
 from cairn.verify_run import (
     check_evaluation,
@@ -38,6 +41,7 @@ from cairn.verify_run import (
 
 RELEASE, EVALUATION, MODEL = "release.json", "evaluation.json", "model.safetensors"
 HISTORY, CHECKPOINT = "history.jsonl", "checkpoint.json"
+_LINE_BYTES = 1 << 20  # of a history, which may name every owner and 64 metrics
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def verify(path: Path, against: Against) -> list[Finding]:
     if path.is_dir() and any((path / n).exists() for n in (RELEASE, MODEL, CHECKPOINT)):
         _check_unused(against)
         return list(_run(path, against))
-    if path.is_file() and path.suffix == ".json":
+    if path.suffix == ".json" and not path.is_dir():
         _check_unused(against)
         return list(_statement_file(path, against))
     try:
@@ -90,10 +94,13 @@ def _check_unused(against: Against) -> None:
 
 def _run(folder: Path, against: Against) -> Iterator[Finding]:
     key = against.pinned
-    ledger, findings = read_copy(folder / LEDGER_FILE, key, head_expected=True)
+    goes_on = not _is_completed(folder)
+    ledger, findings = read_copy(folder / LEDGER_FILE, key, head_expected=True, goes_on=goes_on)
     yield from findings
-    yield from _compared(ledger, against)
-    stated, findings = read_statement(folder / RELEASE, key)
+    longer, findings = _compared(ledger, against)
+    yield from findings
+    ledger = replace(longer, goes_on=ledger.goes_on)
+    stated, findings = read_statement(folder / RELEASE, key, goes_on=goes_on)
     yield from findings
     if stated is None:
         return
@@ -105,47 +112,60 @@ def _run(folder: Path, against: Against) -> Iterator[Finding]:
     digest, findings = attempted(MODEL, partial(blake3_of, folder / MODEL))
     yield from findings
     if digest is not None:
-        yield check_model(MODEL, digest, release)
-    if (folder / EVALUATION).exists():
-        evaluation, findings = read_statement(folder / EVALUATION, key)
-        yield from findings
-        if evaluation is not None:
-            yield check_evaluation(EVALUATION, evaluation.statement, release, ledger)
-            yield from check_recorded(EVALUATION, evaluation, ledger)
-            yield from check_last(EVALUATION, evaluation.statement, ledger)
-    else:
-        yield from check_no_evaluation(EVALUATION, release.job, ledger)
-    content, findings = attempted(HISTORY, partial(content_of, folder / HISTORY))
+        yield check_model(MODEL, digest, release, ledger)
+    yield from _evaluation(folder / EVALUATION, key, release, ledger)
+    lines = lines_of(folder / HISTORY, _LINE_BYTES, MAX_LEDGER_BYTES)
+    yield from check_history(HISTORY, lines, release.job, ledger)
+
+
+def _evaluation(
+    path: Path, key: Ed25519PublicKey, release: pb.ReleaseStatement, ledger: Copy
+) -> Iterator[Finding]:
+    if not path.exists():
+        yield from check_no_evaluation(path.name, release.job, ledger)
+        return
+    evaluation, findings = read_statement(path, key)
     yield from findings
-    if content is not None:
-        lines = content.splitlines(keepends=True)
-        completed = _is_completed(folder / CHECKPOINT)
-        yield from check_history(HISTORY, lines, release.job, ledger, completed=completed)
+    if evaluation is not None:
+        recorded = list(check_recorded(path.name, evaluation, ledger))
+        yield from recorded
+        if all(finding.grade is not Grade.BEHIND for finding in recorded):
+            yield check_evaluation(path.name, evaluation.statement, release, ledger)
+            yield from check_last(path.name, evaluation.statement, ledger)
 
 
 def _statement_file(path: Path, against: Against) -> Iterator[Finding]:
     stated, findings = read_statement(path, against.pinned)
     yield from findings
     if stated is not None and against.ledger is not None:
-        ledger, findings = read_copy(find_ledger(against.ledger), against.key)
+        ledger, findings = _other_copy(against.ledger, against)
         yield from findings
         yield from check_recorded(path.name, stated, ledger)
 
 
 def _aggregator(file: Path, against: Against) -> Iterator[Finding]:
-    ledger, findings = read_copy(file, against.key)
+    goes_on = file.suffix == ".jsonl" and not _is_completed(file.parent)
+    ledger, findings = read_copy(file, against.key, goes_on=goes_on)
     yield from findings
     if file.suffix == ".sqlite":
         _, finding = check_ledger(f"{file.name}, refusals", read_refusals(file))
         yield finding
-    yield from _compared(ledger, against)
+    yield from _compared(ledger, against)[1]
 
 
-def _compared(ledger: Copy, against: Against) -> Iterator[Finding]:
-    if against.ledger is not None:
-        other, findings = read_copy(find_ledger(against.ledger), against.key)
-        yield from findings
-        yield check_same_ledger(ledger, other)
+def _compared(ledger: Copy, against: Against) -> tuple[Copy, list[Finding]]:
+    """The longer of the two copies, if both are of one ledger, and whether they are."""
+    if against.ledger is None:
+        return ledger, []
+    other, findings = _other_copy(against.ledger, against)
+    same = check_same_ledger(ledger, other)
+    is_longer = same.good and len(other.entries) > len(ledger.entries)
+    return other if is_longer else ledger, [*findings, same]
+
+
+def _other_copy(path: Path, against: Against) -> tuple[Copy, list[Finding]]:
+    """A copy to compare with: it may have been made before what it is compared with."""
+    return read_copy(find_ledger(path), against.key, goes_on=True)
 
 
 def _owner(file: Path, against: Against) -> Iterator[Finding]:
@@ -154,12 +174,12 @@ def _owner(file: Path, against: Against) -> Iterator[Finding]:
     record = OwnerRecord(ledger, against.pinned)
     yield from record.findings
     if against.ledger is not None:
-        aggregators, findings = read_copy(find_ledger(against.ledger), against.key)
+        aggregators, findings = _other_copy(against.ledger, against)
         yield from findings
         yield from record.check_statements_in(aggregators)
         record.note_cohorts(aggregators)
     for path in against.statements:
-        if not path.is_file():
+        if not path.exists():
             raise UsageError(f"{path}: there is no such file")
         stated, findings = read_statement(path, against.pinned)
         if stated is None:
@@ -168,9 +188,9 @@ def _owner(file: Path, against: Against) -> Iterator[Finding]:
             yield record.check_counted(path.name, stated.statement)
 
 
-def _is_completed(path: Path) -> bool:
+def _is_completed(folder: Path) -> bool:
     """Whether the run says that it is completed; one that says nothing is held to be."""
     try:
-        return json.loads(content_of(path)).get("completed") is not False
+        return json.loads(content_of(folder / CHECKPOINT)).get("completed") is not False
     except (InvalidMessage, ValueError, AttributeError, RecursionError):
         return True

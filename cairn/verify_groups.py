@@ -1,7 +1,7 @@
 """Checks that the rounds of a job keep to its groups, as far as a ledger tells. Pure: values in, findings out."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cairn.verify import Copy, Finding, failed, short
@@ -13,13 +13,13 @@ def check_groups(ledger: Copy) -> Iterator[Finding]:
     A release counts owners of its round's cohort and no others (see `check_recorded`), so it counts owners of one
     group as well. Nothing is said of jobs without groups.
     """
-    groups: dict[str, Any] = {}
+    groups: dict[str, dict[str, int | None]] = {}
     rounds = Counter[str]()
     for entry in ledger.entries:
         facts = entry.facts
         job = str(facts.get("job"))
         if entry.kind == "job" and "groups" in facts:
-            groups[job] = facts["groups"]
+            groups[job] = _group_of_each(facts["groups"])
         elif entry.kind == "open" and job in groups:
             rounds[job] += 1
             if not _is_of_one(groups[job], facts.get("cohort")):
@@ -34,9 +34,19 @@ def check_groups(ledger: Copy) -> Iterator[Finding]:
         )
 
 
-def _is_of_one(groups: Any, cohort: Any) -> bool:
-    """Whether the cohort is within a group; both are as anybody may have written them."""
-    lists = isinstance(groups, list) and isinstance(cohort, list)
-    return lists and any(
-        isinstance(group, list) and all(owner in group for owner in cohort) for group in groups
-    )
+def _group_of_each(groups: Any) -> dict[str, int | None]:
+    """The number of the group that each owner is in; None where it is in several. Anybody may have written them."""
+    found: dict[str, int | None] = {}
+    for number, group in enumerate(groups if isinstance(groups, list) else []):
+        for owner in group if isinstance(group, list) else []:
+            if isinstance(owner, str):
+                found[owner] = number if found.get(owner, number) == number else None
+    return found
+
+
+def _is_of_one(group_of: Mapping[str, int | None], cohort: Any) -> bool:
+    """Whether the cohort is within a group; it is as anybody may have written it."""
+    if not isinstance(cohort, list) or not all(isinstance(owner, str) for owner in cohort):
+        return False
+    found = {group_of.get(owner) for owner in cohort}
+    return len(found) <= 1 and None not in found

@@ -23,7 +23,6 @@ from cairn.errors import InvalidMessage
 from cairn.ledger import Entry
 from cairn.messages import parse, reason_of_word, reason_word
 from cairn.statements import commitment_of, verified_receipt
-from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.verify import (
     Copy,
@@ -34,7 +33,9 @@ from cairn.verify import (
     short,
 )
 from cairn.verify_recorded import Stated, check_recorded, phase_word, title
+from cairn.verify_sent import SentUpdates
 
+_MOST_COMPLAINTS = 1000  # then it is no ledger of an owner, and the rest is not looked at
 _NEVER_LEFT = (
     "the statement does not exclude this owner, although no update of its left for that round: somebody"
     " else's may have been counted in its name"
@@ -50,7 +51,7 @@ class OwnerRecord:
         self._key = key
         self._owner = ""
         self._rounds: dict[str, int] = {}
-        self._sent: list[Mapping[str, Any]] = []
+        self._sent = SentUpdates()
         self._commitments: dict[str, bytes] = {}  # manifest digest → that of the receipt for it
         self._reasons: dict[str, str] = {}  # manifest digest → why the owner was not counted
         self._met: set[str] = set()  # manifest digests of the rounds whose cohort has the owner
@@ -62,7 +63,7 @@ class OwnerRecord:
         self.findings: list[Finding] = []
         checks: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "joined": self._joined,
-            "sent": self._sent.append,
+            "sent": self._sent.add,
             "receipt": self._receipt,
             "released": self._released,
             "declined": self._left_out,
@@ -70,14 +71,14 @@ class OwnerRecord:
             "reset": self._reset,
         }
         for entry in ledger.entries:
-            if entry.kind in checks:
+            if entry.kind in checks and len(self.findings) < _MOST_COMPLAINTS:
                 self._check(entry, checks[entry.kind])
         self._check_names()
         if not self.findings:
             self.findings.append(
                 Finding(
                     self._name,
-                    f"{len(self._sent)} updates left; {len(self._commitments)} receipts and"
+                    f"{self._sent.count} updates left; {len(self._commitments)} receipts and"
                     f" {len(self._statements)} release statements are signed by the aggregator and agree"
                     " with what left",
                 )
@@ -127,9 +128,7 @@ class OwnerRecord:
     def _is_misnamed(self, statement: pb.ReleaseStatement) -> bool:
         """Whether a statement may count, as this owner's, an update that the owner never sent."""
         digest = statement.manifest_digest.hex()
-        if digest in self._commitments or any(
-            s.get("manifest_digest") == digest for s in self._sent
-        ):
+        if digest in self._commitments or digest in self._sent:
             return False
         excluded = {e.owner: reason_word(e.reason) for e in statement.exclusions}
         if self._owner:
@@ -179,14 +178,7 @@ class OwnerRecord:
             raise InvalidMessage("the receipt is for another manifest than the entry says")
         if self._owner not in {"", receipt.owner}:
             raise InvalidMessage(f"the receipt is one of {receipt.owner}, not of {self._owner}")
-        if not any(_differing(sent, receipt) is None for sent in self._sent):
-            near = [sent for sent in self._sent if sent.get("manifest_digest") == digest]
-            raise InvalidMessage(
-                f"the receipt is not for what entry {near[-1]['entry']} sent: it says"
-                f" {_differing(near[-1], receipt)}"
-                if near
-                else "the receipt is for an update that no entry before it sent"
-            )
+        self._sent.check(receipt)
         self._owner = receipt.owner
         self._commitments[digest] = commitment_of(signed)
 
@@ -231,18 +223,6 @@ class OwnerRecord:
             )
         if not isinstance(facts.get("counted"), bool):
             raise InvalidMessage("it does not say whether the owner's update was counted")
-
-
-def _differing(sent: Mapping[str, Any], receipt: aggregator_pb2.Receipt) -> str | None:
-    expected = {
-        "manifest_digest": receipt.manifest_digest.hex(),
-        "payload_digest": receipt.payload_digest.hex(),
-        "examples": receipt.examples,
-        "metrics": dict(receipt.metrics),
-        # Entries of version 0.2 have none: there the aggregator chose it.
-        **({"salt": receipt.salt.hex()} if "salt" in sent else {}),
-    }
-    return differing(sent, expected)
 
 
 def _signed(facts: Mapping[str, Any], key: str) -> pb.Signed:

@@ -10,10 +10,12 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, UsageError
+from cairn.foreign_files import content_of, pieces_of
 from cairn.ledger_files import HEAD_FILE, OWNER_DATABASE, head_envelope, read_ledger
 from cairn.statements import envelope, from_envelope
+from cairn.tensors import MAX_MODEL_BYTES
 from cairn.v1 import round_pb2 as pb
-from cairn.verify import Copy, Finding, attempted, check_head, check_ledger
+from cairn.verify import Copy, Finding, Grade, attempted, check_head, check_ledger
 from cairn.verify_groups import check_groups
 from cairn.verify_recorded import Stated, title
 
@@ -26,29 +28,42 @@ def no_key() -> UsageError:
 
 
 def read_copy(
-    file: Path, key: Ed25519PublicKey | None, *, head_expected: bool = False
+    file: Path,
+    key: Ed25519PublicKey | None,
+    *,
+    head_expected: bool = False,
+    goes_on: bool = False,
 ) -> tuple[Copy, list[Finding]]:
-    """An aggregator's ledger, whether it keeps to the groups of its jobs, and whether its signed head agrees."""
+    """An aggregator's ledger, whether it keeps to the groups of its jobs, and whether its signed head agrees.
+
+    Where it `goes_on`, it may be shorter than what is checked against it, and its last line may be torn.
+    """
     if file.name == OWNER_DATABASE:
         raise UsageError(
             f"{file} is an owner's ledger; expected an aggregator's, or a run's folder"
         )
-    ledger, finding = check_ledger(file.name, read_ledger(file))
+    ledger, finding = check_ledger(file.name, read_ledger(file), goes_on=goes_on)
     head_path = file.with_name(HEAD_FILE)
     signs = file.suffix == ".jsonl" and (head_expected or head_path.exists())
     kept = list(check_groups(ledger))
-    if not signs or not finding.good:
+    if not signs or finding.grade is Grade.FAILED:
         return ledger, [finding, *kept]
     if key is None:
         raise no_key()
-    signed, findings = attempted(HEAD_FILE, partial(_envelope, head_path, head_envelope))
+    signed, findings = attempted(
+        HEAD_FILE, partial(_envelope, head_path, head_envelope), goes_on=goes_on
+    )
     if signed is not None:
         findings += check_head(HEAD_FILE, key, signed, ledger)
     return ledger, [finding, *findings, *kept]
 
 
-def read_statement(path: Path, key: Ed25519PublicKey) -> tuple[Stated | None, list[Finding]]:
-    stated, findings = attempted(path.name, lambda: Stated.of(key, _envelope(path, envelope)))
+def read_statement(
+    path: Path, key: Ed25519PublicKey, *, goes_on: bool = False
+) -> tuple[Stated | None, list[Finding]]:
+    stated, findings = attempted(
+        path.name, lambda: Stated.of(key, _envelope(path, envelope)), goes_on=goes_on
+    )
     if stated is not None:
         signed = f"{title(stated.statement)} is signed by the aggregator"
         findings.append(Finding(path.name, signed))
@@ -56,30 +71,29 @@ def read_statement(path: Path, key: Ed25519PublicKey) -> tuple[Stated | None, li
 
 
 def _envelope(path: Path, written: Callable[[pb.Signed], dict[str, Any]]) -> pb.Signed:
-    """Read an envelope. Raises InvalidMessage where the words beside the payload are others."""
+    """Read an envelope. Raises InvalidMessage where the words beside the payload are others.
+
+    The order of what has names, such as metrics, is of no account: protobuf's differs between processes.
+    """
     try:
         text = content_of(path).decode()
         signed = from_envelope(text)
-        if json.dumps(written(signed), indent=2) + "\n" == text:
+        values = json.loads(text)
+        # As text, 1 is neither true nor 1.0; and a name that stands twice, or a changed space, does not hide.
+        is_ours = json.dumps(values, indent=2) + "\n" == text
+        if is_ours and _sorted(values) == _sorted(written(signed)):
             return signed
     except (ValueError, RecursionError):  # not UTF-8, or an enum value that has no word
         pass
     raise InvalidMessage("it is cut off, or what stands beside the payload is not what was signed")
 
 
-def content_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InvalidMessage("it is missing") from None
-    except OSError as error:
-        raise InvalidMessage(f"it cannot be read: {error.strerror}") from None
+def _sorted(values: object) -> str:
+    return json.dumps(values, sort_keys=True)
 
 
 def blake3_of(path: Path) -> bytes:
-    try:
-        return blake3().update_mmap(path).digest()
-    except FileNotFoundError:
-        raise InvalidMessage("it is missing") from None
-    except OSError as error:
-        raise InvalidMessage(f"it cannot be read: {error.strerror}") from None
+    hasher = blake3()
+    for piece in pieces_of(path, MAX_MODEL_BYTES):
+        hasher.update(piece)
+    return hasher.digest()

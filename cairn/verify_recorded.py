@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from cairn.ledger import GENESIS, Entry
+from cairn.ledger import GENESIS
 from cairn.messages import digest_of
 from cairn.statements import verified_statement
 from cairn.v1 import round_pb2 as pb
@@ -32,16 +32,23 @@ class Stated:
 def check_recorded(name: str, stated: Stated, ledger: Copy) -> Iterator[Finding]:
     """Whether a statement is in the aggregator's ledger, where it says, and as it says."""
     statement = stated.statement
+    number = statement.ledger_number + 1
+    if len(ledger.entries) < number:
+        yield ledger.lacking(
+            name,
+            f"{ledger.name} ends at entry {len(ledger.entries)}, before entry {number}, which should"
+            " record this release",
+        )
+        return
     complaint = (
         _misplaced(statement, ledger) or _misopened(statement, ledger) or _restated(stated, ledger)
     )
     if complaint:
         yield failed(name, complaint)
         return
-    number = statement.ledger_number + 1
     yield Finding(name, f"{title(statement)} is entry {number} of {ledger.name}, after its opening")
-    for entry in ledger.entries:
-        if entry.number != number and entry.kind == "release" and _same_round(entry, statement):
+    for entry in ledger.releases(statement.job, statement.round, phase_word(statement)):
+        if entry.number != number:
             yield failed(
                 name, f"entry {entry.number} of {ledger.name} is another release of the same round"
             )
@@ -60,11 +67,6 @@ def phase_word(statement: pb.ReleaseStatement) -> str:
 def _misplaced(statement: pb.ReleaseStatement, ledger: Copy) -> str | None:
     """What is wrong with the place of the statement in the ledger."""
     before = statement.ledger_number
-    if len(ledger.entries) <= before:
-        return (
-            f"{ledger.name} ends at entry {len(ledger.entries)}, before entry {before + 1}, which should"
-            " record this release"
-        )
     if (ledger.entries[before - 1].head if before else GENESIS) != statement.ledger_head:
         return f"entry {before} of {ledger.name} does not have the head that the statement names"
     entry = ledger.entries[before]
@@ -87,20 +89,16 @@ def _misplaced(statement: pb.ReleaseStatement, ledger: Copy) -> str | None:
 
 def _misopened(statement: pb.ReleaseStatement, ledger: Copy) -> str | None:
     """What is wrong with the opening of the statement's round."""
-    manifest_digest = statement.manifest_digest.hex()
-    for entry in ledger.entries[: statement.ledger_number]:
-        facts = entry.facts
-        if entry.kind == "open" and facts.get("manifest_digest") == manifest_digest:
-            cohort = facts.get("cohort")
-            break
-    else:
+    entry = ledger.opening(statement.manifest_digest.hex())
+    if entry is None or entry.number > statement.ledger_number:
         return f"no entry of {ledger.name} before the release opens the round of this manifest"
-    excluded = [exclusion.owner for exclusion in statement.exclusions]
-    if not isinstance(cohort, list) or any(owner not in cohort for owner in excluded):
+    cohort = entry.facts.get("cohort")
+    excluded = {exclusion.owner for exclusion in statement.exclusions}
+    if not isinstance(cohort, list) or not excluded <= {o for o in cohort if isinstance(o, str)}:
         return f"the statement excludes an owner that is not in the cohort of entry {entry.number}"
-    if len(cohort) != statement.contributors + len(set(excluded)):
+    if len(cohort) != statement.contributors + len(excluded):
         return (
-            f"the statement counts {statement.contributors} and excludes {len(set(excluded))} owners;"
+            f"the statement counts {statement.contributors} and excludes {len(excluded)} owners;"
             f" the cohort of entry {entry.number} of {ledger.name} has {len(cohort)}"
         )
     return None
@@ -116,8 +114,3 @@ def _restated(stated: Stated, ledger: Copy) -> str | None:
         f"entry {entry.number} of {ledger.name} records another statement of the same release: one with"
         f" the SHA-256 {short(recorded)}, not {stated.digest.hex()}"
     )
-
-
-def _same_round(entry: Entry, statement: pb.ReleaseStatement) -> bool:
-    same = {"job": statement.job, "round": statement.round, "phase": phase_word(statement)}
-    return differing(entry.facts, same) is None

@@ -1,25 +1,33 @@
 """Checks what a coordinator's run has left: its model, evaluation and history. Pure."""
 
 import json
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cairn.errors import InvalidMessage
+from cairn.foreign_files import Incomplete, json_values
+from cairn.ledger import MAX_ENTRY_VALUES
 from cairn.v1 import round_pb2 as pb
-from cairn.verify import Copy, Finding, attempted, differing, failed
+from cairn.verify import Copy, Finding, Grade, attempted, differing, failed
 from cairn.verify_recorded import phase_word, title
 
 
-def check_model(name: str, digest: bytes, statement: pb.ReleaseStatement) -> Finding:
+def check_model(name: str, digest: bytes, statement: pb.ReleaseStatement, ledger: Copy) -> Finding:
     """Whether the file with this BLAKE3 is the released model."""
-    if digest != statement.release_digest:
-        return failed(
-            name,
-            f"its BLAKE3 is {digest.hex()}, that of the release of {title(statement)} is"
-            f" {statement.release_digest.hex()}",
-        )
-    return Finding(name, f"it is the release of {title(statement)}")
+    if digest == statement.release_digest:
+        return Finding(name, f"it is the release of {title(statement)}")
+    later = {"job": statement.job, "phase": "train", "release_digest": digest.hex()}
+    for entry in ledger.entries[statement.ledger_number + 1 :]:
+        if entry.kind == "release" and differing(entry.facts, later) is None:
+            return ledger.lacking(
+                name, f"it is the release of entry {entry.number} of {ledger.name}, a later one"
+            )
+    hint = "; if that is still so once the run has gone on, the file was changed"
+    return failed(
+        name,
+        f"its BLAKE3 is {digest.hex()}, that of the release of {title(statement)} is"
+        f" {statement.release_digest.hex()}{hint if ledger.goes_on else ''}",
+    )
 
 
 def check_last(name: str, statement: pb.ReleaseStatement, ledger: Copy) -> Iterator[Finding]:
@@ -27,7 +35,7 @@ def check_last(name: str, statement: pb.ReleaseStatement, ledger: Copy) -> Itera
     for entry in ledger.entries[statement.ledger_number + 1 :]:
         later = {"job": statement.job, "phase": phase_word(statement)}
         if entry.kind == "release" and differing(entry.facts, later) is None:
-            yield failed(
+            yield ledger.lacking(
                 name,
                 f"entry {entry.number} of {ledger.name} is a later release of {statement.job}: run the"
                 " job again to collect it",
@@ -40,7 +48,7 @@ def check_no_evaluation(name: str, job: str, ledger: Copy) -> Iterator[Finding]:
     for entry in ledger.entries:
         evaluated = {"job": job, "phase": "evaluate"}
         if entry.kind == "release" and differing(entry.facts, evaluated) is None:
-            yield failed(
+            yield ledger.lacking(
                 name, f"it is missing: entry {entry.number} of {ledger.name} is an evaluation"
             )
             return
@@ -64,46 +72,53 @@ def check_evaluation(
     )
 
 
-def check_history(
-    name: str, lines: Sequence[bytes], job: str, ledger: Copy, *, completed: bool
-) -> Iterator[Finding]:
+def check_history(name: str, lines: Iterable[bytes], job: str, ledger: Copy) -> Iterator[Finding]:
     """Whether the history has the releases of the job, each once, in order and with their counts.
 
-    A job that is not completed may have been stopped before it wrote the last line. The metrics and the
-    seconds of a line are the coordinator's own words: nothing here checks them.
+    A job that goes on may have been stopped before it wrote the last line. The metrics and the seconds of a
+    line are the coordinator's own words: nothing here checks them.
     """
     expected = [
         {"round": facts.get("round"), "contributors": facts.get("contributors")}
         for facts in (entry.facts for entry in ledger.entries if entry.kind == "release")
         if differing(facts, {"job": job, "phase": "train"}) is None
     ]
-    for number, line in enumerate(lines, 1):
-        values, complaints = attempted(f"{name}, line {number}", partial(_parsed, line))
-        yield from complaints
-        if values is None:
-            return
-        if number > len(expected):
-            yield failed(
-                name, f"line {number} is too many: {ledger.name} has {len(expected)} releases"
-            )
-            return
-        difference = differing(values, expected[number - 1])
-        if difference:
-            yield failed(name, f"line {number} has {difference}, which {ledger.name} has")
-            return
-    missing = expected[len(lines) :]
-    if len(missing) > (0 if completed else 1):
-        yield failed(name, f"round {missing[0]['round']} is missing, which {ledger.name} has")
+    seen = 0
+
+    def compare() -> None:
+        nonlocal seen
+        for line in lines:
+            number = seen + 1
+            values = _parsed(line, number)
+            if number > len(expected):
+                raise Incomplete(
+                    f"line {number} is too many: {ledger.name} has {len(expected)} releases"
+                )
+            difference = differing(values, expected[seen])
+            if difference:
+                raise InvalidMessage(f"line {number} has {difference}, which {ledger.name} has")
+            seen = number
+
+    _, complaints = attempted(name, compare, goes_on=ledger.goes_on)
+    yield from complaints
+    if any(complaint.grade is Grade.FAILED for complaint in complaints):
         return
-    yield Finding(name, f"its {len(lines)} rounds are the releases of {job} in {ledger.name}")
+    missing = expected[seen:]
+    if len(missing) > (1 if ledger.goes_on else 0):
+        yield ledger.lacking(
+            name, f"round {missing[0]['round']} is missing, which {ledger.name} has"
+        )
+    elif not complaints:
+        yield Finding(name, f"its {seen} rounds are the releases of {job} in {ledger.name}")
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
+def _parsed(line: bytes, number: int) -> dict[str, Any]:
     """A line as a coordinator writes it."""
     try:
-        values = json.loads(line)
+        values = json.loads(line) if json_values(line) <= MAX_ENTRY_VALUES else None
         if isinstance(values, dict) and json.dumps(values).encode() + b"\n" == line:
             return values
     except (ValueError, RecursionError):
         pass
-    raise InvalidMessage("it is cut off or was changed")
+    complaint = InvalidMessage if line.endswith(b"\n") else Incomplete
+    raise complaint(f"line {number}: it is cut off or was changed")

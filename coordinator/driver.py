@@ -176,7 +176,8 @@ class Driver:
             self._folder.save_evaluation(ended.release.signed)
             if standing.line is not None:
                 standing.line.evaluation = "released"
-                standing.line.metrics |= dict(ended.release.statement.metrics)
+                both = standing.line.metrics | dict(ended.release.statement.metrics)
+                standing.line.metrics = dict(sorted(both.items()))
                 standing.line.seconds += seconds
 
     def _keep(self, standing: _Standing, release: Release) -> None:

@@ -41,6 +41,7 @@ def first_model(source: Path, seed: int, workspace: Path) -> tuple[Schema, memor
 
 def _build(source: str, seed: str, target: str) -> int:
     from cairn.errors import CairnError
+    from cairn.quoting import say
     from cairn.task_loading import TaskFailed, load_task, own_traceback
     from cairn.task_running import first_model as build
 
@@ -50,7 +51,7 @@ def _build(source: str, seed: str, target: str) -> int:
         click.echo(own_traceback(failed), err=True)
         return 1
     except CairnError as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         return 1
     write_model(Path(target), schema, payload)
     return 0

@@ -25,6 +25,7 @@ from cairn.failpoint import failpoint
 from cairn.model_files import map_values, read_model
 from cairn.model_writing import NewModel, clear_left_overs, write_atomically
 from cairn.place import run_folder
+from cairn.quoting import quoted
 from cairn.statements import envelope
 from cairn.tensors import Buffer, Schema
 from cairn.v1 import round_pb2 as pb
@@ -164,5 +165,5 @@ class RunFolder:
 def _first(error: ValidationError) -> str:
     """The first thing that is wrong with a checkpoint, and where."""
     detail = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in detail["loc"])
+    where = quoted(".".join(str(part) for part in detail["loc"]))
     return f"{where}: {detail['msg']}" if where else detail["msg"]

@@ -76,6 +76,30 @@ def test_a_run_that_was_stopped_and_resumed_verifies_while_the_nodes_go_on(
     assert all(node.process.poll() is None for node in nodes)
 
 
+def test_a_run_that_was_killed_is_behind_until_the_same_command_ends_it(
+    federate: MakeFederation,
+) -> None:
+    federation = federate(TWO)
+    federation.gate("bob", 3)
+    aggregator, *_ = federation.aggregator(), *federation.owners().values()
+    coordinator = federation.coordinator(rounds=3)
+    with federation.held("bob", 3):
+        coordinator.send(signal.SIGKILL)
+        assert coordinator.ends(15) == -signal.SIGKILL
+        code, output = verify(federation, federation.out)
+        assert code == 1
+        assert "FAILED" not in output
+        assert "BEHIND release.json: ledger.jsonl ends at entry 1, before entry" in output
+        assert "Not ended: nothing that is there is wrong" in output
+        state = ("--ledger", state_of(federation, "aggregator"))
+        code, output = verify(federation, federation.out, *state)
+        assert code == 0, output
+    assert aggregator.process.poll() is None
+    assert federation.coordinator(rounds=3).ends() == 0
+    code, output = verify(federation, federation.out)
+    assert code == 0, output
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A federation that has ended a job of two rounds, and whose nodes are stopped."""

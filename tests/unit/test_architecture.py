@@ -45,6 +45,7 @@ PURE = [
     "cairn/verify_groups.py",
     "cairn/verify_owner.py",
     "cairn/verify_run.py",
+    "cairn/verify_sent.py",
     "coordinator/campaign.py",
     "coordinator/leaving_out.py",
     "coordinator/sampling.py",

@@ -42,7 +42,9 @@ class Chain:
 
     def add(self, kind: str, **facts: object) -> None:
         timed = {**facts, "unix_ms": 1_700_000_000_000 + len(self.rows)}
-        body = json.dumps(timed, sort_keys=True, separators=(",", ":")).encode()
+        self.add_body(kind, json.dumps(timed, sort_keys=True, separators=(",", ":")).encode())
+
+    def add_body(self, kind: str, body: bytes) -> None:
         head = sha256(self.head + kind.encode() + b"\x00" + body).digest()
         self.rows.append((len(self.rows) + 1, kind, body, head))
 

@@ -189,6 +189,33 @@ def test_a_pin_that_is_not_the_aggregators_is_named(ward: Path) -> None:
     assert found.only("peers", "note").startswith("not asked")
 
 
+def of_another_authority(tmp_path: Path) -> bytes:
+    """The certificate of the aggregator of another federation with the same name."""
+    (tmp_path / "elsewhere").mkdir()
+    return (made(tmp_path / "elsewhere") / "aggregator/node.crt").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["alice", "coordinator"])
+def test_a_pin_of_another_authority_with_the_same_federation_name_is_a_fault(
+    ward: Path, tmp_path: Path, name: str
+) -> None:
+    pin = ward / name / "aggregator.crt"
+    pin.write_bytes(of_another_authority(tmp_path))
+    found = examined(ward / f"{name}.toml")
+    sentence = found.only("pin", "fault")
+    assert f"{pin} was not issued by this node's authority" in sentence
+    assert "ask whoever runs the aggregator for the present one" in sentence
+    assert not found.of("pin", "ok")
+
+
+def test_a_second_pin_of_another_authority_is_a_warning(ward: Path, tmp_path: Path) -> None:
+    pin = ward / "alice/aggregator.crt"
+    pin.write_bytes(pin.read_bytes() + of_another_authority(tmp_path))
+    found = examined(ward / "alice.toml")
+    assert "did not issue" in found.only("pin", "warning")
+    assert found.of("pin", "ok")
+
+
 def test_a_pin_that_ends_soon_is_a_warning(ward: Path) -> None:
     certified(ward, "aggregator", datetime.now(UTC), 5)
     (ward / "alice/aggregator.crt").write_bytes((ward / "aggregator/node.crt").read_bytes())

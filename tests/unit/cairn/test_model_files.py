@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import stat
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,21 @@ def test_a_file_that_is_not_a_usable_model_is_refused_in_words(
     with pytest.raises(UsageError, match=said) as caught:
         read_model(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_header_of_too_many_tensors_is_refused_before_they_are_made(path: Path) -> None:
+    """900,000 of them took 17 seconds and more than a gigabyte."""
+    entries = (
+        f'"t{n}":{{"dtype":"U8","shape":[],"data_offsets":[{n},{n + 1}]}}' for n in range(900_000)
+    )
+    path.write_bytes(file_of(f"{{{','.join(entries)}}}".encode(), bytes(900_000)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="more values than 100000 tensors have"):
+            read_model(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
