@@ -3,12 +3,12 @@
 Whoever asks gets what is free, until somebody waits. While a coordinator waits for memory with which it would
 have no more than an equal share, no other gets more than that: as rounds end, the waiting one has its turn.
 The shares are those of the coordinators that hold memory or wait for it. One that asks for more than its share
-holds nobody up.
+holds nobody up, and one that has not asked for as long as a coordinator's patience lasts waits no longer.
 """
 
 from collections import Counter
 
-WAITING_SECONDS = 60  # since a coordinator last asked in vain; it asks again every few seconds
+from cairn.timeouts import PATIENCE_SECONDS
 
 
 class MemoryShares:
@@ -25,7 +25,7 @@ class MemoryShares:
 
     def may_take(self, coordinator: str, nbytes: int, now: float) -> bool:
         """Whether the coordinator may have so much more now; if it may not, it waits from now on."""
-        self._waits = {who: at for who, at in self._waits.items() if now - at < WAITING_SECONDS}
+        self._waits = {who: at for who, at in self._waits.items() if now - at < PATIENCE_SECONDS}
         active = {coordinator, *self._waits, *+self._held}
         within_share = (self._held[coordinator] + nbytes) * len(active) <= self._nbytes
         others_wait = any(who != coordinator for who in self._waits)

@@ -17,7 +17,12 @@ REQUESTS = {
     "cairn.v1.WatchRoundRequest": ["manifest_digest", "epoch"],
     "cairn.v1.CollectReleaseRequest": ["manifest_digest", "offset", "epoch"],
     "cairn.v1.AbortRoundRequest": ["manifest_digest", "epoch"],
-    "cairn.v1.GetStatementRequest": ["manifest_digest"],
+    "cairn.v1.GetStatementRequest": ["manifest_digest", "seen_head"],
+    "cairn.v1.Signed": [
+        "type",
+        "body",
+        "signature",
+    ],  # of seen_head: a head that the aggregator signed
     "cairn.v1.ListEntriesRequest": ["first", "limit"],
 }
 # What a job says of its owners: their names, and bounds that are the same for all of them.
@@ -49,7 +54,7 @@ PUBLIC = {
     "RoundManifest": (
         "federation job job_digest round phase cohort base_digest previous_release_digest rule"
         " weighting floor deadline_unix_ms lease_seconds nonce ledger_head protocol ledger_number"
-        " software encoding"
+        " software encoding largest_share"
     ),
     "ReleaseStatement": (
         "manifest_digest federation job round phase release_digest base_digest contributors"
