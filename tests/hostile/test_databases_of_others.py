@@ -126,10 +126,19 @@ def test_a_database_that_no_node_wrote_is_named(tmp_path: Path, name: str) -> No
     assert ran.code == 1
     assert "FAILED aggregator.sqlite: " in ran.said
     assert cairn(tmp_path, "ledger", path).code == 2
-    assert cairn(tmp_path, "ledger", path, "--refusals").code == 2
     if before:
         assert path.read_bytes() == before
     assert {each.name for each in tmp_path.glob("aggregator*")} == {"aggregator.sqlite"}
+
+
+def test_refusals_are_read_within_the_same_bounds(tmp_path: Path) -> None:
+    path = tmp_path / "aggregator.sqlite"
+    write_database(path, Federation().ledger.rows)
+    made(path, "DROP TABLE refusals", f"CREATE VIEW refusals AS {ENDLESS}")
+    ran = verified(tmp_path, path)
+    assert "ok     aggregator.sqlite: the chain of 9 entries holds" in ran.said
+    assert "FAILED aggregator.sqlite, refusals: it cannot be read as refusals" in ran.said
+    assert cairn(tmp_path, "ledger", path, "--refusals").code == 2
 
 
 def test_a_trigger_does_nothing(tmp_path: Path) -> None:
