@@ -73,12 +73,13 @@ class Connections:
             for node, uses in list(self._uses.items()):
                 if all(_is_quiet(use, now) for use in uses.values()):
                     del self._uses[node]
-            return {
-                _other_end(peer)
+            peers = [
+                peer
                 for uses in self._uses.values()
                 for peer, use in uses.items()
                 if not _is_quiet(use, now)
-            }
+            ]
+        return {_other_end(peer) for peer in peers}
 
 
 class Reserve:
@@ -102,8 +103,11 @@ class Reserve:
 
     def _run(self, port: int) -> None:
         while not self._stopped.wait(_LOOK_EVERY_SECONDS):
-            if len(_own_files()) > self._most:
-                self._look(port)
+            with suppress(
+                OSError
+            ):  # no file is left to look with: there may be one at the next look
+                if len(_own_files()) > self._most:
+                    self._look(port)
 
     def _look(self, port: int) -> None:
         now = self._clock.monotonic()
@@ -167,8 +171,9 @@ def _ends(descriptor: int) -> tuple[tuple[str, int], tuple[str, int]]:
 
 
 def _other_end(peer: str) -> tuple[str, int]:
+    """The address and the port; of a connection that is gone gRPC may say neither."""
     host, _, port = unquote(peer.partition(":")[2]).rpartition(":")
-    return _plain(host.strip("[]")), int(port)
+    return _plain(host.strip("[]")), int(port) if port.isdecimal() else 0
 
 
 def _plain(host: str) -> str:

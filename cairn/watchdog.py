@@ -7,9 +7,13 @@ import math
 import threading
 from collections.abc import Callable
 
+import structlog
+
 from cairn.clock import Clock
 
 _LOOK_EVERY_SECONDS = 1.0
+
+log = structlog.get_logger()
 
 Late = Callable[[str], None]  # is told what did not come
 
@@ -73,7 +77,10 @@ class Watchdog:
         while not self._stopped.wait(_LOOK_EVERY_SECONDS):
             self._needed.wait()
             for watch in self._overdue():
-                watch.complain()
+                try:
+                    watch.complain()
+                except Exception:  # the others are watched over all the same
+                    log.exception("a call that was late could not be ended")
 
     def _overdue(self) -> list[Watch]:
         now = self._clock.monotonic()

@@ -63,6 +63,9 @@ def test_a_long_call_keeps_its_connection_in_use(connections: Connections, clock
     clock.now = 100.0
     assert connections.in_use() == {("192.0.2.1", 40000)}
     connections.leave(ALICE, "ipv4:192.0.2.1:40000")
+    connections.enter(BOB, "unknown")  # it is gone already
+    connections.leave(BOB, "unknown")
+    assert len(connections.in_use()) == 2
     clock.now = 200.0
     assert connections.in_use() == set()
 

@@ -74,3 +74,17 @@ def test_a_call_that_is_not_late_goes_on(clock: SetClock, watchdog: Watchdog, ho
     assert late.ended.wait(LONG)
     assert going_on.complaints == []
     assert not watch.was_late
+
+
+def test_a_call_that_cannot_be_ended_keeps_no_other_from_it(watchdog: Watchdog) -> None:
+    tried = threading.Event()
+
+    def fail(_complaint: str) -> None:
+        tried.set()
+        raise RuntimeError("it is broken")
+
+    watchdog.watch(fail).expect(0, "too late")
+    assert tried.wait(LONG)
+    late = Call()
+    watchdog.watch(late.late).expect(0, "too late")
+    assert late.ended.wait(LONG)
