@@ -2,7 +2,7 @@
 
 import gc
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from aggregator_node.ending import see_to_end
 from aggregator_node.live_round import ENDED, LiveRound
 from aggregator_node.memory import Memory, Workspace
+from aggregator_node.policy import MAX_EXHAUSTED_ROUNDS
 from aggregator_node.push import Terms
 from aggregator_node.receipts import signed_receipt
 from aggregator_node.recording import Recorder
@@ -41,12 +42,17 @@ class LiveRounds:
         self._live: dict[bytes, LiveRound] = {}
         self._coordinators: dict[bytes, str] = {}  # whose round it is, for those in `_live`
         self._ended: deque[bytes] = deque()
+        self._exhausted: Counter[str] = (
+            Counter()
+        )  # coordinator → its rounds that ended for want of memory
 
     def start(self, coordinator: str, terms: Terms) -> pb.Signed:
         """Sign the manifest, record it and open the round.
 
-        Raises TooMuch for a round that the memory can never hold, Unavailable while others hold it.
+        Raises TooMuch for a round that the memory can never hold, Unavailable while others hold it, and
+        WrongState where too many of the coordinator's rounds ended for want of memory for their sums.
         """
+        self._check_not_exhausted(coordinator)
         manifest = terms.manifest
         body = manifest_to_bytes(manifest)
         digest = digest_of(body)
@@ -125,10 +131,22 @@ class LiveRounds:
         finally:
             live.end(reason)
         with self._lock:
+            if reason == pb.REASON_TOO_MUCH:
+                self._exhausted[self._coordinators[live.digest]] += 1
             self._ended.append(live.digest)
             left = self._ended.popleft() if len(self._ended) > _KEPT_ROUNDS else None
         if left is not None:
             self._forget(left)
+
+    def _check_not_exhausted(self, coordinator: str) -> None:
+        with self._lock:
+            rounds = self._exhausted[coordinator]
+        if rounds >= MAX_EXHAUSTED_ROUNDS:
+            raise WrongState(
+                f"{rounds} rounds of this coordinator ended because the aggregator had no memory left for their"
+                " sums: no other is opened before the aggregator is started again, with more memory_megabytes",
+                pb.REASON_TOO_MUCH,
+            )
 
     def _forget(self, digest: bytes) -> None:
         with self._lock:

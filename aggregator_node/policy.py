@@ -11,6 +11,9 @@ from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds
 
 MAX_OPEN_ROUNDS = 64  # of one coordinator: each has a thread, and memory for its updates
+# Of one coordinator, since the aggregator's start, for want of memory for the sums: whether they grow so far can
+# depend on owners' values.
+MAX_EXHAUSTED_ROUNDS = 3
 MAX_ABORTS = 20  # of a job by its coordinator, since its last release
 MAX_UNRELEASED_BYTES = (
     256 << 20

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -42,22 +43,44 @@ def constant(value: float) -> bytes:
     return np.full(ELEMENTS, value, "<f4").tobytes()
 
 
+def exhausted(network: Network) -> int:
+    """How many rounds have ended because their sums had no memory."""
+    return len(network.node.events("round cannot go on"))
+
+
+def exhaust(network: Network) -> None:
+    """Let one more round end so."""
+    before = exhausted(network)
+    opened = joined_round(network, MODEL, COHORT)
+    for owner, value in FAR_APART.items():
+        opened.push(owner, constant(value))
+        if exhausted(network) > before:
+            break
+    ended = opened.ends()
+    assert (ended.state, ended.reason) == (aggregator_pb2.ROUND_STATE_ABORTED, "TOO_MUCH")
+    assert ended.exclusions == {}
+
+
 def test_values_that_lie_far_apart_take_no_more_memory_than_the_aggregator_has(
     network: Network,
 ) -> None:
     idle = peak_bytes(network)
-    for tries in range(1, 3):
-        opened = joined_round(network, MODEL, COHORT)
-        for owner, value in FAR_APART.items():
-            opened.push(owner, constant(value))
-            if len(network.node.events("round cannot go on")) == tries:
-                break
-        ended = opened.ends()
-        assert (ended.state, ended.reason) == (aggregator_pb2.ROUND_STATE_ABORTED, "TOO_MUCH")
-        assert ended.exclusions == {}
+    for _ in range(2):
+        exhaust(network)
     assert "memory_megabytes" in network.node.events("round cannot go on")[0]["error"]
     assert peak_bytes(network) - idle < MEGABYTES * MIB + SLACK, (peak_bytes(network) - idle) / MIB
     honest = joined_round(network, MODEL, COHORT)
     for number, owner in enumerate(COHORT):
         honest.push(owner, constant(0.5 + number / 4))
     assert honest.ends().payload == constant(0.75)
+
+
+def test_a_coordinator_reads_off_such_rounds_no_more_than_three_times_whether_memory_was_enough(
+    network: Network,
+) -> None:
+    while exhausted(network) < 3:
+        exhaust(network)
+    with pytest.raises(grpc.RpcError) as refusal:
+        joined_round(network, MODEL, COHORT)
+    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "memory_megabytes" in str(refusal.value.details())
