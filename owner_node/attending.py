@@ -131,11 +131,7 @@ class Attending:
 
     def _work(self) -> None:
         while True:
-            try:
-                event = self._events.get(timeout=self._rounds.ask_in)
-            except queue.Empty:
-                self._rounds.settle()
-                continue
+            event = self._events.get()
             if event is None or self._stopping.is_set():
                 return
             match event.WhichOneof("event"):

@@ -45,6 +45,7 @@ from owner_node.records import Records
 from owner_node.rounds import Closing, Deciding, Rounds
 from owner_node.settings import OwnerSettings
 from owner_node.training_process import TaskSource, TrainingProcess
+from owner_node.watching import Watching
 from owner_node.witness import Witness
 
 log = structlog.get_logger()
@@ -89,9 +90,10 @@ def run(settings: OwnerSettings, *, once: bool) -> int:
 
     on_stop_signal(stop)
     try:
-        with _started(tasks.values()):
+        with _started(tasks.values()), Watching(rounds, stopping) as watching:
             log.info("owner is ready", tasks=sorted(tasks), fingerprint=identity.fingerprint)
             attending.run(once=once)
+            watching.finish()
     finally:
         closing.records.close()
     return 0

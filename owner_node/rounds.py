@@ -136,13 +136,20 @@ class Rounds:
         self._recording_ends(lambda: self._outcomes.take_in(outcome))
 
     @property
-    def ask_in(self) -> float | None:
-        """In how many seconds to `settle` what was put off; None where nothing was."""
+    def ask_in(self) -> float:
+        """In how many seconds to `settle` again."""
         return self._outcomes.ask_in
 
+    @property
+    def awaits_an_end(self) -> bool:
+        """Whether a round is open in which an update of ours left."""
+        return self._outcomes.awaits_an_end
+
     def settle(self) -> None:
-        """Ask how the rounds ended of which this owner was not told. Never raises."""
-        self._recording_ends(self._outcomes.settle)
+        """Ask the aggregator how our rounds ended. From any thread. Never raises."""
+        with self._lock:
+            under_way = self._current.invited.digest if self._current is not None else b""
+        self._recording_ends(lambda: self._outcomes.settle(under_way))
 
     @staticmethod
     def _recording_ends(record: Callable[[], None]) -> None:

@@ -137,11 +137,11 @@ class Stage:
     def state(self) -> Path:
         return self.network.directory / "alice/state"
 
-    def start_alice(self) -> Node:
+    def start_alice(self, until: str = "attending") -> Node:
         log = self.network.directory / f"alice-{next(self._starts)}.log"
         config = self.network.directory / "alice.toml"
         node = Node("alice", log, BIN / "owner-node", "--config", config)
-        node.says("attending")
+        node.says(until)
         return node
 
     def job(self, **terms: Any) -> Job:

@@ -51,7 +51,7 @@ def attend(ward: Ward, address: str, _shown: bytes, seconds: float) -> None:
     settings: Any = SimpleNamespace(
         federation=FEDERATION, coordinator=address, patience_seconds=seconds
     )
-    rounds: Any = SimpleNamespace(ask_in=None, settle=lambda: None)
+    rounds: Any = SimpleNamespace(settle=lambda: None)
     with dial(address, ward.home(ALICE).identity()) as channel:
         Attending(
             settings,

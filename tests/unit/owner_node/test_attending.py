@@ -42,7 +42,6 @@ class FakeRounds:
         self.log: list[str] = []
         self.told = threading.Event()
         self.go_on = threading.Event()
-        self.ask_in: float | None = None
         self.settled = threading.Event()
 
     def settle(self) -> None:
@@ -95,32 +94,6 @@ def test_a_coordinator_that_says_more_than_is_worked_off_fills_no_memory() -> No
     rounds.go_on.set()
     running.join(LONG)
     assert 0 < len(rounds.log) < 50
-
-
-def test_a_question_that_was_put_off_is_asked_without_another_event() -> None:
-    class PutOff(FakeRounds):
-        def settle(self) -> None:
-            self.ask_in = None
-            super().settle()
-
-    rounds = PutOff()
-    rounds.ask_in = 0.01
-    rounds.go_on.set()
-    stopping = threading.Event()
-    held = threading.Event()
-
-    class Silent:
-        def attend(self, _federation: str) -> Iterator[coordinator_pb2.AttendResponse]:
-            held.wait(LONG)
-            yield FINISHED
-
-    coordinator: Any = Silent()
-    attending = Attending(SETTINGS, lambda: True, coordinator, cast("Any", rounds), stopping)
-    running = threading.Thread(target=lambda: attending.run(once=True))
-    running.start()
-    assert rounds.settled.wait(LONG)
-    held.set()
-    running.join(LONG)
 
 
 def test_an_owner_asks_how_its_rounds_ended_when_the_coordinator_says_no_more() -> None:

@@ -127,9 +127,7 @@ class FakeStub:
         self.log.append("asked for the statement")
         if self.statement_error is not None:
             raise self.statement_error
-        if request.manifest_digest not in self.statements:
-            raise WrongState("the round has no release yet")
-        signed = self.statements[request.manifest_digest]
+        signed = self.statements.get(request.manifest_digest)  # none of a round that is open
         return aggregator_pb2.GetStatementResponse(statement=signed, ledger_head=HEAD_NOW)
 
 
@@ -551,17 +549,17 @@ def test_an_aggregator_that_cannot_be_reached_is_asked_again_and_ever_less_often
     bench.stub.statement_error = Unavailable("not there")
     bench.rounds.take_in(outcome(None))
     waits: list[float] = []
-    while bench.rounds.ask_in is not None and len(waits) < 9:
+    while len(waits) < 7:
         waits.append(bench.rounds.ask_in)
         bench.clock.now += bench.rounds.ask_in
         bench.rounds.settle()
-    assert waits == [6, 12, 24, 48, 96, 192, 300, 300, 300]
+    assert waits == [6, 12, 24, 30, 30, 30, 30]
     bench.stub.statement_error = None
     bench.stub.statements[DIGEST] = statement([commitment_of(bench.stub.receipts[DIGEST])])
-    bench.clock.now += 300
+    bench.clock.now += 30
     bench.rounds.settle()
     assert counted(bench) == (True, "")
-    assert bench.rounds.ask_in is None
+    assert bench.rounds.ask_in == 3
 
 
 def test_what_a_coordinator_says_does_not_flood_the_aggregator(bench: Bench) -> None:
@@ -596,6 +594,81 @@ def test_where_the_aggregator_gives_no_statement_the_coordinators_verified_copy_
     assert counted(bench) == (True, "")
 
 
+def test_after_a_copy_the_aggregator_is_asked_on_for_the_head_behind_the_release(
+    bench: Bench,
+) -> None:
+    """A coordinator that waits with it until the aggregator is away must not end the questions."""
+    bench.rounds.take_part(invitation())
+    signed = statement([commitment_of(bench.stub.receipts[DIGEST])])
+    bench.stub.statement_error = Unavailable("not there")
+    bench.rounds.take_in(outcome(signed))
+    bench.stub.statement_error = None
+    bench.stub.statements[DIGEST] = signed
+    known = len(bench.witness.noted)
+    for _ in range(3):
+        bench.clock.now += 60
+        bench.rounds.settle()
+    assert bench.witness.noted[known:] == [HEAD_NOW]
+    assert bench.kinds().count("released") == 1
+
+
+def test_an_aggregator_that_forgot_a_release_it_has_signed_is_loud(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.rounds.take_part(invitation())
+    bench.stub.statement_error = Unavailable("not there")
+    bench.rounds.take_in(outcome(statement([commitment_of(bench.stub.receipts[DIGEST])])))
+    bench.stub.statement_error = NotFound("no release", pb.REASON_ROUND_ENDED)
+    bench.clock.now += 60
+    bench.rounds.settle()
+    assert "no release" not in bench.kinds()
+    assert "STATE WAS REPLACED" in capsys.readouterr().out
+
+
+def test_a_round_is_asked_about_until_it_has_ended_and_not_while_its_own_work_is_under_way(
+    bench: Bench,
+) -> None:
+    asked: list[int] = []
+
+    def in_the_middle() -> None:
+        bench.rounds.settle()
+        asked.append(questions(bench))
+
+    bench.task.before = in_the_middle
+    bench.rounds.take_part(invitation())
+    later = replace(MANIFEST, round=5)
+    bench.rounds.take_part(invitation(later))  # it asks about the first, at the beginning
+    assert asked == [0, 1]
+    for _ in range(4):
+        bench.clock.now += bench.rounds.ask_in
+        bench.rounds.settle()
+        bench.rounds.settle()  # too soon
+    assert questions(bench) == 1 + 4 * 2
+    assert bench.rounds.awaits_an_end
+    bench.stub.statement_error = NotFound("no release", pb.REASON_ROUND_ENDED)
+    bench.clock.now += bench.rounds.ask_in
+    for _ in range(3):
+        bench.rounds.settle()
+    assert questions(bench) == 1 + 4 * 2 + 2
+    assert bench.kinds()[-2:] == ["no release"] * 2
+    assert not bench.rounds.awaits_an_end
+
+
+def test_an_aggregator_that_refuses_to_answer_is_asked_ever_less_often(bench: Bench) -> None:
+    """It writes its refusals down."""
+    bench.rounds.take_part(invitation())
+    bench.stub.statement_error = CallerNotAllowed("not on the roster")
+    for _ in range(100):
+        bench.clock.now += bench.rounds.ask_in
+        bench.rounds.settle()
+    assert questions(bench) <= 4 + 100 * 3 / 30
+    assert not bench.rounds.awaits_an_end
+
+
+def questions(bench: Bench) -> int:
+    return bench.stub.log.count("asked for the statement")
+
+
 def sent_without_an_answer(bench: Bench) -> pb.Signed:
     """The update has left, its answer is lost and this owner is started anew; returns the lost receipt."""
     bench.rounds.take_part(invitation())
@@ -628,7 +701,6 @@ def test_while_a_lost_receipt_cannot_be_asked_for_the_round_stays_unsettled(benc
     bench.stub.receipt_error = Unavailable("not there")
     bench.rounds.take_in(outcome(statement([commitment_of(receipt)])))
     assert "released" not in bench.kinds()
-    assert bench.rounds.ask_in
     bench.stub.receipt_error = None
     bench.clock.now += 60
     bench.stub.statements[DIGEST] = statement([commitment_of(receipt)])
