@@ -90,7 +90,7 @@ def run(settings: OwnerSettings, *, once: bool) -> int:
 
     on_stop_signal(stop)
     try:
-        with _started(tasks.values()), Watching(rounds, stopping) as watching:
+        with _started(tasks.values()), Watching(rounds, closing.outcomes, stopping) as watching:
             log.info("owner is ready", tasks=sorted(tasks), fingerprint=identity.fingerprint)
             attending.run(once=once)
             watching.finish()
@@ -134,6 +134,7 @@ def _policy(settings: OwnerSettings) -> Policy:
             for name, task in settings.tasks.items()
         },
         trusted=None if trusted is None else frozenset({*trusted, settings.name}),
+        largest_model_bytes=settings.largest_model_megabytes << 20,
     )
 
 

@@ -135,16 +135,6 @@ class Rounds:
         """Record how a round ended, after the work on it. Never raises."""
         self._recording_ends(lambda: self._outcomes.take_in(outcome))
 
-    @property
-    def ask_in(self) -> float:
-        """In how many seconds to `settle` again."""
-        return self._outcomes.ask_in
-
-    @property
-    def awaits_an_end(self) -> bool:
-        """Whether a round is open in which an update of ours left."""
-        return self._outcomes.awaits_an_end
-
     def settle(self) -> None:
         """Ask the aggregator how our rounds ended. From any thread. Never raises."""
         with self._lock:
@@ -210,7 +200,9 @@ class Rounds:
             with lease:
                 self._check_not_dropped(invited)
                 if not self._pushing.push_again(invited, deadline):
-                    self._fetching.fetch(invited, process, deadline)
+                    self._fetching.fetch(
+                        invited, process, deadline, lambda: invited.digest in self._dropped
+                    )
                     failpoint("owner.fetch.complete")
                     trained = self._train(invited, process)
                     failpoint("owner.train.done")

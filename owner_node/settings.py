@@ -76,7 +76,8 @@ class OwnerSettings(Settings):
     smallest cohort this owner takes part in. `trusted` lists the owners whose updates this owner
     believes to be real; itself is among them. Where it is given, so many of them must be sure to be in
     every average as `floor` says. `largest_value` is the largest floating-point value that a base may
-    have. `patience_seconds` is how long a coordinator that cannot be reached is waited for.
+    have. `largest_model_megabytes` is the largest model of a job, whatever the task's own is: a job has
+    exactly the task's, or it is declined before anything is fetched. `patience_seconds` is how long a coordinator that cannot be reached is waited for.
     """
 
     federation: NodeLabel
@@ -88,6 +89,7 @@ class OwnerSettings(Settings):
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
     trusted: tuple[NodeLabel, ...] | None = None
     largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
+    largest_model_megabytes: Annotated[int, Field(ge=1, le=1 << 26)] = 8192
     patience_seconds: Seconds = STANDBY_SECONDS
     identity: PinnedIdentityFiles
     tasks: dict[Name, TaskSettings] = Field(default_factory=dict)

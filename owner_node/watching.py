@@ -8,6 +8,7 @@ from typing import Self
 
 import structlog
 
+from owner_node.outcomes import Outcomes
 from owner_node.rounds import Rounds
 
 log = structlog.get_logger()
@@ -16,8 +17,9 @@ log = structlog.get_logger()
 class Watching:
     """Asks while the block runs that it is the context of."""
 
-    def __init__(self, rounds: Rounds, stopping: threading.Event) -> None:
+    def __init__(self, rounds: Rounds, outcomes: Outcomes, stopping: threading.Event) -> None:
         self._rounds = rounds
+        self._outcomes = outcomes
         self._stopping = stopping
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -27,16 +29,16 @@ class Watching:
         told = False
         while not self._stopping.is_set():
             self._rounds.settle()
-            if not self._rounds.awaits_an_end:
+            if not self._outcomes.awaits_an_end:
                 return
             if not told:
                 log.info("waiting for the end of a round, whatever the coordinator says")
                 told = True
-            self._stopping.wait(self._rounds.ask_in)
+            self._stopping.wait(self._outcomes.ask_in)
 
     def _run(self) -> None:
         self._rounds.settle()  # of the rounds from before this node was started
-        while not self._ended.wait(self._rounds.ask_in):
+        while not self._ended.wait(self._outcomes.ask_in):
             self._rounds.settle()
 
     def __enter__(self) -> Self:

@@ -96,6 +96,20 @@ def test_a_coordinator_that_says_more_than_is_worked_off_fills_no_memory() -> No
     assert 0 < len(rounds.log) < 50
 
 
+def test_large_invitations_that_wait_do_not_add_up_in_memory() -> None:
+    large = coordinator_pb2.AttendResponse(
+        invitation=coordinator_pb2.Invitation(job_spec=bytes(9 << 20))
+    )
+    rounds = FakeRounds()
+    running = start(rounds, INVITED, *[large] * 8, OUTCOME, FINISHED)
+    assert rounds.told.wait(LONG)
+    rounds.go_on.set()
+    running.join(LONG)
+    # At most the one that is worked on and one that waits, and with it what is small.
+    assert len(rounds.log) in {3, 4}
+    assert rounds.log[-1] == "took in the outcome"
+
+
 def test_an_owner_asks_how_its_rounds_ended_when_the_coordinator_says_no_more() -> None:
     """An outcome that was lost with the stream is not sent again."""
 

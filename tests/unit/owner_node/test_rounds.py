@@ -22,6 +22,7 @@ from cairn.errors import (
     UpdateRefused,
     WrongState,
 )
+from cairn.exchanged import Exchanged
 from cairn.incoming import Incoming
 from cairn.ledger import Entry
 from cairn.messages import PROTOCOL, Manifest, digest_of, job_spec_to_bytes, manifest_to_bytes
@@ -29,6 +30,7 @@ from cairn.state_directory import StateDirectory
 from cairn.statements import MANIFEST as MANIFEST_TYPE
 from cairn.statements import RECEIPT, STATEMENT, commitment_of, sign
 from cairn.task_loading import TaskFailed
+from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
@@ -185,12 +187,21 @@ class FakeTask:
         self.base = memoryview(bytearray(len(BASE)))
         self.update = memoryview(bytearray(UPDATE.tobytes()))
         self.hold = False
+        self.schema = JOB.schema
+        self.model_error: TaskFailed | None = None
+        self.lent = 0
         self.before: Callable[[], object] = lambda: None
         self.works: list[Work] = []
         self.trains = threading.Event()
         self.cancelled = threading.Event()
 
+    def model(self, is_over: Callable[[], bool]) -> Exchanged:
+        if is_over() or self.model_error is not None:
+            raise self.model_error or TaskFailed("the training was cancelled")
+        return Exchanged(self.schema, frozenset())
+
     def base_buffer(self, _schema: object) -> memoryview:
+        self.lent += 1
         return self.base
 
     def has_base(self, _schema: object, _digest: bytes) -> bool:
@@ -242,10 +253,11 @@ class Bench:
         stopping = threading.Event()
         self.records = Records(self.ledger, Receipts(aggregator, self.ledger), lambda: "sha256:00")
         self.kept = KeptUpdates(path / "state", self.ledger.past.may_leave_again)
+        self.outcomes = Outcomes(aggregator, self.ledger, self.kept, "clinics", "bob", self.clock)
         closing = Closing(
             self.records,
             Pushing(aggregator, self.ledger, self.kept, rules, lambda: "sha256:00", stopping),
-            Outcomes(aggregator, self.ledger, self.kept, "clinics", "bob", self.clock),
+            self.outcomes,
         )
         policy = Policy("clinics", "bob", 3, {"tumours": TaskRules({"lr": (0.0, 1.0)})})
         tasks: Any = {"tumours": self.task}
@@ -550,8 +562,8 @@ def test_an_aggregator_that_cannot_be_reached_is_asked_again_and_ever_less_often
     bench.rounds.take_in(outcome(None))
     waits: list[float] = []
     while len(waits) < 7:
-        waits.append(bench.rounds.ask_in)
-        bench.clock.now += bench.rounds.ask_in
+        waits.append(bench.outcomes.ask_in)
+        bench.clock.now += bench.outcomes.ask_in
         bench.rounds.settle()
     assert waits == [6, 12, 24, 30, 30, 30, 30]
     bench.stub.statement_error = None
@@ -559,7 +571,7 @@ def test_an_aggregator_that_cannot_be_reached_is_asked_again_and_ever_less_often
     bench.clock.now += 30
     bench.rounds.settle()
     assert counted(bench) == (True, "")
-    assert bench.rounds.ask_in == 3
+    assert bench.outcomes.ask_in == 3
 
 
 def test_what_a_coordinator_says_does_not_flood_the_aggregator(bench: Bench) -> None:
@@ -640,18 +652,18 @@ def test_a_round_is_asked_about_until_it_has_ended_and_not_while_its_own_work_is
     bench.rounds.take_part(invitation(later))  # it asks about the first, at the beginning
     assert asked == [0, 1]
     for _ in range(4):
-        bench.clock.now += bench.rounds.ask_in
+        bench.clock.now += bench.outcomes.ask_in
         bench.rounds.settle()
         bench.rounds.settle()  # too soon
     assert questions(bench) == 1 + 4 * 2
-    assert bench.rounds.awaits_an_end
+    assert bench.outcomes.awaits_an_end
     bench.stub.statement_error = NotFound("no release", pb.REASON_ROUND_ENDED)
-    bench.clock.now += bench.rounds.ask_in
+    bench.clock.now += bench.outcomes.ask_in
     for _ in range(3):
         bench.rounds.settle()
     assert questions(bench) == 1 + 4 * 2 + 2
     assert bench.kinds()[-2:] == ["no release"] * 2
-    assert not bench.rounds.awaits_an_end
+    assert not bench.outcomes.awaits_an_end
 
 
 def test_an_aggregator_that_refuses_to_answer_is_asked_ever_less_often(bench: Bench) -> None:
@@ -659,10 +671,10 @@ def test_an_aggregator_that_refuses_to_answer_is_asked_ever_less_often(bench: Be
     bench.rounds.take_part(invitation())
     bench.stub.statement_error = CallerNotAllowed("not on the roster")
     for _ in range(100):
-        bench.clock.now += bench.rounds.ask_in
+        bench.clock.now += bench.outcomes.ask_in
         bench.rounds.settle()
     assert questions(bench) <= 4 + 100 * 3 / 30
-    assert not bench.rounds.awaits_an_end
+    assert not bench.outcomes.awaits_an_end
 
 
 def questions(bench: Bench) -> int:
@@ -755,6 +767,24 @@ def test_what_a_coordinator_answers_instead_of_the_base_is_a_decline_and_nothing
     declined = bench.facts("declined")
     assert declined["reason"] == reason
     assert declined["why"].startswith("the base was not fetched from the coordinator: ")
+
+
+def test_nothing_is_fetched_of_a_model_that_is_not_the_tasks_own(bench: Bench) -> None:
+    bench.task.schema = Schema.of([*JOB.schema.tensors, TensorSpec("more", "F32", (1,))])
+    bench.coordinator.error = AssertionError("it was fetched")
+    bench.rounds.take_part(invitation())
+    assert bench.stub.log == ["joined", "declined REASON_SCHEMA_MISMATCH"]
+    assert bench.task.lent == 0
+    assert "the task's model is not the job's: more" in bench.facts("declined")["why"]
+
+
+def test_a_task_whose_model_cannot_be_built_is_no_failure_that_depends_on_data(
+    bench: Bench,
+) -> None:
+    bench.task.model_error = TaskFailed("the task's file raised ZeroDivisionError")
+    bench.rounds.take_part(invitation())
+    assert bench.stub.log == ["joined", "declined REASON_SCHEMA_MISMATCH"]
+    assert bench.facts("declined")["why"].endswith("raised ZeroDivisionError")
 
 
 def test_a_job_that_the_manifest_does_not_name_is_not_even_parsed(
