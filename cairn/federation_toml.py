@@ -98,6 +98,8 @@ def owner_toml(
         f"federation = {_text(plan.name)}\n"
         f"name = {_text(owner)}\n"
         f"coordinator = {_text(plan.coordinator_address)}  # where this node dials the coordinator\n"
+        "# Where given, no other certificate is accepted of the coordinator than those in this file.\n"
+        f'# coordinator_certificate = "{owner}/coordinator.crt"\n'
         f"aggregator = {_text(plan.intake_address)}   # where this node dials the aggregator\n"
         f"{_signing_key(signing_key)}\n"
         "# This owner's own ledger: what it decided, and everything that left. Keep it. Its finished update\n"

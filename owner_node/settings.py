@@ -71,6 +71,8 @@ class TaskSettings(Settings):
 class OwnerSettings(Settings):
     """Everything an owner node is told.
 
+    `coordinator_certificate` is a file with the certificates that this owner accepts of the coordinator, one
+    after the other; without it, it accepts any that the authority has issued to a coordinator.
     `state` is the directory of this owner's own ledger, which must outlive the node, and of its finished
     update while the round is open. `floor` is the
     smallest cohort this owner takes part in. `trusted` lists the owners whose updates this owner
@@ -83,6 +85,7 @@ class OwnerSettings(Settings):
     federation: NodeLabel
     name: NodeLabel
     coordinator: Address
+    coordinator_certificate: FilePath | None = None
     aggregator: Address
     aggregator_signing_key: SigningKeyText
     state: FilePath

@@ -55,18 +55,19 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
         )
         self.models: dict[bytes, bytes] = {}
         self.fetched: list[tuple[str, bytes]] = []
+        self.attended: list[str] = []
         self.trickling: set[bytes] = set()
         self._server: grpc.Server | None = None
 
-    def start(self, network: Network) -> None:
-        """Listen where the owners' files say, under the coordinator's own certificate."""
+    def start(self, network: Network, who: str = "coordinator") -> None:
+        """Listen where the owners' files say, under the coordinator's own certificate or another's."""
         pool = ThreadPoolExecutor(16)
         self._server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
         coordinator_pb2_grpc.add_InvitationServiceServicer_to_server(self, self._server)
         checked = health.HealthServicer()
         checked.set("", health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(checked, self._server)
-        pair = network.credentials["coordinator"]
+        pair = network.credentials[who]
         secrets = grpc.ssl_server_credentials([pair], network.root, require_client_auth=True)
         self._server.add_secure_port(network.coordinator_at, secrets)
         self._server.start()
@@ -79,6 +80,7 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
         self, request: coordinator_pb2.AttendRequest, context: grpc.ServicerContext
     ) -> Iterator[coordinator_pb2.AttendResponse]:
         del request
+        self.attended.append(_owner(context))
         waiting = self.says[_owner(context)]
         while context.is_active():
             with suppress(queue.Empty):

@@ -56,7 +56,7 @@ def attend(ward: Ward, address: str, _shown: bytes, seconds: float) -> None:
         Attending(
             settings,
             lambda: is_serving(channel, CALL_SECONDS),
-            CoordinatorClient(channel),
+            CoordinatorClient(channel, lambda: None),
             rounds,
             threading.Event(),
         ).run(once=True)
