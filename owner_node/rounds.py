@@ -33,6 +33,7 @@ from owner_node.policy import Declined, Invited, Policy
 from owner_node.pushing import Pushing
 from owner_node.records import Records
 from owner_node.training_process import Trained, TrainingProcess, Work
+from owner_node.turns import Turns
 
 log = structlog.get_logger()
 
@@ -83,6 +84,7 @@ class Rounds:
         self._aggregator = aggregator
         self._tasks = tasks
         self._stopping = stopping
+        self._turns = Turns(aggregator, closing.records.past, stopping)
         self._lock = threading.Lock()
         self._current: _Current | None = None
         self._dropped: set[bytes] = set()
@@ -97,6 +99,7 @@ class Rounds:
             log.exception("the invitation could not be read")
             self._records.refused(InvalidMessage("the invitation could not be read"))
         else:
+            self._turns.wait(invited)
             self._answer(invited)
 
     def _answer(self, invited: Invited) -> None:
@@ -179,6 +182,7 @@ class Rounds:
             self._stopping,
         )
         deadline = time.monotonic() + joined.open_seconds
+        self._turns.joined(invited, deadline)
         failpoint("owner.join.answered")
         self._records.joined(invited)
         failpoint("owner.join.recorded")

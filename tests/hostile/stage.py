@@ -29,6 +29,7 @@ from tests.scenarios.processes import BIN, Node, until
 from tests.service.network import FEDERATION, Job, Network
 
 LINEAR = Schema.of([TensorSpec("weight", "F32", (1, 2)), TensorSpec("bias", "F32", (1,))])
+LARGE = Schema.of([TensorSpec("weight", "F32", ((1 << 19) + 1,))])  # more than two chunks
 COHORT = ("alice", "bob", "carol")
 _LOOK_SECONDS = 0.1  # how often a caller that has left is noticed
 _BASES = itertools.count(1)
@@ -43,10 +44,17 @@ lr = [0.0, 1.0]
 """
 
 
+_LARGE_TASK = TASK.replace(
+    "return nn.Linear(2, 1)",
+    "return nn.ParameterDict({'weight': nn.Parameter(torch.zeros((1 << 19) + 1))})",
+)
+
+
 class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
     """Says what the test puts into `says`, and serves whatever bytes lie in `models`.
 
-    The models whose digests are in `trickling` are served byte by byte, a few in a second.
+    The models whose digests are in `trickling` are served byte by byte, a few in a second. The others come in
+    chunks of `chunk_bytes`, whatever may be sent in one.
     """
 
     def __init__(self) -> None:
@@ -57,6 +65,7 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
         self.fetched: list[tuple[str, bytes]] = []
         self.attended: list[str] = []
         self.trickling: set[bytes] = set()
+        self.chunk_bytes = 1 << 20
         self._server: grpc.Server | None = None
 
     def start(self, network: Network, who: str = "coordinator") -> None:
@@ -100,7 +109,9 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
         header = coordinator_pb2.FetchModelHeader(total_bytes=len(model))
         yield coordinator_pb2.FetchModelResponse(header=header)
         if request.digest not in self.trickling:
-            yield coordinator_pb2.FetchModelResponse(chunk=model)
+            for place in range(0, len(model), self.chunk_bytes):
+                chunk = model[place : place + self.chunk_bytes]
+                yield coordinator_pb2.FetchModelResponse(chunk=chunk)
             return
         pause = threading.Event()
         for place in range(request.offset, len(model)):
@@ -123,11 +134,13 @@ class Stage:
         (self.data / "value").write_text("1.0")
         (self.data / "mode").write_text("good")
         (network.directory / "task.py").write_text(TASK)
+        (network.directory / "large.py").write_text(_LARGE_TASK)
         config = network.directory / "alice.toml"
         text = config.read_text().replace(
             "\n[identity]", '\ntrusted = ["bob", "carol", "dave"]\n\n[identity]', 1
         )
-        config.write_text(text + _TASK)
+        large = _TASK.replace("task.py", "large.py").replace("tasks.task", "tasks.large")
+        config.write_text(text + _TASK + large)
         self.alice = self.start_alice()
 
     @property
