@@ -40,7 +40,7 @@ def distrusted(address: str, trust: Trust, shown: x509.Certificate, now: datetim
     if trust.pinned:
         return (
             f"the certificate at {address} is another than the pinned one of {trust.file}: it is {found};"
-            " ask whoever runs the aggregator for its present node.crt, or correct the address"
+            " ask whoever runs that node for its present node.crt, or correct the address"
         )
     return (
         f"the certificate at {address} was not issued by the authority {trust.file}: it is {found};"

@@ -13,6 +13,7 @@ from cairn.findings import Finding, fault, note, ok, warning
 from cairn.health_client import Health, ask_health
 from cairn.identity import Identity, NodeName, PinnedAggregator, Role
 from cairn.listening import tried
+from cairn.looking import PinnedCoordinator
 from cairn.messages import check_protocol
 from cairn.preflight import Peer
 from cairn.reaching import NothingListens, Unreachable, Way, reach
@@ -50,7 +51,7 @@ def peer_findings(
     """What is found at each peer; all are asked at the same time."""
 
     def ask(peer: Peer) -> list[Finding]:
-        pin = pinned if peer.role is Role.AGGREGATOR else None
+        pin = pinned if peer.role is Role.AGGREGATOR else peer.pinned
         trust = _issued(identity) if pin is None else Trust(pin.certificates, pin.file, pinned=True)
         return _found_at(peer, Way(peer.address, identity, trust, seconds), pin)
 
@@ -62,12 +63,15 @@ def _issued(identity: Identity) -> Trust:
     return Trust(identity.authority, Path(identity.files.authority), pinned=False)
 
 
-def _found_at(peer: Peer, way: Way, pin: PinnedAggregator | None) -> list[Finding]:
+def _found_at(
+    peer: Peer, way: Way, pin: PinnedAggregator | PinnedCoordinator | None
+) -> list[Finding]:
+    trusted = None if pin is None else lambda: pin.certificates
     try:
         name = reach(way)
         if name.role is not peer.role or name.federation != way.identity.node.federation:
             return [fault(peer.role, _another(peer, name))]
-        with dial(peer.address, way.identity, pin) as channel:
+        with dial(peer.address, way.identity, trusted=trusted) as channel:
             asked_ms = time.time() * 1000
             health = ask_health(channel, way.seconds)
             half_ms = (asked_ms + time.time() * 1000) / 2

@@ -36,6 +36,7 @@ __all__ = [
     "identity_faults",
     "key_fingerprint",
     "load_identity",
+    "load_pinned",
     "load_pinned_aggregator",
     "load_signing_key",
     "node_named_in",
@@ -161,22 +162,28 @@ class PinnedAggregator:
 
 def load_pinned_aggregator(path: Path, federation: str, now: datetime) -> PinnedAggregator:
     """Load what a node pins. Each certificate must name the aggregator, and one at least be in time."""
+    pinned = load_pinned(path, federation, Role.AGGREGATOR, now)
+    return PinnedAggregator(pinned, federation, path)
+
+
+def load_pinned(path: Path, federation: str, role: Role, now: datetime) -> bytes:
+    """The certificates of a file that are in time, as PEM, where all of them are of this role."""
     pinned, expired = [], None
     for certificate in load_certificates(path):
         found = _node_of_file(path, certificate)
-        if (found.federation, found.role) != (federation, Role.AGGREGATOR):
+        if (found.federation, found.role) != (federation, role):
             raise UsageError(
-                f"{path} is the certificate of {found}, but it should be that of the aggregator of"
-                f" federation {federation}; ask whoever runs the aggregator for its node.crt"
+                f"{path} is the certificate of {found}, but it should be that of the {role} of"
+                f" federation {federation}; ask whoever runs the {role} for its node.crt"
             )
         try:
-            _check_time(path, certificate, now, ASK_FOR_PRESENT)
+            _check_time(path, certificate, now, f"ask whoever runs the {role} for the present one")
             pinned.append(certificate.public_bytes(Encoding.PEM))
         except UsageError as error:
             expired = error
     if expired is not None and not pinned:
         raise expired
-    return PinnedAggregator(b"".join(pinned), federation, path)
+    return b"".join(pinned)
 
 
 def load_signing_key(path: Path) -> Ed25519PrivateKey:

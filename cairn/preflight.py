@@ -13,6 +13,7 @@ from cairn.doctor_identity import identity_findings, pin_findings, signing_key_f
 from cairn.errors import UsageError
 from cairn.findings import Finding, Grade, of_grade
 from cairn.identity import IdentityFiles, NodeName, Role
+from cairn.looking import PinnedCoordinator
 from cairn.place import Place
 from cairn.quoting import quoted
 
@@ -23,13 +24,15 @@ log = structlog.get_logger()
 class Peer:
     """A node that this one dials: under which key its address stands here, and under which in its own file.
 
-    A coordinator listens only while it runs a job, so that it need not answer.
+    A coordinator listens only while it runs a job, so that it need not answer. `pinned` is what is accepted of it
+    where its certificate is pinned.
     """
 
     role: Role
     address: str
     key: str
     their_key: str
+    pinned: PinnedCoordinator | None = None
 
     @property
     def must_answer(self) -> bool:

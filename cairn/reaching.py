@@ -45,15 +45,20 @@ class Way:
 
 def reach(way: Way) -> NodeName:
     """Return who answers there. Raises Unreachable, which says at which step it failed and why."""
-    _resolve(way)
-    with _connect(way) as connection:
-        certificate = _shake_hands(way, connection)
+    certificate = shown(way)
     try:
         return node_named_in(certificate)
     except InvalidMessage as error:
         raise Unreachable(
             f"the certificate at {way.address} is not that of a node: {error}; compare the address"
         ) from None
+
+
+def shown(way: Way) -> x509.Certificate:
+    """Return the certificate of who answers there, which is trusted. Raises Unreachable as `reach` does."""
+    _resolve(way)
+    with _connect(way) as connection:
+        return _shake_hands(way, connection)
 
 
 def _resolve(way: Way) -> None:

@@ -30,13 +30,12 @@ class RedialledChannel(grpc.Channel):
     def __init__(
         self, present: Callable[[], Hashable], connect: Callable[[Any], grpc.Channel]
     ) -> None:
-        """Dial by `connect(present())`, and again whenever `present()` answers something else."""
+        """Dial by `connect(present())` at the first call, and whenever `present()` answers something else."""
         self._present = present
         self._connect = connect
         self._lock = threading.Lock()
         self._closed = False
-        credentials = present()
-        self._line = _Line(connect(credentials), credentials)
+        self._line: _Line | None = None
         self._left: set[_Line] = set()  # dialled anew, and calls are still on them
 
     def unary_unary(self, *method: Any, **coding: Any) -> Any:
@@ -53,16 +52,18 @@ class RedialledChannel(grpc.Channel):
 
     def subscribe(self, callback: Any, try_to_connect: bool = False) -> None:  # noqa: FBT001, FBT002 - grpc.Channel's own
         """Follow the state of the present connection."""
-        self._line.channel.subscribe(callback, try_to_connect)
+        with self.line() as line:
+            line.channel.subscribe(callback, try_to_connect)
 
     def unsubscribe(self, callback: Any) -> None:
-        self._line.channel.unsubscribe(callback)
+        with self.line() as line:
+            line.channel.unsubscribe(callback)
 
     def close(self) -> None:
         """End all calls, on the old connections too."""
         with self._lock:
             self._closed = True
-            lines = [self._line, *self._left]
+            lines = [*([self._line] if self._line is not None else []), *self._left]
             self._left.clear()
         for line in lines:
             line.channel.close()
@@ -86,13 +87,13 @@ class RedialledChannel(grpc.Channel):
         """The present line, dialled anew where the credentials have changed; to be released."""
         with self._lock:
             credentials = self._present()
-            left = None
-            if credentials != self._line.credentials and not self._closed:
-                left, self._line = self._line, _Line(self._connect(credentials), credentials)
-                if left.calls:
+            left, line = None, self._line
+            if line is None or (credentials != line.credentials and not self._closed):
+                left, line = line, _Line(self._connect(credentials), credentials)
+                self._line = line
+                if left is not None and left.calls:
                     self._left.add(left)
-            self._line.calls += 1
-            line = self._line
+            line.calls += 1
         if left is not None and not left.calls:
             left.channel.close()
         return line

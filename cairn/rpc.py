@@ -177,16 +177,25 @@ def _window(nbytes: int) -> list[tuple[str, int]]:
     return [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", nbytes)]
 
 
-def dial(address: str, identity: Identity, pinned: PinnedAggregator | None = None) -> grpc.Channel:
+def dial(
+    address: str,
+    identity: Identity,
+    pinned: PinnedAggregator | None = None,
+    trusted: Callable[[], bytes] | None = None,
+) -> grpc.Channel:
     """Open a channel to a node whose certificate is pinned, or else was issued by our own authority.
 
-    When the files of the identity or of the pin change, the next call dials again with what they hold.
+    `trusted` says, in the place of a pin, which certificates are accepted at present; what it raises is
+    raised by the call. When the files of the identity or of the pin change, or what is trusted, the next
+    call dials again with what they hold.
     """
     own = renewal_of(identity)
     pin = renewal_of_pin(pinned) if pinned is not None else None
 
     def present() -> tuple[Identity, bytes]:
         current = own.current()
+        if trusted is not None:
+            return current, trusted()
         return current, current.authority if pin is None else pin.current().certificates
 
     def connect(credentials: tuple[Identity, bytes]) -> grpc.Channel:

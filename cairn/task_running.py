@@ -2,16 +2,19 @@
 
 import math
 import operator
+import random
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from cairn.errors import UsageError
+from cairn.exchanged import Exchanged
 from cairn.exchanging import Parts, parts_of
 from cairn.in_place import lay, loads_plainly, write_back
 from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
@@ -64,6 +67,19 @@ class TaskRunner:
         self._min_examples = min_examples
         self._data: Data | None = None
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def exchanged(self) -> Exchanged:
+        """Build a model, look at what of it travels, and drop it. Raises TaskFailed.
+
+        The models of the rounds are built from the same random numbers as if this had not been.
+        """
+        states = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a task may have seeded
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return self._built()[2]
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
 
     def train(
         self, this: Round, schema: Schema, base: WritableBuffer, update: WritableBuffer
@@ -118,25 +134,22 @@ class TaskRunner:
             self._data = data
         return self._data
 
+    def _built(self) -> tuple[nn.Module, Parts, Exchanged]:
+        """A new model, what of it travels and stays, and what that looks like."""
+        model = _built(self._task)
+        try:
+            parts = _parts(self._task, model)
+            return model, parts, Exchanged(schema_of(parts.travels), frozenset(parts.stays))
+        except UsageError as error:
+            raise TaskFailed(str(error), pb.REASON_SCHEMA_MISMATCH) from None
+
     def _loaded_model(
         self, schema: Schema, base: WritableBuffer, home: WritableBuffer
     ) -> nn.Module:
         """Build the model and load it, into tensors that live in `home` as far as they can."""
-        model = _built(self._task)
-        try:
-            parts = _parts(self._task, model)
-            difference = schema.difference(schema_of(parts.travels))
-        except UsageError as error:
-            raise TaskFailed(str(error), pb.REASON_SCHEMA_MISMATCH) from None
-        if private := [spec.name for spec in schema.tensors if spec.name in parts.stays]:
-            raise TaskFailed(
-                f"the job's model has {private[0]}, which stays at this site by the task's exchanges;"
-                " a job's model holds only what its task exchanges",
-                pb.REASON_SCHEMA_MISMATCH,
-            )
-        if difference:
-            part = "what the task exchanges" if parts.stays else "the task's model"
-            raise TaskFailed(f"{part} is not the job's: {difference}", pb.REASON_SCHEMA_MISMATCH)
+        model, parts, exchanged = self._built()
+        if why := exchanged.why_not(schema):
+            raise TaskFailed(why, pb.REASON_SCHEMA_MISMATCH)
         model.to(self._device)
         values, slots = read_state(schema, base), read_state(schema, home)
         laid = lay(model, {**parts.travels, **parts.stays}, slots)

@@ -144,19 +144,22 @@ class AggregatorClient:
             return None
         return self._checked(answer.receipt, manifest_digest, pushed)
 
-    def released(self, manifest_digest: bytes) -> pb.Signed:
-        """Ask for the signed statement of a round, and keep the head of the ledger behind it.
+    def released(self, manifest_digest: bytes) -> pb.Signed | None:
+        """Ask for the signed statement of a round, None where it is open, and keep the ledger's head.
 
-        Raises NotFound, with the reason ROUND_ENDED, where the round has ended without a release,
-        WrongState where it is open, and InvalidMessage with the reason ROLLED_BACK as `join` does.
+        Shows the aggregator the last head this owner was given. Raises NotFound, with the reason
+        ROUND_ENDED, where the round has ended without a release. Where the aggregator's ledger is not the
+        one this owner saw before, the reason is ROLLED_BACK: of WrongState where the aggregator finds
+        that out, of InvalidMessage where we do.
         """
-        request = aggregator_pb2.GetStatementRequest(manifest_digest=manifest_digest)
         with self._noting_heads:
+            request = aggregator_pb2.GetStatementRequest(
+                manifest_digest=manifest_digest, seen_head=self._witness.seen()
+            )
             with translated():
                 answer = self._records.GetStatement(request, timeout=CALL_SECONDS)
             self._witness.note(answer.ledger_head)
-        signed: pb.Signed = answer.statement
-        return signed
+        return answer.statement if answer.HasField("statement") else None
 
     def _request(self, manifest_digest: bytes) -> aggregator_pb2.JoinRoundRequest:
         return aggregator_pb2.JoinRoundRequest(

@@ -16,6 +16,7 @@ from cairn.errors import (
     WrongState,
 )
 from cairn.patience import patiently
+from cairn.rpc import JOB_MESSAGE_BYTES
 from cairn.v1 import coordinator_pb2
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.rounds import Rounds
@@ -26,6 +27,7 @@ log = structlog.get_logger()
 _UNLISTED_PAUSE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.2  # between a stream that broke off and the next
 _MOST_WAITING = 16  # events of a coordinator that says more than is worked off
+_MOST_WAITING_BYTES = JOB_MESSAGE_BYTES  # of them all: an honest one invites to one round at a time
 _NOTHING = (
     coordinator_pb2.AttendResponse()
 )  # no more is said for now: an outcome may have been lost
@@ -50,6 +52,8 @@ class Attending:
         self._events: queue.Queue[coordinator_pb2.AttendResponse | None] = queue.Queue(
             _MOST_WAITING
         )
+        self._waiting_bytes = 0  # of the events that lie in it
+        self._counting = threading.Lock()
         self._asks = threading.Event()  # set while _NOTHING is left to the worker
         self._worker = threading.Thread(target=self._work, name="rounds", daemon=True)
 
@@ -123,19 +127,30 @@ class Attending:
 
     def _leave_to_worker(self, event: coordinator_pb2.AttendResponse) -> None:
         try:
-            self._events.put_nowait(event)
+            self._put(event)
         except queue.Full:
             if event is _NOTHING:
                 self._asks.clear()
             log.warning("the coordinator says more than this owner can work off; left out")
 
+    def _put(self, event: coordinator_pb2.AttendResponse) -> None:
+        """Raises queue.Full where that is more than may wait, by number or by size."""
+        with self._counting:
+            if self._waiting_bytes + event.ByteSize() > _MOST_WAITING_BYTES:
+                raise queue.Full
+            self._events.put_nowait(event)
+            self._waiting_bytes += event.ByteSize()
+
+    def _next(self) -> coordinator_pb2.AttendResponse | None:
+        event = self._events.get()
+        if event is not None:
+            with self._counting:
+                self._waiting_bytes -= event.ByteSize()
+        return event
+
     def _work(self) -> None:
         while True:
-            try:
-                event = self._events.get(timeout=self._rounds.ask_in)
-            except queue.Empty:
-                self._rounds.settle()
-                continue
+            event = self._next()
             if event is None or self._stopping.is_set():
                 return
             match event.WhichOneof("event"):

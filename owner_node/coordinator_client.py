@@ -1,12 +1,13 @@
 """The owner's calls to the coordinator. Makes `cairn.v1.InvitationService`'s."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import grpc
 
 from cairn import __version__
-from cairn.errors import InvalidMessage, Unavailable
+from cairn.errors import Distrusted, InvalidMessage, Unavailable
 from cairn.failpoint import failpoint
 from cairn.incoming import Incoming
 from cairn.messages import PROTOCOL
@@ -21,7 +22,9 @@ _NEW_STREAM_EVERY_SECONDS = 3600
 class CoordinatorClient:
     """Speaks to the coordinator of this owner's file."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, distrusted: Callable[[], object]) -> None:
+        """`distrusted` is told where the coordinator shows a certificate that is not trusted."""
+        self._distrusted = distrusted
         self._stub = coordinator_pb2_grpc.InvitationServiceStub(channel)
         self._lock = threading.Lock()
         self._stream: grpc.Call | None = None
@@ -40,7 +43,7 @@ class CoordinatorClient:
                 return
             stream = self._stub.Attend(request, timeout=_NEW_STREAM_EVERY_SECONDS)
             self._stream = stream
-        with translated():
+        with self._translated():
             yield from stream
 
     def fetch(self, digest: bytes, incoming: Incoming, seconds: float) -> None:
@@ -49,7 +52,7 @@ class CoordinatorClient:
         Raises Unavailable where this one breaks off, and InvalidMessage where the bytes are not that model.
         """
         request = coordinator_pb2.FetchModelRequest(digest=digest, offset=incoming.offset)
-        with translated():
+        with self._translated():
             parts = self._stub.FetchModel(request, timeout=seconds)
             with ended_when_silent(parts.cancel) as heard:
                 first = next(parts, None)
@@ -69,6 +72,15 @@ class CoordinatorClient:
             raise InvalidMessage(
                 "the coordinator sent another model than the aggregator's manifest names"
             )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            with translated():
+                yield
+        except Distrusted:
+            self._distrusted()
+            raise
 
     def close(self) -> None:
         """End the open stream, from another thread."""

@@ -4,13 +4,18 @@ import math
 import os
 from collections.abc import Collection
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from cryptography import x509
+
+from cairn.doctor_identity import SOON
 from cairn.errors import InvalidMessage, UsageError
-from cairn.findings import Finding, attempted, note, ok, warning
+from cairn.findings import Finding, attempted, fault, note, ok, warning
 from cairn.identity import NodeName, Role
 from cairn.ledger_files import OWNER_DATABASE, read_ledger
+from cairn.looking import PinnedCoordinator, load_pinned_coordinator
 from cairn.place import state_directory
 from cairn.preflight import Node, Peer
 from cairn.task_loading import find_task
@@ -38,11 +43,41 @@ def node_of(settings: OwnerSettings) -> Node:
         place=state_directory(settings.state),
         database=OWNER_DATABASE,
         peers=(
-            Peer(Role.COORDINATOR, settings.coordinator, "coordinator", "listen"),
+            Peer(
+                Role.COORDINATOR, settings.coordinator, "coordinator", "listen", _pinned(settings)
+            ),
             Peer(Role.AGGREGATOR, settings.aggregator, "aggregator", "listen_owners"),
         ),
-        further=_tasks(settings),
+        further=[*_coordinator_pin(settings), *_tasks(settings)],
     )
+
+
+def _pinned(settings: OwnerSettings) -> PinnedCoordinator | None:
+    """What is pinned of the coordinator; None where it cannot be used, which its check says."""
+    file = settings.coordinator_certificate
+    if file is None:
+        return None
+    try:
+        return load_pinned_coordinator(file, settings.federation, datetime.now(UTC))
+    except UsageError:
+        return None
+
+
+def _coordinator_pin(settings: OwnerSettings) -> list[Finding]:
+    file = settings.coordinator_certificate
+    if file is None:
+        return []
+    try:
+        pinned = load_pinned_coordinator(file, settings.federation, datetime.now(UTC))
+    except UsageError as error:
+        return [fault("coordinator pin", f"coordinator_certificate: {error}")]
+    certificates = x509.load_pem_x509_certificates(pinned.certificates)
+    end = max(certificate.not_valid_after_utc for certificate in certificates)
+    sentence = f"{file} pins the coordinator, valid until {end:%Y-%m-%d}"
+    if end - datetime.now(UTC) > SOON:
+        return [ok("coordinator pin", sentence)]
+    cure = "ask whoever runs the coordinator for the present one, and append it"
+    return [warning("coordinator pin", f"{sentence}: {cure}")]
 
 
 def _tasks(settings: OwnerSettings) -> list[Finding]:

@@ -2,10 +2,12 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 from cairn.errors import CairnError, InvalidMessage, UpdateRefused, WrongState
 from cairn.incoming import Incoming
 from cairn.patience import patiently
+from cairn.task_loading import TaskFailed
 from cairn.timeouts import rest
 from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds, check_values
@@ -24,11 +26,20 @@ class Fetching:
         self._largest_value = largest_value
         self._stopping = stopping
 
-    def fetch(self, invited: Invited, process: TrainingProcess, deadline: float) -> None:
+    def fetch(
+        self,
+        invited: Invited,
+        process: TrainingProcess,
+        deadline: float,
+        is_over: Callable[[], bool],
+    ) -> None:
         """Have the base in the process's memory; it is fetched only where it is not there.
 
-        Raises Declined where it does not come, is not the manifest's or has values of no model.
+        Raises Declined where the job's model is not the task's, of which nothing is fetched then and for
+        which no memory is taken, and where the base does not come, is not the manifest's or has values of
+        no model.
         """
+        _check_model(invited, process, is_over)
         schema, digest = invited.job.schema, invited.manifest.base_digest
         base = process.base_buffer(schema)
         if process.has_base(schema, digest):
@@ -57,6 +68,20 @@ class Fetching:
         except UpdateRefused as error:
             raise Declined(f"in the base the {error}", pb.REASON_MODEL_SUSPECT) from None
         process.keep_base(digest)
+
+
+def _check_model(invited: Invited, process: TrainingProcess, is_over: Callable[[], bool]) -> None:
+    """No data was opened yet, so nothing here depends on it, and the reason may be told."""
+    try:
+        why = process.model(is_over).why_not(invited.job.schema)
+    except TaskFailed as failed:
+        if is_over():
+            raise WrongState(
+                "the round ended before this owner was done", pb.REASON_ROUND_ENDED
+            ) from None
+        why = f"the task's model is not known: {failed}"
+    if why:
+        raise Declined(why, pb.REASON_SCHEMA_MISMATCH)
 
 
 def until(deadline: float) -> float:

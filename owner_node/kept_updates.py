@@ -39,12 +39,13 @@ class KeptUpdates:
         """Remove what is left over of rounds that were settled, or not begun to be pushed."""
         self.path = state / "updates"
         self._is_needed = is_needed
+        self._writing = threading.Lock()  # held while an update is on its way to the disk
         self.tidy()
 
     def keeping(self, manifest_digest: bytes) -> "Keeping":
-        """Prepare to keep the update of this round."""
+        """Prepare to keep the update of this round, one at a time."""
         self.tidy()
-        return Keeping(self._file_of(manifest_digest))
+        return Keeping(self._file_of(manifest_digest), self._writing)
 
     def find(
         self, manifest_digest: bytes, layout: Layout, payload_digest: bytes
@@ -66,7 +67,18 @@ class KeptUpdates:
         _remove(self._file_of(manifest_digest))
 
     def tidy(self) -> None:
-        """Remove every file of ours that is not needed, or no longer. Never raises."""
+        """Remove every file of ours that is not needed, or no longer. Never raises. From any thread.
+
+        Not while one is written: it is not known yet to be needed. The next one removes the rest.
+        """
+        if not self._writing.acquire(blocking=False):
+            return
+        try:
+            self._remove_unneeded()
+        finally:
+            self._writing.release()
+
+    def _remove_unneeded(self) -> None:
         try:
             paths = list(self.path.iterdir())
         except OSError:  # nothing was kept yet
@@ -86,8 +98,9 @@ class Keeping:
     A disk that is full or broken does not end the round: then nothing is kept, which the log says.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, writing: threading.Lock) -> None:
         self._path = path
+        self._writing = writing
         self._temporary = path.parent / f".cairn-{secrets.token_hex(8)}.tmp"
         self._placed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -135,10 +148,12 @@ class Keeping:
         sync_directory(self._path.parent)
 
     def __enter__(self) -> Self:
+        self._writing.acquire()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.wait_until_durable()
+        self._writing.release()
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

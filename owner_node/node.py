@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -15,6 +15,7 @@ from cairn.encoding import WORDS
 from cairn.failpoint import switch_on_failpoints
 from cairn.health_client import is_serving
 from cairn.identity import (
+    Identity,
     NodeName,
     PinnedAggregator,
     Role,
@@ -24,6 +25,7 @@ from cairn.identity import (
     parse_signing_key_text,
 )
 from cairn.ledger_files import OWNER_DATABASE
+from cairn.looking import CoordinatorTrust, load_pinned_coordinator
 from cairn.preflight import preflight
 from cairn.process import on_stop_signal, start_logging
 from cairn.renewal import Renewal, renewal_of_pin
@@ -45,6 +47,7 @@ from owner_node.records import Records
 from owner_node.rounds import Closing, Deciding, Rounds
 from owner_node.settings import OwnerSettings
 from owner_node.training_process import TaskSource, TrainingProcess
+from owner_node.watching import Watching
 from owner_node.witness import Witness
 
 log = structlog.get_logger()
@@ -70,17 +73,14 @@ def run(settings: OwnerSettings, *, once: bool) -> int:
     state = StateDirectory(settings.state, OWNER_DATABASE)
     ledger = OwnerLedger(state, Clock())
     witness = Witness(state, key, settings.federation)
-    channel = dial(settings.coordinator, identity)
-    coordinator = CoordinatorClient(channel)
+    coordinator, coordinator_serves = _coordinator(settings, identity)
     aggregator = AggregatorClient(
         dial(settings.aggregator, identity, pin), key, settings.name, witness
     )
     closing = _closing(settings, aggregator, ledger, renewal_of_pin(pin), stopping)
     deciding = Deciding(_policy(settings), settings.largest_value)
     rounds = Rounds(deciding, closing, coordinator, aggregator, tasks, stopping)
-    attending = Attending(
-        settings, lambda: is_serving(channel, CALL_SECONDS), coordinator, rounds, stopping
-    )
+    attending = Attending(settings, coordinator_serves, coordinator, rounds, stopping)
 
     def stop() -> None:
         stopping.set()
@@ -89,12 +89,34 @@ def run(settings: OwnerSettings, *, once: bool) -> int:
 
     on_stop_signal(stop)
     try:
-        with _started(tasks.values()):
+        with _started(tasks.values()), Watching(rounds, closing.outcomes, stopping) as watching:
             log.info("owner is ready", tasks=sorted(tasks), fingerprint=identity.fingerprint)
             attending.run(once=once)
+            watching.finish()
     finally:
         closing.records.close()
     return 0
+
+
+def _coordinator(
+    settings: OwnerSettings, identity: Identity
+) -> tuple[CoordinatorClient, Callable[[], bool]]:
+    """What calls the coordinator, and what finds out whether it is there and is one."""
+    address, file = settings.coordinator, settings.coordinator_certificate
+    pin = None
+    if file is not None:
+        pin = load_pinned_coordinator(file, settings.federation, datetime.now(UTC))
+    trust = CoordinatorTrust(address, identity, pin)
+    channel = dial(address, identity, trusted=trust.certificates)
+
+    def serves() -> bool:
+        # Its health says why it cannot be reached, in gRPC's words, before it is looked at.
+        with dial(address, identity, trusted=trust.certificates if pin else None) as first:
+            up = is_serving(first, CALL_SECONDS)
+        trust.certificates()
+        return up
+
+    return CoordinatorClient(channel, trust.forget), serves
 
 
 def _tasks(settings: OwnerSettings) -> dict[str, TrainingProcess]:
@@ -139,6 +161,7 @@ def _policy(settings: OwnerSettings) -> Policy:
             for name, task in settings.tasks.items()
         },
         trusted=None if trusted is None else frozenset({*trusted, settings.name}),
+        largest_model_bytes=settings.largest_model_megabytes << 20,
     )
 
 

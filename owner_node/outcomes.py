@@ -1,10 +1,13 @@
 """Finds out how a round ended, and whether this owner's update was counted in its release.
 
-Only a statement that the aggregator signed counts. What a coordinator says is a reason to ask the
-aggregator about that round, where an update of ours left in it, and nothing else.
+Only a statement that the aggregator signed counts. From an update on, the aggregator itself is asked again
+and again until the end of its round is known, whatever the coordinator says or withholds: only the
+aggregator's answer brings the head of its ledger, by which an older state that is put back is found out.
 """
 
 import base64
+import threading
+from dataclasses import dataclass
 
 import structlog
 
@@ -17,18 +20,32 @@ from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.kept_updates import KeptUpdates
-from owner_node.ledger import OwnerLedger
+from owner_node.ledger import NotRecorded, OwnerLedger
 from owner_node.past import PHASE_WORDS
 from owner_node.receipts import Receipts
 
 log = structlog.get_logger()
 
-ASK_EVERY_SECONDS = 3.0  # at least, between two questions about one round
-_LONGEST_PAUSE_SECONDS = 300.0  # between two while the aggregator cannot be reached
+ASK_EVERY_SECONDS = 3.0  # between two questions about one round
+_LONGEST_PAUSE_SECONDS = (
+    30.0  # between two while the aggregator cannot be reached, or refuses to answer
+)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """When the aggregator was last asked about a round, how long not to ask again, and what it said."""
+
+    at: float
+    pause: float
+    is_open: bool = False
 
 
 class Outcomes:
-    """Judges the ends of rounds, for one owner of one federation."""
+    """Judges the ends of rounds, for one owner of one federation.
+
+    Every public method may be called from any thread.
+    """
 
     def __init__(
         self,
@@ -46,16 +63,25 @@ class Outcomes:
         self._federation = federation
         self._owner = owner
         self._clock = clock
-        self._asked: dict[bytes, float] = {}  # when it was last asked about a round
-        # Whether there was a question too soon after another, one whose answer did not come, or one from
-        # before this node was started.
-        self._put_off = bool(ledger.past.unsettled)
+        self._lock = threading.RLock()  # over all that follows, and from a question to its record
+        self._asked: dict[bytes, _Asked] = {}
+        # Recorded from a coordinator's copy: the aggregator itself has not answered yet.
+        self._without_head: set[bytes] = set()
         self._pause = ASK_EVERY_SECONDS
+        self._is_reached = True
 
     @property
-    def ask_in(self) -> float | None:
-        """In how many seconds what was put off is to be asked; None where nothing was."""
-        return self._pause if self._put_off else None
+    def ask_in(self) -> float:
+        """In how many seconds to `settle` again."""
+        return self._pause
+
+    @property
+    def awaits_an_end(self) -> bool:
+        """Whether a round of ours is open, as the aggregator said, which could be reached the last time."""
+        with self._lock:
+            unsettled = self._ledger.past.unsettled
+            is_open = any(asked.is_open for d, asked in self._asked.items() if d in unsettled)
+            return is_open and self._is_reached
 
     def is_proved(self, outcome: coordinator_pb2.Outcome) -> bool:
         """Whether the aggregator has signed that this round has ended."""
@@ -75,75 +101,107 @@ class Outcomes:
         """Record how this round ended.
 
         Where an update of ours left, the aggregator itself is asked: its answer shows how far its ledger
-        is. The coordinator's copy of the statement does where it gives none.
+        is. Where it gives none, the coordinator's copy of the statement is recorded, and it is asked on.
         """
         digest = outcome.manifest_digest
         try:
             copy = self._statement(outcome.statement, digest)
         except InvalidMessage:
             copy = None
-        if digest in self._ledger.past.unsettled:
-            if copy is not None or self._may_ask(digest):
+        with self._lock:
+            is_ours = digest in self._ledger.past.unsettled
+            if is_ours and (copy is not None or self._may_ask(digest)):
                 self._ask(digest)
-            else:
-                self._put_off = True
-        if copy is None:
-            return
-        try:
-            self._record(outcome.statement, copy)
-        except Unavailable as error:  # whether our update was counted is asked again
-            log.warning("the receipt of a round was not fetched", reason=str(error))
-            self._put_off = True
-
-    def settle(self) -> None:
-        """Ask the aggregator itself how the rounds ended of which this owner was not told."""
-        self._put_off = False
-        for digest in list(self._ledger.past.unsettled):
-            if not self._may_ask(digest):
-                self._put_off = True
-            elif not self._ask(digest):
+            if copy is None or self._ledger.past.is_released(digest):
                 return
+            if is_ours:
+                self._without_head.add(digest)
+            try:
+                self._record(outcome.statement, copy)
+            except Unavailable as error:  # whether our update was counted is asked again
+                log.warning("the receipt of a round was not fetched", reason=str(error))
+
+    def settle(self, under_way: bytes = b"") -> None:
+        """Ask the aggregator how the rounds ended of whose end it has given this owner no proof.
+
+        The round that is under way is left out: its own calls find out.
+        """
+        with self._lock:
+            for digest in [*self._ledger.past.unsettled, *self._without_head]:
+                if digest != under_way and self._may_ask(digest) and not self._ask(digest):
+                    return
 
     def _may_ask(self, digest: bytes) -> bool:
-        """Whether enough time has passed: what a coordinator says must not flood the aggregator."""
+        """Whether enough time has passed: neither we nor a coordinator must flood the aggregator."""
         asked = self._asked.get(digest)
-        return asked is None or self._clock.monotonic() - asked >= ASK_EVERY_SECONDS
+        return asked is None or self._clock.monotonic() - asked.at >= asked.pause
 
     def _ask(self, digest: bytes) -> bool:
         """Ask how a round ended, and record it; returns whether the aggregator could be reached."""
-        unsettled = self._ledger.past.unsettled
-        about = unsettled[digest]
-        ids = {"job": about.job, "round": about.round}
-        self._asked = {d: at for d, at in self._asked.items() if d in unsettled}
-        self._asked[digest] = self._clock.monotonic()
+        asked = self._asked.get(digest)
+        longer = min(2 * asked.pause, _LONGEST_PAUSE_SECONDS) if asked else ASK_EVERY_SECONDS
         try:
-            signed = self._aggregator.released(digest)
-            self._record(signed, self._statement(signed, digest))
-        except WrongState:
-            pass  # it is open
-        except NotFound as error:
-            if error.reason == pb.REASON_ROUND_ENDED:
-                self._note_no_release(digest, str(error))
-        except InvalidMessage as error:
-            log.error("the aggregator's answer on a round is not good", **ids, reason=str(error))
+            is_open = self._is_open(digest)
+        except Unavailable as error:
+            self._note_asked(digest, ASK_EVERY_SECONDS)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+            self._is_reached = False
+            log.warning("the statement of a round was not fetched", reason=str(error))
+            return False
+        except NotRecorded:
+            self._note_asked(digest, longer)
+            raise
         except CairnError as error:
-            log.warning("the statement of a round was not fetched", **ids, reason=str(error))
-            if isinstance(error, Unavailable):
-                self._put_off = True
-                self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
-                return False
-        self._pause = ASK_EVERY_SECONDS
+            self._note_asked(digest, longer)
+            self._log_refusal(digest, error)
+        else:
+            self._note_asked(digest, ASK_EVERY_SECONDS, is_open=is_open)
+        self._pause, self._is_reached = ASK_EVERY_SECONDS, True
         return True
 
+    def _is_open(self, digest: bytes) -> bool:
+        """Ask about a round; record its end and return False, or return whether it is still open."""
+        try:
+            signed = self._aggregator.released(digest)
+        except NotFound as error:
+            if error.reason != pb.REASON_ROUND_ENDED:
+                raise
+            if digest in self._without_head:
+                raise WrongState(
+                    "it does not know a release that it has signed: its state was replaced",
+                    pb.REASON_ROLLED_BACK,
+                ) from None
+            self._note_no_release(digest, str(error))
+            return False
+        if signed is None:
+            return True
+        self._record(signed, self._statement(signed, digest))
+        self._without_head.discard(digest)
+        return False
+
+    def _note_asked(self, digest: bytes, pause: float, *, is_open: bool = False) -> None:
+        mine = {*self._ledger.past.unsettled, *self._without_head}
+        self._asked = {d: asked for d, asked in self._asked.items() if d in mine}
+        self._asked[digest] = _Asked(self._clock.monotonic(), pause, is_open)
+
+    def _log_refusal(self, digest: bytes, error: CairnError) -> None:
+        about = self._ledger.past.unsettled.get(digest)
+        ids = {"job": about.job, "round": about.round} if about else {"manifest": digest.hex()}
+        if error.reason == pb.REASON_ROLLED_BACK:
+            log.error("THE AGGREGATOR'S STATE WAS REPLACED", **ids, reason=str(error))
+        elif isinstance(error, InvalidMessage):
+            log.error("the aggregator's answer on a round is not good", **ids, reason=str(error))
+        else:
+            log.warning("the statement of a round was not fetched", **ids, reason=str(error))
+
     def _note_no_release(self, digest: bytes, why: str) -> None:
-        """Record the end, and whether our update was refused in it: that answer may have been lost."""
+        """Record the end, and whether our update was refused in it: that answer may have been lost.
+
+        Raises Unavailable, and records nothing, where the aggregator cannot be asked for that.
+        """
         facts = {"manifest_digest": digest.hex(), "why": why}
         if self._ledger.past.receipt(digest) is None:
-            try:
-                refused = self._aggregator.refusal(digest)
-            except Unavailable:
-                self._put_off = True
-                return
+            refused = self._aggregator.refusal(digest)
             facts |= {"reason": reason_word(refused)} if refused else {}
         self._ledger.record("no release", facts)
         self._kept.tidy()

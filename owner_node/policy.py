@@ -83,6 +83,7 @@ class Policy:
     tasks: Mapping[str, TaskRules]
     trusted: frozenset[str] | None = None
     largest_share: float = LARGEST_SHARE
+    largest_model_bytes: int = 1 << 33
 
     def check(self, invited: Invited, known: Known) -> None:
         """Raise InvalidMessage for an invitation that is not for us, Declined for one we refuse."""
@@ -142,6 +143,12 @@ class Policy:
             raise Declined(
                 f"the job asks for the task {job.task}; this owner's file has {tasks}",
                 pb.REASON_UNKNOWN_TASK,
+            )
+        if job.schema.total_bytes > self.largest_model_bytes:
+            raise Declined(
+                f"the job's model has {job.schema.total_bytes} bytes, this owner's file allows"
+                f" {self.largest_model_bytes} (largest_model_megabytes)",
+                pb.REASON_TOO_MUCH,
             )
         _check_settings(job, rules.ranges)
         _check_encoding(invited, rules.encodings)

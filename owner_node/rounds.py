@@ -36,6 +36,7 @@ from owner_node.policy import Declined, Invited, Policy
 from owner_node.pushing import Pushing
 from owner_node.records import Records
 from owner_node.training_process import Trained, TrainingProcess, Work
+from owner_node.turns import Turns
 
 log = structlog.get_logger()
 
@@ -86,6 +87,7 @@ class Rounds:
         self._aggregator = aggregator
         self._tasks = tasks
         self._stopping = stopping
+        self._turns = Turns(aggregator, closing.records.past, stopping)
         self._lock = threading.Lock()
         self._current: _Current | None = None
         self._dropped: set[bytes] = set()
@@ -100,6 +102,7 @@ class Rounds:
             log.exception("the invitation could not be read")
             self._records.refused(InvalidMessage("the invitation could not be read"))
         else:
+            self._turns.wait(invited)
             with self._records.telling_of_a_failure(invited.job.task):
                 self._answer(invited)
 
@@ -139,14 +142,11 @@ class Rounds:
         """Record how a round ended, after the work on it. Never raises."""
         self._recording_ends(lambda: self._outcomes.take_in(outcome))
 
-    @property
-    def ask_in(self) -> float | None:
-        """In how many seconds to `settle` what was put off; None where nothing was."""
-        return self._outcomes.ask_in
-
     def settle(self) -> None:
-        """Ask how the rounds ended of which this owner was not told. Never raises."""
-        self._recording_ends(self._outcomes.settle)
+        """Ask the aggregator how our rounds ended. From any thread. Never raises."""
+        with self._lock:
+            under_way = self._current.invited.digest if self._current is not None else b""
+        self._recording_ends(lambda: self._outcomes.settle(under_way))
 
     @staticmethod
     def _recording_ends(record: Callable[[], None]) -> None:
@@ -184,6 +184,7 @@ class Rounds:
             invited.manifest.lease_seconds,
             self._stopping,
         )
+        self._turns.joined(invited, deadline.latest)
         failpoint("owner.join.answered")
         self._records.joined(invited)
         failpoint("owner.join.recorded")
@@ -208,7 +209,12 @@ class Rounds:
                     if self._pushing.push_again(invited, deadline.latest):
                         return
                 with deadline.cuts_off(not_fetched):
-                    self._fetching.fetch(invited, process, deadline.latest)
+                    self._fetching.fetch(
+                        invited,
+                        process,
+                        deadline.latest,
+                        lambda: invited.digest in self._dropped,
+                    )
                     failpoint("owner.fetch.complete")
                     self._check_not_dropped(invited)
                 with deadline.cuts_off(partial(too_late, lease)):

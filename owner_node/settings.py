@@ -92,18 +92,23 @@ class TaskSettings(Settings):
 class OwnerSettings(Settings):
     """Everything an owner node is told.
 
+    `coordinator_certificate` is a file with the certificates that this owner accepts of the coordinator, one
+    after the other; without it, it accepts any that the authority has issued to a coordinator.
     `state` is the directory of this owner's own ledger, which must outlive the node, and of its finished
     update while the round is open. `floor` is the
     smallest cohort this owner takes part in. `trusted` lists the owners whose updates this owner
     believes to be real; itself is among them. Where it is given, so many of them must be sure to be in
     every average as `floor` says. `largest_share` is the largest share of an average's total weight that this
-    owner lets one update count for: it declines a round whose manifest allows more. `largest_value` is the largest floating-point value that a base may
-    have. `patience_seconds` is how long a coordinator that cannot be reached is waited for.
+    owner lets one update count for: it declines a round whose manifest allows more. `largest_value` is the
+    largest floating-point value that a base may have. `largest_model_megabytes` is the largest model of a
+    job, whatever the task's own is: a job has exactly the task's, or it is declined before anything is
+    fetched. `patience_seconds` is how long a coordinator that cannot be reached is waited for.
     """
 
     federation: NodeLabel
     name: NodeLabel
     coordinator: Address
+    coordinator_certificate: FilePath | None = None
     aggregator: Address
     aggregator_signing_key: SigningKeyText
     state: FilePath
@@ -111,6 +116,7 @@ class OwnerSettings(Settings):
     trusted: tuple[NodeLabel, ...] | None = None
     largest_share: Annotated[float, Field(gt=0, le=LARGEST_SHARE)] = LARGEST_SHARE
     largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
+    largest_model_megabytes: Annotated[int, Field(ge=1, le=1 << 26)] = 8192
     patience_seconds: Seconds = STANDBY_SECONDS
     identity: PinnedIdentityFiles
     tasks: dict[Name, TaskSettings] = Field(default_factory=dict)

@@ -27,10 +27,16 @@ from cairn.task_running import TaskRunner
 from cairn.tensors import Schema
 from cairn.timeouts import PARTING_SECONDS
 from owner_node.forks import keep_from_forks, watch_forks
-from owner_node.training_link import Link, ModelMemory, schema_from
+from owner_node.training_link import (
+    ASK_FOR_MODEL,
+    Link,
+    ModelMemory,
+    exchanged_message,
+    schema_from,
+)
 
 Bytes = NDArray[np.uint8]
-Order = tuple[ModelMemory, Mapping[str, Any]]
+Order = tuple[ModelMemory | None, Mapping[str, Any]]  # without memory it is ASK_FOR_MODEL
 
 
 class Training:
@@ -42,12 +48,18 @@ class Training:
         self._min_examples = min_examples
         self._runner: TaskRunner | None = None
 
-    def warm_up(self) -> None:
-        """Load the task before the first round asks for it, so that a mistake shows at once."""
+    def model(self) -> dict[str, Any]:
+        """Say what the task's model exchanges. No data is read for it.
+
+        Asked before the first round, so that a mistake in the task shows at once.
+        """
         try:
-            self._load()
+            exchanged = self._load().exchanged()
         except TaskFailed as failed:
             _show(failed)
+            return {"reason": failed.reason, "text": str(failed)}
+        gc.collect()  # the model may be part of a cycle
+        return exchanged_message(exchanged)
 
     def answer(self, memory: ModelMemory, message: Mapping[str, Any]) -> dict[str, Any]:
         """Do one piece of work and say how it went, and whether the task has kept any of the memory.
@@ -105,10 +117,9 @@ def main(arguments: list[str]) -> None:
     threading.Thread(target=_listen, args=(link, orders), daemon=True).start()
     gc.freeze()  # PyTorch has 100000 objects, and to look at them takes longer than a small round
     training = Training(file, Site(owner, Path(data)), int(min_examples))
-    training.warm_up()
     for memory, message in iter(orders.get, None):
         try:
-            link.send(training.answer(memory, message))
+            link.send(training.answer(memory, message) if memory is not None else training.model())
         except OSError:  # the owner's process has gone
             return
 
@@ -125,6 +136,8 @@ def _listen(link: Link, orders: "queue.SimpleQueue[Order | None]") -> None:
             memory = ModelMemory(schema_from(message), link.received_descriptor())
             keep_from_forks(memory.mapped, memory.descriptor)
             memory.close()  # the mapping stays
+        elif message == ASK_FOR_MODEL:
+            orders.put((None, message))
         elif memory is not None:
             orders.put((memory, message))
     orders.put(None)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from cairn.exchanged import Exchanged
 from cairn.tensors import Schema, TensorSpec
 
 _READ_BYTES = 1 << 16
@@ -81,6 +82,30 @@ class ModelMemory:
     def close(self) -> None:
         """Close the file. The memory goes with its last view."""
         os.close(self.descriptor)
+
+
+# Asks what the task's model exchanges; the answer has the keys of `exchanged_message`, or is a failure's.
+ASK_FOR_MODEL = {"ask": "model"}
+
+
+def exchanged_message(exchanged: Exchanged) -> dict[str, Any]:
+    return {**schema_message(exchanged.schema), "stays": sorted(exchanged.stays)}
+
+
+def told_of_model(link: Link, *, again: bool) -> "Exchanged | dict[str, Any]":
+    """Wait for the answer to ASK_FOR_MODEL, asked `again` where the last one was a failure: it may be mended.
+
+    Where it is a failure again the message is returned, and an empty one where the process is gone.
+    """
+    try:
+        if again:
+            link.send(ASK_FOR_MODEL)
+        answer = link.receive() or {}
+    except OSError:
+        return {}
+    if "schema" not in answer:
+        return answer
+    return Exchanged(schema_from(answer), frozenset(answer["stays"]))
 
 
 def schema_message(schema: Schema) -> dict[str, Any]:

@@ -13,18 +13,27 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from cairn.exchanged import Exchanged
 from cairn.task_environment import passed_on
 from cairn.task_loading import TaskFailed
 from cairn.tensors import Schema
 from cairn.timeouts import PARTING_SECONDS
 from owner_node.sandbox import Sandbox, clear, furnish
-from owner_node.training_link import Link, ModelMemory, schema_message
+from owner_node.training_link import (
+    ASK_FOR_MODEL,
+    Link,
+    ModelMemory,
+    schema_message,
+    told_of_model,
+)
 
 __all__ = ["TaskFailed", "TaskSource", "Trained", "TrainingProcess", "Work"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,8 @@ class _Child:
     link: Link
     place: Path | None = None  # that of its sandbox
     memory: ModelMemory | None = None
+    # What it has said of the task's model: nothing yet, that, or why it cannot say.
+    model: "Exchanged | dict[str, Any]" = field(default_factory=dict)
 
 
 class TrainingProcess:
@@ -93,6 +104,16 @@ class TrainingProcess:
         """Start the process and return at once: it imports PyTorch and the task meanwhile."""
         with self._lock:
             self._live_child()
+
+    def model(self, is_over: Callable[[], bool] = lambda: False) -> Exchanged:
+        """What the task's model exchanges; waits until the process has said so.
+
+        Nothing is fetched and no memory taken for it. Raises TaskFailed as `run` does.
+        """
+        model = self._answered(_told_of_model, is_over).model
+        if isinstance(model, Exchanged):
+            return model
+        raise TaskFailed(model["text"], model["reason"])
 
     def base_buffer(self, schema: Schema) -> memoryview:
         """Where the base belongs before `run`, and where it is afterwards, unless it trained in place.
@@ -121,18 +142,7 @@ class TrainingProcess:
         memory = self._memory_of(work.schema)
         if work.in_place:
             self._base_digest = None
-        with self._lock:
-            if is_over():
-                raise TaskFailed("the training was cancelled")
-            child = self._live_child()
-            self._running, self._cancelled = True, False
-        try:
-            answer = _ask(child, memory, work)
-        finally:
-            with self._lock:
-                self._running = False
-        if answer is None:
-            raise TaskFailed(self._bury(child))
+        answer = self._answered(lambda child: _ask(child, memory, work), is_over)
         if answer["kept"]:
             memory = self._left_to_task(memory, work)
         if "reason" in answer:
@@ -159,6 +169,22 @@ class TrainingProcess:
         if self._memory is not None:
             self._memory.close()
             self._memory = None
+
+    def _answered(self, ask: Callable[[_Child], T | None], is_over: Callable[[], bool]) -> T:
+        """What the process answers. Raises TaskFailed where it is gone, or `is_over` when it is to begin."""
+        with self._lock:
+            if is_over():
+                raise TaskFailed("the training was cancelled")
+            child = self._live_child()
+            self._running, self._cancelled = True, False
+        try:
+            answer = ask(child)
+        finally:
+            with self._lock:
+                self._running = False
+        if answer is None:
+            raise TaskFailed(self._bury(child))
+        return answer
 
     def _live_child(self) -> _Child:
         if self._child is not None and self._child.process.poll() is not None:
@@ -209,7 +235,10 @@ def _spawn(owner: str, source: TaskSource) -> _Child:
             # the task cannot type into the operator's shell either (TIOCSTI).
             start_new_session=True,
         )
-    return _Child(process, Link(ours), place)
+    link = Link(ours)
+    with suppress(OSError):  # where it is gone already, the first answer that is waited for says so
+        link.send(ASK_FOR_MODEL)
+    return _Child(process, link, place)
 
 
 def _command(source: TaskSource, place: Path | None) -> list[str]:
@@ -233,7 +262,15 @@ def _environment(source: TaskSource, place: Path | None) -> dict[str, str]:
     return ours | fixed | ({} if place is None else {"TMPDIR": str(place / "work")})
 
 
+def _told_of_model(child: _Child) -> _Child | None:
+    if not isinstance(child.model, Exchanged):
+        child.model = told_of_model(child.link, again=bool(child.model))
+    return child if child.model else None
+
+
 def _ask(child: _Child, memory: ModelMemory, work: Work) -> dict[str, Any] | None:
+    if not child.model and _told_of_model(child) is None:
+        return None  # that answer comes first
     try:
         if child.memory is not memory:
             child.link.send(schema_message(memory.schema), memory.descriptor)

@@ -550,11 +550,12 @@ class RecordServiceServicer:
     """
 
     def GetStatement(self, request, context):
-        """Returns the signed statement of a released round.
+        """Returns the signed statement of a released round, and of one that is open the ledger's head alone.
 
         The caller must be an owner of the round's cohort, or the coordinator that registered the job.
         Reads only. Errors: PERMISSION_DENIED, NOT_FOUND for an unknown manifest, and with the reason
-        ROUND_ENDED for a round that ended without a release, FAILED_PRECONDITION for one that is open.
+        ROUND_ENDED for a round that ended without a release, FAILED_PRECONDITION with the reason
+        ROLLED_BACK where the ledger is behind `seen_head`: the aggregator then stops.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -30,6 +30,7 @@ from tests.scenarios.processes import BIN, Node, until
 from tests.service.network import FEDERATION, Job, Network
 
 LINEAR = Schema.of([TensorSpec("weight", "F32", (1, 2)), TensorSpec("bias", "F32", (1,))])
+LARGE = Schema.of([TensorSpec("weight", "F32", ((1 << 19) + 1,))])  # more than two chunks
 COHORT = ("alice", "bob", "carol")
 _LOOK_SECONDS = 0.1  # how often a caller that has left is noticed
 _BASES = itertools.count(1)
@@ -45,10 +46,17 @@ lr = [0.0, 1.0]
 """
 
 
+_LARGE_TASK = TASK.replace(
+    "return nn.Linear(2, 1)",
+    "return nn.ParameterDict({'weight': nn.Parameter(torch.zeros((1 << 19) + 1))})",
+)
+
+
 class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
     """Says what the test puts into `says`, and serves whatever bytes lie in `models`.
 
-    The models whose digests are in `trickling` are served byte by byte, a few in a second.
+    The models whose digests are in `trickling` are served byte by byte, a few in a second. The others come in
+    chunks of `chunk_bytes`, whatever may be sent in one.
     """
 
     def __init__(self) -> None:
@@ -57,18 +65,20 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
         )
         self.models: dict[bytes, bytes] = {}
         self.fetched: list[tuple[str, bytes]] = []
+        self.attended: list[str] = []
         self.trickling: set[bytes] = set()
+        self.chunk_bytes = 1 << 20
         self._server: grpc.Server | None = None
 
-    def start(self, network: Network) -> None:
-        """Listen where the owners' files say, under the coordinator's own certificate."""
+    def start(self, network: Network, who: str = "coordinator") -> None:
+        """Listen where the owners' files say, under the coordinator's own certificate or another's."""
         pool = ThreadPoolExecutor(16)
         self._server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
         coordinator_pb2_grpc.add_InvitationServiceServicer_to_server(self, self._server)
         checked = health.HealthServicer()
         checked.set("", health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(checked, self._server)
-        pair = network.credentials["coordinator"]
+        pair = network.credentials[who]
         secrets = grpc.ssl_server_credentials([pair], network.root, require_client_auth=True)
         self._server.add_secure_port(network.coordinator_at, secrets)
         self._server.start()
@@ -81,6 +91,7 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
         self, request: coordinator_pb2.AttendRequest, context: grpc.ServicerContext
     ) -> Iterator[coordinator_pb2.AttendResponse]:
         del request
+        self.attended.append(_owner(context))
         waiting = self.says[_owner(context)]
         while context.is_active():
             with suppress(queue.Empty):
@@ -100,7 +111,9 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
         header = coordinator_pb2.FetchModelHeader(total_bytes=len(model))
         yield coordinator_pb2.FetchModelResponse(header=header)
         if request.digest not in self.trickling:
-            yield coordinator_pb2.FetchModelResponse(chunk=model)
+            for place in range(0, len(model), self.chunk_bytes):
+                chunk = model[place : place + self.chunk_bytes]
+                yield coordinator_pb2.FetchModelResponse(chunk=chunk)
             return
         pause = threading.Event()
         for place in range(request.offset, len(model)):
@@ -126,11 +139,13 @@ class Stage:
         (self.data / "value").write_text("1.0")
         (self.data / "mode").write_text("good")
         (network.directory / "task.py").write_text(task)
+        (network.directory / "large.py").write_text(_LARGE_TASK)
         config = network.directory / "alice.toml"
         text = config.read_text().replace(
             "\n[identity]", '\ntrusted = ["bob", "carol", "dave"]\n\n[identity]', 1
         )
-        config.write_text(text + rules)
+        large = _TASK.replace("task.py", "large.py").replace("tasks.task", "tasks.large")
+        config.write_text(text + rules + large)
         self.alice = self.start_alice()
 
     @property
@@ -142,11 +157,11 @@ class Stage:
     def state(self) -> Path:
         return self.network.directory / "alice/state"
 
-    def start_alice(self) -> Node:
+    def start_alice(self, until: str = "attending") -> Node:
         log = self.network.directory / f"alice-{next(self._starts)}.log"
         config = self.network.directory / "alice.toml"
         node = Node("alice", log, BIN / "owner-node", "--config", config)
-        node.says("attending")
+        node.says(until)
         return node
 
     def job(self, **terms: Any) -> Job:

@@ -12,7 +12,7 @@ import pytest
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.hostile.stage import COHORT, LINEAR, Stage, fresh_base
+from tests.hostile.stage import COHORT, LARGE, LINEAR, Stage, fresh_base
 from tests.service.network import SECONDS, Ended, Job, OpenRound
 
 OTHER = Schema.of([TensorSpec("weight", "F32", (5, 2)), TensorSpec("bias", "F32", (1,))])
@@ -55,9 +55,10 @@ def test_a_job_of_another_model_does_not_make_an_owner_train_on_another_base(
         assert ended.statement.contributors == 3
         pushed = np.frombuffer(ended.payload, "<f4") * 3
         np.testing.assert_allclose(pushed, alices_update(base), rtol=1e-6)
-        assert fetches(stage, digest) == 2 * number - 1
+        assert fetches(stage, digest) == number
         between = opened_with(stage.job(schema=OTHER), digest)
-        stage.declines(between.signed, between.job.body, "BASE_MISMATCH")
+        stage.declines(between.signed, between.job.body, "SCHEMA_MISMATCH")
+        assert fetches(stage, digest) == number
 
 
 @contextmanager
@@ -93,11 +94,13 @@ def test_a_base_that_an_owner_has_is_not_fetched_again(
 
 
 @pytest.mark.parametrize("size", [(1 << 20) + 4, 2 << 20])
-def test_a_model_in_chunks_larger_than_agreed_is_not_taken(stage: Stage, size: int) -> None:
-    schema = Schema.of([TensorSpec("weight", "F32", (size // 4,))])
-    base = np.full(size // 4, fresh_base()[0], "<f4").tobytes()
-    stage.coordinator.models[schema.digest(base)] = base
-    opened = opened_with(stage.job(schema=schema), schema.digest(base))
+def test_a_model_in_chunks_larger_than_agreed_is_not_taken(
+    stage: Stage, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = np.full(LARGE.tensors[0].shape, fresh_base()[0], "<f4").tobytes()
+    stage.coordinator.models[LARGE.digest(base)] = base
+    opened = opened_with(stage.job(schema=LARGE, task="large"), LARGE.digest(base))
+    monkeypatch.setattr(stage.coordinator, "chunk_bytes", size)
     stage.declines(opened.signed, opened.job.body, "BASE_MISMATCH")
     (entry,) = [
         e for e in stage.entries("declined") if e.facts["manifest_digest"] == opened.digest.hex()

@@ -2,19 +2,17 @@
 
 import numpy as np
 
-from cairn.tensors import Schema, TensorSpec
-from tests.hostile.stage import Stage
+from tests.hostile.stage import LARGE, Stage
 from tests.scenarios.processes import until
 from tests.service.network import SECONDS
 
-LARGE = Schema.of([TensorSpec("weight", "F32", (4096,))])  # half an hour, byte by byte
 OTHERS = ("bob", "carol", "dave")
 DEADLINE = 3
 
 
 def test_a_fetch_that_trickles_is_ended_with_the_round(stage: Stage) -> None:
-    job = stage.job(schema=LARGE, deadline=DEADLINE)
-    base = np.full(4096, 0.25, "<f4").tobytes()
+    job = stage.job(schema=LARGE, task="large", deadline=DEADLINE)
+    base = np.full(LARGE.tensors[0].shape, 0.25, "<f4").tobytes()  # days, byte by byte
     opened = job.open(("alice", *OTHERS), base)
     digest = opened.manifest.base_digest
     stage.coordinator.models[digest] = base

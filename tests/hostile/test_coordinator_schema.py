@@ -18,12 +18,8 @@ REQUESTS = {
     "cairn.v1.CollectReleaseRequest": ["manifest_digest", "offset", "epoch"],
     "cairn.v1.AbortRoundRequest": ["manifest_digest", "epoch"],
     "cairn.v1.GetStatementRequest": ["manifest_digest", "seen_head"],
-    "cairn.v1.Signed": [
-        "type",
-        "body",
-        "signature",
-    ],  # of seen_head: a head that the aggregator signed
     "cairn.v1.ListEntriesRequest": ["first", "limit"],
+    "cairn.v1.Signed": ["type", "body", "signature"],  # a head that the aggregator has signed
 }
 # What a job says of its owners: their names, and bounds that are the same for all of them.
 TERMS = [

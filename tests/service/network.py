@@ -142,13 +142,14 @@ class Network:
         coordinator: str = "coordinator",
         examples: tuple[int, int] = (1, 1000),
         groups: Groups = (),
+        task: str = "task",
     ) -> "Job":
         """Register a job of its own."""
         name = next(self._names)
         spec = JobSpec(
             federation=FEDERATION,
             name=name,
-            task="task",
+            task=task,
             settings={"lr": 0.1},
             owners=tuple(sorted(owners)),
             floor=floor,

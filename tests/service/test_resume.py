@@ -134,7 +134,7 @@ def test_a_fetch_that_breaks_off_goes_on_from_where_it_was(
 
     with Breaking(base_at) as proxy:
         channel = dial(proxy.address, network.identity("alice", Role.OWNER))
-        client = CoordinatorClient(channel)
+        client = CoordinatorClient(channel, lambda: None)
         for _ in range(breaks):
             half = incoming.offset + BREAKS_AT // breaks // 2
             proxy.break_off(proxy.received, BREAKS_AT // breaks, at_least(half))

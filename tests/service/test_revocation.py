@@ -166,8 +166,8 @@ def test_the_old_connection_is_closed_after_its_last_call(
 ) -> None:
     with Door(aggregator) as door:
         calls = dialled(door, alice)
-        line = calls.channel._line  # type: ignore[attr-defined]  # to see its end
         stream = attend(calls)
+        line = calls.channel._line  # type: ignore[attr-defined]  # to see its end
         ward.renew(alice)
         calls.join()
         closing = threading.Event()

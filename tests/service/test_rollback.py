@@ -147,6 +147,23 @@ def test_it_stops_at_a_push_that_brings_a_newer_head_and_counts_nothing(vault: V
     assert vault.kinds() == ["job", "open", "abort"]
 
 
+def test_it_stops_at_a_question_about_a_round_that_brings_a_newer_head(vault: Vault) -> None:
+    """Whichever round it is about: an older state may not know it."""
+    job = vault.network.job()
+    vault.stop()
+    vault.keep("old")
+    vault.start(job)
+    opened = job.open()
+    seen, _ = a_round(opened)
+    vault.stop()
+    vault.put_back("old")
+    vault.start(job)
+    question = aggregator_pb2.GetStatementRequest(manifest_digest=opened.digest, seen_head=seen)
+    with refused(PRECONDITION, "its state was replaced", "ROLLED_BACK"):
+        vault.network.record("alice").GetStatement(question, timeout=SECONDS)
+    assert vault.network.node.ends(15) == 1
+
+
 def test_a_ledger_that_was_forked_is_found_although_it_is_as_long(vault: Vault) -> None:
     job = vault.network.job()
     vault.stop()
@@ -195,6 +212,9 @@ def test_a_head_that_the_aggregator_did_not_sign_stops_nothing(vault: Vault) -> 
             join(opened, "alice", seen)
         with refused(grpc.StatusCode.INVALID_ARGUMENT, reason="MALFORMED"):
             opened.push("alice", UPDATES["alice"], seen_head=seen)
+        question = aggregator_pb2.GetStatementRequest(manifest_digest=opened.digest, seen_head=seen)
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, reason="MALFORMED"):
+            vault.network.record("alice").GetStatement(question, timeout=SECONDS)
     assert join(opened, "alice", genuine).lease_seconds
     assert vault.network.node.process.poll() is None
 

@@ -51,12 +51,12 @@ def attend(ward: Ward, address: str, _shown: bytes, seconds: float) -> None:
     settings: Any = SimpleNamespace(
         federation=FEDERATION, coordinator=address, patience_seconds=seconds
     )
-    rounds: Any = SimpleNamespace(ask_in=None, settle=lambda: None)
+    rounds: Any = SimpleNamespace(settle=lambda: None)
     with dial(address, ward.home(ALICE).identity()) as channel:
         Attending(
             settings,
             lambda: is_serving(channel, CALL_SECONDS),
-            CoordinatorClient(channel),
+            CoordinatorClient(channel, lambda: None),
             rounds,
             threading.Event(),
         ).run(once=True)

@@ -159,8 +159,39 @@ def test_an_aggregator_of_another_certificate_is_told_with_both(ward: Path) -> N
         sentence = examined(aggregator_at(ward, port)).only("aggregator", "fault")
     assert f"localhost:{port} is another than the pinned one of {pinned}" in sentence
     assert "it is that of aggregator/aggregator in federation ward, sha256:" in sentence
-    assert "ask whoever runs the aggregator for its present node.crt" in sentence
+    assert "ask whoever runs that node for its present node.crt" in sentence
     assert methods == []
+
+
+def pinning(ward: Path, certificate: Path) -> Path:
+    """Alice's file, with this certificate pinned for the coordinator."""
+    config = ward / "alice.toml"
+    line = f'coordinator_certificate = "{certificate}"\nstate ='
+    config.write_text(config.read_text().replace("\nstate =", f"\n{line}", 1))
+    return config
+
+
+def test_the_pinned_coordinator_is_looked_for_under_its_own_certificate(ward: Path) -> None:
+    pinned = ward / "pinned.crt"
+    pinned.write_bytes((ward / "coordinator/node.crt").read_bytes())
+    config = pinning(ward, pinned)
+    with standing(ward / "coordinator", SERVES) as (port, _):
+        found = examined(pointed(config, "coordinator", f"localhost:{port}"))
+    assert f"{pinned} pins the coordinator, valid until" in found.only("coordinator pin", "ok")
+    assert "serves, Cairn 7.8.9" in found.only("coordinator", "ok")
+    issued(ward, Subject(NodeName("ward", Role.COORDINATOR, "coordinator"), ("localhost",)))
+    with standing(ward / "coordinator", SERVES) as (port, methods):
+        found = examined(pointed(config, "coordinator", f"localhost:{port}"))
+    sentence = found.only("coordinator", "fault")
+    assert f"localhost:{port} is another than the pinned one of {pinned}" in sentence
+    assert methods == []
+
+
+def test_a_pin_that_is_not_a_coordinators_is_named(ward: Path) -> None:
+    found = examined(pinning(ward, ward / "aggregator/node.crt"))
+    sentence = found.only("coordinator pin", "fault")
+    assert "is the certificate of aggregator/aggregator" in sentence
+    assert "ask whoever runs the coordinator for its node.crt" in sentence
 
 
 def test_a_coordinator_of_another_authority_is_told(ward: Path) -> None:

@@ -250,8 +250,7 @@ def test_the_file_is_removed_once_the_update_was_counted(bench: Bench) -> None:
 
 def test_the_file_is_removed_once_the_round_has_ended_without_a_release(bench: Bench) -> None:
     bench.stub.statement_error = NotFound("ended without a release", pb.REASON_ROUND_ENDED)
-    assert bench.rounds.ask_in  # also where nobody tells this owner of the end
-    bench.rounds.settle()
+    bench.rounds.settle()  # also where nobody tells this owner of the end
     assert files(bench.kept.path) == []
 
 

@@ -271,6 +271,14 @@ def test_how_an_evaluation_would_travel_does_not_matter() -> None:
     check(replace(MANIFEST, phase=pb.PHASE_EVALUATE), IN_INT8, policy=deltas_only)
 
 
+def test_a_job_of_a_larger_model_than_this_owner_allows_is_declined() -> None:
+    size = JOB.schema.total_bytes
+    assert (
+        reason_of(MANIFEST, JOB, policy=replace(POLICY, largest_model_bytes=size - 1)) == "TOO_MUCH"
+    )
+    replace(POLICY, largest_model_bytes=size).check(Invited(MANIFEST, b"m" * 32, JOB), Known())
+
+
 def test_a_cohort_that_mixes_the_groups_of_its_job_is_declined() -> None:
     owners = (*OWNERS, "dora", "erin", "frank")
     kept = replace(JOB, owners=owners, groups=(OWNERS, ("dora", "erin", "frank")))

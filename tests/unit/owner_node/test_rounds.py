@@ -22,6 +22,7 @@ from cairn.errors import (
     UpdateRefused,
     WrongState,
 )
+from cairn.exchanged import Exchanged
 from cairn.incoming import Incoming
 from cairn.ledger import Entry
 from cairn.messages import PROTOCOL, Manifest, digest_of, job_spec_to_bytes, manifest_to_bytes
@@ -29,6 +30,7 @@ from cairn.state_directory import StateDirectory
 from cairn.statements import MANIFEST as MANIFEST_TYPE
 from cairn.statements import RECEIPT, STATEMENT, commitment_of, sign
 from cairn.task_loading import TaskFailed
+from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
@@ -127,9 +129,7 @@ class FakeStub:
         self.log.append("asked for the statement")
         if self.statement_error is not None:
             raise self.statement_error
-        if request.manifest_digest not in self.statements:
-            raise WrongState("the round has no release yet")
-        signed = self.statements[request.manifest_digest]
+        signed = self.statements.get(request.manifest_digest)  # none of a round that is open
         return aggregator_pb2.GetStatementResponse(statement=signed, ledger_head=HEAD_NOW)
 
 
@@ -188,12 +188,21 @@ class FakeTask:
         self.update = memoryview(bytearray(UPDATE.tobytes()))
         self.hold = False
         self.metrics = {"loss": 0.5, "patients": 17.0}
+        self.schema = JOB.schema
+        self.model_error: TaskFailed | None = None
+        self.lent = 0
         self.before: Callable[[], object] = lambda: None
         self.works: list[Work] = []
         self.trains = threading.Event()
         self.cancelled = threading.Event()
 
+    def model(self, is_over: Callable[[], bool]) -> Exchanged:
+        if is_over() or self.model_error is not None:
+            raise self.model_error or TaskFailed("the training was cancelled")
+        return Exchanged(self.schema, frozenset())
+
     def base_buffer(self, _schema: object) -> memoryview:
+        self.lent += 1
         return self.base
 
     def has_base(self, _schema: object, _digest: bytes) -> bool:
@@ -245,10 +254,11 @@ class Bench:
         stopping = threading.Event()
         self.records = Records(self.ledger, Receipts(aggregator, self.ledger), lambda: "sha256:00")
         self.kept = KeptUpdates(path / "state", self.ledger.past.may_leave_again)
+        self.outcomes = Outcomes(aggregator, self.ledger, self.kept, "clinics", "bob", self.clock)
         closing = Closing(
             self.records,
             Pushing(aggregator, self.ledger, self.kept, rules, lambda: "sha256:00", stopping),
-            Outcomes(aggregator, self.ledger, self.kept, "clinics", "bob", self.clock),
+            self.outcomes,
         )
         policy = Policy("clinics", "bob", 3, {"tumours": TaskRules({"lr": (0.0, 1.0)})})
         tasks: Any = {"tumours": self.task}
@@ -553,17 +563,17 @@ def test_an_aggregator_that_cannot_be_reached_is_asked_again_and_ever_less_often
     bench.stub.statement_error = Unavailable("not there")
     bench.rounds.take_in(outcome(None))
     waits: list[float] = []
-    while bench.rounds.ask_in is not None and len(waits) < 9:
-        waits.append(bench.rounds.ask_in)
-        bench.clock.now += bench.rounds.ask_in
+    while len(waits) < 7:
+        waits.append(bench.outcomes.ask_in)
+        bench.clock.now += bench.outcomes.ask_in
         bench.rounds.settle()
-    assert waits == [6, 12, 24, 48, 96, 192, 300, 300, 300]
+    assert waits == [6, 12, 24, 30, 30, 30, 30]
     bench.stub.statement_error = None
     bench.stub.statements[DIGEST] = statement([commitment_of(bench.stub.receipts[DIGEST])])
-    bench.clock.now += 300
+    bench.clock.now += 30
     bench.rounds.settle()
     assert counted(bench) == (True, "")
-    assert bench.rounds.ask_in is None
+    assert bench.outcomes.ask_in == 3
 
 
 def test_what_a_coordinator_says_does_not_flood_the_aggregator(bench: Bench) -> None:
@@ -598,6 +608,81 @@ def test_where_the_aggregator_gives_no_statement_the_coordinators_verified_copy_
     assert counted(bench) == (True, "")
 
 
+def test_after_a_copy_the_aggregator_is_asked_on_for_the_head_behind_the_release(
+    bench: Bench,
+) -> None:
+    """A coordinator that waits with it until the aggregator is away must not end the questions."""
+    bench.rounds.take_part(invitation())
+    signed = statement([commitment_of(bench.stub.receipts[DIGEST])])
+    bench.stub.statement_error = Unavailable("not there")
+    bench.rounds.take_in(outcome(signed))
+    bench.stub.statement_error = None
+    bench.stub.statements[DIGEST] = signed
+    known = len(bench.witness.noted)
+    for _ in range(3):
+        bench.clock.now += 60
+        bench.rounds.settle()
+    assert bench.witness.noted[known:] == [HEAD_NOW]
+    assert bench.kinds().count("released") == 1
+
+
+def test_an_aggregator_that_forgot_a_release_it_has_signed_is_loud(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.rounds.take_part(invitation())
+    bench.stub.statement_error = Unavailable("not there")
+    bench.rounds.take_in(outcome(statement([commitment_of(bench.stub.receipts[DIGEST])])))
+    bench.stub.statement_error = NotFound("no release", pb.REASON_ROUND_ENDED)
+    bench.clock.now += 60
+    bench.rounds.settle()
+    assert "no release" not in bench.kinds()
+    assert "STATE WAS REPLACED" in capsys.readouterr().out
+
+
+def test_a_round_is_asked_about_until_it_has_ended_and_not_while_its_own_work_is_under_way(
+    bench: Bench,
+) -> None:
+    asked: list[int] = []
+
+    def in_the_middle() -> None:
+        bench.rounds.settle()
+        asked.append(questions(bench))
+
+    bench.task.before = in_the_middle
+    bench.rounds.take_part(invitation())
+    later = replace(MANIFEST, round=5)
+    bench.rounds.take_part(invitation(later))  # it asks about the first, at the beginning
+    assert asked == [0, 1]
+    for _ in range(4):
+        bench.clock.now += bench.outcomes.ask_in
+        bench.rounds.settle()
+        bench.rounds.settle()  # too soon
+    assert questions(bench) == 1 + 4 * 2
+    assert bench.outcomes.awaits_an_end
+    bench.stub.statement_error = NotFound("no release", pb.REASON_ROUND_ENDED)
+    bench.clock.now += bench.outcomes.ask_in
+    for _ in range(3):
+        bench.rounds.settle()
+    assert questions(bench) == 1 + 4 * 2 + 2
+    assert bench.kinds()[-2:] == ["no release"] * 2
+    assert not bench.outcomes.awaits_an_end
+
+
+def test_an_aggregator_that_refuses_to_answer_is_asked_ever_less_often(bench: Bench) -> None:
+    """It writes its refusals down."""
+    bench.rounds.take_part(invitation())
+    bench.stub.statement_error = CallerNotAllowed("not on the roster")
+    for _ in range(100):
+        bench.clock.now += bench.outcomes.ask_in
+        bench.rounds.settle()
+    assert questions(bench) <= 4 + 100 * 3 / 30
+    assert not bench.outcomes.awaits_an_end
+
+
+def questions(bench: Bench) -> int:
+    return bench.stub.log.count("asked for the statement")
+
+
 def sent_without_an_answer(bench: Bench) -> pb.Signed:
     """The update has left, its answer is lost and this owner is started anew; returns the lost receipt."""
     bench.rounds.take_part(invitation())
@@ -630,7 +715,6 @@ def test_while_a_lost_receipt_cannot_be_asked_for_the_round_stays_unsettled(benc
     bench.stub.receipt_error = Unavailable("not there")
     bench.rounds.take_in(outcome(statement([commitment_of(receipt)])))
     assert "released" not in bench.kinds()
-    assert bench.rounds.ask_in
     bench.stub.receipt_error = None
     bench.clock.now += 60
     bench.stub.statements[DIGEST] = statement([commitment_of(receipt)])
@@ -685,6 +769,24 @@ def test_what_a_coordinator_answers_instead_of_the_base_is_a_decline_and_nothing
     declined = bench.facts("declined")
     assert declined["reason"] == reason
     assert declined["why"].startswith("the base was not fetched from the coordinator: ")
+
+
+def test_nothing_is_fetched_of_a_model_that_is_not_the_tasks_own(bench: Bench) -> None:
+    bench.task.schema = Schema.of([*JOB.schema.tensors, TensorSpec("more", "F32", (1,))])
+    bench.coordinator.error = AssertionError("it was fetched")
+    bench.rounds.take_part(invitation())
+    assert bench.stub.log == ["joined", "declined REASON_SCHEMA_MISMATCH"]
+    assert bench.task.lent == 0
+    assert "the task's model is not the job's: more" in bench.facts("declined")["why"]
+
+
+def test_a_task_whose_model_cannot_be_built_is_no_failure_that_depends_on_data(
+    bench: Bench,
+) -> None:
+    bench.task.model_error = TaskFailed("the task's file raised ZeroDivisionError")
+    bench.rounds.take_part(invitation())
+    assert bench.stub.log == ["joined", "declined REASON_SCHEMA_MISMATCH"]
+    assert bench.facts("declined")["why"].endswith("raised ZeroDivisionError")
 
 
 def test_a_job_that_the_manifest_does_not_name_is_not_even_parsed(
@@ -841,7 +943,6 @@ def test_whether_it_was_refused_is_asked_again_where_the_aggregator_does_not_ans
     bench.stub.join_error = Unavailable("not there")
     bench.rounds.settle()
     assert "no release" not in bench.kinds()
-    assert bench.rounds.ask_in is not None
     bench.stub.join_error = WrongState("ended", pb.REASON_ROUND_ENDED)
     bench.clock.now += 10
     bench.rounds.settle()

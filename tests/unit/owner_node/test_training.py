@@ -71,7 +71,7 @@ def test_a_task_that_cannot_be_loaded_is_shown_at_once_and_answered_later(
 ) -> None:
     broken = training(tmp_path / "broken_task.py", "pass")
     (tmp_path / "broken_task.py").write_text("1 / 0")
-    broken.warm_up()
+    assert broken.model()["reason"] == pb.REASON_TASK_FAILED
     assert "ZeroDivisionError" in capfd.readouterr().err
     memory = ModelMemory.create(SCHEMA)
     answer = broken.answer(memory, ORDER)

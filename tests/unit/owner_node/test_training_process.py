@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cairn.errors import UpdateRefused
+from cairn.exchanged import Exchanged
 from cairn.tensors import Schema
 from cairn.torch_state import payload_of, read_state, write_state
 from cairn.v1 import round_pb2 as pb
@@ -638,3 +639,69 @@ def test_a_process_that_died_between_rounds_is_replaced(start: Start) -> None:
     assert process._child is not None
     process._child.process.wait()
     assert run(process).metrics["pid"] != first
+
+
+def test_it_says_what_the_tasks_model_exchanges_without_any_memory_or_data(
+    start: Start,
+) -> None:
+    process = start("pass")
+    for _ in range(2):
+        assert process.model() == Exchanged(SCHEMA, frozenset())
+    assert process._memory is None
+    assert run(process).examples == 5
+
+
+def test_a_model_that_cannot_be_built_is_asked_for_again_once_the_task_is_mended(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "task.py"
+    file.write_text("1 / 0")
+    process = TrainingProcess("bob", TaskSource("task", str(file), tmp_path))
+    try:
+        for _ in range(2):
+            with pytest.raises(TaskFailed, match="raised ZeroDivisionError"):
+                process.model()
+        file.write_text(TASK.format(train="pass"))
+        assert process.model().schema == SCHEMA
+    finally:
+        process.close()
+
+
+def test_the_wait_for_what_the_process_says_of_its_model_can_be_cancelled(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    file = tmp_path / "task.py"
+    file.write_text(f"open({str(gate)!r}).read()")
+    process = TrainingProcess("bob", TaskSource("task", str(file), tmp_path))
+    over = threading.Event()
+
+    def cancel() -> None:
+        with gate.open("w"):  # once it imports the task
+            over.set()
+            process.cancel()
+
+    cancelling = threading.Thread(target=cancel)
+    cancelling.start()
+    try:
+        with pytest.raises(TaskFailed, match="cancelled"):
+            process.model(over.is_set)
+    finally:
+        cancelling.join()
+        process.close()
+
+
+def test_to_say_it_changes_no_random_number_of_a_task_that_seeds_when_it_is_imported(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "task.py"
+    train = "return {'drawn': torch.rand(()).item()}"
+    file.write_text(TASK.format(train=train) + "torch.manual_seed(7)\n")
+    process = TrainingProcess("bob", TaskSource("task", str(file), tmp_path))
+    try:
+        process.model()
+        drawn = run(process).metrics["drawn"]
+    finally:
+        process.close()
+    torch.manual_seed(7)
+    nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))  # the round's own model
+    assert drawn == torch.rand(()).item()

@@ -1,0 +1,49 @@
+"""Asks the aggregator how this owner's rounds ended, in a thread of its own, from its start to its end.
+
+A coordinator that says nothing, or is not there, changes nothing about it, and neither does training.
+"""
+
+import threading
+from typing import Self
+
+import structlog
+
+from owner_node.outcomes import Outcomes
+from owner_node.rounds import Rounds
+
+log = structlog.get_logger()
+
+
+class Watching:
+    """Asks while the block runs that it is the context of."""
+
+    def __init__(self, rounds: Rounds, outcomes: Outcomes, stopping: threading.Event) -> None:
+        self._rounds = rounds
+        self._outcomes = outcomes
+        self._stopping = stopping
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def finish(self) -> None:
+        """Wait until no round is open any more in which an update of ours left, or this node is to stop."""
+        told = False
+        while not self._stopping.is_set():
+            self._rounds.settle()
+            if not self._outcomes.awaits_an_end:
+                return
+            if not told:
+                log.info("waiting for the end of a round, whatever the coordinator says")
+                told = True
+            self._stopping.wait(self._outcomes.ask_in)
+
+    def _run(self) -> None:
+        self._rounds.settle()  # of the rounds from before this node was started
+        while not self._ended.wait(self._outcomes.ask_in):
+            self._rounds.settle()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._ended.set()
