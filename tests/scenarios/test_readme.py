@@ -1,6 +1,6 @@
-"""The commands of the README do what it says: each block that is marked for it is run.
+"""The commands of README and docs do what they say: each block that is marked for it is run.
 
-A block marked `test, going on` is run after the marked block before it, in the same directory.
+A block marked `test, going on` is run after the marked block of its page before it, in the same directory.
 """
 
 import os
@@ -27,7 +27,8 @@ def blocks_of(text: str) -> list[str]:
     return blocks
 
 
-BLOCKS = blocks_of((ROOT / "README.md").read_text())
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [block for page in PAGES for block in blocks_of(page.read_text(encoding="utf-8"))]
 
 
 def commands_of(block: str) -> list[str]:
@@ -36,15 +37,16 @@ def commands_of(block: str) -> list[str]:
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 
 
-def test_the_readme_has_commands_to_run() -> None:
+def test_the_pages_have_commands_to_run() -> None:
     assert BLOCKS
     assert all(commands_of(block) for block in BLOCKS)
 
 
+@pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.parametrize(
     "block", BLOCKS, ids=lambda block: " ".join(commands_of(block)[0].split()[:3])
 )
-def test_the_commands_of_the_readme_succeed(block: str, tmp_path: Path) -> None:
+def test_the_commands_of_the_pages_succeed(block: str, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     # Those in the background must succeed too: each is waited for by its own number.
     script = ["set -eu", *commands_of(block), "for job in $(jobs -p); do wait $job; done"]
