@@ -17,7 +17,7 @@ _TEXT = 500  # characters of a reason
 
 # What a caller is refused: who it was, and what makes two of them the same.
 _REFUSALS = {
-    "refused": ("caller", ("method", "error")),
+    "refused": ("caller", ("method", "error", "reason")),
     "invitation refused": ("", ("reason",)),
 }
 # What else a coordinator can have an owner say, each with its own number of lines.

@@ -9,12 +9,12 @@ import pytest
 
 from cairn.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER
 from cairn.timeouts import CALL_SECONDS
-from tests.hostile.checks import bounded, refusals
+from tests.hostile.checks import bounded, refusals, written_refusals
 from tests.hostile.http2 import STREAMS, Crowd, trust
 from tests.hostile.owners import an_aggregator, joined_round
 from tests.hostile.promptness import is_healthy, prompt
 from tests.scenarios.processes import BIN, Node, until
-from tests.service.network import OWNERS, SMALL, Network
+from tests.service.network import FEDERATION, OWNERS, SMALL, Network
 
 ATTACKERS = ("mallory", "alice", "coordinator")  # on no roster, an owner, a model owner
 CONNECTIONS = 63  # of each attacker, with 16 calls on each
@@ -132,7 +132,6 @@ def test_calls_without_a_request_take_nobodys_turn_at_a_coordinator(
 def test_every_call_whose_request_does_not_come_is_recorded(
     network: Network, method: str, most: int
 ) -> None:
-    known = len(refusals(network.state))
     with Crowd() as crowd:
         tls = trust(network.root, network.credentials["erin"])
         connections = crowd.connect(1, network.intake_at, tls)
@@ -140,7 +139,12 @@ def test_every_call_whose_request_does_not_come_is_recorded(
             connections[0].call(method, None)
         crowd.keep(connections)
         check_ended(crowd, most)
-    entries = [entry.facts for entry in refusals(network.state)[known:]]
-    assert [(e["caller"].rpartition("/")[2], e["method"], e["reason"]) for e in entries] == most * [
-        ("erin", method, "TOO_MUCH")
+    assert (f"spiffe://{FEDERATION}/owner/erin", method.rpartition("/")[2], "TOO_MUCH") in (
+        written_refusals(network.state)
+    )
+    late = [
+        line
+        for line in network.node.events("refused")
+        if line["method"] == method and "the request did not come" in line["reason"]
     ]
+    assert [line["caller"].split()[0] for line in late] == most * ["owner/erin"]

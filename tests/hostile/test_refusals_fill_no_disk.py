@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
+from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import Entry, refusals
 from tests.hostile.stage import Stage, manifest, signed
@@ -78,7 +79,9 @@ def test_a_coordinator_that_talks_without_end_does_not_fill_an_owners_log(
             stage.tell(number.to_bytes(32), reason=pb.REASON_BELOW_FLOOR)
             stage.invite(pb.Signed(body=number.to_bytes(9)), job.body)
             stage.invite(declined, job.body)
-        until(stage.coordinator.says["alice"].empty, "alice has heard it all")
+        finished = coordinator_pb2.Finished(job="job", completed=True)
+        stage.coordinator.says["alice"].put(coordinator_pb2.AttendResponse(finished=finished))
+        until(lambda: stage.alice.events("the job has ended"), "alice has heard it all")
         stage.alice.send(signal.SIGTERM)
         assert stage.alice.ends() == 0
         said = {event: stage.alice.events(event) for event in CAUSED}

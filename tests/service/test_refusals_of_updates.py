@@ -276,7 +276,7 @@ def test_streams_without_a_header_do_not_keep_others_from_pushing(opened: OpenRo
     opened.push("alice", ONES)
     goes_on.set()
     for push in held:
-        with refused(INVALID, "its end where its header was due", "MALFORMED"):
+        with refused(INVALID, "ended before its request had come", "MALFORMED"):
             push.result()
 
 

@@ -163,7 +163,7 @@ def test_refusals_are_logged_a_few_times_an_hour_and_the_others_are_counted_at_t
         "log = structlog.get_logger()\n"
         "def work():\n"
         "    for number in range(1000):\n"
-        "        log.warning('refused', caller='eve', method='Push', error='TooMuch', reason=str(number))\n"
+        "        log.warning('refused', caller='eve', method='Push', error='TooMuch', reason=str(number % 2))\n"
         "        log.error('invitation refused', reason='an average of one' + 'x' * 10 * (number % 200))\n"
         "        log.info('released')\n"
         "        log.warning('declined', round=number, why='x')\n"
@@ -174,8 +174,8 @@ def test_refusals_are_logged_a_few_times_an_hour_and_the_others_are_counted_at_t
     )
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
     counted = {e["cause"]: e["count"] for e in lines if e["event"] == "lines were left out"}
-    assert counted == {"eve": 990, "the coordinator": 940, "declined": 940}
-    assert [e["reason"] for e in lines if e["event"] == "refused"] == list("0123456789")
+    assert counted == {"eve": 980, "the coordinator": 940, "declined": 940}
+    assert [e["reason"] for e in lines if e["event"] == "refused"] == list("01" * 10)
     refused = [e["reason"] for e in lines if e["event"] == "invitation refused"]
     assert len(refused) == 60
     assert max(map(len, refused)) == 500
