@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -136,23 +136,35 @@ class Ended:
 
 
 def longer_job(directory: Path, rounds: int) -> Path:
-    """A Compose file that gives the coordinator the tutorial's job with so many, and longer, rounds."""
+    """A Compose file for the tutorial's job with so many, and longer, rounds, which its owners allow."""
     job = (TUTORIAL / "job.toml").read_text()
     for old, new in (("rounds = 10", f"rounds = {rounds}"), ("steps = 5", f"steps = {LONG_STEPS}")):
         assert old in job
         job = job.replace(old, new)
     assert tomllib.loads(job)["rounds"] == rounds
-    return with_job(directory, job)
+    tasks = (TUTORIAL / "tasks.toml").read_text()
+    assert tasks.count("[tasks.tutorial]\n") == 1
+    allowed = f"[tasks.tutorial]\nmax_rounds = {rounds}\n"
+    tasks = tasks.replace("[tasks.tutorial]\n", allowed)
+    files = {"coordinator": ("job.toml", job), "certificates": ("tasks.toml", tasks)}
+    return with_files(directory, files)
 
 
 def with_job(directory: Path, job: str) -> Path:
     """A Compose file that gives the coordinator this job instead of the tutorial's."""
+    return with_files(directory, {"coordinator": ("job.toml", job)})
+
+
+def with_files(directory: Path, files: Mapping[str, tuple[str, str]]) -> Path:
+    """A Compose file that gives each service a file of this name and text instead of the tutorial's."""
     directory.chmod(0o755)
-    (directory / "job.toml").write_text(job)
-    (directory / "job.toml").chmod(0o644)
-    volume = f"{directory / 'job.toml'}:/examples/tutorial/job.toml:ro"
+    services = {}
+    for service, (name, text) in files.items():
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o644)
+        services[service] = {"volumes": [f"{directory / name}:/examples/tutorial/{name}:ro"]}
     file = directory / "changed.json"
-    file.write_text(json.dumps({"services": {"coordinator": {"volumes": [volume]}}}))
+    file.write_text(json.dumps({"services": services}))
     return file
 
 
