@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cairn.errors import UsageError
@@ -67,6 +67,10 @@ _MAX_FAILURES_COMMENT = (
     "  # declined once so many rounds failed for a cause that may depend on the data"
 )
 _CLIP_COMMENT = "  # an update further from its base is scaled down to this L2 norm"
+_ENCODINGS_COMMENT = "  # how updates may travel"
+_ENVIRONMENT_COMMENT = "  # environment variables that the task gets beside the harmless ones"
+_SANDBOX_COMMENT = "  # no network, and no file but its code, its data and the libraries"
+_SANDBOX_READS_COMMENT = "  # what else it may read in there"
 
 
 def aggregator_toml(plan: FederationPlan) -> str:
@@ -167,7 +171,7 @@ def _task(name: str, task: PlannedTask, owner: str, directory: Path | None) -> s
         f"file = {_text(os.fspath(task.file))}  # the task's code, which this owner approves",
         f"data = {_text(data)}  # where its private data lies",
     ]
-    lines.append(f"metrics = [{', '.join(map(_text, task.metrics))}]{_METRICS_COMMENT}")
+    lines.append(f"metrics = {_texts(task.metrics)}{_METRICS_COMMENT}")
     lines.append(
         f"min_examples = {task.min_examples}  # fewer examples than that: no update leaves"
     )
@@ -175,6 +179,15 @@ def _task(name: str, task: PlannedTask, owner: str, directory: Path | None) -> s
     lines.append(f"{_said('max_failures', task.max_failures, '2')}{_MAX_FAILURES_COMMENT}")
     if task.clip is not None:
         lines.append(f"clip = {task.clip!r}{_CLIP_COMMENT}")
+    if task.encodings is not None:
+        lines.append(f"encodings = {_texts(task.encodings)}{_ENCODINGS_COMMENT}")
+    if task.environment:
+        lines.append(f"environment = {_texts(task.environment)}{_ENVIRONMENT_COMMENT}")
+    if task.sandbox != "off":
+        lines.append(f"sandbox = {_text(task.sandbox)}{_SANDBOX_COMMENT}")
+    if task.sandbox_reads:
+        reads = _texts(map(os.fspath, task.sandbox_reads))
+        lines.append(f"sandbox_reads = {reads}{_SANDBOX_READS_COMMENT}")
     if task.settings:
         lines.append(f"[tasks.{_key(name)}.settings]  # what a job may set: [smallest, largest]")
     lines += [f"{_key(key)} = [{low!r}, {high!r}]" for key, (low, high) in task.settings.items()]
@@ -188,6 +201,10 @@ def _said(key: str, value: int | None, unsaid: str) -> str:
 
 def _key(name: str) -> str:
     return name if re.fullmatch("[A-Za-z0-9_-]+", name) else _text(name)
+
+
+def _texts(values: Iterable[str]) -> str:
+    return f"[{', '.join(map(_text, values))}]"
 
 
 def _text(value: str) -> str:
