@@ -37,6 +37,7 @@ _LIMITS = """
 # memory_megabytes = 16384         # for open rounds; three quarters of the machine's where it is not said
 # updates_in_flight = 2            # large updates taken at a time; the other owners wait in line
 # lease_seconds = 30               # for so long an owner that is not heard of holds up a round
+# patience_seconds = 3600          # with --once, how long a coordinator that does not call is waited for
 # Averages over owners that overlap can be subtracted, so comparable releases count the same owners, or have
 # none in common. Compared are those of the "same_base", where a training may leave without its metrics instead;
 # or of the "same_model": with the same tensors, in every phase.
@@ -105,6 +106,8 @@ def coordinator_toml(plan: FederationPlan, signing_key: str) -> str:
         "      # owners attend here\n"
         f"aggregator = {_text(plan.release_address)}  # where this node dials the aggregator\n"
         f"{_signing_key(signing_key)}\n"
+        "# How long an aggregator that cannot be reached is waited for.\n"
+        "# patience_seconds = 60\n\n"
         f"{_NODE_FILES.format(name='coordinator')}"
         f"{_PINNED.format(name='coordinator')}"
     )
@@ -135,7 +138,9 @@ def owner_toml(
         "# A model with a larger value than this is not trained on.\n"
         "largest_value = 1e9\n"
         "# Nor is a larger model fetched; whatever it says, a job must have exactly its task's tensors.\n"
-        "# largest_model_megabytes = 8192\n\n"
+        "# largest_model_megabytes = 8192\n"
+        "# How long a coordinator that cannot be reached is waited for.\n"
+        "# patience_seconds = 3600\n\n"
         f"{_NODE_FILES.format(name=owner)}"
         f"{_PINNED.format(name=owner)}"
         f"{''.join(_task(name, task, owner, plan.data) for name, task in tasks.items()) or _EXAMPLE_TASK}"

@@ -1,5 +1,6 @@
 """All files of a federation: their layout, who may read them, and that nothing is ever overwritten."""
 
+import re
 import stat
 import tomllib
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregator_node.settings import AggregatorSettings
 from cairn.errors import CairnError, UsageError
 from cairn.federation import FederationPlan, usual_floor, write_federation
 from cairn.federation_plan import Address, PlannedTask
@@ -24,7 +26,9 @@ from cairn.identity import (
     load_signing_key,
     public_signing_key_text,
 )
-from owner_node.settings import TaskSettings
+from cairn.settings import Settings
+from coordinator.settings import CoordinatorSettings
+from owner_node.settings import OwnerSettings, TaskSettings
 
 TUTORIAL = FederationPlan(name="tutorial", owners=("bob", "alice"), floor=2)
 NODES = {
@@ -227,6 +231,23 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
                 "min_examples": 1,
             },
         }
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("aggregator", AggregatorSettings),
+        ("coordinator", CoordinatorSettings),
+        ("bob", OwnerSettings),
+    ],
+)
+def test_every_key_of_a_node_stands_in_its_file(
+    made: Path, name: str, settings: type[Settings]
+) -> None:
+    text = (made / f"{name}.toml").read_text()
+    for key in settings.model_fields.keys() - {"identity", "tasks"}:
+        assert re.search(rf"^(# )?{key} = ", text, re.MULTILINE), key
+    assert "[identity]" in text
 
 
 def test_a_tasks_file_has_every_key_of_an_owners_task() -> None:
