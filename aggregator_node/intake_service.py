@@ -11,11 +11,11 @@ from aggregator_node.push import Push
 from aggregator_node.receipts import Receipts
 from aggregator_node.roster import Roster
 from aggregator_node.witness import Witness
+from cairn.certified import Certified
 from cairn.clock import Clock
 from cairn.errors import InvalidMessage, Unavailable
 from cairn.failpoint import failpoint
 from cairn.guard import caller, certified_caller
-from cairn.identity import Certified
 from cairn.messages import check_digest, check_protocol, known
 from cairn.silence import ended_when_silent
 from cairn.timeouts import rest

@@ -79,8 +79,10 @@ class LiveRound:
     def decline(self, owner: str, reason: "pb.Reason") -> None:
         """The owner does not take part."""
         with self._while_open():
+            is_repeated = self._round.seat(owner) is Seat.DECLINED
             self._round.decline(owner, reason)
-        log.info("declined", **self._ids, owner=owner, reason=reason_word(reason))
+        if not is_repeated:  # an owner may say so as often as it likes
+            log.info("declined", **self._ids, owner=owner, reason=reason_word(reason))
 
     def receipt(self, owner: str) -> pb.Signed:
         """The owner's receipt, also after the round ended. Raises NotFound before."""

@@ -129,10 +129,11 @@ class LiveRounds:
             if live.has_broken_pushes:
                 gc.collect()  # an error that gRPC keeps refers to the frame that had the last chunk
         finally:
+            if reason == pb.REASON_TOO_MUCH:  # counted before the coordinator can open the next
+                with self._lock:
+                    self._exhausted[self._coordinators[live.digest]] += 1
             live.end(reason)
         with self._lock:
-            if reason == pb.REASON_TOO_MUCH:
-                self._exhausted[self._coordinators[live.digest]] += 1
             self._ended.append(live.digest)
             left = self._ended.popleft() if len(self._ended) > _KEPT_ROUNDS else None
         if left is not None:

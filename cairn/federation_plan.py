@@ -4,10 +4,11 @@ import ipaddress
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
+from cairn.encoding import WORDS
 from cairn.errors import UsageError
 from cairn.identity import NodeName, Role
 from cairn.settings import FilePath, Settings
@@ -106,11 +107,17 @@ def _range(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
+def _encoding(word: str) -> str:
+    if word not in WORDS:
+        raise ValueError(f"should be {', '.join(WORDS)}")
+    return word
+
+
 class PlannedTask(Settings):
     """One [tasks.NAME] table. `{owner}` in `data` stands for the owner's name, `{data}` for the plan's directory.
 
-    `metrics`, `min_examples`, `max_rounds`, `max_failures` and `clip` go into every owner's file as they stand; they mean
-    what they mean there.
+    It has every key of an owner's file (`owner_node/settings.py`). All but `data` go into each owner's file as
+    they stand, with absolute paths, and mean what they mean there.
     """
 
     file: FilePath
@@ -120,9 +127,21 @@ class PlannedTask(Settings):
     max_rounds: Annotated[int, Field(ge=1)] | None = None
     max_failures: Annotated[int, Field(ge=1)] | None = None
     clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
+    encodings: (
+        Annotated[tuple[Annotated[str, AfterValidator(_encoding)], ...], Field(min_length=1)] | None
+    ) = None
+    environment: tuple[Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
+    sandbox: Literal["off", "on"] = "off"
+    sandbox_reads: tuple[FilePath, ...] = ()
     settings: dict[str, Annotated[tuple[float, float], AfterValidator(_range)]] = Field(
         default_factory=dict
     )
+
+    @model_validator(mode="after")
+    def _check_sandbox(self) -> Self:
+        if self.sandbox_reads and self.sandbox == "off":
+            raise ValueError('sandbox_reads has no effect without sandbox = "on"')
+        return self
 
 
 class _TasksFile(Settings):

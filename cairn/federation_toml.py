@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cairn.errors import UsageError
@@ -37,6 +37,7 @@ _LIMITS = """
 # memory_megabytes = 16384         # for open rounds; three quarters of the machine's where it is not said
 # updates_in_flight = 2            # large updates taken at a time; the other owners wait in line
 # lease_seconds = 30               # for so long an owner that is not heard of holds up a round
+# patience_seconds = 3600          # with --once, how long a coordinator that does not call is waited for
 # Averages over owners that overlap can be subtracted, so comparable releases count the same owners, or have
 # none in common. Compared are those of the "same_base", where a training may leave without its metrics instead;
 # or of the "same_model": with the same tensors, in every phase.
@@ -67,6 +68,10 @@ _MAX_FAILURES_COMMENT = (
     "  # declined once so many rounds failed for a cause that may depend on the data"
 )
 _CLIP_COMMENT = "  # an update further from its base is scaled down to this L2 norm"
+_ENCODINGS_COMMENT = "  # how updates may travel"
+_ENVIRONMENT_COMMENT = "  # environment variables that the task gets beside the harmless ones"
+_SANDBOX_COMMENT = "  # no network, and no file but its code, its data and the libraries"
+_SANDBOX_READS_COMMENT = "  # what else it may read in there"
 
 
 def aggregator_toml(plan: FederationPlan) -> str:
@@ -101,6 +106,8 @@ def coordinator_toml(plan: FederationPlan, signing_key: str) -> str:
         "      # owners attend here\n"
         f"aggregator = {_text(plan.release_address)}  # where this node dials the aggregator\n"
         f"{_signing_key(signing_key)}\n"
+        "# How long an aggregator that cannot be reached is waited for.\n"
+        "# patience_seconds = 60\n\n"
         f"{_NODE_FILES.format(name='coordinator')}"
         f"{_PINNED.format(name='coordinator')}"
     )
@@ -131,7 +138,9 @@ def owner_toml(
         "# A model with a larger value than this is not trained on.\n"
         "largest_value = 1e9\n"
         "# Nor is a larger model fetched; whatever it says, a job must have exactly its task's tensors.\n"
-        "# largest_model_megabytes = 8192\n\n"
+        "# largest_model_megabytes = 8192\n"
+        "# How long a coordinator that cannot be reached is waited for.\n"
+        "# patience_seconds = 3600\n\n"
         f"{_NODE_FILES.format(name=owner)}"
         f"{_PINNED.format(name=owner)}"
         f"{''.join(_task(name, task, owner, plan.data) for name, task in tasks.items()) or _EXAMPLE_TASK}"
@@ -167,7 +176,7 @@ def _task(name: str, task: PlannedTask, owner: str, directory: Path | None) -> s
         f"file = {_text(os.fspath(task.file))}  # the task's code, which this owner approves",
         f"data = {_text(data)}  # where its private data lies",
     ]
-    lines.append(f"metrics = [{', '.join(map(_text, task.metrics))}]{_METRICS_COMMENT}")
+    lines.append(f"metrics = {_texts(task.metrics)}{_METRICS_COMMENT}")
     lines.append(
         f"min_examples = {task.min_examples}  # fewer examples than that: no update leaves"
     )
@@ -175,6 +184,15 @@ def _task(name: str, task: PlannedTask, owner: str, directory: Path | None) -> s
     lines.append(f"{_said('max_failures', task.max_failures, '2')}{_MAX_FAILURES_COMMENT}")
     if task.clip is not None:
         lines.append(f"clip = {task.clip!r}{_CLIP_COMMENT}")
+    if task.encodings is not None:
+        lines.append(f"encodings = {_texts(task.encodings)}{_ENCODINGS_COMMENT}")
+    if task.environment:
+        lines.append(f"environment = {_texts(task.environment)}{_ENVIRONMENT_COMMENT}")
+    if task.sandbox != "off":
+        lines.append(f"sandbox = {_text(task.sandbox)}{_SANDBOX_COMMENT}")
+    if task.sandbox_reads:
+        reads = _texts(map(os.fspath, task.sandbox_reads))
+        lines.append(f"sandbox_reads = {reads}{_SANDBOX_READS_COMMENT}")
     if task.settings:
         lines.append(f"[tasks.{_key(name)}.settings]  # what a job may set: [smallest, largest]")
     lines += [f"{_key(key)} = [{low!r}, {high!r}]" for key, (low, high) in task.settings.items()]
@@ -188,6 +206,10 @@ def _said(key: str, value: int | None, unsaid: str) -> str:
 
 def _key(name: str) -> str:
     return name if re.fullmatch("[A-Za-z0-9_-]+", name) else _text(name)
+
+
+def _texts(values: Iterable[str]) -> str:
+    return f"[{', '.join(map(_text, values))}]"
 
 
 def _text(value: str) -> str:

@@ -16,15 +16,17 @@ import structlog
 
 from cairn import errors, frames
 from cairn.access import LONG_CALLS, is_for_everybody, may_call
+from cairn.certified import Certified, certified
 from cairn.clock import Clock
 from cairn.connections import Connections
 from cairn.errors import CairnError, CallerNotAllowed, InvalidMessage
-from cairn.identity import Certified, NodeName, Role, certified
+from cairn.identity import NodeName, Role
 from cairn.limits import MAX_ROUND_SECONDS
 from cairn.messages import reason_word
 from cairn.parsing import parsing
 from cairn.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER, Pools
 from cairn.quota import Place, Quota
+from cairn.status import STATUS
 from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS
 from cairn.v1 import round_pb2 as pb
 from cairn.watchdog import Watch, Watchdog
@@ -33,18 +35,6 @@ _MAX_CALL_SECONDS = MAX_ROUND_SECONDS + 24 * 3600  # a round's, and what comes a
 _SENTENCE_BYTES = (
     1000  # three times as long on the wire, where metadata beyond 8 KiB may be refused
 )
-
-STATUS: dict[type[CairnError], grpc.StatusCode] = {
-    errors.InvalidMessage: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.UpdateRefused: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.CallerNotAllowed: grpc.StatusCode.PERMISSION_DENIED,
-    errors.NotFound: grpc.StatusCode.NOT_FOUND,
-    errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.Fenced: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.Conflict: grpc.StatusCode.ALREADY_EXISTS,
-    errors.TooMuch: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
-}
 
 Admits = Callable[
     [Certified], None

@@ -1,4 +1,4 @@
-"""Who a node is: the certificate and key it starts with, and what a peer's certificate says."""
+"""Who a node is: the certificate and key that it starts with, and the certificates that it pins."""
 
 import base64
 import binascii
@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -16,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cairn.errors import CallerNotAllowed, InvalidMessage, UsageError
+from cairn.errors import InvalidMessage, UsageError
 from cairn.node_name import KEY_USES, NAME_PATTERN, NodeName, Role, node_named_in
 from cairn.pem import load_certificate, load_certificates, load_key
 
@@ -25,13 +24,11 @@ __all__ = [
     "KEY_USES",
     "NAME_PATTERN",
     "RENEW",
-    "Certified",
     "Identity",
     "IdentityFiles",
     "NodeName",
     "PinnedAggregator",
     "Role",
-    "certified",
     "fingerprint",
     "identity_faults",
     "key_fingerprint",
@@ -211,43 +208,6 @@ def parse_signing_key_text(text: str) -> Ed25519PublicKey:
     if len(raw) != 32 or SIGNING_KEY_PREFIX + base64.b64encode(raw).decode() != text:  # noqa: PLR2004 - the length of an Ed25519 key
         raise InvalidMessage(f"{text!r} is not a signing key: ed25519: and 32 bytes in base64")
     return Ed25519PublicKey.from_public_bytes(raw)
-
-
-@dataclass(frozen=True)
-class Certified:
-    """What a peer's certificate says: who it is, and until when.
-
-    `fingerprints` are that of the certificate and that of its public key, as `cairn identity` prints them.
-    """
-
-    node: NodeName
-    not_after: datetime
-    fingerprints: tuple[str, str]
-
-    def check_end(self, unix_ms: int) -> None:
-        """Raise CallerNotAllowed where the certificate has ended by this time."""
-        if unix_ms > self.not_after.timestamp() * 1000:
-            raise CallerNotAllowed(
-                f"the certificate of {self.node} expired on {self.not_after:%Y-%m-%d %H:%M} UTC; {RENEW}"
-            )
-
-
-@lru_cache(maxsize=2048)
-def certified(pem: bytes) -> Certified:
-    """Return what a peer's certificate says, after its TLS handshake has proven it.
-
-    Raises CallerNotAllowed for a certificate without exactly one name. Asked at every call, so the
-    answers are kept; a certificate's answer never changes.
-    """
-    try:
-        certificate = x509.load_pem_x509_certificate(pem)
-        return Certified(
-            node_named_in(certificate),
-            certificate.not_valid_after_utc,
-            (fingerprint(certificate.public_bytes(Encoding.DER)), key_fingerprint(certificate)),
-        )
-    except (ValueError, InvalidMessage) as error:
-        raise CallerNotAllowed(f"the caller's certificate is of no federation: {error}") from error
 
 
 def _node_of_file(path: Path, certificate: x509.Certificate) -> NodeName:

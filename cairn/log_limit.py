@@ -20,20 +20,29 @@ _REFUSALS = {
     "refused": ("caller", ("method", "error", "reason")),
     "invitation refused": ("", ("reason",)),
 }
-# What else a coordinator can have an owner say, each with its own number of lines.
-_SAID_BY_OWNERS = {
+# What else a peer can have a node say, each with its own number of lines: whoever connects, and an owner's coordinator.
+_SAID_OF_PEERS = {
+    "connections without an admitted call were shut down",
     "attending",
+    "could not decline",
     "declined",
     "left out of the round",
     "the aggregator's answer on a round is not good",
     "the coordinator gave up a round",
     "the coordinator has no job for this owner",
     "the coordinator says more than this owner can work off; left out",
+    "the coordinator sent a statement that is not the aggregator's",
     "the coordinator sent an event this version does not know",
     "the coordinator's stream broke off",
     "the coordinator's stream cannot be followed",
     "the job has ended",
+    "the lease could not be renewed, trying again",
+    "the receipt of a round was not fetched",
+    "the receipt was not fetched",
     "the statement of a round was not fetched",
+    "update was accepted before",
+    "waiting for the end of a round of another job",
+    "waiting in line to push",
 }
 
 Line = MutableMapping[str, Any]
@@ -72,7 +81,7 @@ def _cause_of(line: Line) -> tuple[str | None, tuple[str, ...] | None]:
     if event in _REFUSALS:
         who, same = _REFUSALS[event]
         return str(line.get(who, "the coordinator")), tuple(str(line.get(field)) for field in same)
-    if event in _SAID_BY_OWNERS and "owner" not in line:  # with it, the aggregator says so
+    if event in _SAID_OF_PEERS and "owner" not in line:  # with it, the aggregator says so
         return event, None
     return None, None
 

@@ -15,7 +15,6 @@ from cairn.clock import Clock
 from cairn.connections import Connections, Reserve
 from cairn.errors import CairnError, CallerNotAllowed
 from cairn.guard import (
-    STATUS,
     Admits,
     Guard,
     Refused,
@@ -32,6 +31,7 @@ from cairn.pools import Pools
 from cairn.quoting import quoted
 from cairn.redial import RedialledChannel
 from cairn.renewal import Renewal, renewal_of, renewal_of_pin
+from cairn.status import STATUS
 from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS
 from cairn.trouble import connection_trouble
 

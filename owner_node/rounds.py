@@ -11,12 +11,7 @@ from functools import partial
 
 import structlog
 
-from cairn.errors import (
-    CairnError,
-    InvalidMessage,
-    NotFound,
-    WrongState,
-)
+from cairn.errors import CairnError, InvalidMessage, NotFound, WrongState
 from cairn.failpoint import failpoint
 from cairn.messages import digest_of, job_spec_from_bytes
 from cairn.patience import patiently
@@ -103,6 +98,8 @@ class Rounds:
             self._records.refused(InvalidMessage("the invitation could not be read"))
         else:
             self._turns.wait(invited)
+            if self._stopping.is_set():  # `leave` is over: nobody would be told that we go
+                return
             with self._records.telling_of_a_failure(invited.job.task):
                 self._answer(invited)
 
@@ -210,10 +207,7 @@ class Rounds:
                         return
                 with deadline.cuts_off(not_fetched):
                     self._fetching.fetch(
-                        invited,
-                        process,
-                        deadline.latest,
-                        lambda: invited.digest in self._dropped,
+                        invited, process, deadline.latest, lambda: invited.digest in self._dropped
                     )
                     failpoint("owner.fetch.complete")
                     self._check_not_dropped(invited)

@@ -85,7 +85,7 @@ class TaskSettings(Settings):
             if not low <= high:
                 raise ValueError(f"settings.{key} = [{low:g}, {high:g}]: the smaller comes first")
         if self.sandbox_reads and self.sandbox == "off":
-            raise ValueError('sandbox_reads is of no effect without sandbox = "on"')
+            raise ValueError('sandbox_reads has no effect without sandbox = "on"')
         return self
 
 

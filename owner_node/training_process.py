@@ -1,56 +1,22 @@
 """Keeps the owner's training process: starts it, gives it work, and notices when it dies.
 
-The task's code runs there and nowhere else. That process is spawned, not forked, so it holds no key
-and no channel; all it gets is its end of a socket, the memory of the model and the environment that a
-task may have. This module imports no torch.
+The task's code runs there and nowhere else. This module imports no torch.
 """
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from cairn.exchanged import Exchanged
-from cairn.task_environment import passed_on
 from cairn.task_loading import TaskFailed
 from cairn.tensors import Schema
-from cairn.timeouts import PARTING_SECONDS
-from owner_node.sandbox import Sandbox, clear, furnish
-from owner_node.training_link import (
-    ASK_FOR_MODEL,
-    Link,
-    ModelMemory,
-    schema_message,
-    told_of_model,
-)
+from owner_node.child import Child, TaskSource, end, kill, spawn
+from owner_node.training_link import ModelMemory, schema_message, told_of_model
 
 __all__ = ["TaskFailed", "TaskSource", "Trained", "TrainingProcess", "Work"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TaskSource:
-    """A task of the owner's own file: its name there, its code and its data.
-
-    `file` is the path of a .py file or "package.module:attribute". The task runs only where its data
-    has at least `min_examples`. `environment` names the variables that it gets beside those that every
-    task gets (cairn/task_environment.py). Without a `sandbox` it can open whatever this account can.
-    """
-
-    name: str
-    file: str
-    data: Path
-    min_examples: int = 1
-    environment: tuple[str, ...] = ()
-    sandbox: Sandbox | None = None
 
 
 @dataclass(frozen=True)
@@ -77,16 +43,6 @@ class Trained:
     metrics: dict[str, float]
 
 
-@dataclass
-class _Child:
-    process: "subprocess.Popen[bytes]"
-    link: Link
-    place: Path | None = None  # that of its sandbox
-    memory: ModelMemory | None = None
-    # What it has said of the task's model: nothing yet, that, or why it cannot say.
-    model: "Exchanged | dict[str, Any]" = field(default_factory=dict)
-
-
 class TrainingProcess:
     """The training process of one task, started anew whenever it is needed and not there."""
 
@@ -94,7 +50,7 @@ class TrainingProcess:
         self._owner = owner
         self._source = source
         self._lock = threading.Lock()  # over the three fields that `cancel` shares with `run`
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._running = False
         self._cancelled = False
         self._memory: ModelMemory | None = None
@@ -157,7 +113,7 @@ class TrainingProcess:
         with self._lock:
             if self._running and self._child is not None:
                 self._cancelled = True
-                _kill(self._child)
+                kill(self._child)
 
     def close(self) -> None:
         """End the process and give its memory back."""
@@ -165,12 +121,12 @@ class TrainingProcess:
         with self._lock:
             child, self._child = self._child, None
         if child is not None:
-            _end(child)
+            end(child)
         if self._memory is not None:
             self._memory.close()
             self._memory = None
 
-    def _answered(self, ask: Callable[[_Child], T | None], is_over: Callable[[], bool]) -> T:
+    def _answered(self, ask: Callable[[Child], T | None], is_over: Callable[[], bool]) -> T:
         """What the process answers. Raises TaskFailed where it is gone, or `is_over` when it is to begin."""
         with self._lock:
             if is_over():
@@ -186,12 +142,12 @@ class TrainingProcess:
             raise TaskFailed(self._bury(child))
         return answer
 
-    def _live_child(self) -> _Child:
+    def _live_child(self) -> Child:
         if self._child is not None and self._child.process.poll() is not None:
-            _end(self._child)
+            end(self._child)
             self._child = None
         if self._child is None:
-            self._child = _spawn(self._owner, self._source)
+            self._child = spawn(self._owner, self._source)
         return self._child
 
     def _memory_of(self, schema: Schema) -> ModelMemory:
@@ -211,8 +167,8 @@ class TrainingProcess:
         self._memory = copy
         return copy
 
-    def _bury(self, child: _Child) -> str:
-        status = _end(child)
+    def _bury(self, child: Child) -> str:
+        status = end(child)
         with self._lock:
             if self._child is child:
                 self._child = None
@@ -221,54 +177,13 @@ class TrainingProcess:
         return f"the training process {status} in the middle of its work"
 
 
-def _spawn(owner: str, source: TaskSource) -> _Child:
-    ours, theirs = socket.socketpair()
-    place = furnish() if source.sandbox is not None else None
-    with theirs:
-        process = subprocess.Popen(
-            [*_command(source, place), str(theirs.fileno()), owner, *_arguments(source)],
-            stdin=subprocess.DEVNULL,
-            close_fds=True,
-            pass_fds=[theirs.fileno()],
-            env=_environment(source, place),
-            # Ctrl-C is for the owner node, which ends its training process itself. Without its terminal,
-            # the task cannot type into the operator's shell either (TIOCSTI).
-            start_new_session=True,
-        )
-    link = Link(ours)
-    with suppress(OSError):  # where it is gone already, the first answer that is waited for says so
-        link.send(ASK_FOR_MODEL)
-    return _Child(process, link, place)
-
-
-def _command(source: TaskSource, place: Path | None) -> list[str]:
-    python = [sys.executable, "-P", "-m"]
-    if source.sandbox is None or place is None:
-        return [*python, "owner_node.training"]
-    return [*python, "owner_node.sandboxed", source.sandbox.spec(place)]
-
-
-def _arguments(source: TaskSource) -> list[str]:
-    # Absolute: a process in a sandbox has another working directory.
-    file = source.file
-    if file.endswith(".py"):
-        file = str(Path(file).absolute())
-    return [file, str(source.data.absolute()), str(source.min_examples)]
-
-
-def _environment(source: TaskSource, place: Path | None) -> dict[str, str]:
-    ours = passed_on(os.environ, source.environment)
-    fixed = {"GRPC_ENABLE_FORK_SUPPORT": "0", "PYTHONUNBUFFERED": "1"}
-    return ours | fixed | ({} if place is None else {"TMPDIR": str(place / "work")})
-
-
-def _told_of_model(child: _Child) -> _Child | None:
+def _told_of_model(child: Child) -> Child | None:
     if not isinstance(child.model, Exchanged):
         child.model = told_of_model(child.link, again=bool(child.model))
     return child if child.model else None
 
 
-def _ask(child: _Child, memory: ModelMemory, work: Work) -> dict[str, Any] | None:
+def _ask(child: Child, memory: ModelMemory, work: Work) -> dict[str, Any] | None:
     if not child.model and _told_of_model(child) is None:
         return None  # that answer comes first
     try:
@@ -287,25 +202,3 @@ def _ask(child: _Child, memory: ModelMemory, work: Work) -> dict[str, Any] | Non
         return child.link.receive()
     except OSError:  # the process died before it had read all of it
         return None
-
-
-def _kill(child: _Child) -> None:
-    # The whole group, so that the worker processes of a DataLoader go too.
-    if child.process.poll() is None:
-        with suppress(ProcessLookupError):  # it ended meanwhile
-            os.killpg(child.process.pid, signal.SIGKILL)
-
-
-def _end(child: _Child) -> str:
-    """Close the socket, which ends an idle process, and say how it ended."""
-    child.link.close()
-    try:
-        status = child.process.wait(PARTING_SECONDS)
-    except subprocess.TimeoutExpired:
-        _kill(child)
-        status = child.process.wait()
-    if child.place is not None:
-        clear(child.place)
-    if status < 0:
-        return f"was killed by {signal.Signals(-status).name}"
-    return f"ended with exit status {status}"

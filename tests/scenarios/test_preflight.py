@@ -135,10 +135,8 @@ def test_the_doctor_beside_a_running_federation_finds_it_in_order(federation: Fe
     assert doctor(federation.files / "coordinator.toml") == (0, [])
     code, findings = doctor(federation.files / "alice.toml")
     assert code == 0
-    assert [(each["grade"], each["check"]) for each in findings] == [
-        ("note", "sandbox"),
-        ("warning", "coordinator"),
-    ]
+    graded = [(each["grade"], each["check"]) for each in findings]
+    assert graded == [("note", "sandbox"), ("warning", "coordinator")]
     database = federation.files / "aggregator/state" / AGGREGATOR_DATABASE
     assert list(read_ledger(database)) == []
     assert list(read_refusals(database)) == []

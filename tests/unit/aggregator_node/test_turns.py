@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from aggregator_node.averaging import Mean
 from aggregator_node.buffers import Buffers
@@ -164,3 +165,11 @@ def test_an_owner_whose_refusal_ends_the_round_is_told_its_reason(clock: SetCloc
         assert live.await_seal() is None
     assert refused.value.reason == pb.REASON_NON_FINITE
     assert not call.cancelled
+
+
+def test_an_owner_that_declines_again_and_again_is_logged_once(clock: SetClock) -> None:
+    live, _ = opened(clock)
+    with capture_logs() as lines:
+        for _ in range(3):
+            live.decline(OWNERS[0], pb.REASON_STOPPING)
+    assert [line["event"] for line in lines] == ["declined"]

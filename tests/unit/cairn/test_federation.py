@@ -1,5 +1,6 @@
 """All files of a federation: their layout, who may read them, and that nothing is ever overwritten."""
 
+import re
 import stat
 import tomllib
 from datetime import UTC, datetime
@@ -12,9 +13,10 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregator_node.settings import AggregatorSettings
 from cairn.errors import CairnError, UsageError
 from cairn.federation import FederationPlan, usual_floor, write_federation
-from cairn.federation_plan import Address
+from cairn.federation_plan import Address, PlannedTask
 from cairn.federation_toml import _key, _text
 from cairn.identity import (
     NodeName,
@@ -24,6 +26,9 @@ from cairn.identity import (
     load_signing_key,
     public_signing_key_text,
 )
+from cairn.settings import Settings
+from coordinator.settings import CoordinatorSettings
+from owner_node.settings import OwnerSettings, TaskSettings
 
 TUTORIAL = FederationPlan(name="tutorial", owners=("bob", "alice"), floor=2)
 NODES = {
@@ -188,6 +193,10 @@ min_examples = 20
 max_rounds = 100
 max_failures = 5
 clip = 2
+encodings = ["whole", "int8_deltas"]
+environment = ["WARD_DB"]
+sandbox = "on"
+sandbox_reads = ["weights"]
 
 [tasks."two words"]
 file = "/opt/task.py"
@@ -210,6 +219,10 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
                 "max_rounds": 100,
                 "max_failures": 5,
                 "clip": 2.0,
+                "encodings": ["whole", "int8_deltas"],
+                "environment": ["WARD_DB"],
+                "sandbox": "on",
+                "sandbox_reads": [str(tmp_path / "weights")],
             },
             "two words": {
                 "file": "/opt/task.py",
@@ -218,6 +231,27 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
                 "min_examples": 1,
             },
         }
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("aggregator", AggregatorSettings),
+        ("coordinator", CoordinatorSettings),
+        ("bob", OwnerSettings),
+    ],
+)
+def test_every_key_of_a_node_stands_in_its_file(
+    made: Path, name: str, settings: type[Settings]
+) -> None:
+    text = (made / f"{name}.toml").read_text()
+    for key in settings.model_fields.keys() - {"identity", "tasks"}:
+        assert re.search(rf"^(# )?{key} = ", text, re.MULTILINE), key
+    assert "[identity]" in text
+
+
+def test_a_tasks_file_has_every_key_of_an_owners_task() -> None:
+    assert set(PlannedTask.model_fields) == set(TaskSettings.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +267,10 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
         ("max_rounds = 100", "max_rounds = 0", "tasks.tutorial.max_rounds = 0"),
         ("max_failures = 5", "max_failures = 0", "tasks.tutorial.max_failures = 0"),
         ("clip = 2", "clip = nan", "tasks.tutorial.clip"),
+        ('"int8_deltas"', '"int4_deltas"', "tasks.tutorial.encodings"),
+        ("WARD_DB", "WARD-DB", "tasks.tutorial.environment"),
+        ('sandbox = "on"', 'sandbox = "yes"', "tasks.tutorial.sandbox"),
+        ('sandbox = "on"', 'sandbox = "off"', "sandbox_reads has no effect"),
         ("[tasks.tutorial]", "[tasks.tutorial", "not valid TOML"),
     ],
 )

@@ -28,12 +28,12 @@ from cairn.authority import (
     new_request,
     new_signing_key,
 )
+from cairn.certified import certified
 from cairn.describe import describe
 from cairn.errors import CallerNotAllowed, InvalidMessage, UsageError
 from cairn.identity import (
     NodeName,
     Role,
-    certified,
     identity_faults,
     load_identity,
     load_pinned_aggregator,

@@ -251,7 +251,7 @@ class Bench:
         parts |= {"_owner": "bob", "_witness": self.witness, "_noting_heads": threading.Lock()}
         vars(aggregator).update(parts)
         rules = {"tumours": LeavingRules(frozenset({"loss"}), clip)}
-        stopping = threading.Event()
+        self.stopping = stopping = threading.Event()
         self.records = Records(self.ledger, Receipts(aggregator, self.ledger), lambda: "sha256:00")
         self.kept = KeptUpdates(path / "state", self.ledger.past.may_leave_again)
         self.outcomes = Outcomes(aggregator, self.ledger, self.kept, "clinics", "bob", self.clock)
@@ -319,6 +319,13 @@ def outcome(signed: pb.Signed | None) -> coordinator_pb2.Outcome:
     return coordinator_pb2.Outcome(
         manifest_digest=DIGEST, statement=signed, reason=pb.REASON_ABORTED
     )
+
+
+def test_a_node_that_was_told_to_stop_joins_no_round(bench: Bench) -> None:
+    """As one that waits, meanwhile, for the end of a round of another job."""
+    bench.stopping.set()
+    bench.rounds.take_part(invitation())
+    assert (bench.stub.log, bench.kinds()) == ([], [])
 
 
 def test_a_round_is_joined_and_recorded_before_its_update_leaves(bench: Bench) -> None:
