@@ -106,6 +106,4 @@ def _digest_of(schema: Schema) -> bytes:
 
 def _average(terms: Terms, owners: Collection[str]) -> Average:
     least, most = terms.weight(1), terms.weight(MAX_EXAMPLES)
-    # Where all count the same, they do so whatever share one might have.
-    share = terms.manifest.largest_share if most > least else 1.0
-    return Average(frozenset(owners), least, most, share)
+    return Average(frozenset(owners), least, most, terms.may_be_capped)

@@ -148,14 +148,14 @@ def check_opening(policy: Policy, job: JobSpec, progress: Progress, opening: Ope
 class Average:
     """What an average is over: the counted owners, and how much each may count.
 
-    `least` and `most` are the smallest and the largest weight of one update, and `share` is the largest share
-    of the total weight that it may have.
+    `least` and `most` are the smallest and the largest weight of one update. `may_be_capped` says whether one of
+    them may count for less than its weight, because of the others' weights.
     """
 
     owners: frozenset[str]
     least: int
     most: int
-    share: float
+    may_be_capped: bool
 
 
 def are_different(average: Average, earlier: Iterable[Average]) -> bool:
@@ -166,8 +166,15 @@ def are_different(average: Average, earlier: Iterable[Average]) -> bool:
     equations for them. Comparable releases therefore count the same owners in the same way, or have
     nobody in common: then no sum of them is over fewer owners than one of them. Releases that are not
     comparable are kept apart by the groups of a job, where it has some: see `check_opening`.
+
+    Where weights may be capped, the same owners never count in the same way for sure: one that says another
+    number of examples moves the cap, and with it what others count for. Whether a cap was needed would itself
+    tell of others' numbers, so it is not looked at.
     """
-    return any(average != other and average.owners & other.owners for other in earlier)
+    return any(
+        average.owners & other.owners and (average != other or average.may_be_capped)
+        for other in earlier
+    )
 
 
 def check_difference(average: Average, earlier: Iterable[Average]) -> None:
@@ -175,7 +182,8 @@ def check_difference(average: Average, earlier: Iterable[Average]) -> None:
     if are_different(average, earlier):
         raise WrongState(
             "an earlier release counts some of these owners together with others, or weights them"
-            " otherwise: several such averages together would tell of single owners",
+            " otherwise (also where the bounds of examples let one outweigh the others, so that weights may be"
+            " capped): several such averages together would tell of single owners",
             pb.REASON_COHORT_DIFFERENCE,
         )
 

@@ -49,9 +49,13 @@ class Terms:
     @cached_property
     def most_held(self) -> int:
         """How many updates at a time may have to wait until it is known how much they count."""
+        return self.share.most_capped if self.manifest.trains and self.may_be_capped else 0
+
+    @cached_property
+    def may_be_capped(self) -> bool:
+        """Whether an update can count for less than its weight, because of the others' weights."""
         least, most = self.weight(1), self.weight(MAX_EXAMPLES)
-        may_cap = self.share.may_cap(least, most, self.manifest.floor)
-        return self.share.most_capped if self.manifest.trains and may_cap else 0
+        return self.share.may_cap(least, most, self.manifest.floor)
 
     def weight(self, examples: int) -> int:
         """How much an update counts, unless its share is too large.

@@ -83,8 +83,9 @@ class Console:
 
     def without_metrics(self, step: Step) -> None:
         say(
-            f"Round {step.round}: no metrics (its owners reported none in common, or an earlier release of the"
-            " same base has metrics of other owners, from which these could be subtracted)"
+            f"Round {step.round}: no metrics of the training (its owners reported none in common, or an earlier"
+            " release of the same base has metrics of other owners, or of weights that may have been capped, from"
+            " which these could be subtracted)"
         )
 
     def finished(self, model: Path, digest: str) -> None:

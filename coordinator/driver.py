@@ -171,7 +171,7 @@ class Driver:
             standing.line = _line_of(statement, seconds, ended.group, ended.left_out)
             if self._trains_with_metrics and not statement.metrics:
                 self._console.without_metrics(step)
-            self._trains_with_metrics |= bool(statement.metrics)
+            self._trains_with_metrics = bool(statement.metrics)  # so that it is said once in a row
         else:
             self._folder.save_evaluation(ended.release.signed)
             if standing.line is not None:

@@ -128,10 +128,13 @@ class Policy:
             )
 
     def _check_share(self, manifest: Manifest) -> None:
-        if manifest.largest_share > self.largest_share:
+        # With no more owners than the floor all count the same, whatever share one might have.
+        share = max(manifest.largest_share, 1 / manifest.floor)
+        if share > self.largest_share:
             raise Declined(
-                f"in {manifest} one update may count for {manifest.largest_share:g} of the total weight;"
-                f" this owner's file allows {self.largest_share:g} (largest_share)",
+                f"in {manifest}, whose floor is {manifest.floor}, one update may count for {share:.3g} of the total"
+                f" weight; this owner's file allows {self.largest_share:g} (largest_share): the aggregator's"
+                " largest_share must be as small, and the floor at least one divided by it",
                 pb.REASON_SETTING_REFUSED,
             )
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from fractions import Fraction
 
+import grpc
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from cairn.v1 import round_pb2 as pb
 from tests.hostile.memory import in_memory, may_read
 from tests.hostile.owners import an_aggregator, joined_round
 from tests.scenarios.processes import until
-from tests.service.network import Network, OpenRound
+from tests.service.network import Network, OpenRound, refused
 
 EXAMPLES = pb.WEIGHTING_EXAMPLES
 COHORT = ("alice", "bob", "carol", "dave")
@@ -83,6 +84,22 @@ def test_one_owner_with_nearly_all_examples_decides_no_metric_of_an_evaluation(
         metrics = {"loss": float(owner == "alice")}
         evaluation.push(owner, b"", examples=WEIGHTS[owner], metrics=metrics)
     assert dict(evaluation.ends().statement.metrics) == {"loss": CAP / (CAP + 150)}
+
+
+def test_one_owner_that_moves_the_cap_from_job_to_job_makes_no_second_average_of_one_base(
+    network: Network,
+) -> None:
+    """With dave's 50, 60 and 70 examples alice counts for 149, 159 and 169: equations for her alone."""
+    first, second = (
+        network.job(schema=EVERY_TYPE, weighting=EXAMPLES, examples=(50, 50_000)) for _ in range(2)
+    )
+    opened = first.open(COHORT)
+    for owner in COHORT:
+        opened.join(owner)
+        opened.push(owner, update(HERS), examples=WEIGHTS[owner])
+    assert opened.ends().payload
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "capped", "COHORT_DIFFERENCE"):
+        second.open(COHORT, first.first_base)
 
 
 def test_the_same_updates_give_the_same_bits_in_every_order_also_where_a_weight_is_capped(

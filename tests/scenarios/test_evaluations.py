@@ -39,7 +39,7 @@ def test_an_owner_that_is_missing_in_an_evaluation_costs_metrics_and_never_the_j
     one, two = federation.history()
     assert (set(one["metrics"]), one["evaluation"]) == ({"value", "accuracy"}, "released")
     assert (set(two["metrics"]), two["evaluation"]) == ({"accuracy"}, "released")
-    assert "Round 2: no metrics (" in first.output()
+    assert "Round 2: no metrics of the training (" in first.output()
 
     absent.unlink()
     federation.out = federation.home / "again"

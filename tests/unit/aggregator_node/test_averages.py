@@ -87,12 +87,14 @@ def test_where_any_base_is_compared_every_phase_counts_the_same_owners(
     add(averages, terms(phases[1]), "def")
 
 
-def test_another_largest_share_is_another_way_to_count_unless_all_count_the_same(
+def test_where_weights_may_be_capped_there_is_one_release_of_a_base_and_owners(
     averages: Averages,
 ) -> None:
     add(averages, terms(TRAIN), "ab")
-    averages.check(terms(TRAIN, share=0.4), "ab")
+    averages.check(terms(TRAIN, share=0.4), "ab")  # all count the same, so no share can cap one
     by_examples = pb.WEIGHTING_EXAMPLES
-    add(averages, terms(TRAIN, weighting=by_examples), "cd")
+    assert add(averages, terms(TRAIN, weighting=by_examples), "cd")
     with pytest.raises(WrongState):
-        averages.check(terms(TRAIN, weighting=by_examples, share=0.4), "cd")
+        averages.check(terms(TRAIN, weighting=by_examples), "cd")
+    with pytest.raises(WrongState):
+        averages.check(terms(EVALUATE, weighting=by_examples), "cd")

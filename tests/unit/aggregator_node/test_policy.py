@@ -203,8 +203,8 @@ def test_an_update_may_weigh_so_many_times_another_and_no_more(
     assert caught.value.reason == pb.REASON_EXAMPLES_REFUSED
 
 
-def average(owners: str, most: int = 1, share: float = 0.5) -> Average:
-    return Average(frozenset(owners), 1, most, share)
+def average(owners: str, most: int = 1, *, may_be_capped: bool = False) -> Average:
+    return Average(frozenset(owners), 1, most, may_be_capped)
 
 
 @pytest.mark.parametrize(
@@ -237,11 +237,19 @@ def test_the_same_owners_weighted_otherwise_are_refused() -> None:
     by_examples = average("abcd", most=9)
     check_difference(by_examples, [by_examples])
     check_difference(by_examples, [average("efgh")])
-    capped = average("abcd", most=9, share=0.4)
+    capped = average("abcd", most=9, may_be_capped=True)
     for otherwise in (average("abcd"), average("abcd", most=8), average("abef"), capped):
         with pytest.raises(WrongState, match="otherwise") as caught:
             check_difference(by_examples, [otherwise])
         assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE
+
+
+def test_the_same_owners_count_otherwise_for_sure_only_where_no_weight_may_be_capped() -> None:
+    capped = average("abcd", most=9, may_be_capped=True)
+    check_difference(capped, [average("efgh", most=9, may_be_capped=True)])
+    with pytest.raises(WrongState, match="capped") as caught:
+        check_difference(capped, [capped])
+    assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE
 
 
 def test_no_number_of_releases_that_pass_tells_of_fewer_owners_than_one_of_them() -> None:

@@ -103,11 +103,16 @@ def test_a_cohort_smaller_than_its_own_floor_is_declined() -> None:
 
 
 def test_a_larger_share_of_the_weight_than_the_owner_allows_is_declined() -> None:
-    careful = replace(POLICY, largest_share=0.25)
-    assert reason_of(replace(MANIFEST, largest_share=0.3), policy=careful) == "SETTING_REFUSED"
-    for share in (0.25, 0.2):
+    careful = replace(POLICY, largest_share=0.35)  # and three count for a third each
+    assert reason_of(replace(MANIFEST, largest_share=0.4), policy=careful) == "SETTING_REFUSED"
+    for share in (0.35, 0.2):
         check(replace(MANIFEST, largest_share=share), policy=careful)
     check(replace(MANIFEST, largest_share=0.5))
+
+
+def test_a_share_that_so_few_owners_as_the_floor_cannot_keep_is_declined() -> None:
+    careful = replace(POLICY, largest_share=0.3)
+    assert reason_of(replace(MANIFEST, largest_share=0.3), policy=careful) == "SETTING_REFUSED"
 
 
 FIVE = ("alice", "bob", "carol", "sybil-1", "sybil-2")
