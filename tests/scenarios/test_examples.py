@@ -132,7 +132,7 @@ def test_a_demo_that_is_interrupted_stops_all_it_started_and_goes_on_where_it_wa
 ) -> None:
     initial = some_model(7, 1.0)
     save_file(initial, tmp_path / "initial.safetensors")
-    options = ("--initial-model", tmp_path / "initial.safetensors", "--rounds", "600")
+    options = ("--initial-model", tmp_path / "initial.safetensors", "--rounds", "300")
     out = tmp_path / "out"
     first = demo(tmp_path, out, "tutorial", *options)
     history = out / "history.jsonl"
@@ -144,9 +144,9 @@ def test_a_demo_that_is_interrupted_stops_all_it_started_and_goes_on_where_it_wa
     until(lambda: not any(map(is_alive, started)), "all processes are gone", 5)
     assert f"The checkpoint is in {out}; the same command goes on from it" in first.output()
     assert "Traceback" not in first.output()
-    assert len(history.read_bytes().splitlines()) < 600
+    assert len(history.read_bytes().splitlines()) < 300
     second = demo(tmp_path, out, "tutorial", *options)
     assert second.ends() == 0
     assert "Going on after" in second.output()
-    assert len(history.read_bytes().splitlines()) == 600
-    assert same_bits(load_file(out / "model.safetensors"), plain_loop(initial, 600))
+    assert len(history.read_bytes().splitlines()) == 300
+    assert same_bits(load_file(out / "model.safetensors"), plain_loop(initial, 300))
