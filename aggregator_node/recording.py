@@ -78,8 +78,8 @@ class Recorder:
         )
         if closing.metrics and not says_metrics:
             closing = replace(closing, metrics={})
-            log.warning(
-                "metrics are left out: an earlier release of this base has metrics of other owners",
+            log.info(
+                "metrics are left out: an earlier release of this base has metrics that overlap with them",
                 job=row.job,
                 round=row.number,
             )
