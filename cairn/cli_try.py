@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,9 @@ def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) ->
         schema, values = read_model(initial_model)
         update = bytearray(values)
     runner = TaskRunner(task, site)
+    begins = time.monotonic()
     trained = runner.train(this, schema, update, update)
+    seconds = time.monotonic() - begins
     _check_finite(schema, update)
     digest = schema.digest(update)
     evaluated = runner.evaluate(this, schema, update) if task.evaluate else None
@@ -96,6 +99,7 @@ def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) ->
     if parts.stays:
         _print_what_stays(console, parts.stays, first_parts(task, seed + 1).stays)
     _print_outcome(console, "train", trained)
+    console.print(f"  {seconds:.2g} s, reading the data included", markup=False)
     if evaluated is not None:
         _print_outcome(console, "evaluate", evaluated)
     names = sorted({*trained.metrics, *(evaluated.metrics if evaluated else ())})

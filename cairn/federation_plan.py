@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from cairn.encoding import WORDS
 from cairn.errors import UsageError
 from cairn.identity import NodeName, Role
+from cairn.limits import MAX_ROUND_SECONDS
 from cairn.settings import FilePath, Settings
 
 AUTHORITY = "authority"
@@ -126,6 +127,7 @@ class PlannedTask(Settings):
     min_examples: Annotated[int, Field(ge=1)] = 1
     max_rounds: Annotated[int, Field(ge=1)] | None = None
     max_failures: Annotated[int, Field(ge=1)] | None = None
+    work_seconds: Annotated[float, Field(gt=0, le=MAX_ROUND_SECONDS)] | None = None
     clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
     encodings: (
         Annotated[tuple[Annotated[str, AfterValidator(_encoding)], ...], Field(min_length=1)] | None

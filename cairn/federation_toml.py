@@ -54,6 +54,8 @@ _EXAMPLE_TASK = """
 # max_failures = 2              # so many of these may fail for a cause that may depend on the data: which ones
 #                               # fail can tell a coordinator about it (`cairn doctor` says how much at most);
 #                               # then the task is declined until you run `cairn reset`
+# work_seconds = 60             # what comes of a round leaves so long after its model came, neither sooner nor
+#                               # later, so that the running time tells nothing; work that takes longer fails
 # clip = 1.0                    # an update further from its base is scaled down to this L2 norm
 # encodings = ["whole"]         # how updates may travel: whole, bf16_deltas, int8_deltas; all, if unsaid
 # environment = ["WARD_DB"]     # environment variables that the task gets beside the harmless ones
@@ -66,6 +68,9 @@ _METRICS_COMMENT = "  # the metrics that may leave; any other is dropped"
 _MAX_ROUNDS_COMMENT = "  # so many trainings, and so many evaluations, over all jobs"
 _MAX_FAILURES_COMMENT = (
     "  # declined once so many rounds failed for a cause that may depend on the data"
+)
+_WORK_SECONDS_COMMENT = (
+    "  # what comes of a round leaves so long after its model came; work that takes longer fails"
 )
 _CLIP_COMMENT = "  # an update further from its base is scaled down to this L2 norm"
 _ENCODINGS_COMMENT = "  # how updates may travel"
@@ -182,6 +187,8 @@ def _task(name: str, task: PlannedTask, owner: str, directory: Path | None) -> s
     )
     lines.append(f"{_said('max_rounds', task.max_rounds, '1000')}{_MAX_ROUNDS_COMMENT}")
     lines.append(f"{_said('max_failures', task.max_failures, '2')}{_MAX_FAILURES_COMMENT}")
+    if task.work_seconds is not None:
+        lines.append(f"work_seconds = {task.work_seconds!r}{_WORK_SECONDS_COMMENT}")
     if task.clip is not None:
         lines.append(f"clip = {task.clip!r}{_CLIP_COMMENT}")
     if task.encodings is not None:

@@ -26,6 +26,11 @@ from owner_node.settings import OwnerSettings, TaskSettings
 
 _NO_SANDBOX = 'its code can open what this account can, this node\'s key and the network too; sandbox = "on" keeps it in'
 
+_CLOCK = {
+    True: "and its running time nothing",
+    False: "beside what its running time tells, which work_seconds would hide",
+}
+
 
 def node_of_file(path: Path) -> Node:
     """Read the file. Raises UsageError, with a line for every key that is wrong."""
@@ -131,7 +136,8 @@ def _failures(settings: OwnerSettings, file: Path) -> list[Finding]:
         trained = budgets.taken(name, pb.PHASE_TRAIN)
         evaluated = budgets.taken(name, pb.PHASE_EVALUATE)
         sentence = (
-            f"what failures can tell a coordinator of task {name}: at most {math.ceil(bits)} bits;"
+            f"what failures can tell a coordinator of task {name}: at most {math.ceil(bits)} bits,"
+            f" {_CLOCK[task.work_seconds is not None]};"
             f" used are {trained} of {task.max_rounds} trainings, {evaluated} of {task.max_rounds} evaluations and"
             f" {failures} of {task.max_failures} failures"
         )

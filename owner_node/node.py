@@ -157,6 +157,7 @@ def _policy(settings: OwnerSettings) -> Policy:
                 max_rounds=task.max_rounds,
                 encodings=frozenset(WORDS[word] for word in task.encodings),
                 max_failures=task.max_failures,
+                work_seconds=task.work_seconds,
             )
             for name, task in settings.tasks.items()
         },

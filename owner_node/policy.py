@@ -62,15 +62,17 @@ class Known:
 
 @dataclass(frozen=True)
 class TaskRules:
-    """The allowed ranges of a task's settings, how updates may travel, and how often the task may run and fail.
+    """The allowed ranges of a task's settings, how updates may travel, and how often and how long it may run and fail.
 
-    `max_rounds` holds for trainings, and as well for evaluations.
+    `max_rounds` holds for trainings, and as well for evaluations. `work_seconds` is the time that its work on the
+    data takes in every round; None where that may show.
     """
 
     ranges: Ranges = field(default_factory=dict)
     max_rounds: int = MAX_ROUNDS
     encodings: frozenset["pb.Encoding"] = frozenset(WORDS.values())
     max_failures: int = MAX_FAILURES
+    work_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -57,10 +57,18 @@ class Pushing:
         """Whether the base must still be there when the update is pushed."""
         return needs_base(invited.manifest.encoding, self._rules[invited.job.task])
 
-    def push(self, invited: Invited, base: memoryview, trained: Trained, deadline: float) -> None:
+    def push(
+        self,
+        invited: Invited,
+        base: memoryview,
+        trained: Trained,
+        deadline: float,
+        may_leave: Callable[[], None],
+    ) -> None:
         """Push what may leave, by this moment of the monotonic clock, and keep the receipt.
 
-        Raises Declined, or NotRecorded where the ledger cannot be written: then nothing has left.
+        `may_leave` is called once all is prepared and before anything is recorded as sent; it raises where
+        nothing may leave. Raises Declined, or NotRecorded where the ledger cannot be written: then nothing has left.
         """
         before = self._ledger.past.budgets.reported(invited.job.task, invited.manifest.phase)
         rules = rules_beside(self._rules[invited.job.task], trained.metrics, before)
@@ -68,6 +76,7 @@ class Pushing:
             leaving = prepared(invited, base, trained, rules, self._residuals, keeping.write)
             self._tell_of_dropped(invited, leaving.dropped_metrics)
             keeping.wait_until_placed()
+            may_leave()
             self._ledger.record("sent", self._facts(invited, leaving))
             failpoint("owner.sent.recorded")
             self._push(invited, leaving, deadline, keeping.wait_until_durable)

@@ -30,8 +30,9 @@ from owner_node.outcomes import Outcomes
 from owner_node.policy import Declined, Invited, Policy
 from owner_node.pushing import Pushing
 from owner_node.records import Records
-from owner_node.training_process import Trained, TrainingProcess, Work
+from owner_node.training_process import TrainingProcess
 from owner_node.turns import Turns
+from owner_node.working import Progress, Working
 
 log = structlog.get_logger()
 
@@ -55,11 +56,12 @@ class Closing:
 
 @dataclass(frozen=True)
 class _Current:
-    """The round under way."""
+    """The round under way. Where its work takes a fixed time, it goes on to the end of that."""
 
     invited: Invited
     process: TrainingProcess
     lease: Lease
+    is_fixed: bool
 
 
 class Rounds:
@@ -78,6 +80,7 @@ class Rounds:
         self._records = closing.records
         self._pushing = closing.pushing
         self._outcomes = closing.outcomes
+        self._working = Working(closing.pushing, stopping)
         self._fetching = Fetching(coordinator, deciding.largest_value, stopping)
         self._aggregator = aggregator
         self._tasks = tasks
@@ -189,6 +192,10 @@ class Rounds:
             log.info("update was accepted before", **_ids(invited))
             self._records.find_receipt(invited)
             return
+        seconds = self._deciding.policy.tasks[invited.job.task].work_seconds
+        progress = Progress(
+            lambda: invited.digest in self._dropped, lambda: self._check_not_dropped(invited)
+        )
         lease = Lease(
             lambda: self._renew(invited),
             joined.lease_seconds,
@@ -198,7 +205,7 @@ class Rounds:
         with self._lock:
             if invited.digest in self._dropped:
                 raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
-            self._current = _Current(invited, process, lease)
+            self._current = _Current(invited, process, lease, seconds is not None)
         try:
             with lease:
                 self._check_not_dropped(invited)
@@ -206,17 +213,11 @@ class Rounds:
                     if self._pushing.push_again(invited, deadline.latest):
                         return
                 with deadline.cuts_off(not_fetched):
-                    self._fetching.fetch(
-                        invited, process, deadline.latest, lambda: invited.digest in self._dropped
-                    )
+                    self._fetching.fetch(invited, process, deadline.latest, progress.is_dropped)
                     failpoint("owner.fetch.complete")
                     self._check_not_dropped(invited)
                 with deadline.cuts_off(partial(too_late, lease)):
-                    trained = self._train(invited, process)
-                    failpoint("owner.train.done")
-                    self._check_not_dropped(invited)
-                    base = process.base_buffer(invited.job.schema)
-                    self._pushing.push(invited, base, trained, deadline.latest)
+                    self._working.work(invited, process, deadline, seconds, progress)
         finally:
             with self._lock:
                 self._current = None
@@ -236,31 +237,13 @@ class Rounds:
             log.info("waiting in line to push", **_ids(invited), place=joined.queue_place)
         return joined
 
-    def _train(self, invited: Invited, process: TrainingProcess) -> Trained:
-        self._check_not_dropped(invited)
-        trains = invited.manifest.trains
-        work = Work(
-            job=invited.job.name,
-            round=invited.manifest.round,
-            phase="train" if trains else "evaluate",
-            settings=invited.job.settings,
-            schema=invited.job.schema,
-            in_place=trains and not self._pushing.needs_base(invited),
-        )
-        try:
-            # Without the lock, which is held where the process is cancelled.
-            return process.run(work, lambda: invited.digest in self._dropped)
-        except TaskFailed:
-            self._check_not_dropped(invited)
-            raise
-
     def _drop(self, manifest_digest: bytes) -> None:
         with self._lock:
             current = self._current
             under_way = {current.invited.digest} if current is not None else set()
             # A statement of an old round, sent again, must not make us forget that this one is dropped.
             self._dropped = self._dropped & under_way | {manifest_digest}
-            if current is not None and manifest_digest in under_way:
+            if current is not None and manifest_digest in under_way and not current.is_fixed:
                 current.process.cancel()
 
     def _check_not_dropped(self, invited: Invited) -> None:

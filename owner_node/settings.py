@@ -11,6 +11,7 @@ from cairn.limits import (
     MAX_EXAMPLES,
     MAX_METRIC_NAME_BYTES,
     MAX_METRICS,
+    MAX_ROUND_SECONDS,
     MIN_COHORT,
 )
 from cairn.settings import (
@@ -56,7 +57,9 @@ class TaskSettings(Settings):
     `max_rounds` is in how many trainings of this task this owner takes part, over all jobs, as its ledger
     counts them from the moment it joins, and in how many evaluations. `max_failures` is in how many of these
     rounds it may end as not counted for a cause that may depend on its data; then it declines the task until
-    `cairn reset`. `clip` is the longest way, as the L2 norm over all floating-point tensors
+    `cairn reset`. `work_seconds` is the time that the work on the data takes in every round, whatever the data
+    is: what comes of it leaves so many seconds after the base has arrived, and work that is not done by then is
+    such a failure. `clip` is the longest way, as the L2 norm over all floating-point tensors
     together, by which an update may differ from its base; a longer one is scaled down to it, before it
     is encoded. `encodings` lists how updates may travel: "whole", or as deltas, which are smaller and say
     a little less. A job that asks for deltas has its updates travel whole until its first release.
@@ -73,6 +76,7 @@ class TaskSettings(Settings):
     min_examples: Annotated[int, Field(ge=1, le=MAX_EXAMPLES)] = 1
     max_rounds: Annotated[int, Field(ge=1)] = MAX_ROUNDS
     max_failures: Annotated[int, Field(ge=1)] = MAX_FAILURES
+    work_seconds: Annotated[float, Field(gt=0, le=MAX_ROUND_SECONDS)] | None = None
     clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
     encodings: Annotated[tuple[EncodingWord, ...], Field(min_length=1)] = get_args(EncodingWord)
     environment: tuple[VariableName, ...] = ()

@@ -274,7 +274,7 @@ class Owner:
         invited, base = invited_to(opened), memoryview(opened.job.first_base)
         self.ledger.record("joined", round_facts(invited) | {"task": invited.job.task})
         trained = Trained(memoryview(payload), 1, {})
-        self._pushing.push(invited, base, trained, time.monotonic() + SECONDS)
+        self._pushing.push(invited, base, trained, time.monotonic() + SECONDS, lambda: None)
 
     def push_again(self, opened: OpenRound) -> bool:
         """Push what was recorded as sent before this owner was started."""

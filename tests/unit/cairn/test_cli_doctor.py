@@ -432,9 +432,16 @@ def test_what_the_failures_of_a_task_can_tell_is_said_in_bits(ward: Path) -> Non
     failed(ward, 1)
     sentence = examined(ward / "alice.toml").only("failures", "ok")
     assert sentence == (
-        "what failures can tell a coordinator of task mean: at most 24 bits; used are 1 of 1000"
-        " trainings, 0 of 1000 evaluations and 1 of 2 failures"
+        "what failures can tell a coordinator of task mean: at most 24 bits, beside what its"
+        " running time tells, which work_seconds would hide; used are 1 of 1000 trainings, 0 of 1000 evaluations and"
+        " 1 of 2 failures"
     )
+    text = (ward / "alice.toml").read_text()
+    (ward / "alice.toml").write_text(
+        text.replace("[tasks.mean]\n", "[tasks.mean]\nwork_seconds = 5\n")
+    )
+    sentence = examined(ward / "alice.toml").only("failures", "ok")
+    assert "at most 24 bits, and its running time nothing; used are" in sentence
 
 
 def test_a_task_whose_failures_are_spent_is_a_warning_with_the_command_that_resets_it(

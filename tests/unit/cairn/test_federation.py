@@ -133,6 +133,7 @@ def test_an_owners_file_says_where_its_ledger_lies_and_what_else_it_may_say(made
         "min_examples",
         "max_rounds",
         "max_failures",
+        "work_seconds",
         "clip",
         "encodings",
         "environment",
@@ -192,6 +193,7 @@ metrics = ["loss", "a \\"b\\""]
 min_examples = 20
 max_rounds = 100
 max_failures = 5
+work_seconds = 90
 clip = 2
 encodings = ["whole", "int8_deltas"]
 environment = ["WARD_DB"]
@@ -218,6 +220,7 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
                 "min_examples": 20,
                 "max_rounds": 100,
                 "max_failures": 5,
+                "work_seconds": 90.0,
                 "clip": 2.0,
                 "encodings": ["whole", "int8_deltas"],
                 "environment": ["WARD_DB"],
@@ -266,6 +269,7 @@ def test_a_tasks_file_has_every_key_of_an_owners_task() -> None:
         ("min_examples = 20", "min_examples = 0", "tasks.tutorial.min_examples = 0"),
         ("max_rounds = 100", "max_rounds = 0", "tasks.tutorial.max_rounds = 0"),
         ("max_failures = 5", "max_failures = 0", "tasks.tutorial.max_failures = 0"),
+        ("work_seconds = 90", "work_seconds = 0", "tasks.tutorial.work_seconds = 0"),
         ("clip = 2", "clip = nan", "tasks.tutorial.clip"),
         ('"int8_deltas"', '"int4_deltas"', "tasks.tutorial.encodings"),
         ("WARD_DB", "WARD-DB", "tasks.tutorial.environment"),

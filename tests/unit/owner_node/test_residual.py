@@ -222,7 +222,7 @@ class Owner:
         invited = Invited(replace(MANIFEST, encoding=encoding), b"m" * 32, job)
         trained = Trained(memoryview(bytearray(self.update.tobytes())), 5, {})
         base = memoryview(bytes(8))
-        self.pushing.push(invited, base, trained, time.monotonic() + 30)
+        self.pushing.push(invited, base, trained, time.monotonic() + 30, lambda: None)
 
     def said(self) -> list[list[float]]:
         layout = Layout(JOB.schema, INT8)

@@ -211,7 +211,7 @@ class FakeTask:
     def keep_base(self, _digest: bytes) -> None:
         """It is fetched in every round."""
 
-    def run(self, work: Work, is_over: Callable[[], bool]) -> Trained:
+    def run(self, work: Work, is_over: Callable[[], bool] = lambda: False) -> Trained:
         self.before()
         if is_over():
             raise TaskFailed("the training was cancelled")
@@ -384,7 +384,7 @@ def test_it_trains_in_place_where_what_leaves_needs_no_base(
     bench = Bench(tmp_path, clip=clip)
     manifest = replace(MANIFEST, phase=phase, encoding=encoding)
     invited = Invited(manifest, digest_of(manifest_to_bytes(manifest)), JOB)
-    bench.rounds._train(invited, cast("TrainingProcess", bench.task))
+    bench.rounds._working._train(invited, cast("TrainingProcess", bench.task), None)
     bench.state.close()
     assert [work.in_place for work in bench.task.works] == [in_place]
 

@@ -1,0 +1,75 @@
+"""Does the work of one round on this owner's data, and pushes what comes of it."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cairn.failpoint import failpoint
+from cairn.task_loading import TaskFailed
+from owner_node.deadline import Deadline
+from owner_node.policy import Invited
+from owner_node.pushing import Pushing
+from owner_node.training_process import Trained, TrainingProcess, Work
+from owner_node.work_time import WorkTime
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Whether a round is still under way. `check` raises where it is not, or where this node is to stop."""
+
+    is_dropped: Callable[[], bool]
+    check: Callable[[], None]
+
+
+class Working:
+    """`seconds` is the time that the work takes, where the owner's file says it: then it goes on to its end,
+    whatever becomes of the round, and what fails in it is a failure.
+    """
+
+    def __init__(self, pushing: Pushing, stopping: threading.Event) -> None:
+        self._pushing = pushing
+        self._stopping = stopping
+
+    def work(
+        self,
+        invited: Invited,
+        process: TrainingProcess,
+        deadline: Deadline,
+        seconds: float | None,
+        progress: Progress,
+    ) -> None:
+        """Raises Declined, TaskFailed, NotRecorded, or what `progress` raises where the round is over."""
+        work_time = WorkTime(seconds, process.cancel, self._stopping)
+        work_time.check_fits(deadline.earliest)
+
+        def may_leave() -> None:
+            work_time.wait()
+            progress.check()
+
+        with work_time:
+            trained = self._train(invited, process, progress if seconds is None else None)
+            failpoint("owner.train.done")
+            progress.check()
+            base = process.base_buffer(invited.job.schema)
+            self._pushing.push(invited, base, trained, deadline.latest, may_leave)
+
+    def _train(
+        self, invited: Invited, process: TrainingProcess, progress: Progress | None
+    ) -> Trained:
+        """Train or evaluate, to the end of it or of the round whose progress this is."""
+        trains = invited.manifest.trains
+        work = Work(
+            job=invited.job.name,
+            round=invited.manifest.round,
+            phase="train" if trains else "evaluate",
+            settings=invited.job.settings,
+            schema=invited.job.schema,
+            in_place=trains and not self._pushing.needs_base(invited),
+        )
+        if progress is None:
+            return process.run(work)
+        try:
+            return process.run(work, progress.is_dropped)
+        except TaskFailed:
+            progress.check()
+            raise
