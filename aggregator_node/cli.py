@@ -26,12 +26,21 @@ def main(*, config: Path, once: bool) -> None:
     Stops on SIGTERM or Ctrl-C. Exit codes: 0 stopped, 1 failed, 2 a mistake in a file.
     """
     # Imported here, so that --help answers at once.
-    from aggregator_node.erasure import erase_freed_memory
+    from aggregator_node.erasure import erase_freed_memory, harden_process
 
     erases = erase_freed_memory()  # before the rest is imported: it may start the process anew
     keep_freed_memory()
 
-    from aggregator_node.node import run
-    from cairn.process import exit_with
+    from aggregator_node.node import AggregatorNode
+    from aggregator_node.settings import AggregatorSettings
+    from cairn.clock import Clock
+    from cairn.process import allow_many_connections, begin, exit_with, run_node
 
-    exit_with(lambda: run(config, once=once, erases=erases))
+    def run() -> int:
+        settings = AggregatorSettings.load(config)
+        begin(settings.federation, settings.name, keeps_private=True)
+        harden_process(erases=erases)
+        connections = allow_many_connections(ports=2)
+        return run_node(AggregatorNode(settings, Clock(), once=once, connections=connections))
+
+    exit_with(run)

@@ -28,3 +28,19 @@ def erase_freed_memory() -> bool:
         # The same program with the same arguments; nothing else would read these settings.
         os.execve(sys.executable, sys.orig_argv, os.environ | wanted)  # noqa: S606 - no shell wanted
     return True
+
+
+def harden_process(*, erases: bool) -> None:
+    """Keep what this process holds out of core dumps and swap. Warn where freed memory is not overwritten."""
+    # Imported here, because `erase_freed_memory` may start the process anew before.
+    import structlog
+
+    from aggregator_node.swap import lock_memory
+    from cairn.process import forbid_core_dumps
+
+    forbid_core_dumps()
+    lock_memory()
+    if not erases:
+        structlog.get_logger().warning(
+            "freed memory is not overwritten: this system's C library cannot do that"
+        )

@@ -1,10 +1,9 @@
-"""Assembles an aggregator and runs it until it is told to stop."""
+"""An aggregator, assembled from its parts."""
 
-import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import structlog
 
@@ -23,18 +22,12 @@ from aggregator_node.release_service import ReleaseService
 from aggregator_node.roster import Roster
 from aggregator_node.settings import AggregatorSettings
 from aggregator_node.store import Store
-from aggregator_node.swap import lock_memory
 from aggregator_node.witness import Witness
 from cairn.clock import Clock
-from cairn.failpoint import switch_on_failpoints
 from cairn.identity import Identity, NodeName, Role, load_identity, load_signing_key
+from cairn.node_thread import NodeThread
 from cairn.preflight import preflight
-from cairn.process import (
-    allow_many_connections,
-    forbid_core_dumps,
-    on_stop_signal,
-    start_logging,
-)
+from cairn.process import MOST_CONNECTIONS
 from cairn.rpc import JOB_MESSAGE_BYTES, Listener
 from cairn.timeouts import PARTING_SECONDS
 from cairn.v1.aggregator_pb2_grpc import (
@@ -69,56 +62,77 @@ class _Parts:
     clock: Clock
 
 
-def run(config: Path, *, once: bool, erases: bool) -> int:
-    """Serve until SIGTERM or SIGINT, or with `once` until its coordinator has left.
+class AggregatorNode:
+    """A trusted aggregator, from its settings and a clock. Several can serve in one process.
 
-    `erases` says whether freed memory is overwritten. Returns 1 where the ledger turned out to be rolled
-    back. Raises UsageError for a file, an identity, an address or a state directory that cannot be used.
+    With `once` it ends when its coordinator has left. Each of its two ports takes so many `connections`.
     """
-    settings = AggregatorSettings.load(config)
-    forbid_core_dumps()
-    os.umask(0o077)  # whatever it writes is for this account only
-    start_logging(federation=settings.federation, node=settings.name)
-    switch_on_failpoints(settings.federation)
-    connections = allow_many_connections(ports=2)
-    preflight(node_of(settings))
-    lock_memory()
-    if not erases:
-        log.warning("freed memory is not overwritten: this system's C library cannot do that")
-    stopping = threading.Event()
-    parts = _assemble(config, settings, stopping)
-    owners = max(_OWNERS, len(settings.owners))
-    intake, release = _intake(parts, owners, connections), _release(parts, owners, connections)
-    on_stop_signal(stopping.set)
-    intake.start(settings.listen_owners)
-    release.start(settings.listen_coordinators)
-    log.info(
-        "aggregator is ready",
-        owners_at=settings.listen_owners,
-        coordinators_at=settings.listen_coordinators,
-        floor=settings.floor,
-        fingerprint=parts.identity.fingerprint,
-    )
-    while not stopping.wait(_LOOK_EVERY_SECONDS):
-        parts.roster.look()  # so that trouble with the file is logged though nobody calls
-        parts.audit.count()
-        if once and parts.departure.is_due(completed=parts.jobs.are_released()):
-            break
-    log.info("aggregator is stopping")
-    parts.rounds.abort_all()
-    for listener in (intake, release):
-        listener.stop(PARTING_SECONDS)
-    parts.audit.count(at_end=True)
-    parts.store.close()
-    return 1 if parts.witness.rolled_back else 0
+
+    def __init__(
+        self,
+        settings: AggregatorSettings,
+        clock: Clock,
+        *,
+        once: bool = False,
+        connections: int = MOST_CONNECTIONS,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._once = once
+        self._connections = connections
+        self._stopping = threading.Event()
+        self._thread: NodeThread | None = None
+
+    def start(self) -> None:
+        """Open both ports, and serve from now on.
+
+        Raises UsageError for an identity, an address or a state directory that cannot be used.
+        """
+        settings = self._settings
+        preflight(node_of(settings))
+        parts = _assemble(settings, self._clock, self._stopping)
+        owners = max(_OWNERS, len(settings.owners))
+        intake = _intake(parts, owners, self._connections)
+        release = _release(parts, owners, self._connections)
+        intake.start(settings.listen_owners)
+        release.start(settings.listen_coordinators)
+        log.info(
+            "aggregator is ready",
+            owners_at=settings.listen_owners,
+            coordinators_at=settings.listen_coordinators,
+            floor=settings.floor,
+            fingerprint=parts.identity.fingerprint,
+        )
+        self._thread = NodeThread(lambda: self._serve(parts, (intake, release)), "aggregator")
+
+    def wait(self) -> int:
+        """Wait until it has ended; returns 1 where its ledger turned out to be rolled back, else 0."""
+        return self._thread.wait() if self._thread is not None else 0
+
+    def stop(self) -> None:
+        """Have it abort the open rounds and end. From any thread; returns at once."""
+        self._stopping.set()
+
+    def _serve(self, parts: _Parts, listeners: Sequence[Listener]) -> int:
+        while not self._stopping.wait(_LOOK_EVERY_SECONDS):
+            parts.roster.look()  # so that trouble with the file is logged though nobody calls
+            parts.audit.count()
+            if self._once and parts.departure.is_due(completed=parts.jobs.are_released()):
+                break
+        log.info("aggregator is stopping")
+        parts.rounds.abort_all()
+        for listener in listeners:
+            listener.stop(PARTING_SECONDS)
+        parts.audit.count(at_end=True)
+        parts.store.close()
+        return 1 if parts.witness.rolled_back else 0
 
 
-def _assemble(config: Path, settings: AggregatorSettings, stopping: threading.Event) -> _Parts:
-    clock = Clock()
+def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Event) -> _Parts:
     node = NodeName(settings.federation, Role.AGGREGATOR, settings.name)
     identity = load_identity(settings.identity, node, datetime.now(UTC))
     signing_key = load_signing_key(settings.identity.signing_key)
-    roster = Roster(config, lambda path: AggregatorSettings.load(path).listed(), clock)
+    roster = Roster(settings.file, lambda path: AggregatorSettings.load(path).listed(), clock)
     store = Store(settings.state, clock)
     # Before the jobs, which write to the ledger: not to one that was rolled back.
     witness = Witness(settings.federation, store, signing_key, stopping.set)

@@ -1,6 +1,7 @@
 """The aggregator's TOML file."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -76,6 +77,13 @@ class AggregatorSettings(Settings):
     updates_in_flight: Annotated[int, Field(ge=1, le=1024)] = 2
     compare_releases: Literal["same_base", "same_model"] = "same_base"
     identity: AggregatorIdentityFiles
+
+    @property
+    def file(self) -> Path:
+        """Where the roster is read again when it changes. Raises ValueError for settings that no file holds."""
+        if self.read_from is None:
+            raise ValueError("an aggregator's settings are those of a file: load them from one")
+        return self.read_from
 
     @property
     def memory_bytes(self) -> int:

@@ -9,12 +9,13 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TextIO, cast
+from typing import Any, Protocol, TextIO, cast
 
 import structlog
 
 from cairn.clock import Clock
 from cairn.errors import CairnError, Fenced, UsageError
+from cairn.failpoint import switch_on_failpoints
 from cairn.log_limit import LogLimit
 from cairn.quoting import quoted, quoted_lines, say, say_lines
 
@@ -24,9 +25,23 @@ EXIT_FENCED = 3
 EXIT_INTERRUPTED = 130
 _OPEN_FILES = 65_536
 _OTHER_FILES = 128  # what a node has open beside the connections to its ports
-_FEWEST_CONNECTIONS, _MOST_CONNECTIONS = 32, 4096  # to one port; each costs about 0.1 MB
+MOST_CONNECTIONS = 4096  # to one port; each costs about 0.1 MB
+_FEWEST_CONNECTIONS = 32
 
 _log_limit = LogLimit(Clock())
+
+
+class Node(Protocol):
+    """What each of the three commands runs."""
+
+    def start(self) -> None:
+        """Check and open what it needs, and begin to work. Raises UsageError for a mistake in a file."""
+
+    def wait(self) -> int:
+        """Wait until it has ended; returns its exit code. Raises CairnError where it could not go on."""
+
+    def stop(self) -> None:
+        """Have it end in good order. From any thread."""
 
 
 class _Unbreakable(io.TextIOBase):
@@ -40,6 +55,24 @@ class _Unbreakable(io.TextIOBase):
     def flush(self) -> None:
         with suppress(OSError):
             sys.stderr.flush()
+
+
+def begin(federation: str, node: str, *, keeps_private: bool, **ids: str) -> None:
+    """What a node's process does first. What it writes is for this account only where it `keeps_private`.
+
+    Raises UsageError where the environment asks for faults that this federation may not have.
+    """
+    if keeps_private:
+        os.umask(0o077)
+    start_logging(federation=federation, node=node, **ids)
+    switch_on_failpoints(federation)
+
+
+def run_node(node: Node) -> int:
+    """Run a node until it has ended, or a signal ends it; returns its exit code."""
+    on_stop_signal(node.stop)
+    node.start()
+    return node.wait()
 
 
 def start_logging(**ids: str) -> None:
@@ -109,7 +142,7 @@ def allow_many_connections(ports: int) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return min(max(_FEWEST_CONNECTIONS, (most - _OTHER_FILES) // ports), _MOST_CONNECTIONS)
+    return min(max(_FEWEST_CONNECTIONS, (most - _OTHER_FILES) // ports), MOST_CONNECTIONS)
 
 
 def on_stop_signal(stop: Callable[[], None]) -> None:

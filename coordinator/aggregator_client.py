@@ -69,6 +69,7 @@ class AggregatorClient:
         stopping: threading.Event,
     ) -> None:
         self._stub = aggregator_pb2_grpc.ReleaseServiceStub(channel)
+        self.address = address
         self._peer = f"the aggregator at {address}"
         self._key = key
         self._patience_seconds = patience_seconds

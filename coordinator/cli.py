@@ -15,7 +15,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("job", metavar="JOB.toml", type=click.Path(path_type=Path))
+@click.argument("file", metavar="JOB.toml", type=click.Path(path_type=Path))
 @click.option(
     "--config",
     required=True,
@@ -45,7 +45,7 @@ def main() -> None:
 )
 def run(
     *,
-    job: Path,
+    file: Path,
     config: Path,
     out: Path | None,
     initial_model: Path | None,
@@ -60,13 +60,19 @@ def run(
     """
     keep_freed_memory()
     # Imported here, so that --help answers at once.
-    from cairn.process import exit_with
-    from coordinator.node import run as run_job
+    from cairn.process import allow_many_connections, begin, exit_with, run_node
+    from coordinator.console import show
+    from coordinator.node import Coordinator
     from coordinator.settings import CoordinatorSettings, JobSettings
 
     def whole() -> int:
-        settings = JobSettings.load(job).changed(model=initial_model, rounds=rounds)
-        folder = out or Path("runs") / settings.name
-        return run_job(settings, CoordinatorSettings.load(config), folder, dismiss=dismiss)
+        job = JobSettings.load(file).changed(model=initial_model, rounds=rounds)
+        settings = CoordinatorSettings.load(config)
+        begin(settings.federation, settings.name, keeps_private=False, job=job.name)
+        folder, connections = out or Path("runs") / job.name, allow_many_connections(ports=1)
+        node = Coordinator(
+            job, settings, folder, tell=show, dismiss=dismiss, connections=connections
+        )
+        return run_node(node)
 
     exit_with(whole)

@@ -1,13 +1,20 @@
-"""What the coordinator shows a person: a line a round, and at the end where the model is."""
+"""Shows a person what happens in a job: a line a round, and at the end where the model is."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from cairn.messages import JobSpec, reason_word
+from cairn.messages import reason_word
 from cairn.quoting import say
 from cairn.v1 import round_pb2 as pb
-from coordinator.campaign import Step
+from coordinator.events import (
+    Event,
+    GroupPassedOver,
+    JobFinished,
+    JobStarted,
+    MetricsMissing,
+    OwnerNotCounted,
+    OwnerRests,
+    OwnersAwaited,
+    RoundAborted,
+    RoundFinished,
+)
 
 _BECAUSE = {
     pb.REASON_NOT_COUNTED: "its task failed there or its update was refused; only that owner is told why",
@@ -15,83 +22,79 @@ _BECAUSE = {
         "it was not counted as often as its file allows: its operator has to look into that and run `cairn reset`"
     ),
 }
+_NO_METRICS = (
+    "its owners reported none in common, or an earlier release of the same base has metrics of other owners, or of"
+    " weights that may have been capped, from which these could be subtracted"
+)
 
 
-class Console:
-    """Prints to stdout; the log goes to stderr."""
+def show(event: Event) -> None:
+    """Print the event to stdout; the log goes to stderr."""
+    for line in _lines(event):
+        say(line)
 
-    def __init__(self, spec: JobSpec, aggregator: str) -> None:
-        self._spec = spec
-        self._aggregator = aggregator
 
-    def started(self, floor: int, released: int) -> None:
-        owners = ", ".join(self._spec.owners)
-        say(
-            f"Job {self._spec.name}: {_count(self._spec.rounds, 'round')} of {owners}"
-            f" (at least {floor}), averaged by {self._aggregator}"
-        )
-        if self._spec.groups:
-            groups = "; ".join(f"{n}: {', '.join(g)}" for n, g in enumerate(self._spec.groups, 1))
-            say(f"Each round is of one of {len(self._spec.groups)} groups. {groups}")
-        if released:
-            say(f"Going on after {_count(released, 'round')}")
+def _lines(event: Event) -> list[str]:
+    match event:
+        case JobStarted():
+            return _started(event)
+        case OwnersAwaited():
+            return [_awaited(event)]
+        case RoundFinished():
+            return [_finished_round(event)]
+        case OwnerNotCounted(number, owner, reason):
+            because = f": {_BECAUSE[reason]}" if reason in _BECAUSE else ""
+            return [f"Round {number}: {owner} was not counted ({reason_word(reason)}){because}"]
+        case OwnerRests(number, owner, back_in):
+            return [
+                f"Round {number}: {owner} was not counted again and again; it is left out until round {back_in}"
+            ]
+        case GroupPassedOver(number, group, floor):
+            turn = f"it is the turn of group {group}, of which fewer than {floor} attend; another takes it"
+            return [f"Round {number}: {turn}"]
+        case RoundAborted(step, reason):
+            what = "" if step.trains else " evaluation"
+            return [f"Round {step.round}{what}: no release ({reason_word(reason)})"]
+        case MetricsMissing(number):
+            return [f"Round {number}: no metrics of the training ({_NO_METRICS})"]
+        case JobFinished(model, digest):
+            return [
+                f"Finished. Model: {model}",
+                f"BLAKE3: {digest.hex()}",
+                f'Load it: safetensors.torch.load_file("{model}")',
+            ]
 
-    def waiting(self, present: Sequence[str], floor: int, seconds: float) -> None:
-        missing = ", ".join(sorted(set(self._spec.owners) - set(present)))
-        enough = f"at least {floor}{' of one group' if self._spec.groups else ''}"
-        say(
-            f"Waiting for {missing}, at most {seconds:g} s: {_count(len(present), 'owner')} of {enough}"
-            " so far"
-        )
 
-    def round(self, released: int, line: Mapping[str, Any]) -> None:
-        width = len(str(self._spec.rounds))
-        group = f" of group {line['group']}" if line["group"] else ""
-        metrics = "".join(
-            f"   {name} {value:.4f}" for name, value in sorted(line["metrics"].items())
-        )
-        say(
-            f"Round {released:>{width}}/{self._spec.rounds}   {line['contributors']} owners{group}"
-            f"{metrics}   {line['seconds']:.2f} s"
-        )
+def _started(event: JobStarted) -> list[str]:
+    spec = event.spec
+    rounds, owners = _count(spec.rounds, "round"), ", ".join(spec.owners)
+    by = f"averaged by the aggregator at {event.aggregator}"
+    lines = [f"Job {spec.name}: {rounds} of {owners} (at least {event.floor}), {by}"]
+    if spec.groups:
+        groups = "; ".join(f"{n}: {', '.join(g)}" for n, g in enumerate(spec.groups, 1))
+        lines.append(f"Each round is of one of {len(spec.groups)} groups. {groups}")
+    if event.released:
+        lines.append(f"Going on after {_count(event.released, 'round')}")
+    return lines
 
-    def passed_over(self, step: Step, groups: Sequence[int], floor: int) -> None:
-        for group in groups:
-            say(
-                f"Round {step.round}: it is the turn of group {group}, of which fewer than {floor} attend;"
-                " another takes it"
-            )
 
-    def excluded(self, step: Step, exclusions: Sequence[pb.Exclusion]) -> None:
-        for exclusion in exclusions:
-            because = _BECAUSE.get(exclusion.reason)
-            say(
-                f"Round {step.round}: {exclusion.owner} was not counted ({reason_word(exclusion.reason)})"
-                f"{f': {because}' if because else ''}"
-            )
+def _awaited(event: OwnersAwaited) -> str:
+    missing = ", ".join(sorted(set(event.owners) - set(event.present)))
+    enough = f"at least {event.floor}{' of one group' if event.of_one_group else ''}"
+    return (
+        f"Waiting for {missing}, at most {event.seconds:g} s: {_count(len(event.present), 'owner')} of {enough}"
+        " so far"
+    )
 
-    def resting(self, step: Step, resting: Mapping[str, int]) -> None:
-        for owner, back_in in resting.items():
-            say(
-                f"Round {step.round}: {owner} was not counted again and again; it is left out until round"
-                f" {back_in}"
-            )
 
-    def aborted(self, step: Step, reason: "pb.Reason") -> None:
-        what = "" if step.trains else " evaluation"
-        say(f"Round {step.round}{what}: no release ({reason_word(reason)})")
-
-    def without_metrics(self, step: Step) -> None:
-        say(
-            f"Round {step.round}: no metrics of the training (its owners reported none in common, or an earlier"
-            " release of the same base has metrics of other owners, or of weights that may have been capped, from"
-            " which these could be subtracted)"
-        )
-
-    def finished(self, model: Path, digest: str) -> None:
-        say(f"Finished. Model: {model}")
-        say(f"BLAKE3: {digest}")
-        say(f'Load it: safetensors.torch.load_file("{model}")')
+def _finished_round(event: RoundFinished) -> str:
+    width = len(str(event.releases))
+    group = f" of group {event.group}" if event.group else ""
+    metrics = "".join(f"   {name} {value:.4f}" for name, value in sorted(event.metrics.items()))
+    return (
+        f"Round {event.release:>{width}}/{event.releases}   {event.contributors} owners{group}"
+        f"{metrics}   {event.seconds:.2f} s"
+    )
 
 
 def _count(number: int, noun: str) -> str:

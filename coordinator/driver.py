@@ -13,7 +13,17 @@ from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound
 from coordinator.campaign import Campaign, Step
 from coordinator.collecting import Release
-from coordinator.console import Console
+from coordinator.events import (
+    GroupPassedOver,
+    JobStarted,
+    MetricsMissing,
+    Observer,
+    OwnerNotCounted,
+    OwnerRests,
+    OwnersAwaited,
+    RoundAborted,
+    RoundFinished,
+)
 from coordinator.ledger_copy import LedgerCopy
 from coordinator.record_client import RecordClient
 from coordinator.rounds import Base, Ended, Job, Rounds
@@ -58,7 +68,7 @@ class Driver:
         aggregator: AggregatorClient,
         records: RecordClient,
         rounds: Rounds,
-        console: Console,
+        tell: Observer,
         stopping: threading.Event,
     ) -> None:
         self._job = job
@@ -67,7 +77,7 @@ class Driver:
         self._folder = folder
         self._aggregator = aggregator
         self._rounds = rounds
-        self._console = console
+        self._tell = tell
         self._stopping = stopping
         self._trains_with_metrics = False
 
@@ -76,7 +86,11 @@ class Driver:
         status = self._aggregator.register(self._job.spec_bytes)
         self._ledger.bring_up_to_date(self._records.entries)
         standing = self._take_up(status, checkpoint)
-        self._console.started(status.floor, standing.checkpoint.released)
+        self._tell(
+            JobStarted(
+                self._job.spec, self._aggregator.address, status.floor, standing.checkpoint.released
+            )
+        )
         try:
             self._carry_out_all(standing, status)
         except (Unavailable, Fenced):
@@ -113,14 +127,17 @@ class Driver:
     def _carry_out(self, step: Step, opened: OpenedRound | None, base: Base, floor: int) -> Ended:
         if opened is not None:
             return self._rounds.see_to_end(opened, base)
-        seconds = self._job.gather_seconds
+        spec, seconds = self._job.spec, self._job.gather_seconds
         gathering = self._rounds.gathering
-        gathered = gathering.next(
-            step, floor, lambda present: self._console.waiting(present, floor, seconds)
-        )
+
+        def waiting(present: Sequence[str]) -> None:
+            self._tell(OwnersAwaited(spec.owners, present, floor, bool(spec.groups), seconds))
+
+        gathered = gathering.next(step, floor, waiting)
         self._check_stop()
         gathering.check(gathered, floor)
-        self._console.passed_over(step, gathered.passed_over, floor)
+        for group in gathered.passed_over:
+            self._tell(GroupPassedOver(step.round, group, floor))
         return self._rounds.carry_out(step, gathered, base)
 
     def _take_up(self, status: JobStatus, checkpoint: Checkpoint) -> _Standing:
@@ -155,10 +172,12 @@ class Driver:
 
     def _note(self, standing: _Standing, step: Step, ended: Ended, seconds: float) -> None:
         """Keep what a step brought."""
-        self._console.excluded(step, ended.exclusions)
-        self._console.resting(step, ended.resting)
+        for exclusion in ended.exclusions:
+            self._tell(OwnerNotCounted(step.round, exclusion.owner, exclusion.reason))
+        for owner, back_in in ended.resting.items():
+            self._tell(OwnerRests(step.round, owner, back_in))
         if ended.release is None:
-            self._console.aborted(step, ended.reason)
+            self._tell(RoundAborted(step, ended.reason))
             if not step.trains and standing.line is not None:
                 standing.line.evaluation = reason_word(ended.reason)
             self._check_stop()
@@ -170,7 +189,7 @@ class Driver:
             statement = ended.release.statement
             standing.line = _line_of(statement, seconds, ended.group, ended.left_out)
             if self._trains_with_metrics and not statement.metrics:
-                self._console.without_metrics(step)
+                self._tell(MetricsMissing(step.round))
             self._trains_with_metrics = bool(statement.metrics)  # so that it is said once in a row
         else:
             self._folder.save_evaluation(ended.release.signed)
@@ -199,7 +218,17 @@ class Driver:
         )
         values = {**line.__dict__, "seconds": round(line.seconds, 3)}
         self._folder.finish_round(standing.checkpoint, values)
-        self._console.round(standing.campaign.released, values)
+        self._tell(
+            RoundFinished(
+                release=standing.campaign.released,
+                releases=self._job.spec.rounds,
+                round=line.round,
+                contributors=line.contributors,
+                group=line.group,
+                metrics=line.metrics,
+                seconds=line.seconds,
+            )
+        )
         standing.line = None
 
     def _check_stop(self) -> None:

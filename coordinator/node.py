@@ -1,12 +1,14 @@
-"""Assembles a coordinator and runs one job with it."""
+"""A coordinator, assembled from its parts for one job."""
 
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cairn.encoding import WORDS
 from cairn.errors import CairnError, Fenced, UsageError
-from cairn.failpoint import switch_on_failpoints
 from cairn.identity import (
     Identity,
     NodeName,
@@ -16,8 +18,9 @@ from cairn.identity import (
     parse_signing_key_text,
 )
 from cairn.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
+from cairn.node_thread import NodeThread
 from cairn.preflight import preflight
-from cairn.process import allow_many_connections, on_stop_signal, start_logging
+from cairn.process import MOST_CONNECTIONS
 from cairn.rpc import Listener, dial
 from cairn.tensors import Schema
 from cairn.timeouts import MOMENT_SECONDS, PARTING_SECONDS
@@ -26,9 +29,9 @@ from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.aggregator_client import AggregatorClient
 from coordinator.attendance import Attendance
-from coordinator.console import Console
 from coordinator.doctor import node_of
 from coordinator.driver import Driver
+from coordinator.events import JobFinished, Observer, ignore
 from coordinator.first_model import first_model
 from coordinator.invitation_service import InvitationService
 from coordinator.record_client import RecordClient
@@ -41,97 +44,158 @@ _OTHERS = 4  # who ask for its health, such as its own container
 _WEIGHTING = {"equal": pb.WEIGHTING_EQUAL, "examples": pb.WEIGHTING_EXAMPLES}
 
 
-def run(job: JobSettings, settings: CoordinatorSettings, out: Path, *, dismiss: bool) -> int:
-    """Run the job to its end; returns the exit code 0.
+class Coordinator:
+    """Runs one job, from the settings of both and a clock. Several can work in one process.
 
-    With `dismiss`, a job that has ended before is not opened again, but its owners are told so.
-
-    Raises UsageError for a mistake in a file, CairnError where the job cannot be ended.
+    `out` is the run's folder. Whatever happens is told to `tell`, in the thread of the job. With `dismiss`, a job
+    that has ended before is not opened again, but its owners are told so. Its port takes so many `connections`.
     """
-    start_logging(federation=settings.federation, node=settings.name, job=job.name)
-    switch_on_failpoints(settings.federation)
-    preflight(node_of(settings, out))
-    now = datetime.now(UTC)
-    node = NodeName(settings.federation, Role.COORDINATOR, settings.name)
-    identity = load_identity(settings.identity, node, now)
-    folder = RunFolder(out)
-    checkpoint = folder.checkpoint()
-    schema, payload = folder.model() if checkpoint else first_model(job.model, job.seed, out)
-    plan = _plan(job, settings.federation, schema)
-    if checkpoint is None:
-        checkpoint = Checkpoint(job=job.name, job_digest=plan.digest)
-        folder.begin(checkpoint, schema, payload)
-    elif checkpoint.job_digest != plan.digest:
-        raise UsageError(
-            f"{out} holds a run of the job {checkpoint.job} with other settings: choose another --out,"
-            " or give the changed job a new name and a folder of its own"
+
+    def __init__(
+        self,
+        job: JobSettings,
+        settings: CoordinatorSettings,
+        out: Path,
+        *,
+        tell: Observer = ignore,
+        dismiss: bool = False,
+        connections: int = MOST_CONNECTIONS,
+    ) -> None:
+        self._job = job
+        self._settings = settings
+        self._out = out
+        self._tell = tell
+        self._dismiss = dismiss
+        self._connections = connections
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._serving: _Serving | None = None
+        self._thread: NodeThread | None = None
+
+    def start(self) -> None:
+        """Take up the run's folder, open the port, and run the job from now on.
+
+        Raises UsageError for a mistake in a file.
+        """
+        settings = self._settings
+        preflight(node_of(settings, self._out))
+        node = NodeName(settings.federation, Role.COORDINATOR, settings.name)
+        identity = load_identity(settings.identity, node, datetime.now(UTC))
+        with ExitStack() as opened:
+            folder = RunFolder(self._out)
+            opened.callback(folder.close)
+            job, checkpoint = self._taken_up(folder)
+            serving = None
+            if self._dismiss or not checkpoint.completed:
+                serving = self._serving = self._assembled(job, identity, folder)
+                opened.callback(serving.hang_up)
+                serving.listener.start(settings.listen)
+            kept = opened.pop_all()
+        self._thread = NodeThread(
+            lambda: self._run(folder, checkpoint, serving, kept), "coordinator"
         )
-    else:
-        folder.mend_first_model(checkpoint)
-    console = Console(plan.spec, f"the aggregator at {settings.aggregator}")
-    if dismiss or not checkpoint.completed:
-        _serve(plan, settings, identity, folder, checkpoint, console)
-    schema, payload = folder.model()
-    console.finished(folder.model_path, schema.digest(payload).hex())
-    return 0
+
+    def wait(self) -> int:
+        """Wait until the job has ended; returns 0. Raises CairnError where it could not be ended."""
+        return self._thread.wait() if self._thread is not None else 0
+
+    def stop(self) -> None:
+        """Have the open round aborted and end; the same run can go on later. From any thread."""
+        self._stopping.set()
+        serving = self._serving
+        if serving is None:
+            return
+        serving.attendance.wake()
+        serving.rounds.abort_open_round()
+        if not self._ended.wait(PARTING_SECONDS):
+            serving.hang_up()  # whatever still waits for the aggregator ends now
+
+    def _taken_up(self, folder: RunFolder) -> tuple[Job, Checkpoint]:
+        """The job, and how far its folder is, which is begun where it is new."""
+        job, out, checkpoint = self._job, self._out, folder.checkpoint()
+        schema, payload = folder.model() if checkpoint else first_model(job.model, job.seed, out)
+        plan = _plan(job, self._settings.federation, schema)
+        if checkpoint is None:
+            checkpoint = Checkpoint(job=job.name, job_digest=plan.digest)
+            folder.begin(checkpoint, schema, payload)
+        elif checkpoint.job_digest != plan.digest:
+            raise UsageError(
+                f"{out} holds a run of the job {checkpoint.job} with other settings: choose another --out,"
+                " or give the changed job a new name and a folder of its own"
+            )
+        else:
+            folder.mend_first_model(checkpoint)
+        return plan, checkpoint
+
+    def _assembled(self, job: Job, identity: Identity, folder: RunFolder) -> "_Serving":
+        settings, stopping = self._settings, self._stopping
+        pin = load_pinned_aggregator(
+            settings.identity.aggregator, settings.federation, datetime.now(UTC)
+        )
+        channel = dial(settings.aggregator, identity, pin)
+        key = parse_signing_key_text(settings.aggregator_signing_key)
+        patience = settings.patience_seconds
+        aggregator = AggregatorClient(channel, settings.aggregator, key, patience, stopping)
+        records = RecordClient(channel, settings.aggregator, key, patience, stopping)
+        attendance = Attendance()
+        service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
+        rounds = Rounds(job, aggregator, attendance, service, folder.new_model, stopping)
+        owners = len(job.spec.owners)
+        listener = Listener(
+            identity,
+            long_callers=owners,
+            callers=owners + _OTHERS,
+            connections=self._connections,
+            serves=Role.OWNER,
+        )
+        listener.add(add_InvitationServiceServicer_to_server, service)
+        driver = Driver(job, folder, aggregator, records, rounds, self._tell, stopping)
+        return _Serving(job, channel.close, attendance, rounds, listener, driver)
+
+    def _run(
+        self, folder: RunFolder, checkpoint: Checkpoint, serving: "_Serving | None", kept: ExitStack
+    ) -> int:
+        with kept:
+            if serving is not None:
+                try:
+                    self._serve(serving, checkpoint)
+                except Fenced as error:
+                    sentence = f"{error}. This one ends, and leaves {folder.path} as it is"
+                    raise Fenced(sentence) from None
+            schema, payload = folder.model()
+            self._tell(JobFinished(folder.model_path, schema.digest(payload)))
+        return 0
+
+    def _serve(self, serving: "_Serving", checkpoint: Checkpoint) -> None:
+        job, attendance = serving.job, serving.attendance
+        finished, goes_on = coordinator_pb2.Finished(job=job.spec.name), False
+        try:
+            if checkpoint.completed:
+                attendance.gather_all(job.spec.owners, job.gather_seconds)
+            serving.driver.run(checkpoint)
+            finished.completed = True
+        except Fenced:
+            goes_on = True
+            raise
+        finally:
+            self._ended.set()
+            # A job that was only stopped, or is another's now, goes on: its owners stay.
+            goes_on |= self._stopping.is_set()
+            last = None if goes_on else coordinator_pb2.AttendResponse(finished=finished)
+            attendance.dismiss(last, MOMENT_SECONDS)
+            serving.listener.stop(0.0)
 
 
-def _serve(
-    job: Job,
-    settings: CoordinatorSettings,
-    identity: Identity,
-    folder: RunFolder,
-    checkpoint: Checkpoint,
-    console: Console,
-) -> None:
-    pin = load_pinned_aggregator(
-        settings.identity.aggregator, settings.federation, datetime.now(UTC)
-    )
-    stopping, ended = threading.Event(), threading.Event()
-    channel = dial(settings.aggregator, identity, pin)
-    key = parse_signing_key_text(settings.aggregator_signing_key)
-    patience = settings.patience_seconds
-    aggregator = AggregatorClient(channel, settings.aggregator, key, patience, stopping)
-    records = RecordClient(channel, settings.aggregator, key, patience, stopping)
-    attendance = Attendance()
-    service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
-    rounds = Rounds(job, aggregator, attendance, service, folder.new_model, stopping)
-    driver = Driver(job, folder, aggregator, records, rounds, console, stopping)
-    owners = len(job.spec.owners)
-    listener = Listener(
-        identity,
-        long_callers=owners,
-        callers=owners + _OTHERS,
-        connections=allow_many_connections(ports=1),
-        serves=Role.OWNER,
-    )
-    listener.add(add_InvitationServiceServicer_to_server, service)
-    listener.start(settings.listen)
+@dataclass(frozen=True)
+class _Serving:
+    """What serves a job."""
 
-    def stop() -> None:
-        stopping.set()
-        attendance.wake()
-        rounds.abort_open_round()
-        if not ended.wait(PARTING_SECONDS):
-            channel.close()  # whatever still waits for the aggregator ends now
-
-    on_stop_signal(stop)
-    finished, goes_on = coordinator_pb2.Finished(job=job.spec.name), False
-    try:
-        if checkpoint.completed:
-            attendance.gather_all(job.spec.owners, job.gather_seconds)
-        driver.run(checkpoint)
-        finished.completed = True
-    except Fenced as error:
-        goes_on = True
-        raise Fenced(f"{error}. This one ends, and leaves {folder.path} as it is") from None
-    finally:
-        ended.set()
-        # A job that was only stopped, or is another's now, goes on: its owners stay.
-        goes_on |= stopping.is_set()
-        last = None if goes_on else coordinator_pb2.AttendResponse(finished=finished)
-        attendance.dismiss(last, MOMENT_SECONDS)
-        listener.stop(0.0)
+    job: Job
+    hang_up: Callable[[], None]  # on the aggregator
+    attendance: Attendance
+    rounds: Rounds
+    listener: Listener
+    driver: Driver
 
 
 def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:

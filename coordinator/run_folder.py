@@ -68,11 +68,16 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             clear_left_overs(path)
         except BlockingIOError:
+            self.close()
             raise UsageError(
                 f"{path} is in use by another coordinator: wait for it, or choose another --out"
             ) from None
         except OSError as error:
             raise run_folder(path).unusable(error) from None
+
+    def close(self) -> None:
+        """Leave it to others."""
+        os.close(self._lock)
 
     def checkpoint(self) -> Checkpoint | None:
         """Where the run stands, or None for a new folder."""

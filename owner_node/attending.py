@@ -63,6 +63,18 @@ class Attending:
         Raises Unavailable where the coordinator cannot be reached for too long.
         """
         self._worker.start()
+        try:
+            self._attend_again_and_again(once=once)
+        finally:
+            with suppress(queue.Full):  # then the worker sees by itself that this node stops
+                self._events.put_nowait(None)
+
+    def has_ended(self, within: float) -> bool:
+        """Whether the worker is at nothing more, or will not be after so many seconds. For after `run`."""
+        self._worker.join(within)
+        return not self._worker.is_alive()
+
+    def _attend_again_and_again(self, *, once: bool) -> None:
         while not self._stopping.is_set():
             try:
                 patiently(

@@ -26,8 +26,14 @@ def main(*, config: Path, once: bool) -> None:
     """
     keep_freed_memory()
     # Imported here, so that --help answers at once.
-    from cairn.process import exit_with
-    from owner_node.node import run
+    from cairn.clock import Clock
+    from cairn.process import begin, exit_with, run_node
+    from owner_node.node import OwnerNode
     from owner_node.settings import OwnerSettings
 
-    exit_with(lambda: run(OwnerSettings.load(config), once=once))
+    def run() -> int:
+        settings = OwnerSettings.load(config)
+        begin(settings.federation, settings.name, keeps_private=True)
+        return run_node(OwnerNode(settings, Clock(), once=once))
+
+    exit_with(run)

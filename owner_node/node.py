@@ -1,9 +1,9 @@
-"""Assembles an owner node and runs it until it is told to stop. It listens on nothing."""
+"""An owner's node, assembled from its parts. It listens on nothing."""
 
-import os
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.clock import Clock
 from cairn.encoding import WORDS
-from cairn.failpoint import switch_on_failpoints
 from cairn.health_client import is_serving
 from cairn.identity import (
     Identity,
@@ -26,12 +25,12 @@ from cairn.identity import (
 )
 from cairn.ledger_files import OWNER_DATABASE
 from cairn.looking import CoordinatorTrust, load_pinned_coordinator
+from cairn.node_thread import NodeThread
 from cairn.preflight import preflight
-from cairn.process import on_stop_signal, start_logging
 from cairn.renewal import Renewal, renewal_of_pin
 from cairn.rpc import dial
 from cairn.state_directory import StateDirectory
-from cairn.timeouts import CALL_SECONDS
+from cairn.timeouts import CALL_SECONDS, PARTING_SECONDS
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient
@@ -53,49 +52,90 @@ from owner_node.witness import Witness
 log = structlog.get_logger()
 
 
-def run(settings: OwnerSettings, *, once: bool) -> int:
-    """Attend until SIGTERM or SIGINT, or with `once` until a job has ended.
+class OwnerNode:
+    """A data owner's node, from its settings and a clock. Several can work in one process; it listens on nothing.
 
-    Raises UsageError for a mistake in the files, CairnError where the coordinator cannot be reached
-    or refuses this owner.
+    With `once` it ends when a job has ended.
     """
-    start_logging(federation=settings.federation, node=settings.name)
-    switch_on_failpoints(settings.federation)
-    os.umask(0o077)  # what this owner writes down is for its own account
-    preflight(node_of(settings))
-    now = datetime.now(UTC)
-    node = NodeName(settings.federation, Role.OWNER, settings.name)
-    identity = load_identity(settings.identity, node, now)
-    pin = load_pinned_aggregator(settings.identity.aggregator, settings.federation, now)
-    key = parse_signing_key_text(settings.aggregator_signing_key)
-    stopping = threading.Event()
-    tasks = _tasks(settings)
-    state = StateDirectory(settings.state, OWNER_DATABASE)
-    ledger = OwnerLedger(state, Clock())
-    witness = Witness(state, key, settings.federation)
-    coordinator, coordinator_serves = _coordinator(settings, identity)
-    aggregator = AggregatorClient(
-        dial(settings.aggregator, identity, pin), key, settings.name, witness
-    )
-    closing = _closing(settings, aggregator, ledger, renewal_of_pin(pin), stopping)
-    deciding = Deciding(_policy(settings), settings.largest_value)
-    rounds = Rounds(deciding, closing, coordinator, aggregator, tasks, stopping)
-    attending = Attending(settings, coordinator_serves, coordinator, rounds, stopping)
 
-    def stop() -> None:
-        stopping.set()
-        rounds.leave()
-        coordinator.close()
+    def __init__(self, settings: OwnerSettings, clock: Clock, *, once: bool = False) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._once = once
+        self._stopping = threading.Event()
+        self._rounds: Rounds | None = None
+        self._coordinator: CoordinatorClient | None = None
+        self._thread: NodeThread | None = None
 
-    on_stop_signal(stop)
-    try:
-        with _started(tasks.values()), Watching(rounds, closing.outcomes, stopping) as watching:
-            log.info("owner is ready", tasks=sorted(tasks), fingerprint=identity.fingerprint)
-            attending.run(once=once)
-            watching.finish()
-    finally:
-        closing.records.close()
-    return 0
+    def start(self) -> None:
+        """Check what lies on this machine, and attend from now on. Raises UsageError for a mistake in the files."""
+        settings = self._settings
+        preflight(node_of(settings))
+        now = datetime.now(UTC)
+        node = NodeName(settings.federation, Role.OWNER, settings.name)
+        identity = load_identity(settings.identity, node, now)
+        pin = load_pinned_aggregator(settings.identity.aggregator, settings.federation, now)
+        key = parse_signing_key_text(settings.aggregator_signing_key)
+        with ExitStack() as opened:
+            state = StateDirectory(settings.state, OWNER_DATABASE)
+            opened.callback(state.close)
+            witness = Witness(state, key, settings.federation)
+            coordinator, coordinator_serves = _coordinator(settings, identity)
+            channel = opened.enter_context(dial(settings.aggregator, identity, pin))
+            aggregator = AggregatorClient(channel, key, settings.name, witness)
+            ledger, renewal = OwnerLedger(state, self._clock), renewal_of_pin(pin)
+            closing = _closing(settings, aggregator, ledger, renewal, self._clock, self._stopping)
+            deciding, tasks = Deciding(_policy(settings), settings.largest_value), _tasks(settings)
+            rounds = Rounds(deciding, closing, coordinator, aggregator, tasks, self._stopping)
+            attending = Attending(settings, coordinator_serves, coordinator, rounds, self._stopping)
+            self._rounds, self._coordinator = rounds, coordinator
+            parts = _Parts(rounds, closing, attending, tasks, identity, channel.close, state)
+            opened.pop_all()
+        self._thread = NodeThread(lambda: self._attend(parts), "owner")
+
+    def _attend(self, parts: "_Parts") -> int:
+        watching = Watching(parts.rounds, parts.closing.outcomes, self._stopping)
+        try:
+            with _started(parts.tasks.values()), watching:
+                log.info(
+                    "owner is ready",
+                    tasks=sorted(parts.tasks),
+                    fingerprint=parts.identity.fingerprint,
+                )
+                parts.attending.run(once=self._once)
+                watching.finish()
+        finally:
+            parts.closing.records.close()
+            parts.hang_up()  # whoever still waits for the aggregator ends now
+            threads = (parts.attending, watching)
+            if all(thread.has_ended(PARTING_SECONDS) for thread in threads):
+                parts.state.close()
+        return 0
+
+    def wait(self) -> int:
+        """Wait until it has ended. Raises CairnError where the coordinator cannot be reached or refuses this owner."""
+        return self._thread.wait() if self._thread is not None else 0
+
+    def stop(self) -> None:
+        """Say so in the round under way, and end. From any thread."""
+        self._stopping.set()
+        if self._rounds is not None:
+            self._rounds.leave()
+        if self._coordinator is not None:
+            self._coordinator.close()
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What an owner's node is made of, and what it has opened."""
+
+    rounds: Rounds
+    closing: Closing
+    attending: Attending
+    tasks: Mapping[str, TrainingProcess]
+    identity: Identity
+    hang_up: Callable[[], None]  # on the aggregator
+    state: StateDirectory
 
 
 def _coordinator(
@@ -171,6 +211,7 @@ def _closing(
     aggregator: AggregatorClient,
     ledger: OwnerLedger,
     pinned: Renewal[PinnedAggregator],
+    clock: Clock,
     stopping: threading.Event,
 ) -> Closing:
     def destination() -> str:
@@ -184,7 +225,7 @@ def _closing(
     return Closing(
         Records(ledger, Receipts(aggregator, ledger), destination),
         Pushing(aggregator, ledger, kept, rules, destination, stopping),
-        Outcomes(aggregator, ledger, kept, settings.federation, settings.name, Clock()),
+        Outcomes(aggregator, ledger, kept, settings.federation, settings.name, clock),
     )
 
 

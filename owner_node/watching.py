@@ -36,6 +36,11 @@ class Watching:
                 told = True
             self._stopping.wait(self._outcomes.ask_in)
 
+    def has_ended(self, within: float) -> bool:
+        """Whether it asks no more, or will not after so many seconds. For after the block."""
+        self._thread.join(within)
+        return not self._thread.is_alive()
+
     def _run(self) -> None:
         self._rounds.settle()  # of the rounds from before this node was started
         while not self._ended.wait(self._outcomes.ask_in):

@@ -2,12 +2,10 @@
 
 import pytest
 
-from cairn.messages import JobSpec
 from cairn.quoting import quoted, quoted_lines, say
-from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
-from coordinator.campaign import Step
-from coordinator.console import Console
+from coordinator.console import show
+from coordinator.events import OwnerNotCounted, RoundFinished
 from tests.unit.cairn.test_process import run
 
 COMMAND = "\x1b[2J"
@@ -50,19 +48,9 @@ def test_what_is_said_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_console_shows_names_of_the_aggregators_in_escapes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    schema = Schema.of([TensorSpec("weight", "F32", (1,))])
-    owners = ("alice", "bob")
-    spec = JobSpec("ward", "j", "t", {}, owners, 2, 3, pb.WEIGHTING_EQUAL, schema, 10, 1, 9)
-    console = Console(spec, "the aggregator")
-    excluded = pb.Exclusion(owner=f"{COMMAND}\neve", reason=pb.REASON_DEADLINE)
-    console.excluded(Step(1, pb.PHASE_TRAIN), [excluded])
-    line = {
-        "group": None,
-        "metrics": {"loss": 0.5, f"auc{COMMAND}": 0.25},
-        "contributors": 2,
-        "seconds": 1.0,
-    }
-    console.round(1, line)
+    show(OwnerNotCounted(1, f"{COMMAND}\neve", pb.REASON_DEADLINE))
+    metrics = {"loss": 0.5, f"auc{COMMAND}": 0.25}
+    show(RoundFinished(1, 3, 1, contributors=2, group=None, metrics=metrics, seconds=1.0))
     assert capsys.readouterr().out == (
         "Round 1: \\x1b[2J\\neve was not counted (DEADLINE)\n"
         "Round 1/3   2 owners   auc\\x1b[2J 0.2500   loss 0.5000   1.00 s\n"

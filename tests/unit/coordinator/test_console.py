@@ -3,9 +3,8 @@
 import pytest
 
 from cairn.v1 import round_pb2 as pb
-from coordinator.campaign import Step
-from coordinator.console import Console
-from tests.unit.owner_node.test_policy import JOB
+from coordinator.console import show
+from coordinator.events import OwnerNotCounted
 
 
 @pytest.mark.parametrize(
@@ -31,6 +30,5 @@ from tests.unit.owner_node.test_policy import JOB
 def test_a_word_that_tells_little_is_explained(
     reason: "pb.Reason", line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exclusions = [pb.Exclusion(owner="bob", reason=reason)]
-    Console(JOB, "localhost:1").excluded(Step(2, pb.PHASE_TRAIN), exclusions)
+    show(OwnerNotCounted(2, "bob", reason))
     assert capsys.readouterr().out == line

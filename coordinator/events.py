@@ -1,0 +1,115 @@
+"""What happens in a job, as values. Whoever runs rounds tells them to an observer; the console is one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cairn.messages import JobSpec
+from cairn.v1 import round_pb2 as pb
+from coordinator.campaign import Step
+
+
+@dataclass(frozen=True)
+class JobStarted:
+    """The aggregator has registered the job, or goes on with it after so many releases."""
+
+    spec: JobSpec
+    aggregator: str
+    floor: int
+    released: int
+
+
+@dataclass(frozen=True)
+class OwnersAwaited:
+    """Too few owners attend; the others are waited for, for so many seconds."""
+
+    owners: Sequence[str]
+    present: Sequence[str]
+    floor: int
+    of_one_group: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class GroupPassedOver:
+    """Of a group whose turn it was fewer owners attend than the floor."""
+
+    round: int
+    group: int
+    floor: int
+
+
+@dataclass(frozen=True)
+class OwnerNotCounted:
+    """An invited owner is not in the average, or would not have been."""
+
+    round: int
+    owner: str
+    reason: "pb.Reason"
+
+
+@dataclass(frozen=True)
+class OwnerRests:
+    """An owner that was not counted again and again is not invited until this round."""
+
+    round: int
+    owner: str
+    until_round: int
+
+
+@dataclass(frozen=True)
+class RoundAborted:
+    """A training, or an evaluation, ended without a release."""
+
+    step: Step
+    reason: "pb.Reason"
+
+
+@dataclass(frozen=True)
+class MetricsMissing:
+    """The release of a training came without metrics, where the one before had some."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class RoundFinished:
+    """A release is in the run's folder, with its evaluation where there is one.
+
+    `release` is its number among the `releases` that the job is to have, and `round` the aggregator's number of the
+    round. `metrics` has the averages by name, and `group` the group's number where the job has several.
+    """
+
+    release: int
+    releases: int
+    round: int
+    contributors: int
+    group: int | None
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class JobFinished:
+    """All releases are in the folder; the model is the last."""
+
+    model: Path
+    digest: bytes
+
+
+Event = (
+    JobStarted
+    | OwnersAwaited
+    | GroupPassedOver
+    | OwnerNotCounted
+    | OwnerRests
+    | RoundAborted
+    | MetricsMissing
+    | RoundFinished
+    | JobFinished
+)
+Observer = Callable[[Event], None]
+
+
+def ignore(_event: Event) -> None:
+    """The observer of a job that nobody watches."""
