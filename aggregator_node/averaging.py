@@ -21,7 +21,7 @@ schema; what floats carry below them (`carry_bytes`; values that were made for i
 for as it grows; `exact_sum` has the worst); and blocks of 256 KiB, some 5 MiB with all types.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import cycle
 from typing import Any
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from aggregator_node.exact_rounding import Rounding
 from aggregator_node.exact_sum import BLOCK, ExactSums
 from aggregator_node.pages import anonymous
+from aggregator_node.rule import Ask, ReadBlock, Rule
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.tensors import DTYPES, FLOATS, Buffer, Schema
 from cairn.v1 import round_pb2 as pb
@@ -39,13 +40,6 @@ from cairn.values import SIGNIFICANT_BITS, Run, clear_negative_zeros, runs_of
 
 MAX_WEIGHT = 2**31 - 1
 MAX_TOTAL_WEIGHT = 2**41
-
-# Asks for so many bytes more; raises Unavailable where there are none.
-Ask = Callable[[int], None]
-
-# A block of an update: of which run, by its number, and which elements of it. Returns the elements, whole
-# or as deltas, and how many significant bits each has at the most; integers have no use for these.
-ReadBlock = Callable[[int, slice], tuple[NDArray[Any], int]]
 
 _ASK_BYTES = 1 << 20  # the first are not asked for: they are few beside the blocks
 _DELTAS = frozenset({"F32", "F64"})  # see Encoding in round.proto
@@ -55,7 +49,7 @@ _LIMB_BASE = 1 << _LIMB_BITS
 _LIMBS = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 1, "I32": 2, "I64": 3}
 
 
-class Mean:
+class Mean(Rule):
     """The weighted mean of the updates added so far, all of one schema. One call at a time."""
 
     def __init__(self, schema: Schema) -> None:
@@ -67,6 +61,22 @@ class Mean:
         self._memory = anonymous(sum_bytes(schema))
         self._sums = tuple(self._divided())
         self._rounding = Rounding()
+
+    @classmethod
+    def memory_bytes(cls, schema: Schema) -> int:
+        """The sums, and what floats carry below them."""
+        return sum_bytes(schema) + carry_bytes(schema)
+
+    @classmethod
+    def held_updates(cls, cohort: int) -> int:
+        """None: each is added when it comes."""
+        del cohort
+        return 0
+
+    @classmethod
+    def averages_over(cls, contributors: int) -> int:
+        """All of them."""
+        return contributors
 
     def begin(self, ask: Ask) -> None:
         """From now on ask for the memory that the sums need beyond `sum_bytes` and `carry_bytes`."""

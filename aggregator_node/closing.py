@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from aggregator_node.averaging import Mean
+from aggregator_node.rule import Rule
 from cairn.v1 import round_pb2 as pb
 
 
@@ -28,9 +28,9 @@ class Joined:
 
 @dataclass(frozen=True)
 class Closing:
-    """What a sealed round hands to its release. Of an evaluation nothing was added to the mean."""
+    """What a sealed round hands to its release. Of an evaluation nothing was added to the rule."""
 
-    mean: Mean
+    rule: Rule
     contributors: tuple[str, ...]
     commitments: tuple[bytes, ...]
     metrics: dict[str, float]

@@ -230,7 +230,7 @@ class LiveRound:
             counts = self._sums.finish(self._lent())
         owners = tuple(sorted(counts))
         return Closing(
-            mean=self._lent().mean,
+            rule=self._lent().rule,
             contributors=owners,
             commitments=tuple(sorted(commitment_of(self._accepted[o].receipt) for o in owners)),
             metrics=average_metrics([(self._reports[owner], counts[owner]) for owner in owners]),

@@ -1,6 +1,6 @@
 """Decides which rounds the aggregator's memory can hold, and lends it to them.
 
-A round takes the sums and a few buffers, for updates under way or held back, however many owners it has. All
+A round takes its rule's memory and a few buffers, for updates under way or held back, however many owners it has. All
 of it is kept for the next round of the same kind: to take fresh memory from the system costs more than the sum.
 Where values that lie far apart make its sums grow, a round asks for more while it is open.
 """
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from aggregator_node.averaging import Mean, carry_bytes, sum_bytes
 from aggregator_node.buffers import Buffers
 from aggregator_node.memory_shares import MemoryShares
 from aggregator_node.push import Terms
+from aggregator_node.rule import Rule
 from cairn.errors import TooMuch, Unavailable
 from cairn.tensors import Schema
 from cairn.v1 import round_pb2 as pb
@@ -28,9 +28,9 @@ _MOST_KEPT = 4  # each has a few megabytes besides what is reckoned
 
 @dataclass
 class Workspace:
-    """The memory of one round: the sums, and buffers for the updates under way or held back."""
+    """The memory of one round: its rule's, and buffers for the updates under way or held back."""
 
-    mean: Mean
+    rule: Rule
     buffers: Buffers
     schema: Schema
     nbytes: int
@@ -39,8 +39,9 @@ class Workspace:
 
 @dataclass(frozen=True)
 class _Needs:
-    """What a round needs: sums for a schema, buffers of one size to lend and to keep."""
+    """What a round needs: a rule's memory for a schema, buffers of one size to lend and to keep."""
 
+    rule: type[Rule]
     schema: Schema
     size: int
     count: int
@@ -48,8 +49,7 @@ class _Needs:
 
     @property
     def nbytes(self) -> int:
-        sums = sum_bytes(self.schema) + carry_bytes(self.schema)
-        return sums + (self.count + self.to_keep) * self.size
+        return self.rule.memory_bytes(self.schema) + (self.count + self.to_keep) * self.size
 
     def are_met_by(self, workspace: Workspace) -> bool:
         buffers = workspace.buffers
@@ -60,8 +60,9 @@ class _Needs:
 class Memory:
     """What is lent and what is kept. Every method may be called from any thread."""
 
-    def __init__(self, nbytes: int, updates_in_flight: int) -> None:
-        """Lend at most `nbytes`, and to each round buffers for so many updates, or more small ones."""
+    def __init__(self, rule: type[Rule], nbytes: int, updates_in_flight: int) -> None:
+        """Lend at most `nbytes`: to each round a rule, and buffers for so many updates, or more small ones."""
+        self._rule = rule
         self._nbytes = nbytes
         self._in_flight = updates_in_flight
         self._lock = threading.Lock()
@@ -95,14 +96,14 @@ class Memory:
         workspace = kept or self._fresh(coordinator, needs)
         workspace.coordinator = coordinator
         workspace.buffers.begin()
-        workspace.mean.begin(partial(self._grow, coordinator))
+        workspace.rule.begin(partial(self._grow, coordinator))
         return workspace
 
     def take_back(self, workspace: Workspace) -> None:
         """The round is over, and nothing is added any more: its memory, which is erased here, can be lent again."""
         is_whole = workspace.buffers.end()
-        nbytes = workspace.nbytes + workspace.mean.asked_bytes
-        workspace.mean.reset()
+        nbytes = workspace.nbytes + workspace.rule.asked_bytes
+        workspace.rule.reset()
         with self._lock:
             self._shares.give_back(workspace.coordinator, nbytes)
             if is_whole and workspace.nbytes:
@@ -114,12 +115,13 @@ class Memory:
         schema = terms.job.schema if terms.manifest.trains else Schema(())
         size, cohort = terms.total_bytes, len(terms.manifest.cohort)
         count = min(cohort, max(self._in_flight, _SMALL_BYTES // size)) if size else cohort
-        return _Needs(schema, size, count, min(terms.most_held, cohort - count))
+        held = terms.most_held + self._rule.held_updates(cohort)
+        return _Needs(self._rule, schema, size, count, min(held, cohort - count))
 
     def _fresh(self, coordinator: str, needs: _Needs) -> Workspace:
         try:
             buffers = Buffers(needs.count, needs.size, needs.to_keep)
-            return Workspace(Mean(needs.schema), buffers, needs.schema, needs.nbytes)
+            return Workspace(needs.rule(needs.schema), buffers, needs.schema, needs.nbytes)
         except (OSError, MemoryError) as error:  # the system has not what this node was told it has
             with self._lock:
                 self._shares.give_back(coordinator, needs.nbytes)

@@ -9,6 +9,7 @@ import structlog
 
 from aggregator_node.audit import Audit
 from aggregator_node.averages import Averages
+from aggregator_node.averaging import Mean
 from aggregator_node.departure import Departure
 from aggregator_node.doctor import node_of
 from aggregator_node.intake_service import IntakeService
@@ -139,7 +140,7 @@ def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Ev
     rules = settings.policy()
     averages = Averages(any_base=settings.compare_releases == "same_model")
     recorder = Recorder(store, signing_key, clock, averages)
-    memory = Memory(settings.memory_bytes, settings.updates_in_flight)
+    memory = Memory(Mean, settings.memory_bytes, settings.updates_in_flight)
     rounds = LiveRounds(recorder, memory, signing_key, clock)
     jobs = Jobs(
         lambda: replace(rules, owners=roster.owners()),

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_node.averaging import ReadBlock
 from aggregator_node.exact_sum import BLOCK
+from aggregator_node.rule import ReadBlock
 from aggregator_node.shares import LargestShare
 from cairn.encoding import Layout, check_wire_values, decoded
 from cairn.errors import InvalidMessage, TooMuch, UpdateRefused

@@ -71,7 +71,8 @@ class Recorder:
         Raises WrongState, and keeps nothing, where it may not be released beside an earlier release. Where only
         its metrics may not, it is released without metrics.
         """
-        if len(closing.contributors) < max(MIN_COHORT, terms.manifest.floor):
+        averaged = closing.rule.averages_over(len(closing.contributors))
+        if averaged < max(MIN_COHORT, terms.manifest.floor):
             raise AssertionError("a release of fewer owners than the floor was asked for")
         says_metrics = self._averages.add(
             row.manifest_digest, terms, closing.contributors, has_metrics=bool(closing.metrics)
@@ -103,7 +104,7 @@ class Recorder:
             path = self._store.release_path(row.manifest_digest)
             base = self._base_of(terms) if terms.layout.encoding != pb.ENCODING_WHOLE else None
             with NewModel(path, terms.job.schema) as new:
-                _write_beside(new, closing.mean.result_blocks(base))
+                _write_beside(new, closing.rule.result_blocks(base))
                 new.keep()
                 release_digest = new.digest()
                 failpoint("aggregator.release.file_written")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from aggregator_node.averaging import Mean, ReadBlock
 from aggregator_node.memory import Workspace
 from aggregator_node.push import Push, Terms
+from aggregator_node.rule import ReadBlock, Rule
 from cairn.errors import Unavailable
 from cairn.v1 import round_pb2 as pb
 
@@ -79,17 +79,17 @@ class Summing:
             workspace.buffers.keep(push.payload)
             self._held[owner] = _Held(push.reading(), push.payload)
         else:
-            self._add(workspace.mean, push.reading(), self._weights[owner])
+            self._add(workspace.rule, push.reading(), self._weights[owner])
         for decided in self._held.keys() - set(undecided):
             self._add_held(decided, self._weights[decided], workspace)
 
     def _add_held(self, owner: str, weight: int, workspace: Workspace) -> None:
         held = self._held.pop(owner)
         try:
-            self._add(workspace.mean, held.read, weight)
+            self._add(workspace.rule, held.read, weight)
         finally:
             workspace.buffers.give_back(held.buffer)
 
-    def _add(self, mean: Mean, read: ReadBlock, weight: int) -> None:
-        mean.add_blocks(read, weight)
+    def _add(self, rule: Rule, read: ReadBlock, weight: int) -> None:
+        rule.add_blocks(read, weight)
         self._added += 1

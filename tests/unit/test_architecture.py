@@ -20,6 +20,7 @@ ROLES = ("aggregator_node", "coordinator", "owner_node")
 PACKAGES = ("cairn", *ROLES)
 PURE = [
     "aggregator_node/averaging.py",
+    "aggregator_node/rule.py",
     "aggregator_node/closing.py",
     "aggregator_node/exact_rounding.py",
     "aggregator_node/exact_sum.py",

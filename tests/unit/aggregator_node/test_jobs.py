@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.averages import Averages
+from aggregator_node.averaging import Mean
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.memory import Memory
@@ -71,7 +72,7 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
     key = Ed25519PrivateKey.generate()
     averages = Averages(any_base=False)
     recorder = Recorder(store, key, clock, averages)
-    rounds = LiveRounds(recorder, Memory(ROUND_BYTES, updates_in_flight=2), key, clock)
+    rounds = LiveRounds(recorder, Memory(Mean, ROUND_BYTES, updates_in_flight=2), key, clock)
     jobs = Jobs(lambda: policy, 15, store, rounds, averages, clock)
     jobs.register("coordinator", job_spec_to_bytes(JOB), bytes(32))
     yield Parts(store, recorder, rounds, jobs)

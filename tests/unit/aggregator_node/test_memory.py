@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from aggregator_node.averaging import Mean
 from aggregator_node.memory import Memory, Workspace, memory_of_this_machine
 from aggregator_node.push import Terms
 from cairn.errors import TooMuch, Unavailable
@@ -93,7 +94,7 @@ def lent_buffers(workspace: Workspace, count: int) -> Iterator[list[memoryview]]
 def test_a_round_takes_its_sums_and_a_few_updates_however_many_owners_it_has() -> None:
     reckoned = {}
     for owners in (2, 3, 16, 1024):
-        workspace = workspace_of(Memory(ALWAYS, 2), terms(owners=owners))
+        workspace = workspace_of(Memory(Mean, ALWAYS, 2), terms(owners=owners))
         assert workspace.buffers.nbytes == UPDATE
         reckoned[owners] = workspace.nbytes, workspace.buffers.count
     assert set(reckoned.values()) == {(SUMS + 2 * UPDATE, 2)}
@@ -103,13 +104,13 @@ def test_a_round_takes_its_sums_and_a_few_updates_however_many_owners_it_has() -
 def test_as_many_updates_are_under_way_as_the_file_says_and_never_more_than_owners(
     in_flight: int, owners: int, count: int
 ) -> None:
-    workspace = workspace_of(Memory(ALWAYS, in_flight), terms(owners=owners))
+    workspace = workspace_of(Memory(Mean, ALWAYS, in_flight), terms(owners=owners))
     assert (workspace.buffers.count, workspace.nbytes) == (count, SUMS + count * UPDATE)
 
 
 def test_small_updates_never_wait() -> None:
     small = Schema.of([TensorSpec("t", "F32", (1000,))])
-    workspace = workspace_of(Memory(ALWAYS, 1), terms(small, owners=1024))
+    workspace = workspace_of(Memory(Mean, ALWAYS, 1), terms(small, owners=1024))
     assert workspace.buffers.count == 1024
     assert workspace.nbytes == 1024 * 4000 + 8000 + 250
 
@@ -121,24 +122,24 @@ def test_small_updates_never_wait() -> None:
 def test_a_round_whose_weights_may_be_capped_has_buffers_for_what_is_held_back(
     owners: int, share: float, count: int, kept: int
 ) -> None:
-    workspace = workspace_of(Memory(ALWAYS, 2), terms(owners=owners, most=1000, share=share))
+    workspace = workspace_of(Memory(Mean, ALWAYS, 2), terms(owners=owners, most=1000, share=share))
     assert (workspace.buffers.count, workspace.buffers.to_keep) == (count, kept)
     assert workspace.nbytes == SUMS + (count + kept) * UPDATE
 
 
 def test_a_round_whose_updates_weigh_the_same_holds_none_back() -> None:
-    assert workspace_of(Memory(ALWAYS, 2), terms(owners=9, share=0.1)).buffers.to_keep == 0
+    assert workspace_of(Memory(Mean, ALWAYS, 2), terms(owners=9, share=0.1)).buffers.to_keep == 0
 
 
 def test_small_updates_that_are_held_back_take_no_further_memory() -> None:
     small = Schema.of([TensorSpec("t", "F32", (1000,))])
-    workspace = workspace_of(Memory(ALWAYS, 1), terms(small, owners=1024, most=1000))
+    workspace = workspace_of(Memory(Mean, ALWAYS, 1), terms(small, owners=1024, most=1000))
     assert (workspace.buffers.count, workspace.buffers.to_keep) == (1024, 0)
 
 
 def test_the_sums_of_binary64_are_reckoned_with_the_errors_that_nearly_all_have() -> None:
     doubles = Schema.of([TensorSpec("t", "F64", (MIB,))])
-    workspace = workspace_of(Memory(ALWAYS, 2), terms(doubles, owners=2))
+    workspace = workspace_of(Memory(Mean, ALWAYS, 2), terms(doubles, owners=2))
     assert workspace.nbytes == 2 * 8 * MIB + (8 + 8) * MIB
 
 
@@ -148,39 +149,39 @@ def far_apart(number: int) -> bytes:
 
 
 def test_sums_that_grow_are_lent_as_much_as_they_take_and_no_more_than_there_is() -> None:
-    memory = Memory(SUMS + 2 * UPDATE + 100 * MIB, 2)
+    memory = Memory(Mean, SUMS + 2 * UPDATE + 100 * MIB, 2)
     workspace = workspace_of(memory, terms())
-    add_whole(workspace.mean, LARGE, far_apart(0), 1)
-    assert workspace.mean.asked_bytes == 0
-    add_whole(workspace.mean, LARGE, far_apart(1), 1)
-    assert 77 * MIB <= workspace.mean.asked_bytes <= 80 * MIB
+    add_whole(workspace.rule, LARGE, far_apart(0), 1)
+    assert workspace.rule.asked_bytes == 0
+    add_whole(workspace.rule, LARGE, far_apart(1), 1)
+    assert 77 * MIB <= workspace.rule.asked_bytes <= 80 * MIB
     with pytest.raises(Unavailable, match="lent to other rounds"):
         workspace_of(memory, terms(owners=1))
     with pytest.raises(Unavailable, match=r"so far apart.*memory_megabytes") as refusal:
-        add_whole(workspace.mean, LARGE, far_apart(2), 1)
+        add_whole(workspace.rule, LARGE, far_apart(2), 1)
     assert refusal.value.reason == pb.REASON_TOO_MUCH
     memory.take_back(workspace)
-    assert workspace.mean.asked_bytes == 0
+    assert workspace.rule.asked_bytes == 0
     again = workspace_of(memory, terms())
     for number in range(2):
-        add_whole(again.mean, LARGE, far_apart(number), 1)
+        add_whole(again.rule, LARGE, far_apart(number), 1)
     memory.take_back(again)
 
 
 def test_sums_that_grow_take_the_memory_that_is_kept_for_later() -> None:
-    memory = Memory(SUMS + 2 * UPDATE + 100 * MIB, 2)
+    memory = Memory(Mean, SUMS + 2 * UPDATE + 100 * MIB, 2)
     other = workspace_of(memory, terms(Schema.of([TensorSpec("u", "F32", (5 * MIB,))]), owners=1))
     memory.take_back(other)
     workspace = workspace_of(memory, terms())
     for number in range(2):
-        add_whole(workspace.mean, LARGE, far_apart(number), 1)
+        add_whole(workspace.rule, LARGE, far_apart(number), 1)
     memory.take_back(workspace)
     assert memory._kept == [workspace]
 
 
 def test_one_coordinator_does_not_hold_the_memory_that_another_waits_for() -> None:
     """As its rounds end it begins no others beyond its share, until the one that waits has had its own."""
-    memory = Memory(4 * (SUMS + UPDATE), 1)
+    memory = Memory(Mean, 4 * (SUMS + UPDATE), 1)
     greedy = [workspace_of(memory, terms(), "greedy") for _ in range(4)]
     with pytest.raises(Unavailable):
         workspace_of(memory, terms(), "patient")
@@ -198,7 +199,7 @@ def test_one_coordinator_does_not_hold_the_memory_that_another_waits_for() -> No
 
 def test_the_buffers_have_the_size_in_which_updates_travel() -> None:
     by_encoding = {
-        encoding: workspace_of(Memory(ALWAYS, 2), terms(encoding=encoding)).buffers.nbytes
+        encoding: workspace_of(Memory(Mean, ALWAYS, 2), terms(encoding=encoding)).buffers.nbytes
         for encoding in (pb.ENCODING_WHOLE, pb.ENCODING_BF16_DELTAS, pb.ENCODING_INT8_DELTAS)
     }
     scales = 4 * 10 * MIB // 256
@@ -206,10 +207,10 @@ def test_the_buffers_have_the_size_in_which_updates_travel() -> None:
 
 
 def test_a_round_that_can_never_fit_is_refused_for_good_and_says_what_to_change() -> None:
-    memory = Memory(SUMS + 2 * UPDATE - 1, 2)
+    memory = Memory(Mean, SUMS + 2 * UPDATE - 1, 2)
     with pytest.raises(TooMuch, match=r"171 MB.*2 updates at a time.*171 MB.*memory_megabytes"):
         workspace_of(memory, terms())
-    workspace = workspace_of(Memory(SUMS + 2 * UPDATE, 2), terms())
+    workspace = workspace_of(Memory(Mean, SUMS + 2 * UPDATE, 2), terms())
     assert workspace.nbytes == SUMS + 2 * UPDATE
     assert (
         workspace_of(memory, terms(owners=1)).buffers.count == 1
@@ -217,7 +218,7 @@ def test_a_round_that_can_never_fit_is_refused_for_good_and_says_what_to_change(
 
 
 def test_a_round_for_which_others_have_the_memory_has_to_wait_and_then_fits() -> None:
-    memory = Memory(2 * (SUMS + 2 * UPDATE), 2)
+    memory = Memory(Mean, 2 * (SUMS + 2 * UPDATE), 2)
     first, _second = workspace_of(memory, terms()), workspace_of(memory, terms())
     with pytest.raises(Unavailable, match="lent to other rounds") as refusal:
         workspace_of(memory, terms())
@@ -232,7 +233,7 @@ def test_a_round_for_which_others_have_the_memory_has_to_wait_and_then_fits() ->
 
 def test_what_the_system_refuses_is_not_lent() -> None:
     """Else a few such refusals would leave an aggregator that takes no round until it is restarted."""
-    memory = Memory(SUMS + 2 * UPDATE, 2)
+    memory = Memory(Mean, SUMS + 2 * UPDATE, 2)
     full = mock.patch("aggregator_node.memory.Buffers", side_effect=OSError("cannot allocate"))
     with full, pytest.raises(Unavailable) as refusal:
         workspace_of(memory, terms())
@@ -241,7 +242,7 @@ def test_what_the_system_refuses_is_not_lent() -> None:
 
 
 def test_the_memory_of_a_round_serves_the_next_of_its_kind() -> None:
-    memory = Memory(ALWAYS, 2)
+    memory = Memory(Mean, ALWAYS, 2)
     first = workspace_of(memory, terms(owners=3))
     memory.take_back(first)
     assert workspace_of(memory, terms(owners=16)) is first
@@ -256,7 +257,7 @@ def test_the_memory_of_a_round_serves_the_next_of_its_kind() -> None:
 
 
 def test_another_kind_of_round_gets_memory_of_its_own() -> None:
-    memory = Memory(ALWAYS, 2)
+    memory = Memory(Mean, ALWAYS, 2)
     kept = workspace_of(memory, terms())
     memory.take_back(kept)
     renamed = Schema.of([TensorSpec("u", "F32", (10 * MIB,))])
@@ -273,7 +274,7 @@ def test_another_kind_of_round_gets_memory_of_its_own() -> None:
 
 
 def test_what_is_kept_gives_way_to_a_round_that_needs_the_memory() -> None:
-    memory = Memory(SUMS + 2 * UPDATE, 2)
+    memory = Memory(Mean, SUMS + 2 * UPDATE, 2)
     kept = workspace_of(memory, terms())
     memory.take_back(kept)
     other = workspace_of(memory, terms(Schema.of([TensorSpec("u", "F32", (10 * MIB,))])))
@@ -283,24 +284,24 @@ def test_what_is_kept_gives_way_to_a_round_that_needs_the_memory() -> None:
 
 
 def test_the_sums_and_buffers_of_a_round_that_is_over_are_zeroed() -> None:
-    memory = Memory(ALWAYS, 2)
+    memory = Memory(Mean, ALWAYS, 2)
     schema = Schema.of([TensorSpec("t", "F32", (1000,)), TensorSpec("n", "I64", (10,))])
     workspace = workspace_of(memory, terms(schema, owners=2))
     update = np.full(1000, 0.375, "<f4")
     payload = np.full(10, 7, "<i8").tobytes() + update.tobytes()
-    add_whole(workspace.mean, schema, payload, 1)
+    add_whole(workspace.rule, schema, payload, 1)
     with lent_buffers(workspace, 2) as lent:
         for buffer in lent:
             buffer[:] = payload
     memory.take_back(workspace)
     assert [bytes(buffer) for buffer in lent] == [bytes(len(payload))] * 2
-    assert workspace.mean._memory is not None
-    assert workspace.mean._memory[:] == bytes(8 * 1000 + 24 * 10)
+    assert isinstance(workspace.rule, Mean)
+    assert workspace.rule._memory[:] == bytes(8 * 1000 + 24 * 10)
 
 
 def test_no_more_than_a_few_workspaces_are_kept() -> None:
     """Each has a few megabytes besides its sums and buffers, and a coordinator may have many jobs."""
-    memory = Memory(1 << 40, 2)
+    memory = Memory(Mean, 1 << 40, 2)
     workspaces = []
     for number in range(10):
         kind = Schema.of([TensorSpec(f"t{number}", "F32", (4,))])
@@ -317,7 +318,7 @@ def test_memory_to_which_a_push_still_writes_is_never_lent_again(
 ) -> None:
     """Else the last bytes of a push that was cancelled would be in another owner's update."""
     monkeypatch.setattr("aggregator_node.buffers._RETURN_SECONDS", 0)
-    memory = Memory(SUMS + 2 * UPDATE, 2)
+    memory = Memory(Mean, SUMS + 2 * UPDATE, 2)
     workspace = workspace_of(memory, terms())
     with lent_buffers(workspace, 1) as (late,):
         memory.take_back(workspace)
@@ -335,28 +336,28 @@ def test_an_update_that_is_being_added_when_its_round_is_aborted_is_in_no_other_
 ) -> None:
     """The abort does not wait for it: its add may end just after the sums were zeroed."""
     monkeypatch.setattr("aggregator_node.buffers._RETURN_SECONDS", 0)
-    memory = Memory(ALWAYS, 2)
+    memory = Memory(Mean, ALWAYS, 2)
     schema = Schema.of([TensorSpec("t", "F32", (4,))])
     workspace = workspace_of(memory, terms(schema))
-    zero = workspace.mean.reset
+    zero = workspace.rule.reset
     with ExitStack() as push:
         push.enter_context(workspace.buffers.one("alice", lambda: False))
 
         def reset() -> None:
             zero()
-            add_whole(workspace.mean, schema, np.full(4, 1000, "<f4").tobytes(), 1)
+            add_whole(workspace.rule, schema, np.full(4, 1000, "<f4").tobytes(), 1)
             push.close()  # the push is over, and its buffer free
 
-        with mock.patch.object(workspace.mean, "reset", reset):
+        with mock.patch.object(workspace.rule, "reset", reset):
             memory.take_back(workspace)
         push.close()
     following = workspace_of(memory, terms(schema))
-    add_whole(following.mean, schema, np.full(4, 2, "<f4").tobytes(), 1)
-    assert b"".join(following.mean.result_blocks()) == np.full(4, 2, "<f4").tobytes()
+    add_whole(following.rule, schema, np.full(4, 2, "<f4").tobytes(), 1)
+    assert b"".join(following.rule.result_blocks()) == np.full(4, 2, "<f4").tobytes()
 
 
 def test_an_evaluation_takes_no_memory() -> None:
-    memory = Memory(SUMS + 2 * UPDATE, 2)
+    memory = Memory(Mean, SUMS + 2 * UPDATE, 2)
     workspace_of(memory, terms())
     for _ in range(3):
         evaluation = workspace_of(memory, terms(phase=pb.PHASE_EVALUATE))
@@ -369,6 +370,7 @@ def test_an_evaluation_takes_no_memory() -> None:
 EVALUATES = f"""
 import re, sys
 from pathlib import Path
+from aggregator_node.averaging import Mean
 from aggregator_node.memory import Memory
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.test_memory import terms, workspace_of
@@ -378,7 +380,7 @@ def peak():
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) << 10
 
-memory = Memory({ALWAYS}, 2)
+memory = Memory(Mean, {ALWAYS}, 2)
 before = peak()
 evaluation = workspace_of(memory, terms(phase=pb.PHASE_EVALUATE))
 memory.take_back(evaluation)

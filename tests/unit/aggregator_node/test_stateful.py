@@ -35,6 +35,7 @@ from hypothesis.stateful import (
 
 from aggregator_node import live_rounds
 from aggregator_node.averages import Averages
+from aggregator_node.averaging import Mean
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.memory import Memory
@@ -131,7 +132,7 @@ class Aggregator:
         policy = Policy("clinics", frozenset(OWNERS), floor=2)
         averages = Averages(any_base=False)
         recorder = Recorder(self.store, self.key, self.clock, averages)
-        rounds = LiveRounds(recorder, Memory(MEMORY, 2), self.key, self.clock)
+        rounds = LiveRounds(recorder, Memory(Mean, MEMORY, 2), self.key, self.clock)
         self.jobs = Jobs(lambda: policy, LEASE, self.store, rounds, averages, self.clock)
 
     def crash(self) -> None:

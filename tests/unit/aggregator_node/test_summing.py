@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from aggregator_node.averaging import Mean
 from aggregator_node.memory import Memory, Workspace
 from aggregator_node.push import Push, Terms
 from aggregator_node.shares import LargestShare
@@ -40,7 +41,7 @@ class Sums:
 
     def __init__(self, of: Terms) -> None:
         self.terms = of
-        self.memory = Memory(1 << 30, 1)
+        self.memory = Memory(Mean, 1 << 30, 1)
         self.workspace: Workspace = self.memory.lend("model-owner", of, 0)
         self.summing = Summing(of)
         self.kept: dict[str, memoryview] = {}
@@ -56,7 +57,7 @@ class Sums:
 
     def mean(self) -> bytes:
         self.summing.finish(self.workspace)
-        return b"".join(bytes(piece) for piece in self.workspace.mean.result_blocks())
+        return b"".join(bytes(piece) for piece in self.workspace.rule.result_blocks())
 
 
 def mean_of(schema: Schema, updates: Sequence[bytes], by: Sequence[int], share: float) -> bytes:
@@ -64,12 +65,12 @@ def mean_of(schema: Schema, updates: Sequence[bytes], by: Sequence[int], share: 
     cap = LargestShare(share).cap(by)
     sums = Sums(terms(schema, len(by)))
     for update, weight in zip(updates, by, strict=True):
-        mean = sums.workspace.mean
+        mean = sums.workspace.rule
         header = aggregator_pb2.UpdateHeader(examples=1, total_bytes=len(update))
         push = Push(header, sums.terms, FakeCall())
         push.keep_in(memoryview(bytearray(update)), 0.0)
         mean.add_blocks(push.reading(), min(weight, cap))
-    return b"".join(bytes(piece) for piece in sums.workspace.mean.result_blocks())
+    return b"".join(bytes(piece) for piece in sums.workspace.rule.result_blocks())
 
 
 @example(by=[5, 3], share=0.5, seed=0, order="as drawn")

@@ -115,7 +115,7 @@ def test_an_ended_round_lets_its_memory_go_though_its_receipts_stay(clock: SetCl
     workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
     live = LiveRound(bytes(32), TERMS, workspace, clock, lambda *_: pb.Signed())
     live.join("alice")
-    held = weakref.ref(workspace.mean)
+    held = weakref.ref(workspace.rule)
     del workspace
     live.abort(pb.REASON_ABORTED)
     assert live.await_seal() is None

@@ -5,18 +5,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_node.averaging import Mean
 from aggregator_node.exact_sum import BLOCK
+from aggregator_node.rule import Rule
 from cairn.encoding import Layout, decoded
 from cairn.tensors import Buffer, Schema
 from cairn.v1 import round_pb2 as pb
 
 
-def add_whole(mean: Mean, schema: Schema, payload: Buffer, weight: int) -> None:
+def add_whole(rule: Rule, schema: Schema, payload: Buffer, weight: int) -> None:
     layout, scratch = Layout(schema, pb.ENCODING_WHOLE), np.empty(BLOCK)
 
     def read(number: int, block: slice) -> tuple[NDArray[Any], int]:
         part = layout.parts[number]
         return decoded(part, payload, block, scratch), part.significant_bits
 
-    mean.add_blocks(read, weight)
+    rule.add_blocks(read, weight)
