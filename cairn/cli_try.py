@@ -85,9 +85,10 @@ def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) ->
     if initial_model is not None:
         schema, values = read_model(initial_model)
         update = bytearray(values)
+    base = bytearray(update)
     runner = TaskRunner(task, site)
     begins = time.monotonic()
-    trained = runner.train(this, schema, update, update)
+    trained = runner.train(this, schema, base, update)
     seconds = time.monotonic() - begins
     _check_finite(schema, update)
     digest = schema.digest(update)

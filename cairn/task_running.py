@@ -1,10 +1,12 @@
 """Runs one round of a task in this process: base in, update out, whatever the task does checked."""
 
 import math
+import mmap
 import operator
 import random
 import sys
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +18,6 @@ from torch import nn
 from cairn.errors import UsageError
 from cairn.exchanged import Exchanged
 from cairn.exchanging import Parts, parts_of
-from cairn.in_place import lay, loads_plainly, write_back
 from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.task import Data, Round, Site, Task
 from cairn.task_loading import TaskFailed, own_code
@@ -26,6 +27,7 @@ from cairn.torch_state import (
     payload_of,
     read_state,
     schema_of,
+    write_state,
 )
 from cairn.v1 import round_pb2 as pb
 
@@ -66,6 +68,7 @@ class TaskRunner:
         self._site = site
         self._min_examples = min_examples
         self._data: Data | None = None
+        self._last: Callable[[], nn.Module | None] = lambda: None
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def exchanged(self) -> Exchanged:
@@ -76,7 +79,7 @@ class TaskRunner:
         states = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a task may have seeded
         try:
             with torch.random.fork_rng(devices=[]):
-                return self._built()[2]
+                return self._built()[1]
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])  # noqa: NPY002
@@ -84,12 +87,13 @@ class TaskRunner:
     def train(
         self, this: Round, schema: Schema, base: WritableBuffer, update: WritableBuffer
     ) -> Outcome:
-        """Train from `base`, in `update`, which then holds what came out. Raises TaskFailed.
+        """Train from `base`, and write what came out to `update`. Raises TaskFailed.
 
-        The two may be one buffer, in which the base is lost then. The values are not looked at.
+        The base is this process's own: a model may keep it, and train it. The update may lie in the memory of which
+        the base is a private mapping. The values are not looked at.
         """
         # First: for another model no data is read.
-        model = self._loaded_model(schema, base, update).train()
+        model = self._loaded_model(schema, base).train()
         data = self._read_data()
         examples = self._checked_examples("examples", data.examples)
         with own_code("train"):
@@ -99,14 +103,14 @@ class TaskRunner:
         return Outcome(examples, metrics)
 
     def evaluate(self, this: Round, schema: Schema, base: WritableBuffer) -> Outcome:
-        """Evaluate `base`, which the model is not copied from but lies in. Raises TaskFailed."""
+        """Evaluate `base`, which is this process's own. Raises TaskFailed."""
         if self._task.evaluate is None:
             raise TaskFailed(
                 "the job evaluates and the task has no evaluate function;"
                 " pass one: cairn.Task(..., evaluate=evaluate)",
                 pb.REASON_JOB_REFUSED,
             )
-        model = self._loaded_model(schema, base, base).eval()
+        model = self._loaded_model(schema, base).eval()
         data = self._read_data()
         examples = self._checked_examples("test_examples", data.test_examples)
         with own_code("evaluate"), torch.no_grad():
@@ -134,32 +138,37 @@ class TaskRunner:
             self._data = data
         return self._data
 
-    def _built(self) -> tuple[nn.Module, Parts, Exchanged]:
-        """A new model, what of it travels and stays, and what that looks like."""
+    def _built(self) -> tuple[nn.Module, Exchanged]:
+        """A new model, and what of it travels and stays."""
         model = _built(self._task)
         try:
             parts = _parts(self._task, model)
-            return model, parts, Exchanged(schema_of(parts.travels), frozenset(parts.stays))
+            return model, Exchanged(schema_of(parts.travels), frozenset(parts.stays))
         except UsageError as error:
             raise TaskFailed(str(error), pb.REASON_SCHEMA_MISMATCH) from None
 
-    def _loaded_model(
-        self, schema: Schema, base: WritableBuffer, home: WritableBuffer
-    ) -> nn.Module:
-        """Build the model and load it, into tensors that live in `home` as far as they can."""
-        model, parts, exchanged = self._built()
+    def has_a_model(self) -> bool:
+        """Whether the model of the last round is still there: the task keeps it, or it is part of a cycle."""
+        return self._last() is not None
+
+    def _loaded_model(self, schema: Schema, base: WritableBuffer) -> nn.Module:
+        """Build the model and load the base.
+
+        A model may keep the tensors that it loads. A tensor keeps the array that it was made from, and so do its
+        views: where the array outlives the loading, each page is written to, which makes it this process's own.
+        """
+        model, exchanged = self._built()
+        self._last = weakref.ref(model)
         if why := exchanged.why_not(schema):
             raise TaskFailed(why, pb.REASON_SCHEMA_MISMATCH)
         model.to(self._device)
-        values, slots = read_state(schema, base), read_state(schema, home)
-        laid = lay(model, {**parts.travels, **parts.stays}, slots)
-        if home is not base:
-            for name in laid:
-                slots[name].copy_(values[name])
-        rest = {name: value for name, value in values.items() if name not in laid}
-        if not loads_plainly(model):  # it may keep the tensors that it is given, and train them
-            rest = {name: value.clone() for name, value in rest.items()}
-        _load(model, rest)
+        handed = np.asarray(base).view()
+        is_kept = weakref.ref(handed)
+        _load(model, read_state(schema, handed))
+        del handed
+        if (kept := is_kept()) is not None:
+            pages = kept[:: mmap.PAGESIZE]
+            np.bitwise_or(pages, 0, out=pages)
         return model
 
 
@@ -197,7 +206,7 @@ def _write_update(task: Task, model: nn.Module, schema: Schema, update: Writable
         raise TaskFailed(
             f"training changed the model's tensors: {difference}", pb.REASON_WRONG_TENSORS
         )
-    write_back(state, read_state(schema, update))
+    write_state(state, schema, update)
 
 
 def _checked_examples(field: str, value: Any) -> int:

@@ -11,22 +11,16 @@ import socket
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cairn.allocator import keep_freed_memory
 from cairn.errors import UsageError
 from cairn.task import Round, Site
 from cairn.task_loading import TaskFailed, load_task, own_traceback
 from cairn.task_running import TaskRunner
-from cairn.tensors import Schema
 from cairn.timeouts import PARTING_SECONDS
-from owner_node.forks import keep_from_forks, watch_forks
 from owner_node.training_link import (
     ASK_FOR_MODEL,
     Link,
@@ -35,7 +29,6 @@ from owner_node.training_link import (
     schema_from,
 )
 
-Bytes = NDArray[np.uint8]
 Order = tuple[ModelMemory | None, Mapping[str, Any]]  # without memory it is ASK_FOR_MODEL
 
 
@@ -62,31 +55,22 @@ class Training:
         return exchanged_message(exchanged)
 
     def answer(self, memory: ModelMemory, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Do one piece of work and say how it went, and whether the task has kept any of the memory.
+        """Do one piece of work and say how it went."""
+        answer = self._answer(memory, message)
+        if self._runner is not None and self._runner.has_a_model():
+            gc.collect()  # it may be part of a cycle, which holds as much memory as the model takes
+        return answer
 
-        A tensor that lies in memory keeps the array that it was made from, and so do its views, the
-        graphs that it is part of and the tracebacks that it occurs in. So the arrays outlive the work
-        where the task can still reach a tensor of the round, and only there.
-        """
-        base = np.asarray(memory.base)
-        update = base if message["in_place"] else np.asarray(memory.update)
-        lent = [weakref.ref(base), weakref.ref(update)]
-        answer = self._answer(memory.schema, base, update, message)
-        del base, update
-        if _any_alive(lent):
-            gc.collect()  # a model may be part of a cycle
-        return {**answer, "kept": _any_alive(lent)}
-
-    def _answer(
-        self, schema: Schema, base: Bytes, update: Bytes, message: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _answer(self, memory: ModelMemory, message: Mapping[str, Any]) -> dict[str, Any]:
+        base = memory.private_base()
+        update = memory.base if message["in_place"] else memory.update
         this = Round(message["job"], message["round"], message["settings"])
         try:
             runner = self._load()
             if message["phase"] == "evaluate":
-                outcome = runner.evaluate(this, schema, base)
+                outcome = runner.evaluate(this, memory.schema, base)
             else:
-                outcome = runner.train(this, schema, base, update)
+                outcome = runner.train(this, memory.schema, base, update)
         except TaskFailed as failed:
             _show(failed)
             return {"reason": failed.reason, "text": str(failed)}
@@ -111,7 +95,6 @@ def main(arguments: list[str]) -> None:
     # What the task itself starts, or forks off, must not keep the socket open.
     end.set_inheritable(False)
     os.register_at_fork(after_in_child=end.close)
-    watch_forks()
     link = Link(end)
     orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(link, orders), daemon=True).start()
@@ -124,18 +107,14 @@ def main(arguments: list[str]) -> None:
             return
 
 
-def _any_alive(arrays: list["weakref.ref[Bytes]"]) -> bool:
-    return any(array() is not None for array in arrays)
-
-
 def _listen(link: Link, orders: "queue.SimpleQueue[Order | None]") -> None:
     """Read messages, also while the task runs, so that this process never outlives its owner's."""
     memory: ModelMemory | None = None
     while (message := link.receive()) is not None:
         if "schema" in message:
+            if memory is not None:
+                memory.close()
             memory = ModelMemory(schema_from(message), link.received_descriptor())
-            keep_from_forks(memory.mapped, memory.descriptor)
-            memory.close()  # the mapping stays
         elif message == ASK_FOR_MODEL:
             orders.put((None, message))
         elif memory is not None:

@@ -14,6 +14,9 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cairn.exchanged import Exchanged
 from cairn.tensors import Schema, TensorSpec
 
@@ -68,8 +71,7 @@ class ModelMemory:
         self.schema = schema
         self.descriptor = descriptor
         total, half = schema.total_bytes, _half_bytes(schema)
-        self.mapped = mmap.mmap(descriptor, 2 * half)
-        view = memoryview(self.mapped)
+        view = memoryview(mmap.mmap(descriptor, 2 * half))
         self.base = view[:total]
         self.update = view[half : half + total]
 
@@ -78,6 +80,11 @@ class ModelMemory:
         descriptor = _memory_file()
         os.ftruncate(descriptor, 2 * _half_bytes(schema))
         return cls(schema, descriptor)
+
+    def private_base(self) -> NDArray[np.uint8]:
+        """The base as it is now, whose pages become this process's own where they are written to."""
+        mapped = mmap.mmap(self.descriptor, 2 * _half_bytes(self.schema), access=mmap.ACCESS_COPY)
+        return np.frombuffer(mapped, np.uint8, self.schema.total_bytes)
 
     def close(self) -> None:
         """Close the file. The memory goes with its last view."""

@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Work:
     """What a round asks of the task.
 
-    With `in_place` it trains in the base's own memory: the base is not there any more afterwards.
+    With `in_place` the update takes the base's place: the base is not there any more afterwards.
     """
 
     job: str
@@ -72,9 +72,9 @@ class TrainingProcess:
         raise TaskFailed(model["text"], model["reason"])
 
     def base_buffer(self, schema: Schema) -> memoryview:
-        """Where the base belongs before `run`, and where it is afterwards, unless it trained in place.
+        """Where the base belongs before `run`, and where it is afterwards, unless the update took its place.
 
-        The same memory for every round of a schema, until the task keeps some of it.
+        The same memory for every round of a schema.
         """
         return self._memory_of(schema).base
 
@@ -99,8 +99,6 @@ class TrainingProcess:
         if work.in_place:
             self._base_digest = None
         answer = self._answered(lambda child: _ask(child, memory, work), is_over)
-        if answer["kept"]:
-            memory = self._left_to_task(memory, work)
         if "reason" in answer:
             raise TaskFailed(answer["text"], answer["reason"])
         payload = memory.base if work.in_place else memory.update
@@ -156,16 +154,6 @@ class TrainingProcess:
                 self._memory.close()
             self._memory, self._base_digest = ModelMemory.create(schema), None
         return self._memory
-
-    def _left_to_task(self, memory: ModelMemory, work: Work) -> ModelMemory:
-        """Go on with a copy: what the task has kept of this memory must not change from now on."""
-        copy = ModelMemory.create(memory.schema)
-        copy.base[:] = memory.base
-        if work.phase == "train" and not work.in_place:
-            copy.update[:] = memory.update
-        memory.close()
-        self._memory = copy
-        return copy
 
     def _bury(self, child: Child) -> str:
         status = end(child)

@@ -45,7 +45,7 @@ def test_it_answers_with_examples_and_metrics(tmp_path: Path) -> None:
     memory = ModelMemory.create(SCHEMA)
     answer = training(tmp_path / "good_task.py", "return {'loss': 0.5}").answer(memory, ORDER)
     memory.close()
-    assert answer == {"examples": 6, "metrics": {"loss": 0.5}, "kept": False}
+    assert answer == {"examples": 6, "metrics": {"loss": 0.5}}
 
 
 def test_it_answers_a_failure_with_a_reason_and_the_console_gets_the_traceback(
@@ -59,7 +59,6 @@ def test_it_answers_a_failure_with_a_reason_and_the_console_gets_the_traceback(
     assert answer == {
         "reason": pb.REASON_TASK_FAILED,
         "text": "the task's train raised ValueError",
-        "kept": False,
     }
     console = capfd.readouterr().err
     assert "bad_task.py" in console
@@ -101,89 +100,6 @@ def test_it_does_not_train_on_fewer_examples_than_the_owner_allows(
     memory.close()
     assert trained.exists() is trains
     assert answer.get("reason") == (None if trains else pb.REASON_TOO_FEW_EXAMPLES)
-
-
-KEEPING = """
-import copy
-import cairn, torch
-from torch import nn
-
-kept = []
-
-def model(): return nn.Linear(1, 1)
-def data(site): return cairn.Data(train=None, examples=6, test_examples=6)
-def step(model):
-    opt = torch.optim.Adam(model.parameters())
-    loss = model(torch.ones(1, 1)).sum()
-    loss.backward()
-    opt.step()
-    return opt, loss
-def train(model, data, round):
-    opt, loss = step(model)
-    {what}
-def evaluate(model, data, round):
-    {what}
-task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
-"""
-
-
-def keeping(path: Path, what: str, order: dict[str, Any]) -> bool:
-    memory = ModelMemory.create(SCHEMA)
-    path.write_text(KEEPING.replace("{what}", what))
-    kept: bool = Training(str(path), Site("bob", path.parent)).answer(memory, order)["kept"]
-    memory.close()
-    return kept
-
-
-@pytest.mark.parametrize("in_place", [True, False])
-@pytest.mark.parametrize(
-    "what",
-    [
-        "kept.append(model)",
-        "kept.append(model.state_dict())",
-        "kept.append(model.weight)",
-        "kept.append(model.weight.detach()[0])",
-        "kept.append(model.bias.detach().numpy()[:0])",
-        "kept.append(torch.utils.dlpack.to_dlpack(model.weight.detach()))",
-        "kept.append(memoryview(model.weight.detach().numpy()))",
-        "kept.append(opt)",
-        "kept.append((model.weight * model.weight).sum())",
-        "kept.append(lambda: model)",
-        "try: 1 / 0\n    except ZeroDivisionError as error: kept.append(error)",
-    ],
-)
-def test_it_says_that_the_task_has_kept_something_of_the_memory(
-    tmp_path: Path,
-    what: str,
-    in_place: bool,  # noqa: FBT001 - a parameter of the test
-) -> None:
-    assert keeping(tmp_path / "keeping_task.py", what, ORDER | {"in_place": in_place})
-
-
-@pytest.mark.parametrize(
-    "what", ["kept.append(model)", "kept.append(model.weight)", "kept.append(model.state_dict())"]
-)
-def test_an_evaluation_can_keep_something_too(tmp_path: Path, what: str) -> None:
-    assert keeping(tmp_path / "keeping_task.py", what, ORDER | {"phase": "evaluate"})
-
-
-@pytest.mark.parametrize(
-    "what",
-    [
-        "pass",
-        "kept.append(copy.deepcopy(model))",
-        "kept.append({name: value.clone() for name, value in model.state_dict().items()})",
-        "kept.append(model.weight.grad)",
-        "kept.append(opt.state[model.weight]['exp_avg'])",
-        "kept.append(loss.item())",
-        "model.me = [model]",
-        "model.register_forward_hook(lambda *_: model)",
-        "raise ValueError(model)",
-        "model.weight = nn.Parameter(torch.ones(1, 1)); kept.append(model.weight)",
-    ],
-)
-def test_what_is_no_part_of_the_memory_may_be_kept(tmp_path: Path, what: str) -> None:
-    assert not keeping(tmp_path / "keeping_task.py", what, ORDER | {"in_place": True})
 
 
 def test_a_model_of_empty_tensors_is_no_matter(tmp_path: Path) -> None:

@@ -352,12 +352,17 @@ def test_a_forked_process_that_lives_on_has_its_model_in_later_rounds_too(start:
     assert run(process, IN_PLACE).metrics == {"theirs": 3.0}
 
 
-def test_memory_of_which_nothing_was_kept_is_used_again(start: Start) -> None:
-    process = start("model.me = [model]")
-    run(process, IN_PLACE)
-    memory = process._memory
-    run(process, IN_PLACE)
-    assert process._memory is memory
+def test_a_model_that_is_part_of_a_cycle_is_gone_before_the_next_round(start: Start) -> None:
+    process = start(
+        "import weakref\n"
+        "seen = globals().setdefault('seen', [])\n"
+        "alive = sum(model() is not None for model in seen)\n"
+        "model.me = [model]\n"
+        "seen.append(weakref.ref(model))\n"
+        "return {'alive': alive}"
+    )
+    for _ in range(3):
+        assert run(process, IN_PLACE).metrics == {"alive": 0.0}
 
 
 @pytest.mark.parametrize("order", [work(), IN_PLACE])

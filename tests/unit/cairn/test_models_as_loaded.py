@@ -1,4 +1,4 @@
-"""Training in memory that is given: the same values as by loading and copying, whatever the model is."""
+"""Whatever a model is made of, a round trains what loading the base gives, and its update is the model's state."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cairn.in_place import lay, write_back
 from cairn.task import Data, Round, Site, Task
 from cairn.task_running import TaskRunner
 from cairn.torch_state import payload_of, read_state
+from owner_node.training_link import ModelMemory
 
 SITE = Site("bob", Path("rows"))
 THIS = Round("job", 3, {})
@@ -198,14 +198,12 @@ def looked_at(look: Callable[[Tensor], Any]) -> Model:
     return lambda: Whole(look)
 
 
-LAID: dict[str, Model] = {
+MODELS: dict[str, Model] = {
     "a layer": lambda: nn.Linear(3, 2),
     "layers of many types": layers,
     "tied": tied,
     "tied by memory": tied_by_memory,
     "caching": Caching,
-}
-COPIED: dict[str, Model] = {
     "flat": Flat,
     "detached": looked_at(lambda weight: weight.detach()),
     "a view": looked_at(lambda weight: weight.view(4)),
@@ -223,8 +221,8 @@ COPIED: dict[str, Model] = {
     "crossed": lambda: Crossed(back=True),
     "crossed one way": lambda: Crossed(back=False),
     "normed": normed,
+    "turned": Turned,
 }
-EITHER = LAID | COPIED | {"turned": Turned}
 
 
 def change(model: Any) -> None:
@@ -299,8 +297,8 @@ def by_copies(model: Model, base: Mapping[str, Tensor], train: Train) -> dict[st
 
 
 @pytest.mark.parametrize("train", [change, replace, exchange_places, turn, negate, share, nothing])
-@pytest.mark.parametrize("model", EITHER.values(), ids=EITHER.keys())
-def test_in_place_and_apart_training_gives_what_loading_and_copying_gives(
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_training_gives_what_loading_and_copying_gives_whether_the_update_takes_the_bases_place_or_not(
     model: Model, train: Train
 ) -> None:
     schema, base = base_for(model)
@@ -310,25 +308,25 @@ def test_in_place_and_apart_training_gives_what_loading_and_copying_gives(
         data=lambda _: Data(train=None, examples=1),
         train=lambda model, _data, _round: train(model),
     )
-    in_place, apart = bytearray(base), bytearray(len(base))
-    before = bytes(base)
-    for buffers in ((in_place, in_place), (base, apart)):
+    for in_place in (True, False):
+        memory = ModelMemory.create(schema)
+        memory.base[:] = base
+        update = memory.base if in_place else memory.update
         torch.manual_seed(2)
-        TaskRunner(task, SITE).train(THIS, schema, *buffers)
-    assert bytes(base) == before
-    assert in_place == apart
-    state = read_state(schema, in_place)
-    assert state.keys() == expected.keys()
-    assert all(torch.equal(state[name], value) for name, value in expected.items())
+        TaskRunner(task, SITE).train(THIS, schema, memory.private_base(), update)
+        state = read_state(schema, update)
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], value) for name, value in expected.items())
+        assert in_place or memory.base == base
+        memory.close()
 
 
-@pytest.mark.parametrize("model", EITHER.values(), ids=EITHER.keys())
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 def test_an_evaluation_sees_the_base_as_loading_gives_it_and_does_not_change_it(
     model: Model,
 ) -> None:
     schema, base = base_for(model)
     expected = by_copies(model, read_state(schema, base), nothing)
-    before = bytes(base)
 
     def evaluate(model: nn.Module, _data: Any, _round: Round) -> dict[str, float]:
         state = model.state_dict()
@@ -341,45 +339,12 @@ def test_an_evaluation_sees_the_base_as_loading_gives_it_and_does_not_change_it(
         evaluate=evaluate,
     )
     torch.manual_seed(2)
-    assert TaskRunner(task, SITE).evaluate(THIS, schema, base).metrics == {"equal": 1.0}
-    assert bytes(base) == before
-
-
-@pytest.mark.parametrize("model", LAID.values(), ids=LAID.keys())
-def test_a_plain_model_lies_in_the_memory_that_it_is_given(model: Model) -> None:
-    built = model()
-    schema, payload = payload_of(built.state_dict())
-    slots = read_state(schema, payload)
-    expected = {name for name, slot in slots.items() if slot.numel()}
-    assert lay(built, built.state_dict(), slots) == expected
-    for slot in slots.values():
-        slot.fill_(1)
-    assert all((value == 1).all() for value in built.state_dict().values())
-
-
-@pytest.mark.parametrize("model", COPIED.values(), ids=COPIED.keys())
-def test_a_tensor_that_cannot_lie_there_unnoticed_stays_where_it_is(model: Model) -> None:
-    built = model()
-    state = built.state_dict()
-    laid = lay(built, state, read_state(*payload_of(state)))
-    assert not laid & ({name for name, value in state.items() if value.dim() > 1} or state.keys())
-
-
-def test_a_tensor_on_another_device_stays_there() -> None:
-    model = nn.Linear(2, 2)
-    state = model.state_dict()
-    schema, payload = payload_of(state)
-    model.to("meta")
-    assert lay(model, model.state_dict(), read_state(schema, payload)) == set()
-    assert model.weight.is_meta
-
-
-def test_only_what_travels_lies_there() -> None:
-    head = nn.Linear(2, 1)
-    model = nn.Sequential(nn.Linear(2, 2), head)
-    slots = read_state(*payload_of({"1.weight": torch.ones(1, 2), "1.bias": torch.ones(1)}))
-    assert lay(model, model.state_dict(), slots) == {"1.weight", "1.bias"}
-    assert (head.weight.tolist(), head.bias.tolist()) == ([[1.0, 1.0]], [1.0])
+    memory = ModelMemory.create(schema)
+    memory.base[:] = base
+    runner = TaskRunner(task, SITE)
+    assert runner.evaluate(THIS, schema, memory.private_base()).metrics == {"equal": 1.0}
+    assert memory.base == base
+    memory.close()
 
 
 def test_tied_weights_stay_tied_and_travel_under_both_names() -> None:
@@ -391,30 +356,7 @@ def test_tied_weights_stay_tied_and_travel_under_both_names() -> None:
 
     schema, payload = payload_of(tied().state_dict())
     task = Task(model=tied, data=lambda _: Data(train=None, examples=1), train=train)
-    TaskRunner(task, SITE).train(THIS, schema, payload, payload)
+    TaskRunner(task, SITE).train(THIS, schema, bytearray(payload), payload)
     state = read_state(schema, payload)
     assert seen == [True]
     assert state["0.weight"].tolist() == state["1.weight"].tolist() == [[5.0, 5.0], [5.0, 5.0]]
-
-
-def test_of_tied_names_with_two_values_the_model_has_the_one_that_loading_would_leave() -> None:
-    model = tied()
-    base = {name: value.clone() for name, value in model.state_dict().items()}
-    base["0.weight"].fill_(3)
-    base["1.weight"].fill_(4)
-    expected = tied()
-    expected.load_state_dict(base)
-    schema, payload = payload_of(base)
-    assert "0.weight" in lay(model, model.state_dict(), read_state(schema, payload))
-    assert torch.equal(model[0].weight, expected[0].weight)  # type: ignore[index]  # a Sequential can be indexed
-
-
-def test_what_lies_in_its_slot_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Linear(2, 2)
-    schema, payload = payload_of(model.state_dict())
-    lay(model, model.state_dict(), read_state(schema, payload))
-    copied: list[Tensor] = []
-    monkeypatch.setattr(Tensor, "copy_", lambda _, source: copied.append(source))
-    model.bias = nn.Parameter(torch.ones(2))
-    write_back(model.state_dict(), read_state(schema, payload))
-    assert [tensor.tolist() for tensor in copied] == [[1.0, 1.0]]
