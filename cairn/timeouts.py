@@ -1,6 +1,6 @@
 """The timeouts of Cairn, all of them: how long anything is waited for, in seconds.
 
-Every other limit of a wait is derived from these where it is needed. ARCHITECTURE.md has them as a table,
+Every other limit of a wait is derived from these where it is needed. docs/protocol/states.md has them as a table,
 with what follows from each. How often something is looked at or tried again is no timeout but a pace, and
 stays with the code that keeps it, under a name with EVERY or PAUSE.
 """

@@ -43,3 +43,7 @@ def test_every_test_that_a_page_names_exists(page: Path) -> None:
 
 def test_the_readme_stays_short_enough_to_be_read() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
+
+
+def test_the_map_of_the_code_is_one_that_a_newcomer_reads_to_the_end() -> None:
+    assert len((ROOT / "ARCHITECTURE.md").read_bytes()) <= 8192

@@ -136,7 +136,7 @@ def test_there_are_fewer_than_ten_and_each_is_used() -> None:
 
 
 def test_the_documentation_lists_exactly_these_with_their_values() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "protocol" / "states.md").read_text(encoding="utf-8")
     section = text.partition("\n## Timeouts\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+_SECONDS)` \| ([\d.]+) \|", section, re.MULTILINE)
     assert [(name, float(value)) for name, value in rows] == list(table().items())
