@@ -2,9 +2,15 @@
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from cairn.access import LONG_CALLS
+from cairn.connections import Connections
 from cairn.errors import TooMuch
 from cairn.identity import NodeName
+from cairn.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER, Pools
+from cairn.steps import Call
 
 
 class Place:
@@ -55,3 +61,33 @@ class Quota:
         self._under_way[node] -= 1
         if not self._under_way[node]:
             del self._under_way[node]
+
+
+class Quotas:
+    """Counts calls and connections, so that one caller cannot take the others' threads and memory."""
+
+    def __init__(self, pools: Pools, connections: Connections) -> None:
+        self._connections = connections
+        self._short = Quota("short", SHORT_CALLS_OF_ONE_CALLER, pools.short_calls)
+        self._long = Quota("long", LONG_CALLS_OF_ONE_CALLER, pools.long_calls)
+
+    @contextmanager
+    def around(self, call: Call) -> Iterator[None]:
+        node, peer = call.node, call.context.peer()
+        self._connections.enter(node, peer)
+        try:
+            place = (self._long if call.method in LONG_CALLS else self._short).take(node)
+        except TooMuch:
+            self._connections.leave(node, peer)
+            raise
+
+        def ended() -> None:
+            self._connections.leave(node, peer)
+            place.leave()
+
+        try:
+            yield
+        finally:
+            if not call.context.add_callback(ended):  # the call has ended already
+                ended()
+            place.leave()

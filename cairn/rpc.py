@@ -1,6 +1,6 @@
 """The one transport kit: listening and dialling over mTLS, and the errors that come back.
 
-The listening side maps our errors to statuses (cairn/guard.py) and the dialling side maps them back
+The listening side maps our errors to statuses (cairn/error_mapping.py) and the dialling side maps them back
 here, so that both ends speak of the same errors.
 """
 
@@ -11,29 +11,29 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cairn.authorization import Admits, Authorization, everybody
+from cairn.call_deadline import CallDeadline, PeerTimeout
 from cairn.clock import Clock
 from cairn.connections import Connections, Reserve
+from cairn.error_mapping import ErrorMapping, Refused, unrecorded
 from cairn.errors import CairnError, CallerNotAllowed
-from cairn.guard import (
-    Admits,
-    Guard,
-    Refused,
-    everybody,
-    unrecorded,
-)
 from cairn.health_service import HealthService
 from cairn.identity import Identity, PinnedAggregator, Role
+from cairn.interceptor import Interceptor
 from cairn.limits import MAX_JOB_SPEC_BYTES, MAX_ROUND_SECONDS
 from cairn.listening import why_not
 from cairn.messages import reason_of_word
 from cairn.parsing import MESSAGE_BYTES
 from cairn.pools import Pools
+from cairn.quota import Quotas
 from cairn.quoting import quoted
 from cairn.redial import RedialledChannel
 from cairn.renewal import Renewal, renewal_of, renewal_of_pin
 from cairn.status import STATUS
+from cairn.steps import Step
 from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS
 from cairn.trouble import connection_trouble
+from cairn.watchdog import Watchdog
 
 # A job's specification, and what it comes with.
 JOB_MESSAGE_BYTES = MAX_JOB_SPEC_BYTES + MESSAGE_BYTES
@@ -118,18 +118,19 @@ class Listener:
         clock = Clock()
         used = Connections(clock)
         self._reserve = Reserve(used, connections, clock) if connections else None
-        self._guard = Guard(
-            identity.node.federation,
-            self._pools,
-            used,
-            clock,
-            serves=serves,
-            admits=admits,
-            refused=refused,
-        )
+        self._watchdog = Watchdog(clock)
+        errors = ErrorMapping(refused)
+        # Each stands around those below it. All are taken before a request is waited for and parsed.
+        steps: list[Step] = [
+            errors,
+            Authorization(identity.node.federation, serves, admits, clock),
+            CallDeadline(),
+            Quotas(self._pools, used),
+            PeerTimeout(self._watchdog, errors.record),
+        ]
         self._grpc = grpc.server(
             self._pools.short,
-            interceptors=[self._guard],
+            interceptors=[Interceptor(steps, self._pools.long)],
             options=[
                 *_LISTENING,
                 ("grpc.max_receive_message_length", message_bytes),
@@ -163,7 +164,7 @@ class Listener:
         """Refuse new calls, give those under way `grace_seconds`, and end them."""
         self._health.enter_graceful_shutdown()
         self._grpc.stop(grace_seconds).wait(grace_seconds + 1)
-        self._guard.stop()
+        self._watchdog.stop()
         if self._reserve:
             self._reserve.stop()
         self._pools.long.shutdown(wait=False, cancel_futures=True)

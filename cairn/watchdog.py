@@ -15,13 +15,17 @@ _LOOK_EVERY_SECONDS = 1.0
 
 log = structlog.get_logger()
 
-Late = Callable[[str], None]  # is told what did not come
+TellLate = Callable[[str], None]  # is told what did not come
+
+
+class Late(Exception):
+    """The watchdog has ended the call, and recorded that."""
 
 
 class Watch:
     """What one call waits for from its peer: nothing at first."""
 
-    def __init__(self, late: Late, clock: Clock) -> None:
+    def __init__(self, late: TellLate, clock: Clock) -> None:
         self._late = late
         self._clock = clock
         self._due = math.inf
@@ -56,7 +60,7 @@ class Watchdog:
         self._stopped = threading.Event()
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
-    def watch(self, late: Late) -> Watch:
+    def watch(self, late: TellLate) -> Watch:
         """Watch over a call until `forget`; where it is late, `late` is called once, in another thread."""
         watch = Watch(late, self._clock)
         with self._lock:

@@ -8,8 +8,8 @@ import grpc
 from cairn.errors import InvalidMessage, NotFound, WrongState
 from cairn.failpoint import failpoint
 from cairn.frames import chunks_of
-from cairn.guard import caller
 from cairn.messages import check_digest, check_protocol
+from cairn.steps import caller
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 from coordinator.attendance import Attendance
 

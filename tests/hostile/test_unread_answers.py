@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from cairn import guard
+from cairn import call_deadline
 from cairn.identity import Role
 from cairn.pools import LONG_CALLS_OF_ONE_CALLER
 from cairn.rpc import Listener
@@ -111,7 +111,7 @@ def test_answers_that_nobody_reads_stay_small_and_are_ended(
 def test_a_model_that_its_owner_does_not_read_is_ended_at_the_coordinator_too(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "IDLE_SECONDS", 1)
+    monkeypatch.setattr(call_deadline, "IDLE_SECONDS", 1)
     payload = bytes(16 * MIB)
     service = InvitationService(FEDERATION, "job", ["alice"], Attendance())
     service.offer(LARGE.digest(payload), memoryview(payload))
