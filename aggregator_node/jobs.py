@@ -16,6 +16,7 @@ from aggregator_node.epochs import Epochs
 from aggregator_node.live_round import LiveRound
 from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.policy import (
+    LEAST_JOB_BYTES,
     MAX_OPEN_ROUNDS,
     MAX_UNRELEASED_BYTES,
     Opening,
@@ -94,7 +95,8 @@ class Jobs:
             row = self._store.job(spec.name)
             if row is None:
                 self._policy().check_job(spec)
-                if self._store.unreleased_bytes(coordinator) + len(body) > MAX_UNRELEASED_BYTES:
+                unreleased = self._store.unreleased_bytes(coordinator, LEAST_JOB_BYTES)
+                if unreleased + max(len(body), LEAST_JOB_BYTES) > MAX_UNRELEASED_BYTES:
                     raise TooMuch(
                         "too many jobs of this coordinator have no release yet: finish one of them"
                         " first"

@@ -15,9 +15,10 @@ MAX_OPEN_ROUNDS = 64  # of one coordinator: each has a thread, and memory for it
 # depend on owners' values.
 MAX_EXHAUSTED_ROUNDS = 3
 MAX_ABORTS = 20  # of a job by its coordinator, since its last release
-MAX_UNRELEASED_BYTES = (
-    256 << 20
-)  # of the specifications of one coordinator's jobs without a release
+# Of the specifications of one coordinator's jobs without a release. A smaller one counts as LEAST_JOB_BYTES: each job
+# has entries in the ledger as well, and without a least there could be millions of them.
+MAX_UNRELEASED_BYTES = 256 << 20
+LEAST_JOB_BYTES = 256 << 10
 
 
 @dataclass(frozen=True)

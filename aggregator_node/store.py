@@ -172,12 +172,13 @@ class Store:
         )[0][0]
         return Progress(opened, len(released), number, digest, evaluated, aborts)
 
-    def unreleased_bytes(self, coordinator: str) -> int:
-        """The size of the specifications of the coordinator's jobs that have no release yet."""
+    def unreleased_bytes(self, coordinator: str, least: int) -> int:
+        """The size of the specifications of the coordinator's jobs that have no release yet, each `least` or more."""
         return int(
             self._execute(
-                "SELECT coalesce(sum(length(spec)), 0) FROM job WHERE coordinator = ? AND NOT EXISTS"
+                "SELECT coalesce(sum(max(length(spec), ?)), 0) FROM job WHERE coordinator = ? AND NOT EXISTS"
                 " (SELECT 1 FROM round WHERE job = job.name AND release_digest IS NOT NULL)",
+                least,
                 coordinator,
             )[0][0]
         )

@@ -149,25 +149,36 @@ def _own_files() -> list[int]:
 
 def _shut_down(descriptor: int, end: tuple[str, int]) -> None:
     """End the connection, which gRPC finds out and closes. Nothing is done where it is another by now."""
-    with suppress(OSError):
-        if _ends(descriptor)[1] == end:
-            borrowed = socket.socket(fileno=descriptor)
-            try:
-                borrowed.shutdown(socket.SHUT_RDWR)
-            finally:
-                borrowed.detach()
+    with suppress(OSError), _held(descriptor) as connection:
+        if _ends_of(connection)[1] == end:
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _ends(descriptor: int) -> tuple[tuple[str, int], tuple[str, int]]:
     """The two ends of a connection. Raises OSError for what is none."""
-    borrowed = socket.socket(fileno=descriptor)
+    with _held(descriptor) as connection:
+        return _ends_of(connection)
+
+
+def _held(descriptor: int) -> socket.socket:
+    """What the descriptor stands for, under another of our own. Raises OSError for what is no socket.
+
+    gRPC closes its descriptors in threads of its own, and the next that is opened has the same number: what was
+    looked at by one would be shut down as another.
+    """
+    own = os.dup(descriptor)
     try:
-        if borrowed.family not in {socket.AF_INET, socket.AF_INET6}:
-            raise OSError("no connection over IP")
-        ours, other = borrowed.getsockname(), borrowed.getpeername()
-        return (_plain(ours[0]), ours[1]), (_plain(other[0]), other[1])
-    finally:
-        borrowed.detach()
+        return socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        raise
+
+
+def _ends_of(connection: socket.socket) -> tuple[tuple[str, int], tuple[str, int]]:
+    if connection.family not in {socket.AF_INET, socket.AF_INET6}:
+        raise OSError("no connection over IP")
+    ours, other = connection.getsockname(), connection.getpeername()
+    return (_plain(ours[0]), ours[1]), (_plain(other[0]), other[1])
 
 
 def _other_end(peer: str) -> tuple[str, int]:

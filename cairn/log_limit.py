@@ -15,8 +15,9 @@ _LINES_OF_CALLER = 60
 _LINES = 300
 _TEXT = 500  # characters of a reason
 
-# What a caller is refused: who it was, and what makes two of them the same.
-_REFUSALS = {
+# What a caller is refused, or can have as often as it likes: who it was, and what makes two of them the same.
+_OF_CALLERS = {
+    "job registered": ("coordinator", ("job",)),
     "refused": ("caller", ("method", "error", "reason")),
     "invitation refused": ("", ("reason",)),
 }
@@ -78,8 +79,8 @@ class LogLimit:
 def _cause_of(line: Line) -> tuple[str | None, tuple[str, ...] | None]:
     """Whose number of lines it counts towards, if any, and what the same line would have in common."""
     event = line["event"]
-    if event in _REFUSALS:
-        who, same = _REFUSALS[event]
+    if event in _OF_CALLERS:
+        who, same = _OF_CALLERS[event]
         return str(line.get(who, "the coordinator")), tuple(str(line.get(field)) for field in same)
     if event in _SAID_OF_PEERS and "owner" not in line:  # with it, the aggregator says so
         return event, None

@@ -77,7 +77,12 @@ def node_named_in(document: x509.Certificate | x509.CertificateSigningRequest) -
     try:
         names = document.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except (
+        ValueError,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,  # beside the URI, too: such a document is not read in parts
+    ):
         uris = []
     if len(uris) != 1:
         raise InvalidMessage(f"it names {len(uris)} nodes by URI where it must name one")

@@ -250,14 +250,15 @@ def test_what_was_refused_is_a_chain_of_its_own(store: Store) -> None:
 
 
 def test_only_jobs_without_a_release_count_against_the_quota(store: Store) -> None:
-    assert store.unreleased_bytes("coordinator") == len(b"spec")
-    assert store.unreleased_bytes("rival") == 0
+    assert store.unreleased_bytes("coordinator", 0) == len(b"spec")
+    assert store.unreleased_bytes("rival", 5) == 0
     store.add_job(JobRow("bones", "coordinator", b"more"))
-    assert store.unreleased_bytes("coordinator") == len(b"specmore")
+    assert store.unreleased_bytes("coordinator", 0) == len(b"specmore")
     store.save_round(a_round(2))
-    assert store.unreleased_bytes("coordinator") == len(b"specmore")
+    assert store.unreleased_bytes("coordinator", 0) == len(b"specmore")
     store.save_round(released(1))
-    assert store.unreleased_bytes("coordinator") == len(b"more")
+    assert store.unreleased_bytes("coordinator", 0) == len(b"more")
+    assert store.unreleased_bytes("coordinator", 5) == 5  # what is smaller counts as so much
 
 
 def test_only_what_the_coordinator_ended_since_the_last_release_counts_as_an_abort(

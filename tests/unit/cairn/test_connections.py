@@ -1,10 +1,12 @@
 """A caller calls over a few connections at a time, and a port that fills up keeps those that are in use."""
 
+import os
 import socket
 from contextlib import ExitStack
 
 import pytest
 
+from cairn import connections as module
 from cairn.clock import Clock
 from cairn.connections import CONNECTIONS_OF_ONE_CALLER, Connections, Reserve
 from cairn.errors import TooMuch
@@ -102,3 +104,23 @@ def test_a_port_that_fills_up_shuts_down_what_is_not_in_use_and_nothing_else(hos
                     end.recv(1)
         finally:
             reserve.stop()
+
+
+def test_a_descriptor_that_is_reused_between_the_look_and_the_end_ends_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """gRPC closes descriptors in its own threads, and the next connection gets the number that became free."""
+    with ExitStack() as stack:
+        port = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        ends = [stack.enter_context(socket.create_connection(port.getsockname())) for _ in range(2)]
+        idle, honest = (stack.enter_context(port.accept()[0]) for _ in range(2))
+
+        def looked_at(host: str) -> str:
+            os.dup2(honest.fileno(), idle.fileno())
+            return host
+
+        monkeypatch.setattr(module, "_plain", looked_at)
+        module._shut_down(idle.fileno(), ends[0].getsockname())
+        ends[1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ends[1].recv(1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cairn.log_limit import _REFUSALS, _SAID_OF_PEERS
+from cairn.log_limit import _OF_CALLERS, _SAID_OF_PEERS
 
 ROOT = Path(__file__).parents[3]
 CODE = "".join(
@@ -15,6 +15,6 @@ CODE = "".join(
 )
 
 
-@pytest.mark.parametrize("event", sorted({*_REFUSALS, *_SAID_OF_PEERS}))
+@pytest.mark.parametrize("event", sorted({*_OF_CALLERS, *_SAID_OF_PEERS}))
 def test_every_limited_line_is_one_that_a_node_writes(event: str) -> None:
     assert f'"{event}"' in CODE
