@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 from cairn.exchanged import Exchanged
 from cairn.task_environment import passed_on
 from cairn.timeouts import PARTING_SECONDS
-from owner_node.sandbox import Sandbox, clear, furnish
+from owner_node.clearing import clear
+from owner_node.sandbox import Sandbox, furnish
 from owner_node.training_link import ASK_FOR_MODEL, Link, ModelMemory
 
 
@@ -51,21 +53,33 @@ class Child:
 def spawn(owner: str, source: TaskSource) -> Child:
     ours, theirs = socket.socketpair()
     place = furnish() if source.sandbox is not None else None
-    with theirs:
-        process = subprocess.Popen(
-            [*_command(source, place), str(theirs.fileno()), owner, *_arguments(source)],
-            stdin=subprocess.DEVNULL,
-            close_fds=True,
-            pass_fds=[theirs.fileno()],
-            env=_environment(source, place),
-            # Ctrl-C is for the owner node, which ends its training process itself. Without its terminal,
-            # the task cannot type into the operator's shell either (TIOCSTI).
-            start_new_session=True,
-        )
+    try:
+        with theirs:
+            process = _started(source, place, [str(theirs.fileno()), owner], theirs.fileno())
+    except BaseException:
+        ours.close()
+        if place is not None:
+            clear(place)
+        raise
     link = Link(ours)
     with suppress(OSError):  # where it is gone already, the first answer that is waited for says so
         link.send(ASK_FOR_MODEL)
     return Child(process, link, place)
+
+
+def _started(
+    source: TaskSource, place: Path | None, first: Sequence[str], descriptor: int
+) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [*_command(source, place), *first, *_arguments(source)],
+        stdin=subprocess.DEVNULL,
+        close_fds=True,
+        pass_fds=[descriptor],
+        env=_environment(source, place),
+        # Ctrl-C is for the owner node, which ends its training process itself. Without its terminal,
+        # the task cannot type into the operator's shell either (TIOCSTI).
+        start_new_session=True,
+    )
 
 
 def kill(child: Child) -> None:
