@@ -1,7 +1,7 @@
 """The aggregator's TOML file."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -57,6 +57,7 @@ class AggregatorSettings(Settings):
     stand beside earlier ones is released without them. Of the same tensors, every release is compared.
     """
 
+    kind: ClassVar[str] = "an aggregator"
     federation: NodeLabel
     name: NodeLabel
     listen_owners: Address
