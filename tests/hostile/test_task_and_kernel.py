@@ -8,7 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import get_args
 
@@ -227,8 +227,10 @@ def test_a_process_that_cannot_be_started_leaves_no_directory(
     assert list((home / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["", *get_args(Kind)])
-def test_a_machine_without_memory_ends_the_task_before_its_node(home: Path, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [None, *get_args(Kind)])
+def test_a_machine_without_memory_ends_the_task_before_its_node(
+    home: Path, kind: Kind | None
+) -> None:
     (home / "task.py").write_text(
         "import cairn\n"
         "from torch import nn\n"
@@ -244,3 +246,57 @@ def test_a_machine_without_memory_ends_the_task_before_its_node(home: Path, kind
         process.base_buffer(SCHEMA)[:] = BASE
         said = process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
     assert said["of the task"] > int(Path("/proc/self/oom_score_adj").read_text())
+
+
+def test_nothing_that_a_task_starts_in_namespaces_outlives_its_process(home: Path) -> None:
+    """In a session of its own it is in no group that the node could kill."""
+    (home / "task.py").write_text(
+        "import cairn, os, subprocess, sys\n"
+        "from torch import nn\n"
+        "def model(): return nn.Linear(2, 1)\n"
+        "def data(site): return cairn.Data(train=1, examples=5)\n"
+        "def train(model, data, round):\n"
+        "    read, write = os.pipe()\n"
+        "    if os.fork() == 0:\n"
+        "        os.setsid()\n"
+        "        os.write(write, b'x')\n"
+        f"        os.execv(sys.executable, [sys.executable, '-c', 'input()  # {home.name}'])\n"
+        "    os.read(read, 1)\n"
+        "    return {'processes seen': float(sum(name.isdigit() for name in os.listdir('/proc')))}\n"
+        "task = cairn.Task(model=model, data=data, train=train)\n"
+    )
+    source = TaskSource(
+        "toy", str(home / "task.py"), home / "data", sandbox=of_kind("namespaces", home)
+    )
+    with closing(TrainingProcess("bob", source)) as process:
+        process.base_buffer(SCHEMA)[:] = BASE
+        said = process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
+    assert said["processes seen"] == 3
+    assert not [line for line in command_lines() if home.name in line and "input()" in line]
+
+
+def test_a_process_in_namespaces_that_dies_of_a_signal_is_said_to(home: Path) -> None:
+    (home / "task.py").write_text(
+        "import cairn, os, signal\n"
+        "from torch import nn\n"
+        "def model(): return nn.Linear(2, 1)\n"
+        "def data(site): return cairn.Data(train=1, examples=5)\n"
+        "def train(model, data, round): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "task = cairn.Task(model=model, data=data, train=train)\n"
+    )
+    source = TaskSource(
+        "toy", str(home / "task.py"), home / "data", sandbox=of_kind("namespaces", home)
+    )
+    with closing(TrainingProcess("bob", source)) as process:
+        process.base_buffer(SCHEMA)[:] = BASE
+        with pytest.raises(TaskFailed, match="was killed by SIGKILL"):
+            process.run(Work("job", 1, "train", {}, SCHEMA))
+
+
+def command_lines() -> list[str]:
+    """Those of every process of this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(path.read_bytes().decode(errors="replace"))
+    return found
