@@ -68,7 +68,9 @@ class StateDirectory:
 def is_in_use(path: Path) -> bool:
     """Whether a process that runs now has opened the directory. Raises OSError where that cannot be told."""
     try:
-        lock = os.open(path / "lock", os.O_RDONLY)
+        lock = os.open(
+            path / "lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+        )  # a pipe would keep it
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:

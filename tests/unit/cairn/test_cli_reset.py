@@ -1,5 +1,6 @@
 """`cairn reset` forgives the failures of one task, in the ledger of a node that does not run."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,18 @@ def test_an_owner_without_a_ledger_is_left_without_one(ward: Path) -> None:
     assert result.exit_code == 2
     assert "nothing to reset" in result.output
     assert not (ward / "alice/state").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop"])
+def test_a_lock_that_is_no_file_is_named_and_not_waited_for(ward: Path, kind: str) -> None:
+    fail_once(ward)
+    lock = ward / "alice/state/lock"
+    lock.unlink()
+    if kind == "pipe":
+        os.mkfifo(lock)
+        assert called(ward).exit_code == 0
+    else:
+        lock.symlink_to("lock")
+        result = called(ward)
+        assert result.exit_code == 2, result.exception
+        assert "alice/state cannot be used" in "".join(result.output.split("\n"))
