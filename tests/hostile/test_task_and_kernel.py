@@ -300,3 +300,55 @@ def command_lines() -> list[str]:
         with suppress(OSError):
             found.append(path.read_bytes().decode(errors="replace"))
     return found
+
+
+# In a process of its own, whose standard error is a log.
+LOGGED = """
+import sys
+from pathlib import Path
+from owner_node.sandbox import Sandbox
+from tests.hostile.test_task_and_kernel import BASE, SCHEMA, TaskSource, TrainingProcess, Work, closing
+
+home, kind, *reads = sys.argv[1:]
+print("the node's first line", file=sys.stderr)
+task = Path(home) / "task.py"
+source = TaskSource("toy", str(task), task.parent / "data", sandbox=Sandbox(kind, tuple(reads)))
+with closing(TrainingProcess("bob", source)) as process:
+    process.base_buffer(SCHEMA)[:] = BASE
+    process.run(Work("job", 1, "train", {}, SCHEMA))
+print("the node's last line", file=sys.stderr)
+"""
+
+
+@each_kind
+def test_a_task_in_a_sandbox_prints_into_its_nodes_log_and_neither_reads_nor_cuts_it(
+    home: Path, kind: Kind
+) -> None:
+    (home / "task.py").write_text(
+        "import cairn, fcntl, os, sys\n"
+        "from torch import nn\n"
+        "def model(): return nn.Linear(2, 1)\n"
+        "def data(site): return cairn.Data(train=1, examples=5)\n"
+        "def tried(attempt):\n"
+        "    try: return bool(attempt())\n"
+        "    except OSError: return False\n"
+        "def reopened():\n"
+        "    return os.read(os.open('/proc/self/fd/2', os.O_RDONLY | os.O_NONBLOCK), 9)\n"
+        "def train(model, data, round):\n"
+        "    read = [tried(lambda: os.pread(2, 9, 0)), tried(reopened)]\n"
+        "    tried(lambda: os.ftruncate(2, 0))\n"
+        "    tried(lambda: os.pwrite(2, b'forged', 0))\n"
+        "    print('the task read:', read, file=sys.stderr)\n"
+        "    return {}\n"
+        "task = cairn.Task(model=model, data=data, train=train)\n"
+    )
+    sandbox = of_kind(kind, home)
+    with (home / "log").open("w+b") as log:
+        command = [sys.executable, "-c", LOGGED, str(home), kind, *sandbox.reads]
+        subprocess.run(command, check=True, cwd=ROOT, stderr=log)
+    lines = (home / "log").read_text().splitlines()
+    assert lines == [
+        "the node's first line",
+        "the task read: [False, False]",
+        "the node's last line",
+    ]
