@@ -32,6 +32,7 @@ class StateDirectory:
             self.db = sqlite3.connect(
                 path / database, isolation_level=None, check_same_thread=False
             )
+            _check_own(self.db)
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = FULL")
         except BlockingIOError:
@@ -63,6 +64,12 @@ class StateDirectory:
     def close(self) -> None:
         self.db.close()
         os.close(self._process_lock)
+
+
+def _check_own(db: sqlite3.Connection) -> None:
+    """Raise sqlite3.Error where something in it would act on what is written: a trigger can leave an entry out."""
+    if db.execute("SELECT 1 FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone():
+        raise sqlite3.DatabaseError("it has triggers or views, which no node makes")
 
 
 def is_in_use(path: Path) -> bool:
