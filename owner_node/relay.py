@@ -8,8 +8,9 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
+from cairn.timeouts import PARTING_SECONDS
+
 _PIECE_BYTES = 1 << 16
-_LAST_WORDS_SECONDS = 1
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Relay:
 
     def finish(self) -> None:
         """Wait until the last words are out; what outlives the task may hold the pipe open, and is not waited for."""
-        self.thread.join(_LAST_WORDS_SECONDS)
+        self.thread.join(PARTING_SECONDS)
 
 
 def _pass_on(read: int, descriptor: int) -> None:
