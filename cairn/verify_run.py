@@ -79,11 +79,7 @@ def check_history(name: str, lines: Iterable[bytes], job: str, ledger: Copy) -> 
     A job that goes on may have been stopped before it wrote the last line. The metrics and the seconds of a
     line are the coordinator's own words: nothing here checks them.
     """
-    expected = [
-        {"round": facts.get("round"), "contributors": facts.get("contributors")}
-        for facts in (entry.facts for entry in ledger.entries if entry.kind == "release")
-        if differing(facts, {"job": job, "phase": "train"}) is None
-    ]
+    expected = _releases_of(job, ledger)
     seen = before = 0
 
     def compare() -> None:
@@ -115,6 +111,15 @@ def check_history(name: str, lines: Iterable[bytes], job: str, ledger: Copy) -> 
     elif not complaints:
         others = f"; the {before} before them are not in it" if before else ""
         yield Finding(name, f"its {seen} rounds are the releases of {job} in {ledger.name}{others}")
+
+
+def _releases_of(job: str, ledger: Copy) -> list[dict[str, Any]]:
+    """What a history should say of each, in order."""
+    return [
+        {"round": facts.get("round"), "contributors": facts.get("contributors")}
+        for facts in (entry.facts for entry in ledger.entries if entry.kind == "release")
+        if differing(facts, {"job": job, "phase": "train"}) is None
+    ]
 
 
 def _place_of(values: dict[str, Any], releases: Sequence[dict[str, Any]]) -> int:
