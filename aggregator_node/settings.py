@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -58,6 +58,7 @@ class AggregatorSettings(Settings):
     stand beside earlier ones is released without them. Of the same tensors, every release is compared.
     """
 
+    kind: ClassVar[str] = "an aggregator"
     federation: NodeLabel
     name: NodeLabel
     listen_owners: Address

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from cairn.findings import Finding
     from cairn.preflight import Node
 
-# The keys that tell the kinds of nodes' files apart, and who knows what to check of each kind.
-_KEYS = {
-    "coordinator": {"listen", "aggregator"},
-    "owner_node": {"coordinator", "aggregator", "state", "tasks"},
-    "aggregator_node": {"listen_owners", "listen_coordinators", "state"},
+# Who knows what to check of each kind of file.
+_EXAMINERS = {
+    "a coordinator": "coordinator",
+    "an owner": "owner_node",
+    "an aggregator": "aggregator_node",
 }
 
 
@@ -83,17 +83,17 @@ def _examined(file: Path, seconds: float) -> list["Finding"]:
 
 def _node_of(file: Path) -> "Node":
     from cairn.errors import UsageError
+    from cairn.kinds_of_files import kind_of
     from cairn.settings import read_toml
 
-    given = set(read_toml(file))
-    kind = max(_KEYS, key=lambda kind: len(_KEYS[kind] & given))
-    if not _KEYS[kind] & given:
+    examiner = _EXAMINERS.get(kind_of(read_toml(file)) or "")
+    if examiner is None:
         raise UsageError(
             f"{file}: is no node's file: an aggregator's has the key listen_owners, a coordinator's the"
             " key listen and an owner's the key coordinator; give the file that the node starts with"
         )
     # A role's module, which this package does not import: see the table.
-    found: Node = importlib.import_module(f"{kind}.doctor").node_of_file(file)
+    found: Node = importlib.import_module(f"{examiner}.doctor").node_of_file(file)
     return found
 
 

@@ -9,8 +9,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from cairn.errors import UsageError
+from cairn.errors import InvalidMessage, UsageError
+from cairn.foreign_files import opened
 
+MAX_PEM_BYTES = 1 << 20
 PRIVATE = 0o600
 PUBLIC = 0o644
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -19,13 +21,12 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 def read_file(path: Path, *, private: bool = False) -> bytes:
     """Return the content. Raises UsageError where it cannot be read, or is private and others can."""
     try:
-        with path.open("rb") as file:
+        with opened(path, MAX_PEM_BYTES) as file:
             mode = os.fstat(file.fileno()).st_mode
-            content = file.read()
-    except OSError as error:
+            content = file.read(MAX_PEM_BYTES)
+    except InvalidMessage as error:
         raise UsageError(
-            f"{path} cannot be read ({error.strerror}); check the path, or make the files of a"
-            " federation with `cairn init`"
+            f"{path} cannot be read ({error}); check the path, or make the files of a federation with `cairn init`"
         ) from error
     if private and mode & _OTHERS:
         raise UsageError(

@@ -49,6 +49,8 @@ class Place:
         cure = "put a good copy of it back"
         if isinstance(error, OSError):
             cure = _CURES.get(error.errno or 0, "see to the disk")
+        elif str(error) == "database is locked":
+            cure = "end the program that has it open"
         return UsageError(
             f"{self.name} {self.path} cannot be used: {error}; {cure}, or {self.elsewhere}"
         )

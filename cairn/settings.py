@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -18,10 +18,13 @@ from pydantic import (
 from cairn.errors import InvalidMessage, UsageError
 from cairn.foreign_files import Incomplete, content_of
 from cairn.identity import parse_signing_key_text
+from cairn.kinds_of_files import kind_of
 from cairn.limits import MAX_ROUND_SECONDS
 from cairn.quoting import quoted
 
 _FILE_BYTES = 1 << 20
+_MOST_DOTS_SQUARED = 10_000_000  # of a line; a thousand dots in one are a million
+_INTEGER_BITS = 64  # with the sign
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
 
 
@@ -58,7 +61,11 @@ Seconds = Annotated[int, Field(ge=1, le=MAX_ROUND_SECONDS)]
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file. Raises UsageError where there is none."""
     try:
-        return tomllib.loads(content_of(path, _FILE_BYTES).decode())
+        text = content_of(path, _FILE_BYTES).decode()
+        _check_dots(text)
+        values = tomllib.loads(text)
+        _check_numbers(values)
+        return values
     except Incomplete:
         raise UsageError(f"{path}: there is no such file") from None
     except InvalidMessage as error:
@@ -67,14 +74,34 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     except RecursionError:
         raise UsageError(f"{path}: is not valid TOML: it is nested too deeply") from None
-    except tomllib.TOMLDecodeError as error:
+    except (
+        ValueError
+    ) as error:  # not only tomllib's own: it lets Python's of a number with many digits through
         raise UsageError(f"{path}: is not valid TOML: {error}") from None
+
+
+def _check_dots(text: str) -> None:
+    """Raise ValueError where keys have so many parts that tomllib, whose time is their square, would take minutes."""
+    if sum(line.count(".") ** 2 for line in text.splitlines()) > _MOST_DOTS_SQUARED:
+        raise ValueError("its keys have too many parts")
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    """Raise ValueError at an integer that is larger than TOML's: Python could not even print some."""
+    left: list[Any] = [values]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list):
+            left.extend(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, int) and value.bit_length() >= _INTEGER_BITS:
+            raise ValueError(f"an integer has more than {_INTEGER_BITS} bits")
 
 
 class Settings(BaseModel):
     """The root of every table of a settings file: an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: ClassVar[str] = ""  # whose file it is, as `cairn.kinds_of_files` has it
     _read_from: Path | None = PrivateAttr(None)
 
     @property
@@ -86,12 +113,17 @@ class Settings(BaseModel):
     def load(cls, path: Path) -> Self:
         """Read and check the file.
 
-        Raises UsageError that names the file and every key that is wrong.
+        Raises UsageError that names the file and every key that is wrong, or that it is another kind of file.
         """
         values = read_toml(path)
         try:
             settings = cls.model_validate(values, context={"directory": path.parent})
         except ValidationError as error:
+            kind = kind_of(values)
+            if cls.kind and kind and kind != cls.kind:
+                raise UsageError(
+                    f"{path}: is the file of {kind}, and that of {cls.kind} belongs here"
+                ) from None
             lines = [_sentence(cls, detail) for detail in error.errors()]
             raise UsageError("\n".join(f"{path}: {line}" for line in lines)) from None
         settings._read_from = path  # noqa: SLF001 - an attribute of this very class

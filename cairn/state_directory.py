@@ -32,6 +32,7 @@ class StateDirectory:
             self.db = sqlite3.connect(
                 path / database, isolation_level=None, check_same_thread=False
             )
+            _check_own(self.db)
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = FULL")
         except BlockingIOError:
@@ -65,10 +66,18 @@ class StateDirectory:
         os.close(self._process_lock)
 
 
+def _check_own(db: sqlite3.Connection) -> None:
+    """Raise sqlite3.Error where something in it would act on what is written: a trigger can leave an entry out."""
+    if db.execute("SELECT 1 FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone():
+        raise sqlite3.DatabaseError("it has triggers or views, which no node makes")
+
+
 def is_in_use(path: Path) -> bool:
     """Whether a process that runs now has opened the directory. Raises OSError where that cannot be told."""
     try:
-        lock = os.open(path / "lock", os.O_RDONLY)
+        lock = os.open(
+            path / "lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+        )  # a pipe would keep it
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:

@@ -1,7 +1,7 @@
 """Checks what a coordinator's run has left: its model, evaluation and history. Pure."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cairn.errors import InvalidMessage
@@ -75,24 +75,24 @@ def check_evaluation(
 def check_history(name: str, lines: Iterable[bytes], job: str, ledger: Copy) -> Iterator[Finding]:
     """Whether the history has the releases of the job, each once, in order and with their counts.
 
+    A run that took up a job which began in another folder has none of the earlier ones, and the finding says so.
     A job that goes on may have been stopped before it wrote the last line. The metrics and the seconds of a
     line are the coordinator's own words: nothing here checks them.
     """
-    expected = [
-        {"round": facts.get("round"), "contributors": facts.get("contributors")}
-        for facts in (entry.facts for entry in ledger.entries if entry.kind == "release")
-        if differing(facts, {"job": job, "phase": "train"}) is None
-    ]
-    seen = 0
+    expected = _releases_of(job, ledger)
+    seen = before = 0
 
     def compare() -> None:
-        nonlocal seen
+        nonlocal seen, before, expected
         for line in lines:
             number = seen + 1
             values = _parsed(line, number)
+            if number == 1:
+                before = _place_of(values, expected)
+                expected = expected[before:]
             if number > len(expected):
                 raise Incomplete(
-                    f"line {number} is too many: {ledger.name} has {len(expected)} releases"
+                    f"line {number} is too many: {ledger.name} has {before + len(expected)} releases"
                 )
             difference = differing(values, expected[seen])
             if difference:
@@ -109,7 +109,24 @@ def check_history(name: str, lines: Iterable[bytes], job: str, ledger: Copy) -> 
             name, f"round {missing[0]['round']} is missing, which {ledger.name} has"
         )
     elif not complaints:
-        yield Finding(name, f"its {seen} rounds are the releases of {job} in {ledger.name}")
+        others = f"; the {before} before them are not in it" if before else ""
+        yield Finding(name, f"its {seen} rounds are the releases of {job} in {ledger.name}{others}")
+
+
+def _releases_of(job: str, ledger: Copy) -> list[dict[str, Any]]:
+    """What a history should say of each, in order."""
+    return [
+        {"round": facts.get("round"), "contributors": facts.get("contributors")}
+        for facts in (entry.facts for entry in ledger.entries if entry.kind == "release")
+        if differing(facts, {"job": job, "phase": "train"}) is None
+    ]
+
+
+def _place_of(values: dict[str, Any], releases: Sequence[dict[str, Any]]) -> int:
+    """The release with which a history begins: a run that took up a job of another folder has no earlier ones."""
+    rounds = [release["round"] for release in releases]
+    first = values.get("round")
+    return rounds.index(first) if first in rounds else 0
 
 
 def _parsed(line: bytes, number: int) -> dict[str, Any]:

@@ -75,7 +75,8 @@ class Campaign:
         self._aborts += 1
         self.opened = step.round
         if self._aborts >= MAX_ABORTS_IN_A_ROW:
+            left = "that of the last release" if self.released else "as it was at the start"
             raise CairnError(
                 f"{self._aborts} rounds in a row ended without a release, the last because of"
-                f" {reason_word(reason)}: the job is given up. The model is that of the last release"
+                f" {reason_word(reason)}: the job is given up. The model is {left}"
             )

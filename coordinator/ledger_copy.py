@@ -13,10 +13,12 @@ from pathlib import Path
 from cairn import disk
 from cairn.errors import CairnError, InvalidMessage, UsageError
 from cairn.failpoint import failpoint
+from cairn.foreign_files import Incomplete, content_of
 from cairn.ledger import GENESIS, Entry, check_chain
 from cairn.ledger_files import (
     HEAD_FILE,
     LEDGER_FILE,
+    MAX_LEDGER_BYTES,
     entry_of,
     head_envelope,
     line_of,
@@ -116,13 +118,13 @@ class LedgerCopy:
 
     def _read(self) -> tuple[Entry | None, int]:
         """The last complete entry, and the bytes of all complete lines."""
-        if not self._path.exists():
-            return None, 0
         try:
-            content = self._path.read_bytes()
+            content = content_of(self._path, 2 * MAX_LEDGER_BYTES)  # as `read_ledger` does
             size = content.rfind(b"\n") + 1
             return self._last_of(content[:size].splitlines(keepends=True)), size
-        except (OSError, InvalidMessage) as error:
+        except Incomplete:
+            return None, 0
+        except InvalidMessage as error:
             raise UsageError(
                 f"{self._path}: {error}. Move the file away: the ledger is then fetched again"
             ) from None
@@ -136,11 +138,11 @@ class LedgerCopy:
 
     def _read_head(self) -> pb.Signed | None:
         try:
-            signed = from_envelope(self._head_path.read_text(encoding="utf-8"))
+            signed = from_envelope(content_of(self._head_path).decode())
             parse(pb.LedgerHead, signed.body)
-        except FileNotFoundError:
+        except Incomplete:
             return None
-        except (OSError, ValueError, InvalidMessage) as error:
+        except (ValueError, InvalidMessage) as error:
             raise UsageError(
                 f"{self._head_path}: {error}. Move the file away: it is then written again"
             ) from None

@@ -20,8 +20,10 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cairn import disk
-from cairn.errors import UsageError
+from cairn.errors import InvalidMessage, UsageError
 from cairn.failpoint import failpoint
+from cairn.foreign_files import Incomplete, content_of
+from cairn.ledger_files import MAX_LEDGER_BYTES
 from cairn.model_files import map_values, read_model
 from cairn.model_writing import NewModel, clear_left_overs, write_atomically
 from cairn.place import run_folder
@@ -82,10 +84,10 @@ class RunFolder:
     def checkpoint(self) -> Checkpoint | None:
         """Where the run stands, or None for a new folder."""
         try:
-            return _CHECKPOINT.validate_json(self._checkpoint_path.read_bytes())
-        except FileNotFoundError:
+            return _CHECKPOINT.validate_json(content_of(self._checkpoint_path))
+        except Incomplete:
             return None
-        except (ValidationError, OSError) as error:
+        except (ValidationError, InvalidMessage) as error:
             why = _first(error) if isinstance(error, ValidationError) else error
             raise UsageError(
                 f"{self._checkpoint_path} cannot be read ({why}): move the folder away to start"
@@ -141,17 +143,25 @@ class RunFolder:
 
     def prune_history(self, last_round: int) -> None:
         """Drop lines behind the checkpoint, left by a crash; their rounds are done again."""
-        if not self._history_path.exists():
-            return
         kept = []
-        for line in self._history_path.read_text(encoding="utf-8").splitlines():
+        for line in self._history():
             try:
                 if json.loads(line)["round"] <= last_round:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):
+                    kept.append(line.decode())
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break  # the torn end of a line that was being written
         text = "".join(f"{line}\n" for line in kept)
         write_atomically(self._history_path, [text.encode()])
+
+    def _history(self) -> list[bytes]:
+        try:
+            return content_of(self._history_path, MAX_LEDGER_BYTES).splitlines()
+        except Incomplete:
+            return []
+        except InvalidMessage as error:
+            raise UsageError(
+                f"{self._history_path}: {error}. Move the file away: the run goes on without its earlier lines"
+            ) from None
 
     def _write_first_model(self, schema: Schema, payload: Buffer) -> None:
         with NewModel(self.model_path, schema) as new:

@@ -1,7 +1,7 @@
 """The coordinator's TOML file, and the job's."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,7 @@ class CoordinatorSettings(Settings):
     `patience_seconds` is how long a peer that cannot be reached is waited for.
     """
 
+    kind: ClassVar[str] = "a coordinator"
     federation: NodeLabel
     name: NodeLabel
     listen: Address
@@ -50,6 +51,7 @@ class JobSettings(Settings):
     do not attend.
     """
 
+    kind: ClassVar[str] = "a job"
     name: Name
     task: Name
     model: FilePath

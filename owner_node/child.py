@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any
 from cairn.exchanged import Exchanged
 from cairn.task_environment import passed_on
 from cairn.timeouts import PARTING_SECONDS
-from owner_node.sandbox import Sandbox, clear, furnish
+from owner_node.clearing import clear
+from owner_node.relay import Relay
+from owner_node.sandbox import Sandbox, furnish
 from owner_node.training_link import ASK_FOR_MODEL, Link, ModelMemory
 
 
@@ -43,6 +46,7 @@ class Child:
     process: "subprocess.Popen[bytes]"
     link: Link
     place: Path | None = None  # that of its sandbox
+    relays: Sequence[Relay] = ()  # of what it prints there
     memory: ModelMemory | None = None
     # What it has said of the task's model: nothing yet, that, or why it cannot say.
     model: "Exchanged | dict[str, Any]" = field(default_factory=dict)
@@ -51,21 +55,35 @@ class Child:
 def spawn(owner: str, source: TaskSource) -> Child:
     ours, theirs = socket.socketpair()
     place = furnish() if source.sandbox is not None else None
-    with theirs:
-        process = subprocess.Popen(
-            [*_command(source, place), str(theirs.fileno()), owner, *_arguments(source)],
-            stdin=subprocess.DEVNULL,
-            close_fds=True,
-            pass_fds=[theirs.fileno()],
-            env=_environment(source, place),
-            # Ctrl-C is for the owner node, which ends its training process itself. Without its terminal,
-            # the task cannot type into the operator's shell either (TIOCSTI).
-            start_new_session=True,
-        )
+    relays = [] if source.sandbox is None else [Relay.to(1), Relay.to(2)]
+    try:
+        with theirs:
+            first = [str(theirs.fileno()), owner]
+            command = [*_command(source, place), *first, *_arguments(source)]
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=relays[0].end if relays else None,
+                stderr=relays[1].end if relays else None,
+                close_fds=True,
+                pass_fds=[theirs.fileno()],
+                env=_environment(source, place),
+                # Ctrl-C is for the owner node, which ends its training process itself. Without its terminal,
+                # the task cannot type into the operator's shell either (TIOCSTI).
+                start_new_session=True,
+            )
+    except BaseException:
+        ours.close()
+        if place is not None:
+            clear(place)
+        raise
+    finally:
+        for relay in relays:
+            relay.given()
     link = Link(ours)
     with suppress(OSError):  # where it is gone already, the first answer that is waited for says so
         link.send(ASK_FOR_MODEL)
-    return Child(process, link, place)
+    return Child(process, link, place, relays)
 
 
 def kill(child: Child) -> None:
@@ -83,6 +101,8 @@ def end(child: Child) -> str:
     except subprocess.TimeoutExpired:
         kill(child)
         status = child.process.wait()
+    for relay in child.relays:
+        relay.finish()
     if child.place is not None:
         clear(child.place)
     if status < 0:

@@ -8,8 +8,10 @@ reach any more. No file outside can be named, so neither can a Unix socket.
 import ctypes
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from owner_node import process_namespace
 from owner_node.privileges import checked
 
 _NEW = 0x10000000 | 0x00020000 | 0x40000000 | 0x08000000  # user, mount, network, IPC
@@ -17,6 +19,7 @@ _BIND, _RECURSIVE, _PRIVATE = 1 << 12, 1 << 14, 1 << 18
 _DETACH = 2
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
 _READ_ONLY, _NO_SUID = 1, 2
+_NO_SUID_DEVICES_OR_PROGRAMS = 2 | 4 | 8
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -25,7 +28,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def enter(reads: Sequence[Path], writes: Sequence[Path], root: Path) -> None:
     """Enter them. `root` is an empty directory to build the new root in. Raises OSError.
 
-    The process must have one thread. The paths may be files, directories and devices; those that do not exist
+    Returns in another process (process_namespace.py), of one thread, as this one must be. The paths may be files, directories and devices; those that do not exist
     are left out.
     """
     account, group = os.getuid(), os.getgid()
@@ -33,6 +36,7 @@ def enter(reads: Sequence[Path], writes: Sequence[Path], root: Path) -> None:
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{account} {account} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    process_namespace.enter()
     _mount(None, Path("/"), None, _RECURSIVE | _PRIVATE)
     _mount("tmpfs", root, "tmpfs", 0)
     shown: list[Path] = []
@@ -40,6 +44,7 @@ def enter(reads: Sequence[Path], writes: Sequence[Path], root: Path) -> None:
         if not any(path.is_relative_to(other) for other in shown):
             shown.append(path)
             _show(path, root, read_only=True)
+    _show_own_processes(root / "proc")
     for path in _spelled(writes):
         _show(path, root, read_only=False)
     shared = root / "dev/shm"
@@ -69,6 +74,13 @@ def _show(path: Path, root: Path, *, read_only: bool) -> None:
             place.touch()
     _mount(path, place, None, _BIND | _RECURSIVE)
     _set_attributes(place, _AT_RECURSIVE, _NO_SUID | (_READ_ONLY if read_only else 0))
+
+
+def _show_own_processes(place: Path) -> None:
+    """Lay a /proc of its own over the machine's, which a container may not let it have."""
+    with suppress(OSError):
+        _mount("proc", place, "proc", _NO_SUID_DEVICES_OR_PROGRAMS)
+        _set_attributes(place, 0, _READ_ONLY)
 
 
 def _mount(source: Path | str | None, target: Path, kind: str | None, flags: int) -> None:

@@ -233,6 +233,13 @@ def _check_encoding(invited: Invited, allowed: frozenset["pb.Encoding"]) -> None
 
 
 def _check_settings(job: JobSpec, ranges: Ranges) -> None:
+    """A setting that is missing would have the task fail, which is counted against the task."""
+    for key in sorted(ranges.keys() - job.settings.keys()):
+        raise Declined(
+            f"the job does not set {key}, which this owner's file lists in tasks.{job.task}.settings; set it in"
+            " the job's file",
+            pb.REASON_SETTING_REFUSED,
+        )
     for key, value in job.settings.items():
         if key not in ranges:
             raise Declined(

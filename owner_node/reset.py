@@ -5,6 +5,7 @@ from pathlib import Path
 from cairn.clock import Clock
 from cairn.errors import UsageError
 from cairn.ledger_files import OWNER_DATABASE
+from cairn.place import state_directory
 from cairn.state_directory import StateDirectory, is_in_use
 from owner_node.ledger import OwnerLedger
 from owner_node.settings import OwnerSettings
@@ -21,7 +22,11 @@ def reset(file: Path, task: str) -> str:
         raise UsageError(f"{file} has no task {task}; its tasks: {known}")
     if not (settings.state / OWNER_DATABASE).is_file():
         raise UsageError(f"{settings.state} has no ledger yet, so there is nothing to reset")
-    if is_in_use(settings.state):
+    try:
+        runs = is_in_use(settings.state)
+    except OSError as error:
+        raise state_directory(settings.state).unusable(error) from None
+    if runs:
         raise UsageError(
             f"the node of {file} is running, and only one process may write its ledger: stop the node, run this"
             " again, and start it"

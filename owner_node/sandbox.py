@@ -6,7 +6,6 @@ The owner's node asks for it at its start, by a trial in a process of its own; t
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Literal, get_args
 from cairn.errors import UsageError
 from cairn.task_environment import passed_on
 from cairn.timeouts import IDLE_SECONDS
+from owner_node.clearing import clear
 
 Kind = Literal[
     "namespaces", "landlock"
@@ -58,11 +58,6 @@ def furnish() -> Path:
     (place / "work").mkdir()
     (place / "root").mkdir()
     return place
-
-
-def clear(place: Path) -> None:
-    """Delete the directory of a process that has ended. What it had mounted there is gone with it."""
-    shutil.rmtree(place, ignore_errors=True)
 
 
 def sandbox_for(file: str, data: Path, reads: Collection[Path]) -> Sandbox:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from owner_node import landlock, namespaces, privileges
+from owner_node import landlock, namespaces, privileges, system_calls
+from owner_node.memory_shortage import go_first
 
 _SYSTEM = (
     *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/proc"),
@@ -46,19 +47,25 @@ def enter(spec: Spec) -> list[Path]:
         raise OSError(0, f"there is none for {system.sysname} on {system.machine}")
     reads = shown_for_reading(spec)
     gpus = [path for pattern in _GPUS for path in Path("/").glob(pattern)]
-    writes = [*map(Path, [*spec["writes"], *_DEVICES]), *gpus]
+    devices = [*map(Path, _DEVICES), *gpus]
+    writes = [*map(Path, spec["writes"])]
     if spec["kind"] == "namespaces":
-        namespaces.enter(reads, writes, Path(spec["root"]))
+        namespaces.enter(
+            [*reads, *devices], writes, Path(spec["root"])
+        )  # a device is written to all the same
         privileges.drop()
         landlock.keep_signals_inside()
+        system_calls.refuse_in_namespaces()
     else:
         privileges.drop()
-        landlock.enter(reads, [*writes, Path("/dev/shm")])  # noqa: S108 - in namespaces it is an empty one
+        landlock.enter(reads, [*writes, *devices, Path("/dev/shm")])  # noqa: S108 - in namespaces it is an empty one
+        system_calls.refuse_under_landlock()
     return reads
 
 
 def main(arguments: Sequence[str]) -> None:
     spec, *rest = arguments
+    go_first()  # in the sandbox it cannot be said any more
     try:
         reads = enter(json.loads(spec))
     except OSError as error:

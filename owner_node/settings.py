@@ -1,7 +1,7 @@
 """The owner's TOML file: its side of the contract, which no coordinator can override."""
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
@@ -109,6 +109,7 @@ class OwnerSettings(Settings):
     fetched. `patience_seconds` is how long a coordinator that cannot be reached is waited for.
     """
 
+    kind: ClassVar[str] = "an owner"
     federation: NodeLabel
     name: NodeLabel
     coordinator: Address

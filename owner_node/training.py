@@ -21,6 +21,7 @@ from cairn.task import Round, Site
 from cairn.task_loading import TaskFailed, load_task, own_traceback
 from cairn.task_running import TaskRunner
 from cairn.timeouts import PARTING_SECONDS
+from owner_node.memory_shortage import go_first
 from owner_node.training_link import (
     ASK_FOR_MODEL,
     Link,
@@ -87,6 +88,7 @@ class Training:
 
 def main(arguments: list[str]) -> None:
     """Work until the owner's process closes the socket."""
+    go_first()
     keep_freed_memory()
     descriptor, owner, file, data, min_examples = arguments
     # Ctrl-C is for the owner's process: when that ends, this one does.

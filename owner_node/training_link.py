@@ -5,6 +5,7 @@ memory file. Its first half is the base. Its second half is the update, unless t
 then nobody writes to the second half, and it takes no memory.
 """
 
+import fcntl
 import json
 import mmap
 import os
@@ -79,6 +80,7 @@ class ModelMemory:
     def create(cls, schema: Schema) -> "ModelMemory":
         descriptor = _memory_file()
         os.ftruncate(descriptor, 2 * _half_bytes(schema))
+        _seal(descriptor)
         return cls(schema, descriptor)
 
     def private_base(self) -> NDArray[np.uint8]:
@@ -127,9 +129,16 @@ def schema_from(message: Mapping[str, Any]) -> Schema:
 
 def _memory_file() -> int:
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("cairn-model")
+        return os.memfd_create("cairn-model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def _seal(descriptor: int) -> None:
+    """Keep its size: whoever reads memory that a task has cut off dies of it (SIGBUS)."""
+    if hasattr(fcntl, "F_ADD_SEALS"):
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
 
 
 def _half_bytes(schema: Schema) -> int:

@@ -135,7 +135,7 @@ def test_all_that_is_wrong_with_the_identity_is_named_with_its_cure(ward: Path, 
 def test_a_missing_identity_file_is_named(ward: Path) -> None:
     (ward / "alice/node.crt").unlink()
     sentence = examined(ward / "alice.toml").only("identity", "fault")
-    assert f"{ward / 'alice/node.crt'} cannot be read (No such file or directory)" in sentence
+    assert f"{ward / 'alice/node.crt'} cannot be read (it is missing)" in sentence
 
 
 def test_the_key_of_another_certificate_is_named(ward: Path) -> None:

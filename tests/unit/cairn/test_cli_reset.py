@@ -1,5 +1,8 @@
 """`cairn reset` forgives the failures of one task, in the ledger of a node that does not run."""
 
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,49 @@ def test_an_owner_without_a_ledger_is_left_without_one(ward: Path) -> None:
     assert result.exit_code == 2
     assert "nothing to reset" in result.output
     assert not (ward / "alice/state").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop"])
+def test_a_lock_that_is_no_file_is_named_and_not_waited_for(ward: Path, kind: str) -> None:
+    fail_once(ward)
+    lock = ward / "alice/state/lock"
+    lock.unlink()
+    if kind == "pipe":
+        os.mkfifo(lock)
+        assert called(ward).exit_code == 0
+    else:
+        lock.symlink_to("lock")
+        result = called(ward)
+        assert result.exit_code == 2, result.exception
+        assert "alice/state cannot be used" in "".join(result.output.split("\n"))
+
+
+@pytest.mark.parametrize(
+    "made_by_nobody",
+    [
+        "CREATE TRIGGER t BEFORE INSERT ON ledger BEGIN SELECT RAISE(IGNORE); END",
+        "CREATE TRIGGER t AFTER INSERT ON ledger BEGIN DELETE FROM ledger WHERE number < 3; END",
+        "CREATE VIEW v AS SELECT * FROM ledger",
+    ],
+)
+def test_no_trigger_keeps_a_reset_out_of_the_ledger_that_is_said_to_have_it(
+    ward: Path, made_by_nobody: str
+) -> None:
+    fail_once(ward)
+    with closing(sqlite3.connect(ward / "alice/state" / OWNER_DATABASE)) as db:
+        db.execute(made_by_nobody)
+    result = called(ward)
+    assert result.exit_code == 2, result.output
+    assert "it has triggers or views, which no node makes" in " ".join(result.output.split())
+
+
+def test_a_database_that_another_program_locks_is_named_with_the_cure(ward: Path) -> None:
+    fail_once(ward)
+    with closing(
+        sqlite3.connect(ward / "alice/state" / OWNER_DATABASE, isolation_level=None)
+    ) as db:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("BEGIN EXCLUSIVE")
+        result = called(ward)
+    assert result.exit_code == 2
+    assert "database is locked; end the program that has it open" in " ".join(result.output.split())

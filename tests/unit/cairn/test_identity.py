@@ -168,7 +168,7 @@ def test_a_private_key_is_not_shown_where_an_identity_is_printed(files: Files) -
 def test_a_missing_file_is_named(files: Files, which: str) -> None:
     path: Path = getattr(files, which)
     path.unlink()
-    with pytest.raises(UsageError, match=rf"{path} cannot be read \(No such file"):
+    with pytest.raises(UsageError, match=rf"{path} cannot be read \(it is missing"):
         load_identity(files, ALICE, NOW)
 
 

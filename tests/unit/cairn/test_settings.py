@@ -6,6 +6,7 @@ import pytest
 
 from aggregator_node.settings import AggregatorSettings
 from cairn.errors import UsageError
+from coordinator.settings import CoordinatorSettings, JobSettings
 from owner_node.settings import OwnerSettings
 
 OWNER = """
@@ -90,3 +91,34 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"bob\.toml: cannot be read"):
         OwnerSettings.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = " + "9" * 5000, "is not valid TOML"),
+        ("x = 0x" + "f" * 9000, "an integer has more than 64 bits"),
+        (
+            OWNER + "[tasks.tumours.odd]\nx = [[0x" + "f" * 9000 + "]]",
+            "an integer has more than 64",
+        ),
+        ("a" + ".a" * 400_000 + " = 1", "its keys have too many parts"),
+        ("a = {b" + ".b" * 40_000 + " = 1}", "its keys have too many parts"),
+    ],
+    ids=["digits", "hexadecimal", "deep", "parts", "parts of a table"],
+)
+def test_no_number_or_key_crashes_the_reader_or_keeps_it_for_long(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        load(tmp_path, text)
+
+
+def test_the_file_of_another_node_is_named_as_that(tmp_path: Path) -> None:
+    path = tmp_path / "bob.toml"
+    path.write_text(OWNER)
+    for settings in (AggregatorSettings, CoordinatorSettings, JobSettings):
+        with pytest.raises(UsageError) as mistake:
+            settings.load(path)
+        wanted = f"{path}: is the file of an owner, and that of {settings.kind} belongs here"
+        assert str(mistake.value) == wanted

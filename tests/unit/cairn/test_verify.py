@@ -257,6 +257,24 @@ def test_a_history_that_the_ledger_does_not_bear_out_is_refused(
     assert words in result.output
 
 
+def test_a_run_that_took_up_a_job_of_another_folder_has_the_later_rounds_and_says_so(
+    run: Path,
+) -> None:
+    path = run / "history.jsonl"
+    first, second = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text(second, encoding="utf-8")
+    result = checked(run)
+    assert result.exit_code == 0, result.output
+    words = (
+        "its 1 rounds are the releases of tumours in ledger.jsonl; the 1 before them are not in it"
+    )
+    assert words in result.output
+    path.write_text(second + first, encoding="utf-8")
+    result = checked(run)
+    assert result.exit_code == 1
+    assert "line 2 is too many: ledger.jsonl has 2 releases" in result.output
+
+
 def test_a_run_that_was_stopped_may_lack_the_last_line_of_its_history(run: Path) -> None:
     path = run / "history.jsonl"
     path.write_text(path.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")

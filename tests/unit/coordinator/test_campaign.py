@@ -73,6 +73,18 @@ def test_three_aborts_in_a_row_end_the_job_with_the_reason() -> None:
         campaign.was_aborted(train(3), pb.REASON_BELOW_FLOOR)
 
 
+@pytest.mark.parametrize(
+    ("released", "words"),
+    [(0, "The model is as it was at the start"), (1, "that of the last release")],
+)
+def test_a_job_that_is_given_up_says_whose_model_is_left(released: int, words: str) -> None:
+    campaign = Campaign(rounds=9, evaluates=False, opened=released, released=released)
+    campaign.was_aborted(train(released + 1), pb.REASON_BELOW_FLOOR)
+    campaign.was_aborted(train(released + 2), pb.REASON_BELOW_FLOOR)
+    with pytest.raises(CairnError, match=words):
+        campaign.was_aborted(train(released + 3), pb.REASON_BELOW_FLOOR)
+
+
 def test_a_release_between_them_makes_aborts_start_from_nothing() -> None:
     campaign = Campaign(rounds=9, evaluates=False)
     for number in range(1, 9, 3):

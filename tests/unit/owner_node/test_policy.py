@@ -83,10 +83,16 @@ def test_an_invitation_within_the_owners_rules_is_taken() -> None:
         (replace(JOB, settings={"lr": 0.001}), "SETTING_REFUSED"),
         (replace(JOB, settings={"lr": float("nan")}), "SETTING_REFUSED"),
         (replace(JOB, settings={"lr": 0.1, "steps": 1}), "SETTING_REFUSED"),
+        (replace(JOB, settings={}), "SETTING_REFUSED"),
     ],
 )
 def test_a_job_outside_the_owners_rules_is_declined(job: JobSpec, reason: str) -> None:
     assert reason_of(job=job) == reason
+
+
+def test_a_setting_that_the_job_leaves_out_is_named_before_the_task_fails_of_it() -> None:
+    with pytest.raises(Declined, match=r"the job does not set lr, .*tasks\.\w+\.settings"):
+        check(job=replace(JOB, settings={}))
 
 
 @pytest.mark.parametrize("value", [0.01, 0.1, 0.5])

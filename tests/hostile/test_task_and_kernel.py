@@ -1,0 +1,354 @@
+"""A task in a sandbox that turns to the kernel itself: to the node's limits and keyrings, to the modes of its files,
+to networks that no namespace divides, and to the memory that it shares with its node.
+"""
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from cairn.errors import UsageError
+from cairn.torch_state import payload_of
+from owner_node.clearing import clear
+from owner_node.sandbox import Kind, Sandbox, furnish, shown
+from owner_node.training_process import TaskFailed, TaskSource, TrainingProcess, Work
+from tests.scenarios.processes import ROOT
+
+TASK = """
+import ctypes, os, resource, socket
+from pathlib import Path
+import cairn
+from torch import nn
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+def call(*arguments):
+    if libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)) < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+
+def succeeds(attempt):
+    try:
+        attempt()
+    except OSError:
+        return 0.0
+    return 1.0
+
+def model(): return nn.Linear(2, 1)
+def data(site): return cairn.Data(train=site.data, examples=5)
+def train(model, data, round):
+    key, node, rows = {key!r}, os.getppid(), str(data.train)
+    add_key, keyctl = (248, 250) if os.uname().machine == "x86_64" else (217, 219)
+    attempts = {attempts}
+    return {{name: succeeds(attempt) for name, attempt in attempts.items()}}
+task = cairn.Task(model=model, data=data, train=train)
+"""
+SCHEMA, BASE = payload_of(nn.Linear(2, 1).state_dict())
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node/node.key").write_bytes(b"the key")
+    (tmp_path / "node/node.key").chmod(0o600)
+    return tmp_path
+
+
+def of_kind(kind: Kind, home: Path) -> Sandbox:
+    sandbox = Sandbox(kind, (str(home / "task.py"), str(home / "data")))
+    try:
+        shown(sandbox)
+    except UsageError as error:
+        pytest.skip(f"this kernel cannot have it: {error}")
+    return sandbox
+
+
+def tried(home: Path, kind: Kind, attempts: str) -> dict[str, float]:
+    """What became of each attempt, as the task says it."""
+    task = TASK.format(key=str(home / "node/node.key"), attempts=attempts)
+    (home / "task.py").write_text(task)
+    source = TaskSource("toy", str(home / "task.py"), home / "data", sandbox=of_kind(kind, home))
+    with closing(TrainingProcess("bob", source)) as process:
+        process.base_buffer(SCHEMA)[:] = BASE
+        return process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
+
+
+each_kind = pytest.mark.parametrize("kind", get_args(Kind))
+
+
+@each_kind
+def test_a_task_in_a_sandbox_changes_no_limit_and_no_priority_of_its_node(
+    home: Path, kind: Kind
+) -> None:
+    """With a limit of no time or no files it could end a node that it may send no signal."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    said = tried(
+        home,
+        kind,
+        """{
+            "limit": lambda: resource.prlimit(node, resource.RLIMIT_CORE, (0, 0)),
+            "limit read": lambda: resource.prlimit(node, resource.RLIMIT_CORE),
+            "priority": lambda: os.setpriority(os.PRIO_PROCESS, node, 5),
+            "own limit": lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
+            "own priority": lambda: os.nice(1),
+        }""",
+    )
+    assert said == {"limit": 0, "limit read": 0, "priority": 0, "own limit": 1, "own priority": 1}
+    assert resource.getrlimit(resource.RLIMIT_CORE) == before
+
+
+@each_kind
+def test_a_task_in_a_sandbox_changes_no_mode_owner_time_or_attribute_of_a_file(
+    home: Path, kind: Kind
+) -> None:
+    """Landlock lets them be changed, and a key that all may read is a key that is given away."""
+    null = Path("/dev/null").stat()
+    said = tried(
+        home,
+        kind,
+        f"""{{
+            "mode": lambda: os.chmod(key, 0o666),
+            "owner": lambda: os.chown(key, os.getuid(), os.getgid()),
+            "times": lambda: os.utime(key, (1, 1)),
+            "attribute": lambda: os.setxattr(key, "user.cairn", b"1"),
+            "mode of data": lambda: os.chmod(rows, 0o777),
+            "mode of an open file": lambda: os.fchmod(os.open(rows, os.O_RDONLY), 0o777),
+            "mode of a device": lambda: os.chmod("/dev/null", {stat.S_IMODE(null.st_mode)}),
+            "device": lambda: Path("/dev/null").write_text("x"),
+        }}""",
+    )
+    assert {name for name, succeeded in said.items() if succeeded} == {"device"}
+    assert stat.S_IMODE((home / "node/node.key").stat().st_mode) == 0o600
+
+
+@each_kind
+def test_a_task_in_a_sandbox_reaches_no_keyring_and_no_socket_beyond_its_namespaces(
+    home: Path, kind: Kind
+) -> None:
+    """A machine's host is reached by vsock past every network namespace, and a keyring may hold Kerberos tickets."""
+    said = tried(
+        home,
+        kind,
+        """{
+            "keyring": lambda: call(keyctl, 0, -3, 0),
+            "key": lambda: call(add_key, b"user", b"cairn", b"x", 1, -3),
+            "io_uring": lambda: call(425, 4, ctypes.create_string_buffer(256)),
+            "vsock": lambda: socket.socket(40, socket.SOCK_STREAM).close(),
+            "packet": lambda: socket.socket(17, socket.SOCK_RAW).close(),
+            "alg": lambda: socket.socket(38, socket.SOCK_SEQPACKET).close(),
+            "pair": lambda: [end.close() for end in socket.socketpair()],
+        }""",
+    )
+    assert {name for name, succeeded in said.items() if succeeded} == {"pair"}
+
+
+# In a process of its own, which would die with the memory.
+SHRUNK = """
+import sys
+from pathlib import Path
+from tests.hostile.test_task_and_kernel import shrink
+shrink(Path(sys.argv[1]))
+"""
+
+
+def shrink(home: Path) -> None:
+    (home / "task.py").write_text(
+        "import cairn, os\n"
+        "from torch import nn\n"
+        "def model(): return nn.Linear(2, 1)\n"
+        "def data(site): return cairn.Data(train=1, examples=5)\n"
+        "def train(model, data, round):\n"
+        "    for name in os.listdir('/proc/self/fd'):\n"
+        "        try: os.ftruncate(int(name), 0)\n"
+        "        except OSError: pass\n"
+        "    return {}\n"
+        "task = cairn.Task(model=model, data=data, train=train)\n"
+    )
+    source = TaskSource("toy", str(home / "task.py"), home / "data")
+    torch.manual_seed(1)
+    with closing(TrainingProcess("bob", source)) as process:
+        process.base_buffer(SCHEMA)[:] = BASE
+        print(len(bytes(process.run(Work("job", 1, "train", {}, SCHEMA)).payload)))  # noqa: T201 - for the test
+
+
+def test_a_task_that_shrinks_the_memory_of_its_model_does_not_take_its_node_with_it(
+    home: Path,
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", SHRUNK, str(home)],
+        cwd=ROOT,
+        check=False,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert ran.returncode != -signal.SIGBUS
+    assert (ran.returncode, ran.stdout) == (0, f"{len(BASE)}\n")
+
+
+def test_whatever_a_task_leaves_in_its_directory_it_is_deleted(tmp_path: Path) -> None:
+    """Deeper than a path may be long, without rights, and with links to what must stay."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "ledger").write_text("stays")
+    place = furnish()
+    within = os.open(place / "work", os.O_RDONLY)
+    for _ in range(3000):
+        os.symlink(kept, "link", dir_fd=within)
+        os.mkdir("d", dir_fd=within)
+        inner = os.open("d", os.O_RDONLY, dir_fd=within)
+        os.close(within)
+        within = inner
+    os.mkdir("closed", 0o000, dir_fd=within)
+    os.close(within)
+    clear(place)
+    assert not place.exists()
+    assert (kept / "ledger").read_text() == "stays"
+
+
+def test_a_process_that_cannot_be_started_leaves_no_directory(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(home / "tmp"))
+    monkeypatch.setattr("sys.executable", str(home / "gone"))
+    sandbox = Sandbox("landlock", ())
+    source = TaskSource("toy", str(home / "task.py"), home / "data", sandbox=sandbox)
+    with pytest.raises((OSError, TaskFailed)):
+        TrainingProcess("bob", source).start()
+    assert list((home / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [None, *get_args(Kind)])
+def test_a_machine_without_memory_ends_the_task_before_its_node(
+    home: Path, kind: Kind | None
+) -> None:
+    (home / "task.py").write_text(
+        "import cairn\n"
+        "from torch import nn\n"
+        "def model(): return nn.Linear(2, 1)\n"
+        "def data(site): return cairn.Data(train=1, examples=5)\n"
+        "def train(model, data, round):\n"
+        "    return {'of the task': float(open('/proc/self/oom_score_adj').read())}\n"
+        "task = cairn.Task(model=model, data=data, train=train)\n"
+    )
+    sandbox = of_kind(kind, home) if kind else None
+    source = TaskSource("toy", str(home / "task.py"), home / "data", sandbox=sandbox)
+    with closing(TrainingProcess("bob", source)) as process:
+        process.base_buffer(SCHEMA)[:] = BASE
+        said = process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
+    assert said["of the task"] > int(Path("/proc/self/oom_score_adj").read_text())
+
+
+def test_nothing_that_a_task_starts_in_namespaces_outlives_its_process(home: Path) -> None:
+    """In a session of its own it is in no group that the node could kill."""
+    (home / "task.py").write_text(
+        "import cairn, os, subprocess, sys\n"
+        "from torch import nn\n"
+        "def model(): return nn.Linear(2, 1)\n"
+        "def data(site): return cairn.Data(train=1, examples=5)\n"
+        "def train(model, data, round):\n"
+        "    read, write = os.pipe()\n"
+        "    if os.fork() == 0:\n"
+        "        os.setsid()\n"
+        "        os.write(write, b'x')\n"
+        f"        os.execv(sys.executable, [sys.executable, '-c', 'input()  # {home.name}'])\n"
+        "    os.read(read, 1)\n"
+        "    return {'processes seen': float(sum(name.isdigit() for name in os.listdir('/proc')))}\n"
+        "task = cairn.Task(model=model, data=data, train=train)\n"
+    )
+    source = TaskSource(
+        "toy", str(home / "task.py"), home / "data", sandbox=of_kind("namespaces", home)
+    )
+    with closing(TrainingProcess("bob", source)) as process:
+        process.base_buffer(SCHEMA)[:] = BASE
+        said = process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
+    assert said["processes seen"] == 3
+    assert not [line for line in command_lines() if home.name in line and "input()" in line]
+
+
+def test_a_process_in_namespaces_that_dies_of_a_signal_is_said_to(home: Path) -> None:
+    (home / "task.py").write_text(
+        "import cairn, os, signal\n"
+        "from torch import nn\n"
+        "def model(): return nn.Linear(2, 1)\n"
+        "def data(site): return cairn.Data(train=1, examples=5)\n"
+        "def train(model, data, round): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "task = cairn.Task(model=model, data=data, train=train)\n"
+    )
+    source = TaskSource(
+        "toy", str(home / "task.py"), home / "data", sandbox=of_kind("namespaces", home)
+    )
+    with closing(TrainingProcess("bob", source)) as process:
+        process.base_buffer(SCHEMA)[:] = BASE
+        with pytest.raises(TaskFailed, match="was killed by SIGKILL"):
+            process.run(Work("job", 1, "train", {}, SCHEMA))
+
+
+def command_lines() -> list[str]:
+    """Those of every process of this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(path.read_bytes().decode(errors="replace"))
+    return found
+
+
+# In a process of its own, whose standard error is a log.
+LOGGED = """
+import sys
+from pathlib import Path
+from owner_node.sandbox import Sandbox
+from tests.hostile.test_task_and_kernel import BASE, SCHEMA, TaskSource, TrainingProcess, Work, closing
+
+home, kind, *reads = sys.argv[1:]
+print("the node's first line", file=sys.stderr)
+task = Path(home) / "task.py"
+source = TaskSource("toy", str(task), task.parent / "data", sandbox=Sandbox(kind, tuple(reads)))
+with closing(TrainingProcess("bob", source)) as process:
+    process.base_buffer(SCHEMA)[:] = BASE
+    process.run(Work("job", 1, "train", {}, SCHEMA))
+print("the node's last line", file=sys.stderr)
+"""
+
+
+@each_kind
+def test_a_task_in_a_sandbox_prints_into_its_nodes_log_and_neither_reads_nor_cuts_it(
+    home: Path, kind: Kind
+) -> None:
+    (home / "task.py").write_text(
+        "import cairn, fcntl, os, sys\n"
+        "from torch import nn\n"
+        "def model(): return nn.Linear(2, 1)\n"
+        "def data(site): return cairn.Data(train=1, examples=5)\n"
+        "def tried(attempt):\n"
+        "    try: return bool(attempt())\n"
+        "    except OSError: return False\n"
+        "def reopened():\n"
+        "    return os.read(os.open('/proc/self/fd/2', os.O_RDONLY | os.O_NONBLOCK), 9)\n"
+        "def train(model, data, round):\n"
+        "    read = [tried(lambda: os.pread(2, 9, 0)), tried(reopened)]\n"
+        "    tried(lambda: os.ftruncate(2, 0))\n"
+        "    tried(lambda: os.pwrite(2, b'forged', 0))\n"
+        "    print('the task read:', read, file=sys.stderr)\n"
+        "    return {}\n"
+        "task = cairn.Task(model=model, data=data, train=train)\n"
+    )
+    sandbox = of_kind(kind, home)
+    with (home / "log").open("w+b") as log:
+        command = [sys.executable, "-c", LOGGED, str(home), kind, *sandbox.reads]
+        subprocess.run(command, check=True, cwd=ROOT, stderr=log)
+    lines = (home / "log").read_text().splitlines()
+    assert lines == [
+        "the node's first line",
+        "the task read: [False, False]",
+        "the node's last line",
+    ]
