@@ -1,14 +1,22 @@
 """A coordinator that takes one average apart: into the values that its owners have, and not their sum alone."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from math import prod
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from cairn.encoding import Layout
+from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
+from cairn.v1.aggregator_pb2 import UpdateCommit
+from owner_node.encoding import Change, encode
 from tests.hostile.attacks import COHORT
-from tests.service.network import Network
+from tests.hostile.owners import Part
+from tests.service.network import Job, Network
 
 TESTED = {
     "alice": 1009,
@@ -48,3 +56,62 @@ def test_an_average_of_accuracies_cannot_be_taken_apart_into_those_of_its_owners
     assert mean == pytest.approx(exact, rel=2**-12)
     others = {"alice": 500, "bob": 625, "carol": 594}
     assert mean_accuracy(network, others) == mean
+
+
+MATRIX = Schema.of([TensorSpec("weight", "F32", (4, 256))])
+LAYOUT = Layout(MATRIX, pb.ENCODING_INT8_DELTAS)
+OWN_SIZES = {"alice": 1.0e-3, "bob": 1.1e-3}  # carol works with the coordinator, and sends zeros
+
+
+def released_mean(network: Network, deltas: Mapping[str, bytes]) -> NDArray[np.float64]:
+    """The mean of int8 deltas from a base of zeros, as it is released."""
+    spec = replace(network.job(schema=MATRIX, floor=3).spec, encoding=pb.ENCODING_INT8_DELTAS)
+    job = Job(network, replace(spec, name=f"{spec.name}-deltas"), "coordinator")
+    job.register()
+    opened = job.open(COHORT)
+    zeros = bytes(MATRIX.total_bytes)
+    for owner in COHORT:
+        opened.join(owner)
+        opened.push(owner, zeros)
+    assert opened.ends().payload == zeros
+    opened = job.open(COHORT, zeros, number=2)
+    assert opened.manifest.encoding == pb.ENCODING_INT8_DELTAS
+    for owner, payload in deltas.items():
+        digest = LAYOUT.digest(payload)
+        opened.join(owner)
+        opened.submit(
+            owner,
+            [
+                Part(header=opened.header(total_bytes=len(payload))),
+                Part(chunk=payload),
+                Part(commit=UpdateCommit(payload_digest=digest)),
+            ],
+        )
+    return np.frombuffer(opened.ends().payload, "<f4").astype(np.float64)
+
+
+def pairs_that_give(total: float, scales: NDArray[np.float64]) -> int:
+    """How many pairs of int8 deltas of two owners have this sum, as a binary32 says it."""
+    quanta = np.arange(-127.0, 128.0)
+    sums = np.add.outer(quanta * scales[0], quanta * scales[1])
+    return int((np.abs(sums - total) <= abs(total) * 2.0**-22).sum())
+
+
+def test_int8_deltas_of_two_owners_cannot_be_taken_out_of_their_average(network: Network) -> None:
+    """Even where the coordinator knows the scales, many pairs of deltas give the sum that it sees."""
+    random = np.random.default_rng(1)
+    zeros = bytes(MATRIX.total_bytes)
+    deltas = {"carol": bytes(LAYOUT.total_bytes)}
+    for owner, size in OWN_SIZES.items():
+        update = (random.standard_normal(MATRIX.total_bytes // 4) * size).astype("<f4")
+        payload = bytearray(LAYOUT.total_bytes)
+        encode(LAYOUT, Change(zeros, update.tobytes()), payload)
+        deltas[owner] = bytes(payload)
+    mean = released_mean(network, deltas)
+    (part,) = LAYOUT.parts
+    scales = np.array([part.scales(deltas[owner]) for owner in OWN_SIZES], np.float64)
+    found = [
+        pairs_that_give(3 * mean[element], scales[:, element // 256])
+        for element in range(0, len(mean), 8)
+    ]
+    assert np.median(found) > 32

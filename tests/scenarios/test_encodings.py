@@ -33,7 +33,7 @@ def in_bfloat16(delta: Vector, _kept: Vector) -> tuple[Vector, Vector]:
 def in_int8(delta: Vector, kept: Vector) -> tuple[Vector, Vector]:
     """What is said of it, and what is kept for the next time: the bias plainly, and the weights share a scale."""
     wanted = delta + kept
-    scale = float(np.float32(np.abs(wanted[1:]).max() / 127))
+    scale = 2.0 ** np.ceil(np.log2(np.abs(wanted[1:]).max() / 127))
     said = np.round(wanted / scale) * scale
     said[0] = np.float32(wanted[0])
     return said, (wanted - said).astype(np.float32).astype(np.float64)
