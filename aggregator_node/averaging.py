@@ -4,8 +4,9 @@ The mean of an element is the sum of weight * value over the updates, divided by
 
 F16, BF16, F32, F64: the sum is exact (`exact_sum`) and its quotient is rounded once to the tensor's type, to
 nearest, ties to even (`exact_rounding`). An exact sum has no order: the same updates give the same bits in
-every order of arrival and on every machine. Where updates are deltas, the mean is that of base + delta,
-which is one more exact term, base * total weight, before the one rounding. A mean of zero is +0.0, so that
+every order of arrival and on every machine. Where updates are deltas, their mean is rounded once to
+bfloat16 and added to the base. What it is made of has as few bits: said more precisely, it could be taken apart into
+the deltas of a few owners, as 811 * 13 + 653 * 5 is the sum of no other two small multiples. A mean of zero is +0.0, so that
 models of equal values have equal bytes: releases are compared by the digests of their bases.
 
 I8, I16, I32, I64, U8, BOOL: the sum is exact and the mean is rounded to the nearest integer, ties to even.
@@ -38,7 +39,7 @@ from aggregator_node.pages import anonymous
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.tensors import DTYPES, FLOATS, Buffer, Schema
 from cairn.v1 import round_pb2 as pb
-from cairn.values import SIGNIFICANT_BITS, Run, clear_negative_zeros, runs_of
+from cairn.values import Run, clear_negative_zeros, runs_of
 
 MAX_WEIGHT = 2**31 - 1
 MAX_TOTAL_WEIGHT = 2**41
@@ -167,12 +168,13 @@ class Mean:
         out: NDArray[Any],
     ) -> None:
         with np.errstate(all="ignore"):
+            level, carry = sums.read(block)
             if base is None:
-                level, carry = sums.read(block)
+                self._rounding.nearest(level, carry, self._total_weight, run.dtype, out)
             else:
-                bits = SIGNIFICANT_BITS[run.dtype]
-                level, carry = sums.read_with(block, base[block], bits, self._total_weight)
-            self._rounding.nearest(level, carry, self._total_weight, run.dtype, out)
+                delta = np.empty(len(out), DTYPES["BF16"])
+                self._rounding.nearest(level, carry, self._total_weight, "BF16", delta)
+                np.add(base[block], delta.astype(np.float64), out=out, casting="same_kind")
         clear_negative_zeros(out)
         if not (good := np.isfinite(out)).all():
             name = run.tensor_name(self._schema, block.start + int(good.argmin()))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 from math import prod
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -58,31 +59,39 @@ def test_an_average_of_accuracies_cannot_be_taken_apart_into_those_of_its_owners
     assert mean_accuracy(network, others) == mean
 
 
-MATRIX = Schema.of([TensorSpec("weight", "F32", (4, 256))])
-LAYOUT = Layout(MATRIX, pb.ENCODING_INT8_DELTAS)
+LAYOUTS = {
+    # Of two models, so that their releases are not compared.
+    weighting: Layout(Schema.of([TensorSpec(name, "F32", (4, 256))]), pb.ENCODING_INT8_DELTAS)
+    for weighting, name in ((pb.WEIGHTING_EQUAL, "equal"), (pb.WEIGHTING_EXAMPLES, "examples"))
+}
+ZEROS = bytes(4 * 4 * 256)
+EXAMPLES = {"alice": 811, "bob": 653, "carol": 600}
 OWN_SIZES = {"alice": 1.0e-3, "bob": 1.1e-3}  # carol works with the coordinator, and sends zeros
 
 
-def released_mean(network: Network, deltas: Mapping[str, bytes]) -> NDArray[np.float64]:
+def released_mean(
+    network: Network, deltas: Mapping[str, bytes], weighting: "pb.Weighting"
+) -> NDArray[np.float64]:
     """The mean of int8 deltas from a base of zeros, as it is released."""
-    spec = replace(network.job(schema=MATRIX, floor=3).spec, encoding=pb.ENCODING_INT8_DELTAS)
+    layout = LAYOUTS[weighting]
+    spec = network.job(schema=layout.schema, floor=3, weighting=weighting).spec
+    spec = replace(spec, encoding=pb.ENCODING_INT8_DELTAS)
     job = Job(network, replace(spec, name=f"{spec.name}-deltas"), "coordinator")
     job.register()
     opened = job.open(COHORT)
-    zeros = bytes(MATRIX.total_bytes)
     for owner in COHORT:
         opened.join(owner)
-        opened.push(owner, zeros)
-    assert opened.ends().payload == zeros
-    opened = job.open(COHORT, zeros, number=2)
+        opened.push(owner, ZEROS)
+    assert opened.ends().payload == ZEROS
+    opened = job.open(COHORT, ZEROS, number=2)
     assert opened.manifest.encoding == pb.ENCODING_INT8_DELTAS
     for owner, payload in deltas.items():
-        digest = LAYOUT.digest(payload)
+        digest = layout.digest(payload)
         opened.join(owner)
         opened.submit(
             owner,
             [
-                Part(header=opened.header(total_bytes=len(payload))),
+                Part(header=opened.header(total_bytes=len(payload), examples=EXAMPLES[owner])),
                 Part(chunk=payload),
                 Part(commit=UpdateCommit(payload_digest=digest)),
             ],
@@ -90,28 +99,36 @@ def released_mean(network: Network, deltas: Mapping[str, bytes]) -> NDArray[np.f
     return np.frombuffer(opened.ends().payload, "<f4").astype(np.float64)
 
 
-def pairs_that_give(total: float, scales: NDArray[np.float64]) -> int:
-    """How many pairs of int8 deltas of two owners have this sum, as a binary32 says it."""
+def pairs_that_give(mean: float, scales: NDArray[np.float64], weights: NDArray[np.float64]) -> int:
+    """How many pairs of int8 deltas of two owners have this mean, in as many bits as it is said."""
     quanta = np.arange(-127.0, 128.0)
-    sums = np.add.outer(quanta * scales[0], quanta * scales[1])
-    return int((np.abs(sums - total) <= abs(total) * 2.0**-22).sum())
+    shares = weights / weights.sum()
+    means = np.add.outer(quanta * scales[0] * shares[0], quanta * scales[1] * shares[1])
+    in_bfloat16 = means.astype(ml_dtypes.bfloat16).astype(np.float64) == mean
+    in_binary32 = np.abs(means - mean) <= abs(mean) * 2.0**-22
+    return int((in_bfloat16 if in_bfloat16.any() else in_binary32).sum())
 
 
-def test_int8_deltas_of_two_owners_cannot_be_taken_out_of_their_average(network: Network) -> None:
-    """Even where the coordinator knows the scales, many pairs of deltas give the sum that it sees."""
+@pytest.mark.parametrize("weighting", [pb.WEIGHTING_EQUAL, pb.WEIGHTING_EXAMPLES])
+def test_int8_deltas_of_two_owners_cannot_be_taken_out_of_their_average(
+    network: Network, weighting: "pb.Weighting"
+) -> None:
+    """Even where the coordinator knows scales and weights, many pairs of deltas give the mean that it sees."""
     random = np.random.default_rng(1)
-    zeros = bytes(MATRIX.total_bytes)
-    deltas = {"carol": bytes(LAYOUT.total_bytes)}
+    layout = LAYOUTS[weighting]
+    deltas = {"carol": bytes(layout.total_bytes)}
     for owner, size in OWN_SIZES.items():
-        update = (random.standard_normal(MATRIX.total_bytes // 4) * size).astype("<f4")
-        payload = bytearray(LAYOUT.total_bytes)
-        encode(LAYOUT, Change(zeros, update.tobytes()), payload)
+        update = (random.standard_normal(len(ZEROS) // 4) * size).astype("<f4")
+        payload = bytearray(layout.total_bytes)
+        encode(layout, Change(ZEROS, update.tobytes()), payload)
         deltas[owner] = bytes(payload)
-    mean = released_mean(network, deltas)
-    (part,) = LAYOUT.parts
+    mean = released_mean(network, deltas, weighting)
+    (part,) = layout.parts
     scales = np.array([part.scales(deltas[owner]) for owner in OWN_SIZES], np.float64)
+    weighs = weighting == pb.WEIGHTING_EXAMPLES
+    weights = np.array([EXAMPLES[owner] if weighs else 1 for owner in COHORT], np.float64)
     found = [
-        pairs_that_give(3 * mean[element], scales[:, element // 256])
+        pairs_that_give(mean[element], scales[:, element // 256], weights)
         for element in range(0, len(mean), 8)
     ]
     assert np.median(found) > 32

@@ -59,7 +59,10 @@ def expected(federation: Federation, encoding: str, cohorts: Sequence[Sequence[s
             if number:
                 delta, kept[owner] = say(delta, kept[owner])
             deltas.append(delta)
-        model = (model + np.mean(deltas, axis=0)).astype(np.float32).astype(float)
+        mean = np.mean(deltas, axis=0)
+        if number:
+            mean = mean.astype(ml_dtypes.bfloat16).astype(np.float64)
+        model = (model + mean).astype(np.float32).astype(float)
     return model
 
 
