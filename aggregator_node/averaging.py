@@ -4,8 +4,9 @@ The mean of an element is the sum of weight * value over the updates, divided by
 
 F16, BF16, F32, F64: the sum is exact (`exact_sum`) and its quotient is rounded once to the tensor's type, to
 nearest, ties to even (`exact_rounding`). An exact sum has no order: the same updates give the same bits in
-every order of arrival and on every machine. Where updates are deltas, the mean is that of base + delta,
-which is one more exact term, base * total weight, before the one rounding. A mean of zero is +0.0, so that
+every order of arrival and on every machine. Where updates are deltas, their mean is rounded once to
+bfloat16 and added to the base. What it is made of has as few bits: said more precisely, it could be taken apart into
+the deltas of a few owners, as 811 * 13 + 653 * 5 is the sum of no other two small multiples. A mean of zero is +0.0, so that
 models of equal values have equal bytes: releases are compared by the digests of their bases.
 
 I8, I16, I32, I64, U8, BOOL: the sum is exact and the mean is rounded to the nearest integer, ties to even.
@@ -14,13 +15,16 @@ To stay exact within int64, a value x is kept as limbs: x = ... + limb1 * 2**22 
 highest are 0 to 2**22 - 1. A limb's sum is below 2**22 * total weight, and the total weight is at most
 2**41 (1024 owners of the largest weight), so each sum stays below 2**63.
 
-Metrics: the exact weighted mean, rounded once to binary64.
+Metrics: the exact weighted mean, rounded once to 12 bits. A binary64 has room for the values of several owners side
+by side: of accuracies c / n, where the n are known and have no common factor, it would tell every c.
 
 Memory: the sums (8 bytes an element; 16 for I32, 24 for I64), which are kept for the next round of the same
 schema; what floats carry below them (`carry_bytes`; values that were made for it need more, which is asked
 for as it grows; `exact_sum` has the worst); and blocks of 256 KiB, some 5 MiB with all types.
 """
 
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import cycle
@@ -36,10 +40,11 @@ from aggregator_node.rule import Ask, ReadBlock, Rule
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.tensors import DTYPES, FLOATS, Buffer, Schema
 from cairn.v1 import round_pb2 as pb
-from cairn.values import SIGNIFICANT_BITS, Run, clear_negative_zeros, runs_of
+from cairn.values import Run, clear_negative_zeros, runs_of
 
 MAX_WEIGHT = 2**31 - 1
 MAX_TOTAL_WEIGHT = 2**41
+METRIC_BITS = 12
 
 _ASK_BYTES = 1 << 20  # the first are not asked for: they are few beside the blocks
 _DELTAS = frozenset({"F32", "F64"})  # see Encoding in round.proto
@@ -81,11 +86,6 @@ class Mean(Rule):
     def begin(self, ask: Ask) -> None:
         """From now on ask for the memory that the sums need beyond `sum_bytes` and `carry_bytes`."""
         self._ask = ask
-
-    @property
-    def asked_bytes(self) -> int:
-        """What was asked for since the last reset."""
-        return self._granted - self._reckoned
 
     def add_blocks(self, read: ReadBlock, weight: int) -> None:
         """Add one update that is read block by block, in canonical order; it counts `weight` times.
@@ -173,12 +173,13 @@ class Mean(Rule):
         out: NDArray[Any],
     ) -> None:
         with np.errstate(all="ignore"):
+            level, carry = sums.read(block)
             if base is None:
-                level, carry = sums.read(block)
+                self._rounding.nearest(level, carry, self._total_weight, run.dtype, out)
             else:
-                bits = SIGNIFICANT_BITS[run.dtype]
-                level, carry = sums.read_with(block, base[block], bits, self._total_weight)
-            self._rounding.nearest(level, carry, self._total_weight, run.dtype, out)
+                delta = np.empty(len(out), DTYPES["BF16"])
+                self._rounding.nearest(level, carry, self._total_weight, "BF16", delta)
+                np.add(base[block], delta.astype(np.float64), out=out, casting="same_kind")
         clear_negative_zeros(out)
         if not (good := np.isfinite(out)).all():
             name = run.tensor_name(self._schema, block.start + int(good.argmin()))
@@ -201,18 +202,34 @@ def carry_bytes(schema: Schema) -> int:
 
 
 def average_metrics(reports: Sequence[tuple[Mapping[str, float], int]]) -> dict[str, float]:
-    """The weighted mean of each metric that every report has, by name; every value is finite.
+    """The weighted mean of each metric that every report has, by name, to `METRIC_BITS`; every value is finite.
 
     A metric that one report lacks is left out: its mean would be over fewer owners than were counted.
     """
     if not reports:
         return {}
     shared = set.intersection(*(set(metrics) for metrics, _ in reports))
-    total = sum(weight for _, weight in reports)
     return {
-        name: float(sum(Fraction(metrics[name]) * weight for metrics, weight in reports) / total)
+        name: _mean_metric([(Fraction(metrics[name]), weight) for metrics, weight in reports])
         for name in sorted(shared)
     }
+
+
+def _mean_metric(terms: Sequence[tuple[Fraction, int]]) -> float:
+    """The exact mean, rounded once to a multiple of 2**-METRIC_BITS of the terms' mean size, as a power of two.
+
+    Of the size, and not of the mean itself: an owner that sends what the others' values add up to, with the other
+    sign, would else have the rest said to as many bits again.
+    """
+    total = sum(weight for _, weight in terms)
+    size = sum(abs(value) * weight for value, weight in terms) / total
+    if not size:
+        return 0.0
+    exponent = math.frexp(float(size))[1]
+    unit = Fraction(2) ** (exponent - METRIC_BITS)
+    mean = sum(value * weight for value, weight in terms) / total
+    limit = Fraction(sys.float_info.max)
+    return float(max(-limit, min(limit, round(mean / unit) * unit)))
 
 
 def _add_integers(

@@ -117,12 +117,6 @@ class Carry:
         own = 0 if self._places is _EVERY_PLACE else self._places.nbytes
         return own + sum(level.nbytes for level in self._levels)
 
-    def copy(self) -> "Carry":
-        copied = Carry()
-        copied._places = self._places
-        copied._levels = [level.copy() for level in self._levels]
-        return copied
-
     def read(self) -> tuple[NDArray[np.intp], list[Floats]]:
         """The places where a level is not zero, and the levels there."""
         used = np.zeros(len(self._places), np.bool_)
@@ -167,7 +161,7 @@ class ExactSums:
         self.carried_bytes = 0  # what the levels below the first take
         self._carries: dict[int, Carry] = {}
         self._spreads: dict[int, Spread] = {}  # of the sums, by the first element of the block
-        self._floats = np.empty((4, BLOCK))
+        self._floats = np.empty((3, BLOCK))
         self._bools = np.empty((2, BLOCK), np.bool_)
 
     def add(
@@ -196,21 +190,6 @@ class ExactSums:
     def read(self, block: slice) -> tuple[Floats, Carry | None]:
         """Level 0, in place, and what is carried below it."""
         return self._sums[block], self._carries.get(block.start)
-
-    def read_with(
-        self, block: slice, values: NDArray[Any], bits: int, weight: int
-    ) -> tuple[Floats, Carry | None]:
-        """The same with one more term, in copies that last until the next call."""
-        kept = self._sums[block]
-        sums = self._floats[3, : len(kept)]
-        np.copyto(sums, kept)
-        carried = self._carries.get(block.start)
-        carry = carried.copy() if carried else None
-        for terms in exact_terms(values, bits, weight, self._floats[0, : len(sums)]):
-            if missed := self._add_terms(sums, terms):
-                carry = carry or Carry()
-                carry.add(*missed)
-        return sums, carry
 
     def erase(self) -> None:
         """Overwrite what is below level 0 and in the scratch memory."""

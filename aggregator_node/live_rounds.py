@@ -68,6 +68,7 @@ class LiveRounds:
             failpoint("aggregator.open.after_commit")
             sign_receipt = partial(signed_receipt, self._key, digest)
             live = LiveRound(digest, terms, workspace, self._clock, sign_receipt)
+            workspace.end = partial(_give_up_memory, live)
             with self._lock:
                 self._live[digest] = live
                 self._coordinators[digest] = coordinator
@@ -153,3 +154,9 @@ class LiveRounds:
         with self._lock:
             self._live.pop(digest, None)
             self._coordinators.pop(digest, None)
+
+
+def _give_up_memory(live: LiveRound) -> None:
+    """Another round is given the memory that the sums have borrowed. A sealed round has it for a moment more."""
+    with suppress(WrongState):
+        live.abort(pb.REASON_TOO_MUCH)

@@ -2,11 +2,15 @@
 
 A round takes its rule's memory and a few buffers, for updates under way or held back, however many owners it has. All
 of it is kept for the next round of the same kind: to take fresh memory from the system costs more than the sum.
-Where values that lie far apart make its sums grow, a round asks for more while it is open.
+Where values that lie far apart make its sums grow, a round borrows more while it is open, of what is free.
+
+How far sums grow depends on values, so no other round may notice: what is borrowed counts as free when a round is
+opened. Where both together are more than there is, the rounds that have borrowed end for it.
 """
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +30,7 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 _MOST_KEPT = 4  # each has a few megabytes besides what is reckoned
 
 
-@dataclass
+@dataclass(eq=False)
 class Workspace:
     """The memory of one round: its rule's, and buffers for the updates under way or held back."""
 
@@ -35,6 +39,10 @@ class Workspace:
     schema: Schema
     nbytes: int
     coordinator: str = ""  # whose round has it
+    borrowed: int = 0  # beyond `nbytes`, for sums that grow
+    end: Callable[[], object] = lambda: (
+        None
+    )  # ends the round, for another that needs what is borrowed
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class Memory:
         self._lock = threading.Lock()
         self._shares = MemoryShares(nbytes)
         self._kept: list[Workspace] = []
+        self._borrowers: list[Workspace] = []
 
     def lend(self, coordinator: str, terms: Terms, now: float) -> Workspace:
         """The workspace of a new round of this coordinator; `now` is of a monotonic clock.
@@ -93,19 +102,24 @@ class Memory:
             self._shares.take(coordinator, needs.nbytes)
             kept = self._take_kept(needs)
             self._let_go_of_kept()
+            in_the_way = self._borrowers_in_the_way()
+        for borrower in in_the_way:
+            borrower.end()
         workspace = kept or self._fresh(coordinator, needs)
         workspace.coordinator = coordinator
         workspace.buffers.begin()
-        workspace.rule.begin(partial(self._grow, coordinator))
+        workspace.rule.begin(partial(self._grow, workspace))
         return workspace
 
     def take_back(self, workspace: Workspace) -> None:
         """The round is over, and nothing is added any more: its memory, which is erased here, can be lent again."""
         is_whole = workspace.buffers.end()
-        nbytes = workspace.nbytes + workspace.rule.asked_bytes
         workspace.rule.reset()
         with self._lock:
-            self._shares.give_back(workspace.coordinator, nbytes)
+            self._shares.give_back(workspace.coordinator, workspace.nbytes)
+            workspace.borrowed = 0
+            if workspace in self._borrowers:
+                self._borrowers.remove(workspace)
             if is_whole and workspace.nbytes:
                 self._kept.append(workspace)
                 del self._kept[:-_MOST_KEPT]
@@ -130,17 +144,32 @@ class Memory:
                 pb.REASON_TOO_MUCH,
             ) from error
 
-    def _grow(self, coordinator: str, nbytes: int) -> None:
-        """A round of the coordinator takes more; it cannot wait. Raises Unavailable where there is none."""
+    @property
+    def _free(self) -> int:
+        """What is neither lent nor borrowed; less than nothing until the borrowers in the way have ended."""
+        return self._shares.free - sum(workspace.borrowed for workspace in self._borrowers)
+
+    def _borrowers_in_the_way(self) -> list[Workspace]:
+        missing, in_the_way = -self._free, []
+        for workspace in reversed(self._borrowers):
+            if missing > 0:
+                in_the_way.append(workspace)
+                missing -= workspace.borrowed
+        return in_the_way
+
+    def _grow(self, workspace: Workspace, nbytes: int) -> None:
+        """A round takes more; it cannot wait. Raises Unavailable where there is none."""
         with self._lock:
-            if nbytes > self._shares.free:
+            if nbytes > self._free:
                 raise Unavailable(
                     "the values of the updates lie so far apart that their exact sums need more memory than"
                     " there is: raise memory_megabytes in the aggregator's file, or lower its"
                     " largest_value",
                     pb.REASON_TOO_MUCH,
                 )
-            self._shares.take(coordinator, nbytes)
+            workspace.borrowed += nbytes
+            if workspace not in self._borrowers:
+                self._borrowers.append(workspace)
             self._let_go_of_kept()
 
     def _take_kept(self, needs: _Needs) -> Workspace | None:
@@ -151,7 +180,7 @@ class Memory:
         return None
 
     def _let_go_of_kept(self) -> None:
-        while self._kept and sum(w.nbytes for w in self._kept) > self._shares.free:
+        while self._kept and sum(w.nbytes for w in self._kept) > self._free:
             del self._kept[0]
 
 

@@ -40,10 +40,6 @@ class Rule(Protocol):
     def averages_over(cls, contributors: int) -> int:
         """Over how many of so many contributors each released element is an average at least: no fewer than the floor."""
 
-    @property
-    def asked_bytes(self) -> int:
-        """What it was granted since the last reset, beyond `memory_bytes`."""
-
     def begin(self, ask: Ask) -> None:
         """Begin a round; memory beyond `memory_bytes` is asked for."""
 

@@ -5,8 +5,10 @@ what the updates before did not carry (`owner_node/residual.py`), and a factor b
 
 BF16_DELTAS: the change is rounded once to bfloat16, to nearest, ties to even, where that is no subnormal.
 INT8_DELTAS: the change of an element of a tensor of fewer than two dimensions is rounded once to binary32. The
-scale of 256 elements is the largest absolute change among the others / 127, rounded up to binary32, so that
-none is beyond 127 scales; each change in units of its scale is rounded to nearest, ties to even.
+scale of 256 elements is the largest absolute change among the others / 127, rounded up to a power of two, so that
+none is beyond 127 scales; each change in units of its scale is rounded to nearest, ties to even. Scales of any other
+kind would let a coordinator take the sum of a few owners' deltas apart: as 3 * 1.01 + 5 * 1.17 is the sum of no other
+two small multiples of these scales. Multiples of powers of two add up to what many others do.
 A tensor that travels as it is keeps every bit, unless it is clipped: then it is base + change, rounded once.
 """
 
@@ -31,7 +33,8 @@ Scratch = NDArray[np.float64]  # two rows of a block each
 
 _BF16_LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)  # type: ignore[no-untyped-call]  # not annotated
 _DROPPED_BITS = 45  # of the 53 of binary64, where bfloat16 has 8
-_LARGEST_SCALE = float(np.finfo(np.float32).max)
+_LARGEST_SCALE = 2.0**127  # the powers of two that are binary32 numbers
+_SMALLEST_SCALE = 2.0**-149
 
 
 @dataclass(frozen=True)
@@ -158,14 +161,20 @@ def _write_quanta(part: Part, block: slice, terms: Block, scratch: Block, out: m
         bad = int((~(exact <= _LARGEST_SCALE)).argmax()) * SCALE_BLOCK
         within = ~(magnitudes[bad : bad + SCALE_BLOCK] <= _LARGEST_SCALE * LARGEST_QUANTUM)
         raise _refusal(part, block.start + bad + int(within.argmax()))
-    scales = exact.astype(np.float32)
-    scales[scales < exact] = np.nextafter(scales[scales < exact], np.float32(np.inf))
+    scales = _powers_of_two(exact)
     part.scales(out)[wanted] = scales
     units = np.where(scales == 0, 1.0, scales.astype(np.float64))
     for rows, units_of_rows in by_scale(terms, units):
         np.divide(rows, units_of_rows, out=rows)
     np.rint(terms, out=terms)
     part.quanta(out)[block] = terms
+
+
+def _powers_of_two(exact: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The least powers of two in binary32 that are no less than these; of a zero, zero."""
+    fractions, exponents = np.frexp(np.maximum(exact, _SMALLEST_SCALE))
+    scales = np.ldexp(1.0, exponents - (fractions == 0.5))  # noqa: PLR2004 - frexp's own form of a power
+    return np.where(exact == 0, 0.0, scales).astype(np.float32)
 
 
 def _refusal(part: Part, element: int) -> UpdateRefused:

@@ -5,6 +5,7 @@ subtract. Random sequences of such rounds are in tests/unit/aggregator_node/test
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -178,7 +179,9 @@ def trained(job: Job, owners: Sequence[str], model: bytes, number: int) -> Ended
 
 
 def mean_loss(owners: Sequence[str]) -> dict[str, float]:
-    return {"loss": sum(LOSS[owner] for owner in owners) / len(owners)}
+    exact = sum(LOSS[owner] for owner in owners) / len(owners)
+    unit = 2.0 ** (math.frexp(exact)[1] - 12)
+    return {"loss": round(exact / unit) * unit}
 
 
 def test_a_metric_of_an_evaluation_less_that_of_a_training_of_the_same_model_is_not_one_owners(

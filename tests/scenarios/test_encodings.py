@@ -33,7 +33,7 @@ def in_bfloat16(delta: Vector, _kept: Vector) -> tuple[Vector, Vector]:
 def in_int8(delta: Vector, kept: Vector) -> tuple[Vector, Vector]:
     """What is said of it, and what is kept for the next time: the bias plainly, and the weights share a scale."""
     wanted = delta + kept
-    scale = float(np.float32(np.abs(wanted[1:]).max() / 127))
+    scale = 2.0 ** np.ceil(np.log2(np.abs(wanted[1:]).max() / 127))
     said = np.round(wanted / scale) * scale
     said[0] = np.float32(wanted[0])
     return said, (wanted - said).astype(np.float32).astype(np.float64)
@@ -59,7 +59,10 @@ def expected(federation: Federation, encoding: str, cohorts: Sequence[Sequence[s
             if number:
                 delta, kept[owner] = say(delta, kept[owner])
             deltas.append(delta)
-        model = (model + np.mean(deltas, axis=0)).astype(np.float32).astype(float)
+        mean = np.mean(deltas, axis=0)
+        if number:
+            mean = mean.astype(ml_dtypes.bfloat16).astype(np.float64)
+        model = (model + mean).astype(np.float32).astype(float)
     return model
 
 

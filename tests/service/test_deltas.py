@@ -71,7 +71,7 @@ def damage(network: Network) -> None:
     release.write_bytes(content)
 
 
-def test_the_mean_of_deltas_is_added_to_the_last_release(job: Job) -> None:
+def test_the_mean_of_deltas_in_as_few_bits_is_added_to_the_last_release(job: Job) -> None:
     base = first_release(job)
     opened = job.open(base=base, number=2)
     assert opened.manifest.encoding == pb.ENCODING_BF16_DELTAS
@@ -80,7 +80,8 @@ def test_the_mean_of_deltas_is_added_to_the_last_release(job: Job) -> None:
     push_deltas(opened, "bob", -3 * deltas[:, ::-1] / 4)
     ended = opened.ends()
     halves = (-3 * deltas[:, ::-1] / 4).astype(ml_dtypes.bfloat16).astype(np.float64)
-    expected = (2.0 + (deltas.astype(np.float64) + halves) / 2).astype(np.float32)
+    mean = ((deltas.astype(np.float64) + halves) / 2).astype(ml_dtypes.bfloat16)
+    expected = (2.0 + mean.astype(np.float64)).astype(np.float32)
     assert ended.payload == expected.tobytes()
     assert ended.statement.encoding == pb.ENCODING_BF16_DELTAS
 

@@ -105,21 +105,6 @@ def test_sums_of_any_spread_are_exact(data: st.DataObject) -> None:
         assert everything(sums, block, place) == expected
 
 
-def test_a_term_read_with_the_sums_leaves_them_as_they_are() -> None:
-    sums, block = ExactSums(np.empty(2)), slice(0, 2)
-    sums.add(block, np.array([2.0**60, 1.0]), 53, 1, first=True)
-    sums.add(block, np.array([1.0, 2.0**-60]), 53, 1, first=False)
-    level, carry = sums.read_with(block, np.array([2.0**-60, 0.1]), 53, 2**40 + 1)
-    assert carry is not None
-    places, levels = carry.read()
-    added = [Fraction(float(v)) * (2**40 + 1) for v in (2.0**-60, 0.1)]
-    kept = [2**60 + Fraction(1), 1 + Fraction(1, 2**60)]
-    for i, place in enumerate(places):
-        assert Fraction(float(level[place])) + exact(levels, i) == kept[place] + added[place]
-    assert len(places) == 2
-    assert [everything(sums, block, place) for place in range(2)] == kept
-
-
 @pytest.mark.parametrize("count", [3, BLOCK // 8, BLOCK // 2, BLOCK])
 def test_a_carry_keeps_few_places_and_many(count: int) -> None:
     generator, carry = np.random.default_rng(count), Carry()

@@ -152,20 +152,44 @@ def test_sums_that_grow_are_lent_as_much_as_they_take_and_no_more_than_there_is(
     memory = Memory(Mean, SUMS + 2 * UPDATE + 100 * MIB, 2)
     workspace = workspace_of(memory, terms())
     add_whole(workspace.rule, LARGE, far_apart(0), 1)
-    assert workspace.rule.asked_bytes == 0
+    assert workspace.borrowed == 0
     add_whole(workspace.rule, LARGE, far_apart(1), 1)
-    assert 77 * MIB <= workspace.rule.asked_bytes <= 80 * MIB
-    with pytest.raises(Unavailable, match="lent to other rounds"):
-        workspace_of(memory, terms(owners=1))
+    assert 77 * MIB <= workspace.borrowed <= 80 * MIB
     with pytest.raises(Unavailable, match=r"so far apart.*memory_megabytes") as refusal:
         add_whole(workspace.rule, LARGE, far_apart(2), 1)
     assert refusal.value.reason == pb.REASON_TOO_MUCH
     memory.take_back(workspace)
-    assert workspace.rule.asked_bytes == 0
+    assert workspace.borrowed == 0
     again = workspace_of(memory, terms())
     for number in range(2):
         add_whole(again.rule, LARGE, far_apart(number), 1)
     memory.take_back(again)
+
+
+def test_a_round_gets_memory_as_if_no_sums_had_grown_and_ends_those_that_are_in_its_way() -> None:
+    """Else whoever asks for memory would read off the answers how far the sums of an open round have grown."""
+    memory = Memory(Mean, SUMS + 2 * UPDATE + 140 * MIB, 2)
+    workspace, ended = workspace_of(memory, terms()), []
+    workspace.end = lambda: ended.append(workspace)
+    for number in range(2):
+        add_whole(workspace.rule, LARGE, far_apart(number), 1)
+    other = workspace_of(memory, terms(owners=1))
+    assert ended == [workspace]
+    with pytest.raises(Unavailable, match="so far apart"):
+        add_whole(workspace.rule, LARGE, far_apart(2), 1)
+    memory.take_back(workspace)
+    memory.take_back(other)
+    assert memory._free == SUMS + 2 * UPDATE + 140 * MIB
+
+
+def test_a_round_that_fits_beside_sums_that_have_grown_ends_none() -> None:
+    memory = Memory(Mean, 2 * (SUMS + 2 * UPDATE) + 80 * MIB, 2)
+    workspace, ended = workspace_of(memory, terms()), []
+    workspace.end = lambda: ended.append(workspace)
+    for number in range(2):
+        add_whole(workspace.rule, LARGE, far_apart(number), 1)
+    workspace_of(memory, terms())
+    assert ended == []
 
 
 def test_sums_that_grow_take_the_memory_that_is_kept_for_later() -> None:

@@ -189,7 +189,7 @@ def test_sums_that_have_no_room_end_the_round_when_it_is_sealed_at_the_latest() 
     """The one that is held back is added then, and its buffer comes back all the same."""
     schema = Schema.of([TensorSpec("t", "F32", (1 << 19,))])
     sums = Sums(round_of(schema, 3))
-    sums.memory._grow("another", (1 << 30) - sums.workspace.nbytes)
+    sums.memory._grow(Sums(round_of(schema, 3)).workspace, (1 << 30) - sums.workspace.nbytes)
     values = zip(COHORT, (0.9e9, 1.1e-3, 1.1e-3), (1000, 1, 1), strict=False)
     for owner, value, weight in values:
         sums.push(owner, np.full(1 << 19, value, "<f4").tobytes(), weight)

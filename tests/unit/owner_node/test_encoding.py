@@ -112,7 +112,7 @@ def test_large_statistics_and_small_weights_come_back_each_within_its_own_error(
     assert found[:61].tolist() == np.frombuffer(update)[:61].astype(np.float32).tolist()
     weights = parts["output.weight"].ravel()
     error = np.abs(found[61:] - weights).max()
-    assert 0 < error <= np.abs(weights).max() / 254 * (1 + 1e-6)
+    assert 0 < error <= np.abs(weights).max() / 127 * (1 + 1e-6)
 
 
 def test_a_plain_delta_is_the_exact_difference_rounded_once() -> None:
@@ -168,7 +168,7 @@ def test_tensors_of_every_type_and_size_come_out_as_they_went_in_but_for_the_rou
             own = [spec for spec in schema.tensors if spec.dtype == part.run.dtype]
             is_plain = np.concatenate([np.full(math.prod(s.shape), len(s.shape) < 2) for s in own])
             largest = np.abs(delta, where=~is_plain, out=np.zeros(len(delta))).max()
-            step = np.where(is_plain, np.abs(delta) * 2.0**-24, largest / 254)
+            step = np.where(is_plain, np.abs(delta) * 2.0**-24, largest / 127)
         assert (np.abs(found - delta) <= step * (1 + 1e-6)).all()
 
 
@@ -214,7 +214,8 @@ def test_int8_deltas_are_the_nearest_multiples_of_the_scale_of_their_block(
         block = deltas[begin : begin + 256]
         largest = max(map(abs, block))
         assert float(scale) >= largest / 127
-        assert float(np.nextafter(scale, np.float32(-1))) < largest / 127 or scale == 0
+        assert float(scale) / 2 < largest / 127 or scale == 0
+        assert math.frexp(float(scale))[0] == 0.5 or scale == 0
         for delta, quantum in zip(block, quanta[begin : begin + 256], strict=True):
             assert quantum == (round(delta / float(scale)) if scale else 0)
             assert abs(Fraction(delta) - Fraction(float(scale)) * quantum) <= Fraction(
@@ -228,7 +229,7 @@ def test_deltas_err_by_as_much_as_these_encodings_do_and_no_more() -> None:
     base = random.standard_normal(BLOCK + 77).astype(np.float32)
     update = base + (0.01 * random.standard_normal(BLOCK + 77)).astype(np.float32)
     true = update.astype(np.float64) - base
-    for encoding, low, high in ((BF16, 0.001, 0.002), (INT8, 0.005, 0.008)):
+    for encoding, low, high in ((BF16, 0.001, 0.002), (INT8, 0.006, 0.012)):
         found = said(*sent(encoding, {"F32": base}, {"F32": update}))["F32"]
         error = np.sqrt(np.mean((found - true) ** 2) / np.mean(true**2))
         assert low < error < high
