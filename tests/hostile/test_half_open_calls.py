@@ -12,7 +12,7 @@ from cairn.timeouts import CALL_SECONDS
 from tests.hostile.checks import bounded, refusals, written_refusals
 from tests.hostile.http2 import STREAMS, Crowd, trust
 from tests.hostile.owners import an_aggregator, joined_round
-from tests.hostile.promptness import is_healthy, prompt
+from tests.hostile.promptness import is_healthy, is_served, prompt
 from tests.scenarios.processes import BIN, Node, until
 from tests.service.network import FEDERATION, OWNERS, SMALL, Network
 
@@ -44,6 +44,8 @@ def coordinator(network: Network) -> Iterator[Node]:
     (folder / "job.toml").write_text(
         "\n".join(f"{key} = {json.dumps(value)}" for key, value in job.items())
     )
+    # Its certificate was an attacker's: those connections count for a second more.
+    until(lambda: is_served(network, "coordinator", network.release_at), "it may call again")
     config = network.directory / "coordinator.toml"
     command = (BIN / "coordinator", "run", folder / "job.toml", "--config", config)
     node = Node("coordinator", folder / "log", *command, "--out", folder / "out")
