@@ -83,8 +83,7 @@ def _examined(file: Path, seconds: float) -> list["Finding"]:
 
 def _node_of(file: Path) -> "Node":
     from cairn.errors import UsageError
-    from cairn.kinds_of_files import kind_of
-    from cairn.settings import read_toml
+    from cairn.settings import kind_of, read_toml
 
     examiner = _EXAMINERS.get(kind_of(read_toml(file)) or "")
     if examiner is None:

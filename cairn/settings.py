@@ -2,6 +2,7 @@
 
 import difflib
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
 
@@ -18,13 +19,19 @@ from pydantic import (
 from cairn.errors import InvalidMessage, UsageError
 from cairn.foreign_files import Incomplete, content_of
 from cairn.identity import parse_signing_key_text
-from cairn.kinds_of_files import kind_of
 from cairn.limits import MAX_ROUND_SECONDS
 from cairn.quoting import quoted
 
 _FILE_BYTES = 1 << 20
 _MOST_DOTS_SQUARED = 10_000_000  # of a line; a thousand dots in one are a million
 _INTEGER_BITS = 64  # with the sign
+# What only a file of the kind has, or has together.
+_KEYS: dict[str, frozenset[str]] = {
+    "a coordinator": frozenset({"listen", "aggregator"}),
+    "an owner": frozenset({"coordinator", "aggregator", "state", "tasks"}),
+    "an aggregator": frozenset({"listen_owners", "listen_coordinators", "state"}),
+    "a job": frozenset({"task", "model", "rounds"}),
+}
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
 
 
@@ -95,6 +102,12 @@ def _check_numbers(values: dict[str, Any]) -> None:
             left.extend(value.values() if isinstance(value, dict) else value)
         elif isinstance(value, int) and value.bit_length() >= _INTEGER_BITS:
             raise ValueError(f"an integer has more than {_INTEGER_BITS} bits")
+
+
+def kind_of(keys: Collection[str]) -> str | None:
+    """The kind whose keys most of these are; None where they are of none."""
+    most = max(_KEYS, key=lambda kind: len(_KEYS[kind].intersection(keys)))
+    return most if _KEYS[most].intersection(keys) else None
 
 
 class Settings(BaseModel):
