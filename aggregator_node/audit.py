@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import structlog
 
 from aggregator_node.store import Store
-from cairn.clock import Clock
 from cairn.errors import CairnError, Unavailable
 from cairn.identity import NodeName
 from cairn.messages import reason_word
-from cairn.ration import Ration
+from cairn.runtime.clock import Clock
+from cairn.runtime.ration import Ration
 
 log = structlog.get_logger()
 

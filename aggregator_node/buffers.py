@@ -18,7 +18,7 @@ import numpy as np
 
 from aggregator_node.pages import anonymous
 from cairn.errors import Unavailable
-from cairn.timeouts import IDLE_SECONDS
+from cairn.runtime.timeouts import IDLE_SECONDS
 
 # A cancelled push ends at once, but a look at many gigabytes takes its time.
 _RETURN_SECONDS = 2 * IDLE_SECONDS

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cairn import __version__
-from cairn.allocator import keep_freed_memory
+from cairn.runtime.malloc import keep_freed_memory
 
 
 @click.command()
@@ -33,8 +33,8 @@ def main(*, config: Path, once: bool) -> None:
 
     from aggregator_node.node import AggregatorNode
     from aggregator_node.settings import AggregatorSettings
-    from cairn.clock import Clock
-    from cairn.process import allow_many_connections, begin, exit_with, run_node
+    from cairn.runtime.clock import Clock
+    from cairn.runtime.process import allow_many_connections, begin, exit_with, run_node
 
     def run() -> int:
         settings = AggregatorSettings.load(config)

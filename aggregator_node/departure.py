@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cairn.clock import Clock
-from cairn.timeouts import PARTING_SECONDS
+from cairn.runtime.clock import Clock
+from cairn.runtime.timeouts import PARTING_SECONDS
 
 
 class Departure:

@@ -7,7 +7,7 @@ from aggregator_node.push import Terms
 from aggregator_node.recording import Recorder
 from aggregator_node.rows import RoundRow
 from cairn.errors import TooMuch, Unavailable, WrongState
-from cairn.failpoint import failpoint
+from cairn.runtime.failpoints import failpoint
 from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()

@@ -36,7 +36,7 @@ def harden_process(*, erases: bool) -> None:
     import structlog
 
     from aggregator_node.swap import lock_memory
-    from cairn.process import forbid_core_dumps
+    from cairn.runtime.process import forbid_core_dumps
 
     forbid_core_dumps()
     lock_memory()

@@ -12,13 +12,13 @@ from aggregator_node.receipts import Receipts
 from aggregator_node.roster import Roster
 from aggregator_node.witness import Witness
 from cairn.certified import Certified
-from cairn.clock import Clock
 from cairn.errors import InvalidMessage, Unavailable
-from cairn.failpoint import failpoint
 from cairn.messages import check_digest, check_protocol, known
+from cairn.runtime.clock import Clock
+from cairn.runtime.failpoints import failpoint
+from cairn.runtime.timeouts import rest
 from cairn.silence import ended_when_silent
 from cairn.steps import caller, certified_caller
-from cairn.timeouts import rest
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 

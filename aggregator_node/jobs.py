@@ -28,7 +28,6 @@ from aggregator_node.push import Terms
 from aggregator_node.rows import JobRow, RoundRow
 from aggregator_node.specs import spec_of
 from aggregator_node.store import Store
-from cairn.clock import Clock
 from cairn.errors import (
     CallerNotAllowed,
     Conflict,
@@ -37,13 +36,14 @@ from cairn.errors import (
     Unavailable,
     WrongState,
 )
-from cairn.failpoint import failpoint
 from cairn.messages import (
     JobSpec,
     Manifest,
     digest_of,
     manifest_from_bytes,
 )
+from cairn.runtime.clock import Clock
+from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

@@ -8,7 +8,7 @@ holds nobody up, and one that has not asked for as long as a coordinator's patie
 
 from collections import Counter
 
-from cairn.timeouts import PATIENCE_SECONDS
+from cairn.runtime.timeouts import PATIENCE_SECONDS
 
 
 class MemoryShares:

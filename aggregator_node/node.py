@@ -24,13 +24,13 @@ from aggregator_node.roster import Roster
 from aggregator_node.settings import AggregatorSettings
 from aggregator_node.store import Store
 from aggregator_node.witness import Witness
-from cairn.clock import Clock
 from cairn.identity import Identity, NodeName, Role, load_identity, load_signing_key
-from cairn.node_thread import NodeThread
 from cairn.preflight import preflight
-from cairn.process import MOST_CONNECTIONS
 from cairn.rpc import JOB_MESSAGE_BYTES, Listener
-from cairn.timeouts import PARTING_SECONDS
+from cairn.runtime.clock import Clock
+from cairn.runtime.node_thread import NodeThread
+from cairn.runtime.process import MOST_CONNECTIONS
+from cairn.runtime.timeouts import PARTING_SECONDS
 from cairn.v1.aggregator_pb2_grpc import (
     add_IntakeServiceServicer_to_server,
     add_RecordServiceServicer_to_server,

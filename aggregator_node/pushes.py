@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aggregator_node.push import Push
 from cairn.errors import TooMuch
-from cairn.timeouts import MOMENT_SECONDS
+from cairn.runtime.timeouts import MOMENT_SECONDS
 
 
 @dataclass

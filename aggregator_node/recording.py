@@ -20,9 +20,7 @@ from aggregator_node.rows import JobRow, RoundRow
 from aggregator_node.specs import spec_of
 from aggregator_node.store import Store
 from cairn import __version__
-from cairn.clock import Clock
 from cairn.errors import InvalidMessage, UsageError, WrongState
-from cairn.failpoint import failpoint
 from cairn.limits import MIN_COHORT
 from cairn.messages import (
     Manifest,
@@ -33,6 +31,8 @@ from cairn.messages import (
 )
 from cairn.model_files import map_values
 from cairn.model_writing import NewModel
+from cairn.runtime.clock import Clock
+from cairn.runtime.failpoints import failpoint
 from cairn.statements import STATEMENT, sign
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb

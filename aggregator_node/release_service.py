@@ -15,12 +15,12 @@ from aggregator_node.policy import Opening
 from aggregator_node.rows import RoundRow
 from aggregator_node.store import Store
 from cairn.errors import InvalidMessage, NotFound, WrongState
-from cairn.failpoint import failpoint
 from cairn.messages import check_digest, check_protocol, known
 from cairn.model_files import StoredValues
 from cairn.owners import check_owners
+from cairn.runtime.failpoints import failpoint
+from cairn.runtime.timeouts import PARTING_SECONDS
 from cairn.steps import caller
-from cairn.timeouts import PARTING_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import structlog
 
 from cairn.certified import Certified
-from cairn.clock import Clock
 from cairn.errors import CallerNotAllowed, Unavailable, UsageError
 from cairn.identity import RENEW, Role
+from cairn.runtime.clock import Clock
 from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()

@@ -17,11 +17,11 @@ import structlog
 from aggregator_node.policy import Progress
 from aggregator_node.rows import JobRow, RoundRow
 from aggregator_node.state_check import check_state
-from cairn.clock import Clock
 from cairn.errors import InvalidMessage, NotFound, Unavailable, UsageError
 from cairn.ledger import Entry, Ledger
 from cairn.model_writing import is_left_over
 from cairn.place import state_directory
+from cairn.runtime.clock import Clock
 from cairn.state_directory import StateDirectory
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 from cairn.access import is_for_everybody, may_call
 from cairn.certified import Certified
-from cairn.clock import Clock
 from cairn.errors import CallerNotAllowed
 from cairn.identity import Role
+from cairn.runtime.clock import Clock
 from cairn.steps import Call, certified_caller
 
 Admits = Callable[

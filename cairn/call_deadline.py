@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from cairn.errors import CairnError, InvalidMessage, TooMuch
 from cairn.limits import MAX_ROUND_SECONDS
+from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.steps import Call
-from cairn.timeouts import IDLE_SECONDS
 from cairn.v1 import round_pb2 as pb
 from cairn.watchdog import Watch, Watchdog
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cairn import __version__
-from cairn.timeouts import MOMENT_SECONDS
+from cairn.runtime.timeouts import MOMENT_SECONDS
 
 if TYPE_CHECKING:
     from cairn.findings import Finding
@@ -45,8 +45,8 @@ def doctor(*, file: Path, as_json: bool, timeout: float) -> None:
     """
     # Imported here, so that --help answers at once.
     from cairn.findings import Grade, of_grade
-    from cairn.process import start_logging
-    from cairn.quoting import say
+    from cairn.runtime.process import start_logging
+    from cairn.runtime.quoting import say
 
     start_logging()  # to stderr: stdout is for the findings
     findings = _examined(file, timeout)

@@ -6,8 +6,8 @@ import click
 
 from cairn.cli_identity import mistakes_explained
 from cairn.health import check_health
-from cairn.quoting import say
-from cairn.timeouts import MOMENT_SECONDS
+from cairn.runtime.quoting import say
+from cairn.runtime.timeouts import MOMENT_SECONDS
 
 
 @click.command("health")

@@ -37,7 +37,7 @@ from cairn.identity import (
     public_signing_key_text,
 )
 from cairn.pem import PRIVATE, PUBLIC, load_certificate, load_key, read_file, write_new
-from cairn.quoting import quoted, quoted_lines, say_lines
+from cairn.runtime.quoting import quoted, quoted_lines, say_lines
 
 P = ParamSpec("P")
 

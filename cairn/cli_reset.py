@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from cairn.cli_identity import mistakes_explained
-from cairn.quoting import say
+from cairn.runtime.quoting import say
 
 
 @click.command("reset")

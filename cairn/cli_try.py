@@ -16,7 +16,7 @@ from rich.table import Table
 from cairn.cli_identity import mistakes_explained
 from cairn.errors import UpdateRefused, UsageError
 from cairn.model_files import read_model
-from cairn.quoting import quoted
+from cairn.runtime.quoting import quoted
 from cairn.task import Round, Site, Task
 from cairn.task_environment import as_the_task_has_it
 from cairn.task_loading import TaskFailed, load_task, own_traceback

@@ -12,7 +12,7 @@ import click
 
 from cairn.cli_identity import mistakes_explained
 from cairn.errors import UsageError
-from cairn.quoting import say
+from cairn.runtime.quoting import say
 
 if TYPE_CHECKING:
     from cairn.verify import Finding

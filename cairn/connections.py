@@ -17,9 +17,9 @@ from urllib.parse import unquote
 
 import structlog
 
-from cairn.clock import Clock
 from cairn.errors import TooMuch
 from cairn.identity import NodeName
+from cairn.runtime.clock import Clock
 
 CONNECTIONS_OF_ONE_CALLER = 8
 _LOOK_EVERY_SECONDS = 0.2

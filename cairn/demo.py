@@ -19,8 +19,8 @@ import click
 from cairn.errors import UsageError
 from cairn.federation import write_federation
 from cairn.federation_plan import FederationPlan
-from cairn.quoting import quoted
-from cairn.timeouts import PARTING_SECONDS
+from cairn.runtime.quoting import quoted
+from cairn.runtime.timeouts import PARTING_SECONDS
 
 _COLOURS = ("cyan", "magenta", "yellow", "blue", "green")
 

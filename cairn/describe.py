@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cairn.authority import federation_of, load_request
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity import NodeName, Role, fingerprint, key_fingerprint, node_named_in
-from cairn.quoting import quoted
+from cairn.runtime.quoting import quoted
 
 _MAY = {
     Role.OWNER: "dial the coordinator and the aggregator, and push updates; others cannot dial it",

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 import structlog
 
-from cairn.process import EXIT_FAILED
-from cairn.quoting import say
+from cairn.runtime.process import EXIT_FAILED
+from cairn.runtime.quoting import say
 
 log = structlog.get_logger()
 

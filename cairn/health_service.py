@@ -15,8 +15,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from cairn import __version__
-from cairn.clock import Clock
 from cairn.messages import PROTOCOL
+from cairn.runtime.clock import Clock
 
 PROTOCOL_KEY = "cairn-protocol"
 SOFTWARE_KEY = "cairn-software"

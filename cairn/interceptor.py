@@ -12,8 +12,8 @@ from cairn.access import LONG_CALLS
 from cairn.call_deadline import await_taken
 from cairn.errors import InvalidMessage
 from cairn.parsing import parsing
+from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.steps import Call, Step
-from cairn.timeouts import CALL_SECONDS
 from cairn.watchdog import Late, Watch
 
 

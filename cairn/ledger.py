@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from cairn.clock import Clock
 from cairn.errors import InvalidMessage
 from cairn.foreign_files import json_values
+from cairn.runtime.clock import Clock
 
 GENESIS = bytes(32)
 MAX_ENTRY_BYTES = 1 << 20  # of a body; the longest names every owner of a large federation

@@ -19,7 +19,7 @@ from cairn.identity import Identity, Role, load_pinned
 from cairn.node_name import node_named_in
 from cairn.reaching import Unreachable, Way, shown
 from cairn.renewal import Renewal, renewal_of
-from cairn.timeouts import CALL_SECONDS
+from cairn.runtime.timeouts import CALL_SECONDS
 
 
 @dataclass(frozen=True)

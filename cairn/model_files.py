@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.foreign_files import json_values
-from cairn.quoting import quoted
+from cairn.runtime.quoting import quoted
 from cairn.tensors import CHUNK_BYTES, MAX_TENSORS, Schema, TensorSpec
 
 MAX_HEADER_BYTES = 1 << 26

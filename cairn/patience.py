@@ -16,7 +16,7 @@ from tenacity import (
 from tenacity.nap import sleep_using_event
 
 from cairn.errors import Distrusted, Unavailable
-from cairn.timeouts import IDLE_SECONDS
+from cairn.runtime.timeouts import IDLE_SECONDS
 
 T = TypeVar("T")
 log = structlog.get_logger()

@@ -15,7 +15,7 @@ from cairn.findings import Finding, Grade, of_grade
 from cairn.identity import IdentityFiles, NodeName, Role
 from cairn.looking import PinnedCoordinator
 from cairn.place import Place
-from cairn.quoting import quoted
+from cairn.runtime.quoting import quoted
 
 log = structlog.get_logger()
 

@@ -13,7 +13,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cairn.authorization import Admits, Authorization, everybody
 from cairn.call_deadline import CallDeadline, PeerTimeout
-from cairn.clock import Clock
 from cairn.connections import Connections, Reserve
 from cairn.error_mapping import ErrorMapping, Refused, unrecorded
 from cairn.errors import CairnError, CallerNotAllowed
@@ -26,12 +25,13 @@ from cairn.messages import reason_of_word
 from cairn.parsing import MESSAGE_BYTES
 from cairn.pools import Pools
 from cairn.quota import Quotas
-from cairn.quoting import quoted
 from cairn.redial import RedialledChannel
 from cairn.renewal import Renewal, renewal_of, renewal_of_pin
+from cairn.runtime.clock import Clock
+from cairn.runtime.quoting import quoted
+from cairn.runtime.timeouts import CALL_SECONDS, IDLE_SECONDS
 from cairn.status import STATUS
 from cairn.steps import Step
-from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS
 from cairn.trouble import connection_trouble
 from cairn.watchdog import Watchdog
 

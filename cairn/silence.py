@@ -5,8 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cairn.clock import Clock
-from cairn.timeouts import IDLE_SECONDS
+from cairn.runtime.clock import Clock
+from cairn.runtime.timeouts import IDLE_SECONDS
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from cairn.clock import Clock
+from cairn.runtime.clock import Clock
 
 _LOOK_EVERY_SECONDS = 1.0
 

@@ -21,9 +21,9 @@ from cairn.messages import PROTOCOL, Manifest, digest_of, known, manifest_from_b
 from cairn.model_writing import NewModel
 from cairn.patience import patiently
 from cairn.rpc import translated
+from cairn.runtime.timeouts import CALL_SECONDS, IDLE_SECONDS, PARTING_SECONDS
 from cairn.statements import MANIFEST, verified, verified_statement
 from cairn.tensors import Schema
-from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS, PARTING_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from coordinator.campaign import Step

@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Sequence
 
-from cairn.timeouts import MOMENT_SECONDS
+from cairn.runtime.timeouts import MOMENT_SECONDS
 from cairn.v1 import coordinator_pb2
 
 Waiting = Callable[[list[str]], object]  # is told who attends

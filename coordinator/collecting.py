@@ -7,9 +7,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, Unavailable
-from cairn.failpoint import failpoint
 from cairn.limits import MAX_ROUND_SECONDS
 from cairn.model_writing import NewModel
+from cairn.runtime.failpoints import failpoint
 from cairn.silence import ended_when_silent
 from cairn.statements import verified_statement
 from cairn.tensors import Schema

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from cairn import disk
 from cairn.errors import CairnError, InvalidMessage, UsageError
-from cairn.failpoint import failpoint
 from cairn.foreign_files import Incomplete, content_of
 from cairn.ledger import GENESIS, Entry, check_chain
 from cairn.ledger_files import (
@@ -26,6 +25,7 @@ from cairn.ledger_files import (
 )
 from cairn.messages import parse
 from cairn.model_writing import write_atomically
+from cairn.runtime.failpoints import failpoint
 from cairn.statements import from_envelope
 from cairn.v1 import round_pb2 as pb
 from coordinator.record_client import Page

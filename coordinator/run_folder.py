@@ -21,13 +21,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cairn import disk
 from cairn.errors import InvalidMessage, UsageError
-from cairn.failpoint import failpoint
 from cairn.foreign_files import Incomplete, content_of
 from cairn.ledger_files import MAX_LEDGER_BYTES
 from cairn.model_files import map_values, read_model
 from cairn.model_writing import NewModel, clear_left_overs, write_atomically
 from cairn.place import run_folder
-from cairn.quoting import quoted
+from cairn.runtime.failpoints import failpoint
+from cairn.runtime.quoting import quoted
 from cairn.statements import envelope
 from cairn.tensors import Buffer, Schema
 from cairn.v1 import round_pb2 as pb

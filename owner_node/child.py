@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cairn.exchanged import Exchanged
+from cairn.runtime.timeouts import PARTING_SECONDS
 from cairn.task_environment import passed_on
-from cairn.timeouts import PARTING_SECONDS
 from owner_node.clearing import clear
 from owner_node.relay import Relay
 from owner_node.sandbox import Sandbox, furnish

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from cairn.errors import CairnError, InvalidMessage, UpdateRefused, WrongState
 from cairn.incoming import Incoming
 from cairn.patience import patiently
+from cairn.runtime.timeouts import rest
 from cairn.task_loading import TaskFailed
-from cairn.timeouts import rest
 from cairn.v1 import round_pb2 as pb
 from cairn.values import Bounds, check_values
 from owner_node.coordinator_client import CoordinatorClient

@@ -28,10 +28,10 @@ aggregator's certificate.
 import sqlite3
 from collections.abc import Mapping
 
-from cairn.clock import Clock
 from cairn.errors import CairnError, InvalidMessage, UsageError
-from cairn.failpoint import failpoint
 from cairn.ledger import Ledger
+from cairn.runtime.clock import Clock
+from cairn.runtime.failpoints import failpoint
 from cairn.state_directory import StateDirectory
 from cairn.v1 import round_pb2 as pb
 from owner_node.past import PHASE_WORDS, Past

@@ -10,7 +10,6 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cairn.clock import Clock
 from cairn.encoding import WORDS
 from cairn.health_client import is_serving
 from cairn.identity import (
@@ -25,12 +24,13 @@ from cairn.identity import (
 )
 from cairn.ledger_files import OWNER_DATABASE
 from cairn.looking import CoordinatorTrust, load_pinned_coordinator
-from cairn.node_thread import NodeThread
 from cairn.preflight import preflight
 from cairn.renewal import Renewal, renewal_of_pin
 from cairn.rpc import dial
+from cairn.runtime.clock import Clock
+from cairn.runtime.node_thread import NodeThread
+from cairn.runtime.timeouts import CALL_SECONDS, PARTING_SECONDS
 from cairn.state_directory import StateDirectory
-from cairn.timeouts import CALL_SECONDS, PARTING_SECONDS
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from cairn.clock import Clock
 from cairn.errors import CairnError, InvalidMessage, NotFound, Unavailable, WrongState
-from cairn.failpoint import failpoint
 from cairn.messages import reason_word
+from cairn.runtime.clock import Clock
+from cairn.runtime.failpoints import failpoint
 from cairn.statements import commitment_of
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb

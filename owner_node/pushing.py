@@ -7,9 +7,9 @@ import structlog
 
 from cairn.encoding import encoding_word
 from cairn.errors import Conflict, TooMuch, Unavailable, UpdateRefused
-from cairn.failpoint import failpoint
 from cairn.messages import reason_word
 from cairn.patience import patiently
+from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient

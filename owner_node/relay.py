@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cairn.timeouts import PARTING_SECONDS
+from cairn.runtime.timeouts import PARTING_SECONDS
 
 _PIECE_BYTES = 1 << 16
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cairn.errors import UsageError
+from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.task_environment import passed_on
-from cairn.timeouts import IDLE_SECONDS
 from owner_node.clearing import clear
 
 Kind = Literal[

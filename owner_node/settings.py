@@ -14,6 +14,7 @@ from cairn.limits import (
     MAX_ROUND_SECONDS,
     MIN_COHORT,
 )
+from cairn.runtime.timeouts import STANDBY_SECONDS
 from cairn.settings import (
     Address,
     FilePath,
@@ -24,7 +25,6 @@ from cairn.settings import (
     Settings,
     SigningKeyText,
 )
-from cairn.timeouts import STANDBY_SECONDS
 from owner_node.policy import MAX_FAILURES, MAX_ROUNDS
 
 

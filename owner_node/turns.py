@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from cairn.errors import CairnError, Unavailable
-from cairn.timeouts import CALL_SECONDS
+from cairn.runtime.timeouts import CALL_SECONDS
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.outcomes import ASK_EVERY_SECONDS
 from owner_node.past import Past

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cairn.failpoint import failpoint
+from cairn.runtime.failpoints import failpoint
 from cairn.task_loading import TaskFailed
 from owner_node.deadline import Deadline
 from owner_node.policy import Invited

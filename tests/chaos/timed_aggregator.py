@@ -11,8 +11,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from cairn import failpoint
-from cairn.clock import Clock
+from cairn.runtime import failpoints
+from cairn.runtime.clock import Clock
 
 CONTROL = Path(sys.argv[1])
 _LOOK_SECONDS = 0.01  # how soon a round notices that the clock was put on
@@ -34,7 +34,7 @@ def reach(name: str) -> None:
         armed, action = (CONTROL / "armed").read_text().split("=")
         if armed == name:
             (CONTROL / "armed").rename(CONTROL / "acted")
-            failpoint._ACTIONS[action](name)
+            failpoints._ACTIONS[action](name)
 
 
 def let_rounds_follow(clock: Clock) -> None:
@@ -66,7 +66,7 @@ def main() -> None:
     clock = PutClock()
     vars(node)["Clock"] = lambda: clock
     let_rounds_follow(clock)
-    failpoint._reach = reach
+    failpoints._reach = reach
     del sys.argv[1]
     run()
 

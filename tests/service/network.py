@@ -31,9 +31,9 @@ from cairn.messages import (
     manifest_from_bytes,
 )
 from cairn.owners import Groups
+from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.statements import MANIFEST, STATEMENT, verified
 from cairn.tensors import Schema, TensorSpec
-from cairn.timeouts import CALL_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import BIN, Node, free_port

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
-from cairn.clock import Clock
 from cairn.errors import Unavailable
 from cairn.identity import Role
 from cairn.incoming import Incoming
@@ -22,10 +21,11 @@ from cairn.messages import job_spec_from_bytes
 from cairn.model_writing import NewModel
 from cairn.patience import patiently
 from cairn.rpc import Listener, dial
+from cairn.runtime.clock import Clock
+from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.state_directory import StateDirectory
 from cairn.statements import commitment_of
 from cairn.tensors import Schema, TensorSpec
-from cairn.timeouts import IDLE_SECONDS
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server

@@ -20,7 +20,7 @@ from cairn.health_client import is_serving
 from cairn.identity import PinnedAggregator
 from cairn.patience import patiently
 from cairn.rpc import Listener, dial, translated
-from cairn.timeouts import CALL_SECONDS
+from cairn.runtime.timeouts import CALL_SECONDS
 from coordinator.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient

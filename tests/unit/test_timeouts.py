@@ -11,7 +11,7 @@ from cairn.rpc import _DIALLING, _LISTENING
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cairn", "aggregator_node", "coordinator", "owner_node")
-TABLE = ROOT / "cairn" / "timeouts.py"
+TABLE = ROOT / "cairn" / "runtime" / "timeouts.py"
 # A pace, how far clocks may differ, and the most that a setting may say: nothing ends by these.
 OTHERWISE = re.compile(r"EVERY|PAUSE|SKEW|MAX_")
 PACES = {"grpc.initial_reconnect_backoff_ms", "grpc.max_reconnect_backoff_ms"}

@@ -9,9 +9,9 @@ import pytest
 
 from aggregator_node.audit import Audit
 from aggregator_node.store import Store
-from cairn.clock import Clock
 from cairn.errors import TooMuch, UpdateRefused
 from cairn.identity import NodeName, Role
+from cairn.runtime.clock import Clock
 from cairn.v1 import round_pb2 as pb
 
 ALICE, BOB = (NodeName("clinics", Role.OWNER, name) for name in ("alice", "bob"))

@@ -1,8 +1,8 @@
 """When an aggregator that runs for one job may stop, by a clock that the test sets."""
 
 from aggregator_node.departure import Departure
-from cairn.clock import Clock
-from cairn.timeouts import PARTING_SECONDS
+from cairn.runtime.clock import Clock
+from cairn.runtime.timeouts import PARTING_SECONDS
 
 PATIENCE = 60.0
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator_node.memory_shares import MemoryShares
-from cairn.timeouts import PATIENCE_SECONDS
+from cairn.runtime.timeouts import PATIENCE_SECONDS
 
 ALL = 120
 

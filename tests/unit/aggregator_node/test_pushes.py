@@ -4,7 +4,7 @@ import pytest
 
 from aggregator_node.pushes import Pushes
 from cairn.errors import TooMuch
-from cairn.timeouts import MOMENT_SECONDS
+from cairn.runtime.timeouts import MOMENT_SECONDS
 
 NOW = 1000.0
 

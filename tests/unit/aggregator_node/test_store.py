@@ -12,8 +12,8 @@ import pytest
 from aggregator_node.policy import Progress
 from aggregator_node.rows import JobRow, RoundRow
 from aggregator_node.store import Store
-from cairn.clock import Clock
 from cairn.errors import NotFound, UsageError
+from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

@@ -14,8 +14,8 @@ from aggregator_node.buffers import Buffers
 from aggregator_node.live_round import LiveRound
 from aggregator_node.memory import Workspace
 from aggregator_node.push import Terms
-from cairn.clock import Clock
 from cairn.errors import TooMuch, UpdateRefused, WrongState
+from cairn.runtime.clock import Clock
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb

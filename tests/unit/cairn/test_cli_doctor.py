@@ -19,10 +19,10 @@ from cairn.authority import (
     new_request,
     new_signing_key,
 )
-from cairn.clock import Clock
 from cairn.identity import NodeName, Role
 from cairn.ledger import Ledger
 from cairn.ledger_files import OWNER_DATABASE
+from cairn.runtime.clock import Clock
 from cairn.state_directory import StateDirectory
 from tests.scenarios.processes import BIN, free_port
 from tests.small_disk import may_mount, on_small_disk

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 import pytest
 
 from cairn import connections as module
-from cairn.clock import Clock
 from cairn.connections import CONNECTIONS_OF_ONE_CALLER, Connections, Reserve
 from cairn.errors import TooMuch
 from cairn.identity import NodeName, Role
+from cairn.runtime.clock import Clock
 
 ALICE, BOB = (NodeName("ward", Role.OWNER, name) for name in ("alice", "bob"))
 PEERS = [f"ipv4:192.0.2.1:{port}" for port in range(CONNECTIONS_OF_ONE_CALLER + 1)]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cairn.clock import Clock
 from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger import GENESIS, Entry, Ledger, check_chain, next_head
+from cairn.runtime.clock import Clock
 from cairn.state_directory import StateDirectory
 
 
@@ -207,7 +207,7 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path, content: bytes
 def test_what_was_committed_survives_a_process_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import os, pathlib, sys\n"
-        "from cairn.clock import Clock\n"
+        "from cairn.runtime.clock import Clock\n"
         "from cairn.ledger import Ledger\n"
         "from cairn.state_directory import StateDirectory\n"
         "state = StateDirectory(pathlib.Path(sys.argv[1]), 'node.sqlite')\n"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from cairn import silence
-from cairn.clock import Clock
+from cairn.runtime.clock import Clock
 from cairn.silence import ended_when_silent
 from tests.scenarios.processes import until
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cairn.clock import Clock
 from cairn.ledger import Ledger
 from cairn.ledger_files import read_ledger
+from cairn.runtime.clock import Clock
 from cairn.state_directory import StateDirectory
 from tests.unit.cairn.recorded import Federation, owners_chain
 from tests.unit.cairn.test_verify import checked

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cairn.clock import Clock
+from cairn.runtime.clock import Clock
 from cairn.watchdog import Watchdog
 
 LONG = 60.0

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cairn.clock import Clock
 from cairn.errors import UsageError
+from cairn.runtime.clock import Clock
 from cairn.state_directory import StateDirectory
 from cairn.v1 import round_pb2 as pb
 from owner_node.ledger import NotRecorded, OwnerLedger, round_facts

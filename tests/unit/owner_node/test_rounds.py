@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cairn.clock import Clock
 from cairn.errors import (
     CairnError,
     CallerNotAllowed,
@@ -26,6 +25,7 @@ from cairn.exchanged import Exchanged
 from cairn.incoming import Incoming
 from cairn.ledger import Entry
 from cairn.messages import PROTOCOL, Manifest, digest_of, job_spec_to_bytes, manifest_to_bytes
+from cairn.runtime.clock import Clock
 from cairn.state_directory import StateDirectory
 from cairn.statements import MANIFEST as MANIFEST_TYPE
 from cairn.statements import RECEIPT, STATEMENT, commitment_of, sign

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from cairn.log_limit import _OF_CALLERS, _SAID_OF_PEERS
+from cairn.runtime.log_limit import _OF_CALLERS, _SAID_OF_PEERS
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CODE = "".join(
     path.read_text(encoding="utf-8")
     for package in ("aggregator_node", "cairn", "coordinator", "owner_node")
-    for path in (ROOT / package).glob("*.py")
+    for path in (ROOT / package).rglob("*.py")
     if path.name != "log_limit.py"
 )
 

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from cairn.allocator import keep_freed_memory
+from cairn.runtime.malloc import keep_freed_memory
 
 GLIBC = "CS_GNU_LIBC_VERSION" in os.confstr_names
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -20,7 +20,7 @@ TIMES = 50
 PROGRAM = f"""
 import resource
 from pathlib import Path
-from cairn.allocator import keep_freed_memory
+from cairn.runtime.malloc import keep_freed_memory
 if KEEP:
     keep_freed_memory()
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import structlog
 
-from cairn.clock import Clock
-from cairn.ration import Ration
+from cairn.runtime.clock import Clock
+from cairn.runtime.ration import Ration
 
 # An hour. A line has less than 1 KiB, so a day of them is at most 7 MB, and of one caller 1.5 MB.
 _SAME_LINES = 10

@@ -2,11 +2,11 @@
 
 import pytest
 
-from cairn.quoting import quoted, quoted_lines, say
+from cairn.runtime.quoting import quoted, quoted_lines, say
 from cairn.v1 import round_pb2 as pb
 from coordinator.console import show
 from coordinator.events import OwnerNotCounted, RoundFinished
-from tests.unit.cairn.test_process import run
+from tests.unit.cairn.runtime.test_process import run
 
 COMMAND = "\x1b[2J"
 
@@ -60,7 +60,7 @@ def test_the_console_shows_names_of_the_aggregators_in_escapes(
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_a_log_shows_no_byte_that_others_chose(style: str) -> None:
     code = (
-        "import structlog; from cairn.process import start_logging\n"
+        "import structlog; from cairn.runtime.process import start_logging\n"
         "start_logging(federation='clinics', node='bob')\n"
         "log = structlog.get_logger(); words = chr(27) + '[2J' + chr(10) + chr(0x202e)\n"
         "log.info(words, reason=words, **{words: words}, many=[words])\n"

@@ -13,11 +13,11 @@ from typing import Any, Protocol, TextIO, cast
 
 import structlog
 
-from cairn.clock import Clock
 from cairn.errors import CairnError, Fenced, UsageError
-from cairn.failpoint import switch_on_failpoints
-from cairn.log_limit import LogLimit
-from cairn.quoting import quoted, quoted_lines, say, say_lines
+from cairn.runtime.clock import Clock
+from cairn.runtime.failpoints import switch_on_failpoints
+from cairn.runtime.log_limit import LogLimit
+from cairn.runtime.quoting import quoted, quoted_lines, say, say_lines
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from cairn.errors import UsageError
-from cairn.failpoint import NAMES, failpoint, switch_on_failpoints
+from cairn.runtime.failpoints import NAMES, failpoint, switch_on_failpoints
 
 FIRST, SECOND = NAMES[:2]
-SWITCH_ON = "from cairn.failpoint import *; switch_on_failpoints('ward'); "
+SWITCH_ON = "from cairn.runtime.failpoints import *; switch_on_failpoints('ward'); "
 
 
 def run(code: str, acting: str, log: Path | None = None) -> subprocess.CompletedProcess[str]:

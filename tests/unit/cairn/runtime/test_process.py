@@ -29,7 +29,7 @@ def run(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
 )
 def test_a_node_ends_with_a_sentence_and_its_exit_code(raised: str, code: int, words: str) -> None:
     ended = run(
-        "from cairn.errors import *; from cairn.process import exit_with\n"
+        "from cairn.errors import *; from cairn.runtime.process import exit_with\n"
         f"def fail(): raise {raised}\n"
         "exit_with(fail)"
     )
@@ -40,7 +40,7 @@ def test_a_node_ends_with_a_sentence_and_its_exit_code(raised: str, code: int, w
 
 def test_a_bug_is_shown_whole() -> None:
     ended = run(
-        "from cairn.process import exit_with\ndef fail(): raise ValueError('a bug')\nexit_with(fail)"
+        "from cairn.runtime.process import exit_with\ndef fail(): raise ValueError('a bug')\nexit_with(fail)"
     )
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
@@ -48,7 +48,7 @@ def test_a_bug_is_shown_whole() -> None:
 
 def test_threads_that_wait_for_peers_do_not_hold_up_the_end() -> None:
     ended = run(
-        "import threading; from cairn.process import exit_with\n"
+        "import threading; from cairn.runtime.process import exit_with\n"
         "threading.Thread(target=threading.Event().wait).start()\n"
         "exit_with(lambda: 0)"
     )
@@ -56,7 +56,7 @@ def test_threads_that_wait_for_peers_do_not_hold_up_the_end() -> None:
 
 
 LOGS = (
-    "import structlog; from cairn.process import start_logging\n"
+    "import structlog; from cairn.runtime.process import start_logging\n"
     "start_logging(federation='clinics', node='bob')\n"
     "structlog.get_logger().info('accepted', job='tumours', round=3)\n"
 )
@@ -83,7 +83,7 @@ def test_a_person_may_ask_for_text_and_for_warnings_only() -> None:
 
 def test_an_aggregator_leaves_no_core_dump() -> None:
     ended = run(
-        "import resource; from cairn.process import forbid_core_dumps\n"
+        "import resource; from cairn.runtime.process import forbid_core_dumps\n"
         "forbid_core_dumps(); print(resource.getrlimit(resource.RLIMIT_CORE))"
     )
     assert ended.stdout.strip() == "(1, 1)"
@@ -94,7 +94,7 @@ def test_a_listening_node_takes_as_many_connections_as_its_account_may(
     hard: int, expected: int
 ) -> None:
     ended = run(
-        "import resource; from cairn.process import allow_many_connections\n"
+        "import resource; from cairn.runtime.process import allow_many_connections\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))\n"
         "allow_many_connections(1); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
@@ -103,7 +103,7 @@ def test_a_listening_node_takes_as_many_connections_as_its_account_may(
 
 def test_the_limit_of_open_files_is_raised_to_65536_at_most() -> None:
     ended = run(
-        "import resource; from unittest.mock import patch; from cairn import process\n"
+        "import resource; from unittest.mock import patch; from cairn.runtime import process\n"
         "asked = []\n"
         "with patch.object(resource, 'getrlimit', lambda kind: (256, resource.RLIM_INFINITY)),\\\n"
         "     patch.object(resource, 'setrlimit', lambda kind, limits: asked.append(limits)):\n"
@@ -121,7 +121,7 @@ def test_the_connections_to_all_ports_leave_files_for_the_rest(
     hard: int, ports: int, expected: int
 ) -> None:
     ended = run(
-        "import resource; from cairn.process import allow_many_connections\n"
+        "import resource; from cairn.runtime.process import allow_many_connections\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}))\n"
         f"print(allow_many_connections({ports}))"
     )
@@ -130,7 +130,7 @@ def test_the_connections_to_all_ports_leave_files_for_the_rest(
 
 def test_an_unexpected_error_shows_no_variable_of_its_frames() -> None:
     code = (
-        "import structlog; from cairn.process import start_logging\n"
+        "import structlog; from cairn.runtime.process import start_logging\n"
         "start_logging()\n"
         "def receive(update):\n"
         "    raise ValueError('a bug')\n"
@@ -147,7 +147,7 @@ def test_an_unexpected_error_shows_no_variable_of_its_frames() -> None:
 
 def test_a_log_that_nobody_reads_any_more_does_not_end_a_node() -> None:
     code = (
-        "import os, structlog; from cairn.process import start_logging\n"
+        "import os, structlog; from cairn.runtime.process import start_logging\n"
         "start_logging()\n"
         "reader, writer = os.pipe(); os.dup2(writer, 2); os.close(reader); os.close(writer)\n"
         "structlog.get_logger().info('into the void')\n"
@@ -158,7 +158,7 @@ def test_a_log_that_nobody_reads_any_more_does_not_end_a_node() -> None:
 
 def test_refusals_are_logged_a_few_times_an_hour_and_the_others_are_counted_at_the_end() -> None:
     ended = run(
-        "import structlog; from cairn.process import start_logging, exit_with\n"
+        "import structlog; from cairn.runtime.process import start_logging, exit_with\n"
         "start_logging(federation='clinics', node='bob')\n"
         "log = structlog.get_logger()\n"
         "def work():\n"
