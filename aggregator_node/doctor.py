@@ -4,7 +4,7 @@ from pathlib import Path
 
 from aggregator_node.settings import AggregatorSettings
 from aggregator_node.swap import swap_findings
-from cairn.identity import NodeName, Role
+from cairn.identity.credentials import NodeName, Role
 from cairn.ledger_files import AGGREGATOR_DATABASE
 from cairn.place import state_directory
 from cairn.preflight import Node

@@ -11,8 +11,8 @@ from aggregator_node.push import Push
 from aggregator_node.receipts import Receipts
 from aggregator_node.roster import Roster
 from aggregator_node.witness import Witness
-from cairn.certified import Certified
 from cairn.errors import InvalidMessage, Unavailable
+from cairn.identity.certified import Certified
 from cairn.messages import check_digest, check_protocol, known
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint

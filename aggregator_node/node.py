@@ -24,7 +24,7 @@ from aggregator_node.roster import Roster
 from aggregator_node.settings import AggregatorSettings
 from aggregator_node.store import Store
 from aggregator_node.witness import Witness
-from cairn.identity import Identity, NodeName, Role, load_identity, load_signing_key
+from cairn.identity.credentials import Identity, NodeName, Role, load_identity, load_signing_key
 from cairn.preflight import preflight
 from cairn.rpc import JOB_MESSAGE_BYTES, Listener
 from cairn.runtime.clock import Clock

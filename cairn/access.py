@@ -6,7 +6,7 @@ this table, enforced around every handler (cairn/authorization.py), is what keep
 
 from collections.abc import Mapping
 
-from cairn.identity import Role
+from cairn.identity.credentials import Role
 
 _OWNER = frozenset({Role.OWNER})
 _COORDINATOR = frozenset({Role.COORDINATOR})

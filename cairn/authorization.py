@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cairn.access import is_for_everybody, may_call
-from cairn.certified import Certified
 from cairn.errors import CallerNotAllowed
-from cairn.identity import Role
+from cairn.identity.certified import Certified
+from cairn.identity.credentials import Role
 from cairn.runtime.clock import Clock
 from cairn.steps import Call, certified_caller
 

@@ -12,7 +12,10 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cairn.authority import (
+from cairn.errors import CairnError, UsageError
+from cairn.federation import FederationPlan, usual_floor, write_federation
+from cairn.federation_plan import AUTHORITY
+from cairn.identity.authority import (
     AUTHORITY_DAYS,
     NODE_DAYS,
     Authority,
@@ -23,11 +26,7 @@ from cairn.authority import (
     new_key,
     new_request,
 )
-from cairn.describe import describe
-from cairn.errors import CairnError, UsageError
-from cairn.federation import FederationPlan, usual_floor, write_federation
-from cairn.federation_plan import AUTHORITY
-from cairn.identity import (
+from cairn.identity.credentials import (
     NAME_PATTERN,
     NodeName,
     Role,
@@ -36,7 +35,8 @@ from cairn.identity import (
     load_signing_key,
     public_signing_key_text,
 )
-from cairn.pem import PRIVATE, PUBLIC, load_certificate, load_key, read_file, write_new
+from cairn.identity.describe import describe
+from cairn.identity.pem import PRIVATE, PUBLIC, load_certificate, load_key, read_file, write_new
 from cairn.runtime.quoting import quoted, quoted_lines, say_lines
 
 P = ParamSpec("P")

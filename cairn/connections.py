@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import structlog
 
 from cairn.errors import TooMuch
-from cairn.identity import NodeName
+from cairn.identity.credentials import NodeName
 from cairn.runtime.clock import Clock
 
 CONNECTIONS_OF_ONE_CALLER = 8

@@ -6,7 +6,7 @@ from cairn.doctor_disk import use_findings
 from cairn.doctor_peers import listening_findings, peer_findings
 from cairn.errors import UsageError
 from cairn.findings import Finding, note
-from cairn.identity import load_identity, load_pinned_aggregator
+from cairn.identity.credentials import load_identity, load_pinned_aggregator
 from cairn.preflight import Node, on_this_machine
 
 

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.errors import UsageError
 from cairn.findings import Finding, attempted, fault, ok, warning
-from cairn.identity import (
+from cairn.identity.credentials import (
     ASK_FOR_PRESENT,
     RENEW,
     IdentityFiles,
@@ -20,7 +20,7 @@ from cairn.identity import (
     load_signing_key,
     public_signing_key_text,
 )
-from cairn.pem import load_certificate
+from cairn.identity.pem import load_certificate
 
 SOON = timedelta(days=30)
 

@@ -11,7 +11,7 @@ from cairn.errors import CairnError, Unavailable
 from cairn.federation_plan import Address
 from cairn.findings import Finding, fault, note, ok, warning
 from cairn.health_client import Health, ask_health
-from cairn.identity import Identity, NodeName, PinnedAggregator, Role
+from cairn.identity.credentials import Identity, NodeName, PinnedAggregator, Role
 from cairn.listening import tried
 from cairn.looking import PinnedCoordinator
 from cairn.messages import check_protocol

@@ -8,7 +8,7 @@ import grpc
 import structlog
 
 from cairn.errors import CairnError
-from cairn.identity import NodeName
+from cairn.identity.credentials import NodeName
 from cairn.messages import reason_word
 from cairn.status import STATUS
 from cairn.steps import Call

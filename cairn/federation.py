@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cairn.authority import (
+from cairn.errors import UsageError
+from cairn.federation_plan import AUTHORITY, Address, FederationPlan, read_tasks, usual_floor
+from cairn.federation_toml import aggregator_toml, coordinator_toml, owner_toml
+from cairn.identity.authority import (
     Authority,
     Subject,
     issue,
@@ -16,11 +19,8 @@ from cairn.authority import (
     new_request,
     new_signing_key,
 )
-from cairn.errors import UsageError
-from cairn.federation_plan import AUTHORITY, Address, FederationPlan, read_tasks, usual_floor
-from cairn.federation_toml import aggregator_toml, coordinator_toml, owner_toml
-from cairn.identity import NodeName, Role, load_signing_key, public_signing_key_text
-from cairn.pem import PRIVATE, PUBLIC, write_new
+from cairn.identity.credentials import NodeName, Role, load_signing_key, public_signing_key_text
+from cairn.identity.pem import PRIVATE, PUBLIC, write_new
 
 __all__ = ["FederationPlan", "usual_floor", "write_federation"]
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cairn.encoding import WORDS
 from cairn.errors import UsageError
-from cairn.identity import NodeName, Role
+from cairn.identity.credentials import NodeName, Role
 from cairn.limits import MAX_ROUND_SECONDS
 from cairn.settings import FilePath, Settings
 

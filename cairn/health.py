@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 
 from cairn.errors import Unavailable
 from cairn.health_client import is_serving
-from cairn.identity import (
+from cairn.identity.credentials import (
     Identity,
     PinnedAggregator,
     Role,
@@ -20,7 +20,7 @@ from cairn.identity import (
     load_pinned_aggregator,
     node_named_in,
 )
-from cairn.pem import load_certificate
+from cairn.identity.pem import load_certificate
 from cairn.rpc import dial
 from cairn.settings import Address, FilePath, IdentityFiles, Settings
 

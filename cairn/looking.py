@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.distrust import Trust
 from cairn.errors import Distrusted, InvalidMessage, Unavailable
-from cairn.identity import Identity, Role, load_pinned
-from cairn.node_name import node_named_in
+from cairn.identity.credentials import Identity, Role, load_pinned
+from cairn.identity.names import node_named_in
+from cairn.identity.reload import Renewal, renewal_of
 from cairn.reaching import Unreachable, Way, shown
-from cairn.renewal import Renewal, renewal_of
 from cairn.runtime.timeouts import CALL_SECONDS
 
 

@@ -12,7 +12,7 @@ from cairn.doctor_disk import clock_findings, place_findings
 from cairn.doctor_identity import identity_findings, pin_findings, signing_key_findings
 from cairn.errors import UsageError
 from cairn.findings import Finding, Grade, of_grade
-from cairn.identity import IdentityFiles, NodeName, Role
+from cairn.identity.credentials import IdentityFiles, NodeName, Role
 from cairn.looking import PinnedCoordinator
 from cairn.place import Place
 from cairn.runtime.quoting import quoted

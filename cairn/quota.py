@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from cairn.access import LONG_CALLS
 from cairn.connections import Connections
 from cairn.errors import TooMuch
-from cairn.identity import NodeName
+from cairn.identity.credentials import NodeName
 from cairn.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER, Pools
 from cairn.steps import Call
 

@@ -17,7 +17,8 @@ from cairn.connections import Connections, Reserve
 from cairn.error_mapping import ErrorMapping, Refused, unrecorded
 from cairn.errors import CairnError, CallerNotAllowed
 from cairn.health_service import HealthService
-from cairn.identity import Identity, PinnedAggregator, Role
+from cairn.identity.credentials import Identity, PinnedAggregator, Role
+from cairn.identity.reload import Renewal, renewal_of, renewal_of_pin
 from cairn.interceptor import Interceptor
 from cairn.limits import MAX_JOB_SPEC_BYTES, MAX_ROUND_SECONDS
 from cairn.listening import why_not
@@ -26,7 +27,6 @@ from cairn.parsing import MESSAGE_BYTES
 from cairn.pools import Pools
 from cairn.quota import Quotas
 from cairn.redial import RedialledChannel
-from cairn.renewal import Renewal, renewal_of, renewal_of_pin
 from cairn.runtime.clock import Clock
 from cairn.runtime.quoting import quoted
 from cairn.runtime.timeouts import CALL_SECONDS, IDLE_SECONDS

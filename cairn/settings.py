@@ -18,7 +18,7 @@ from pydantic import (
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.foreign_files import Incomplete, content_of
-from cairn.identity import parse_signing_key_text
+from cairn.identity.credentials import parse_signing_key_text
 from cairn.limits import MAX_ROUND_SECONDS
 from cairn.runtime.quoting import quoted
 
@@ -144,7 +144,7 @@ class Settings(BaseModel):
 
 
 class IdentityFiles(Settings):
-    """The files of a node's identity (cairn/identity.py)."""
+    """The files of a node's identity (cairn/identity/credentials.py)."""
 
     certificate: FilePath
     key: FilePath

@@ -10,8 +10,8 @@ from typing import Protocol, cast
 
 import grpc
 
-from cairn.certified import Certified, certified
-from cairn.identity import NodeName
+from cairn.identity.certified import Certified, certified
+from cairn.identity.credentials import NodeName
 from cairn.watchdog import Watch
 
 

@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ConfigDict
 
 from cairn.errors import UsageError
-from cairn.identity import parse_signing_key_text
+from cairn.identity.credentials import parse_signing_key_text
 from cairn.settings import Settings, SigningKeyText
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cairn.identity import NodeName, Role
+from cairn.identity.credentials import NodeName, Role
 from cairn.place import run_folder
 from cairn.preflight import Node, Peer
 from coordinator.settings import CoordinatorSettings

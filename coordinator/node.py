@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cairn.encoding import WORDS
 from cairn.errors import CairnError, Fenced, UsageError
-from cairn.identity import (
+from cairn.identity.credentials import (
     Identity,
     NodeName,
     Role,

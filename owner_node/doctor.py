@@ -13,7 +13,7 @@ from cryptography import x509
 from cairn.doctor_identity import SOON
 from cairn.errors import InvalidMessage, UsageError
 from cairn.findings import Finding, attempted, fault, note, ok, warning
-from cairn.identity import NodeName, Role
+from cairn.identity.credentials import NodeName, Role
 from cairn.ledger_files import OWNER_DATABASE, read_ledger
 from cairn.looking import PinnedCoordinator, load_pinned_coordinator
 from cairn.place import state_directory

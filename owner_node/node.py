@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.encoding import WORDS
 from cairn.health_client import is_serving
-from cairn.identity import (
+from cairn.identity.credentials import (
     Identity,
     NodeName,
     PinnedAggregator,
@@ -22,10 +22,10 @@ from cairn.identity import (
     load_pinned_aggregator,
     parse_signing_key_text,
 )
+from cairn.identity.reload import Renewal, renewal_of_pin
 from cairn.ledger_files import OWNER_DATABASE
 from cairn.looking import CoordinatorTrust, load_pinned_coordinator
 from cairn.preflight import preflight
-from cairn.renewal import Renewal, renewal_of_pin
 from cairn.rpc import dial
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 import cairn.rpc
 from cairn.errors import CairnError
-from cairn.identity import load_identity, node_named_in
-from cairn.pem import load_certificate
+from cairn.identity.credentials import load_identity, node_named_in
+from cairn.identity.pem import load_certificate
 from cairn.settings import IdentityFiles
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 home = Path("/nodes/{node}/{node}")

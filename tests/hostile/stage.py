@@ -17,8 +17,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cairn.certified import certified
-from cairn.identity import load_signing_key
+from cairn.identity.certified import certified
+from cairn.identity.credentials import load_signing_key
 from cairn.limits import LARGEST_SHARE
 from cairn.messages import PROTOCOL
 from cairn.statements import MANIFEST, sign

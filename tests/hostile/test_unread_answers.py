@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cairn import call_deadline
-from cairn.identity import Role
+from cairn.identity.credentials import Role
 from cairn.pools import LONG_CALLS_OF_ONE_CALLER
 from cairn.rpc import Listener
 from cairn.runtime.timeouts import IDLE_SECONDS

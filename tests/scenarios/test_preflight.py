@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cairn.authority import Authority, Subject, issue, new_request
-from cairn.identity import NodeName, Role
+from cairn.identity.authority import Authority, Subject, issue, new_request
+from cairn.identity.credentials import NodeName, Role
 from cairn.ledger_files import AGGREGATOR_DATABASE, read_ledger, read_refusals
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import BIN, Node

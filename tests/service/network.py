@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from cairn.authority import Authority, Subject, issue, new_authority, new_key, new_request
 from cairn.federation import FederationPlan, write_federation
-from cairn.identity import Identity, NodeName, Role, load_identity, load_signing_key
+from cairn.identity.authority import Authority, Subject, issue, new_authority, new_key, new_request
+from cairn.identity.credentials import Identity, NodeName, Role, load_identity, load_signing_key
 from cairn.messages import (
     PROTOCOL,
     JobSpec,

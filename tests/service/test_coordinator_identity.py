@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from cairn.errors import CallerNotAllowed, Distrusted, Unavailable, UsageError
-from cairn.identity import NodeName, Role
+from cairn.identity.credentials import NodeName, Role
 from cairn.incoming import Incoming
 from cairn.tensors import Schema, TensorSpec
 from owner_node.coordinator_client import CoordinatorClient

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cairn.identity import NodeName, Role, load_identity
+from cairn.identity.credentials import NodeName, Role, load_identity
 from cairn.messages import PROTOCOL
 from cairn.rpc import Listener
 from cairn.v1 import coordinator_pb2

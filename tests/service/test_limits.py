@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from cairn.access import ACCESS
-from cairn.identity import Role
+from cairn.identity.credentials import Role
 from cairn.rpc import dial
 from cairn.v1 import aggregator_pb2
 from tests.scenarios.processes import until

@@ -15,7 +15,7 @@ import pytest
 from blake3 import blake3
 
 from cairn.errors import Unavailable
-from cairn.identity import Role
+from cairn.identity.credentials import Role
 from cairn.incoming import Incoming
 from cairn.messages import job_spec_from_bytes
 from cairn.model_writing import NewModel

@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cairn.errors import InvalidMessage
-from cairn.identity import parse_signing_key_text
+from cairn.identity.credentials import parse_signing_key_text
 from cairn.statements import MANIFEST, RECEIPT, STATEMENT, envelope, from_envelope, verified
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb

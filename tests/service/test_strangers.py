@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from cairn import patience
 from cairn.errors import CallerNotAllowed, Distrusted, Unavailable
 from cairn.health_client import is_serving
-from cairn.identity import PinnedAggregator
+from cairn.identity.credentials import PinnedAggregator
 from cairn.patience import patiently
 from cairn.rpc import Listener, dial, translated
 from cairn.runtime.timeouts import CALL_SECONDS

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from cairn.access import ACCESS, LONG_CALLS
-from cairn.identity import Role
+from cairn.identity.credentials import Role
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cairn.authority import (
+from cairn.identity.authority import (
     Authority,
     Subject,
     issue,
@@ -19,7 +19,7 @@ from cairn.authority import (
     new_request,
     new_signing_key,
 )
-from cairn.identity import NodeName, Role
+from cairn.identity.credentials import NodeName, Role
 from cairn.ledger import Ledger
 from cairn.ledger_files import OWNER_DATABASE
 from cairn.runtime.clock import Clock

@@ -9,7 +9,7 @@ import pytest
 from cairn import connections as module
 from cairn.connections import CONNECTIONS_OF_ONE_CALLER, Connections, Reserve
 from cairn.errors import TooMuch
-from cairn.identity import NodeName, Role
+from cairn.identity.credentials import NodeName, Role
 from cairn.runtime.clock import Clock
 
 ALICE, BOB = (NodeName("ward", Role.OWNER, name) for name in ("alice", "bob"))

@@ -18,7 +18,7 @@ from cairn.errors import CairnError, UsageError
 from cairn.federation import FederationPlan, usual_floor, write_federation
 from cairn.federation_plan import Address, PlannedTask
 from cairn.federation_toml import _key, _text
-from cairn.identity import (
+from cairn.identity.credentials import (
     NodeName,
     Role,
     load_identity,

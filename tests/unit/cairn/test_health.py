@@ -8,7 +8,7 @@ import pytest
 from cairn.errors import Unavailable, UsageError
 from cairn.federation import FederationPlan, write_federation
 from cairn.health import check_health
-from cairn.identity import NodeName, Role
+from cairn.identity.credentials import NodeName, Role
 from tests.service.door import Door, Home
 
 OWNERS = ("alice", "bob", "carol")

@@ -8,7 +8,12 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from cairn.identity import Identity, PinnedAggregator, load_identity, load_pinned_aggregator
+from cairn.identity.credentials import (
+    Identity,
+    PinnedAggregator,
+    load_identity,
+    load_pinned_aggregator,
+)
 
 T = TypeVar("T")
 

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cairn.authority import (
+from cairn.errors import UsageError
+from cairn.identity.authority import (
     Authority,
     Subject,
     issue,
@@ -21,8 +22,7 @@ from cairn.authority import (
     new_key,
     new_request,
 )
-from cairn.errors import UsageError
-from cairn.identity import NodeName, Role, key_fingerprint
+from cairn.identity.credentials import NodeName, Role, key_fingerprint
 
 NOW = datetime.now(UTC)
 OPENSSL = shutil.which("openssl")

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.node_name import KEY_USES, NAME_PATTERN, NodeName, Role, node_named_in
-from cairn.pem import load_certificate, load_certificates, load_key
+from cairn.identity.names import KEY_USES, NAME_PATTERN, NodeName, Role, node_named_in
+from cairn.identity.pem import load_certificate, load_certificates, load_key
 
 __all__ = [
     "ASK_FOR_PRESENT",

@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cairn.errors import UsageError
-from cairn.renewal import Renewal
+from cairn.identity.reload import Renewal
 
 
 @pytest.fixture

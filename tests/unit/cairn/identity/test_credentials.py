@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from cairn.authority import (
+from cairn.errors import CallerNotAllowed, InvalidMessage, UsageError
+from cairn.identity.authority import (
     Authority,
     Subject,
     issue,
@@ -28,10 +29,8 @@ from cairn.authority import (
     new_request,
     new_signing_key,
 )
-from cairn.certified import certified
-from cairn.describe import describe
-from cairn.errors import CallerNotAllowed, InvalidMessage, UsageError
-from cairn.identity import (
+from cairn.identity.certified import certified
+from cairn.identity.credentials import (
     NodeName,
     Role,
     identity_faults,
@@ -41,7 +40,8 @@ from cairn.identity import (
     parse_signing_key_text,
     public_signing_key_text,
 )
-from cairn.pem import write_new
+from cairn.identity.describe import describe
+from cairn.identity.pem import write_new
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ALICE = NodeName("hospitals", Role.OWNER, "alice")

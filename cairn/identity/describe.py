@@ -5,9 +5,9 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cairn.authority import federation_of, load_request
 from cairn.errors import InvalidMessage, UsageError
-from cairn.identity import NodeName, Role, fingerprint, key_fingerprint, node_named_in
+from cairn.identity.authority import federation_of, load_request
+from cairn.identity.credentials import NodeName, Role, fingerprint, key_fingerprint, node_named_in
 from cairn.runtime.quoting import quoted
 
 _MAY = {

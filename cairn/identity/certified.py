@@ -8,8 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.errors import CallerNotAllowed, InvalidMessage
-from cairn.identity import RENEW, fingerprint, key_fingerprint
-from cairn.node_name import NodeName, node_named_in
+from cairn.identity.credentials import RENEW, fingerprint, key_fingerprint
+from cairn.identity.names import NodeName, node_named_in
 
 
 @dataclass(frozen=True)
