@@ -6,8 +6,8 @@ from aggregator_node.settings import AggregatorSettings
 from aggregator_node.swap import swap_findings
 from cairn.identity.credentials import NodeName, Role
 from cairn.ledger_files import AGGREGATOR_DATABASE
-from cairn.place import state_directory
 from cairn.preflight import Node
+from cairn.storage.directory import state_directory
 
 
 def node_of_file(path: Path) -> Node:

@@ -20,9 +20,9 @@ from aggregator_node.state_check import check_state
 from cairn.errors import InvalidMessage, NotFound, Unavailable, UsageError
 from cairn.ledger import Entry, Ledger
 from cairn.model_writing import is_left_over
-from cairn.place import state_directory
 from cairn.runtime.clock import Clock
-from cairn.state_directory import StateDirectory
+from cairn.storage.database import StateDirectory
+from cairn.storage.directory import state_directory
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cairn.findings import Finding, fault, ok, warning
-from cairn.place import Place
+from cairn.storage.directory import Place
 
 _NAMED = 3  # accounts in one sentence
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from cairn.errors import InvalidMessage, UsageError
 from cairn.findings import Finding, fault, note, ok, warning
 from cairn.ledger_database import last_entry
-from cairn.place import Place
-from cairn.state_directory import is_in_use
+from cairn.storage.database import is_in_use
+from cairn.storage.directory import Place
 
 CLOCK_SKEW_SECONDS = 60  # by so much two clocks that are set may differ
 

@@ -19,9 +19,9 @@ from typing import Literal
 from urllib.parse import quote
 
 from cairn.errors import InvalidMessage
-from cairn.foreign_files import opened, pieces_of
 from cairn.ledger import MAX_ENTRY_BYTES, Entry
 from cairn.runtime.quoting import quoted
+from cairn.storage.foreign_files import opened, pieces_of
 
 MAX_DATABASE_BYTES = 1 << 30
 _MEMORY_BYTES = 1 << 26

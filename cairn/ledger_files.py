@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.foreign_files import Incomplete, lines_of
 from cairn.ledger import MAX_ENTRY_BYTES, Entry
 from cairn.ledger_database import rows_of
 from cairn.messages import parse
+from cairn.storage.foreign_files import Incomplete, lines_of
 from cairn.v1 import round_pb2 as pb
 
 LEDGER_FILE = "ledger.jsonl"

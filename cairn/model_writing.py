@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from cairn import disk
 from cairn.errors import InvalidMessage
+from cairn.storage import fsync
 from cairn.tensors import CHUNK_BYTES, Buffer, Schema
 
 _SYNC_BYTES = 64 << 20
@@ -86,7 +86,7 @@ class NewModel:
             raise InvalidMessage(f"the model lacks {self.missing} bytes of its schema")
         self._end_sync()
         with self._file:
-            disk.sync(self._file.fileno())
+            fsync.sync(self._file.fileno())
         self._temporary.replace(self._path)
         sync_directory(self._path.parent)
 
@@ -105,7 +105,7 @@ class NewModel:
         self._wait_for_sync()
         if self._beside is None:
             self._beside = ThreadPoolExecutor(1, thread_name_prefix="sync")
-        self._syncing = self._beside.submit(disk.sync_data, self._file.fileno())
+        self._syncing = self._beside.submit(fsync.sync_data, self._file.fileno())
         self._unsynced = 0
 
     def _end_sync(self) -> None:
@@ -137,7 +137,7 @@ def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
             for part in parts:
                 file.write(part)
             file.flush()
-            disk.sync(file.fileno())
+            fsync.sync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -167,6 +167,6 @@ def sync_directory(path: Path) -> None:
     """Make durable which files a directory has."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        disk.sync(directory)
+        fsync.sync(directory)
     finally:
         os.close(directory)

@@ -14,8 +14,8 @@ from cairn.errors import UsageError
 from cairn.findings import Finding, Grade, of_grade
 from cairn.identity.credentials import IdentityFiles, NodeName, Role
 from cairn.looking import PinnedCoordinator
-from cairn.place import Place
 from cairn.runtime.quoting import quoted
+from cairn.storage.directory import Place
 
 log = structlog.get_logger()
 

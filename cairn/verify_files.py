@@ -9,7 +9,6 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.foreign_files import content_of, lines_of
 from cairn.ledger_files import (
     LEDGER_FILE,
     MAX_LEDGER_BYTES,
@@ -18,6 +17,7 @@ from cairn.ledger_files import (
     read_ledger,
     read_refusals,
 )
+from cairn.storage.foreign_files import content_of, lines_of
 from cairn.v1 import round_pb2 as pb
 from cairn.verify import (
     Copy,

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from cairn.identity.credentials import NodeName, Role
-from cairn.place import run_folder
 from cairn.preflight import Node, Peer
+from cairn.storage.directory import run_folder
 from coordinator.settings import CoordinatorSettings
 
 

@@ -10,9 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cairn import disk
 from cairn.errors import CairnError, InvalidMessage, UsageError
-from cairn.foreign_files import Incomplete, content_of
 from cairn.ledger import GENESIS, Entry, check_chain
 from cairn.ledger_files import (
     HEAD_FILE,
@@ -27,6 +25,8 @@ from cairn.messages import parse
 from cairn.model_writing import write_atomically
 from cairn.runtime.failpoints import failpoint
 from cairn.statements import from_envelope
+from cairn.storage import fsync
+from cairn.storage.foreign_files import Incomplete, content_of
 from cairn.v1 import round_pb2 as pb
 from coordinator.record_client import Page
 
@@ -112,7 +112,7 @@ class LedgerCopy:
             file.truncate(self._complete_bytes)
             file.writelines(lines)
             file.flush()
-            disk.sync(file.fileno())
+            fsync.sync(file.fileno())
             self._complete_bytes = file.tell()
         self._last = entries[-1]
 

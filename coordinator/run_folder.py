@@ -19,16 +19,16 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from cairn import disk
 from cairn.errors import InvalidMessage, UsageError
-from cairn.foreign_files import Incomplete, content_of
 from cairn.ledger_files import MAX_LEDGER_BYTES
 from cairn.model_files import map_values, read_model
 from cairn.model_writing import NewModel, clear_left_overs, write_atomically
-from cairn.place import run_folder
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.quoting import quoted
 from cairn.statements import envelope
+from cairn.storage import fsync
+from cairn.storage.directory import run_folder
+from cairn.storage.foreign_files import Incomplete, content_of
 from cairn.tensors import Buffer, Schema
 from cairn.v1 import round_pb2 as pb
 from cairn.values import has_negative_zeros, pieces_without_negative_zeros
@@ -132,7 +132,7 @@ class RunFolder:
         with self._history_path.open("a", encoding="utf-8") as history:
             history.write(json.dumps(line) + "\n")
             history.flush()
-            disk.sync(history.fileno())
+            fsync.sync(history.fileno())
         failpoint("coordinator.checkpoint.before")
         self._save(checkpoint)
         failpoint("coordinator.checkpoint.after")

@@ -21,9 +21,9 @@ from typing import Self
 
 import structlog
 
-from cairn import disk
 from cairn.encoding import Layout
 from cairn.model_writing import is_left_over, sync_directory
+from cairn.storage import fsync
 from cairn.tensors import CHUNK_BYTES
 
 log = structlog.get_logger()
@@ -142,7 +142,7 @@ class Keeping:
                 _write_all(descriptor, payload[start : start + CHUNK_BYTES])
             self._temporary.replace(self._path)
             self._placed.set()
-            disk.sync(descriptor)
+            fsync.sync(descriptor)
         finally:
             os.close(descriptor)
         sync_directory(self._path.parent)

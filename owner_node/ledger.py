@@ -32,7 +32,7 @@ from cairn.errors import CairnError, InvalidMessage, UsageError
 from cairn.ledger import Ledger
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
-from cairn.state_directory import StateDirectory
+from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
 from owner_node.past import PHASE_WORDS, Past
 from owner_node.policy import Invited

@@ -30,7 +30,7 @@ from cairn.rpc import dial
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.timeouts import CALL_SECONDS, PARTING_SECONDS
-from cairn.state_directory import StateDirectory
+from cairn.storage.database import StateDirectory
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from cairn.errors import UsageError
 from cairn.ledger_files import OWNER_DATABASE
-from cairn.place import state_directory
 from cairn.runtime.clock import Clock
-from cairn.state_directory import StateDirectory, is_in_use
+from cairn.storage.database import StateDirectory, is_in_use
+from cairn.storage.directory import state_directory
 from owner_node.ledger import OwnerLedger
 from owner_node.settings import OwnerSettings
 

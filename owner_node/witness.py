@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.messages import parse
-from cairn.state_directory import StateDirectory
 from cairn.statements import verified_head
+from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
 from owner_node.ledger import NotRecorded
 

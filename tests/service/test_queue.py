@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cairn.rpc import dial
-from cairn.state_directory import StateDirectory
+from cairn.storage.database import StateDirectory
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb

@@ -23,8 +23,8 @@ from cairn.patience import patiently
 from cairn.rpc import Listener, dial
 from cairn.runtime.clock import Clock
 from cairn.runtime.timeouts import IDLE_SECONDS
-from cairn.state_directory import StateDirectory
 from cairn.statements import commitment_of
+from cairn.storage.database import StateDirectory
 from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb

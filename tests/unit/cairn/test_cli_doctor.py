@@ -23,7 +23,7 @@ from cairn.identity.credentials import NodeName, Role
 from cairn.ledger import Ledger
 from cairn.ledger_files import OWNER_DATABASE
 from cairn.runtime.clock import Clock
-from cairn.state_directory import StateDirectory
+from cairn.storage.database import StateDirectory
 from tests.scenarios.processes import BIN, free_port
 from tests.small_disk import may_mount, on_small_disk
 from tests.unit.cairn.examination import called, examined, made, pointed

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from cairn.cli_reset import reset
 from cairn.ledger_files import OWNER_DATABASE, read_ledger
 from cairn.runtime.clock import Clock
-from cairn.state_directory import StateDirectory
+from cairn.storage.database import StateDirectory
 from owner_node.ledger import OwnerLedger
 from tests.unit.cairn.examination import made
 

@@ -10,7 +10,7 @@ import pytest
 from cairn.ledger import Ledger
 from cairn.ledger_files import read_ledger
 from cairn.runtime.clock import Clock
-from cairn.state_directory import StateDirectory
+from cairn.storage.database import StateDirectory
 from tests.unit.cairn.recorded import Federation, owners_chain
 from tests.unit.cairn.test_verify import checked
 from tests.unit.cairn.test_verify_owner import owners_ledger

@@ -10,7 +10,7 @@ import pytest
 
 from cairn.errors import UsageError
 from cairn.runtime.clock import Clock
-from cairn.state_directory import StateDirectory
+from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
 from owner_node.ledger import NotRecorded, OwnerLedger, round_facts
 from owner_node.past import Pushed

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from cairn.state_directory import StateDirectory
+from cairn.storage.database import StateDirectory
 
 HEAD = """
 import errno, os, sqlite3, sys
 from pathlib import Path
 from unittest import mock
 from cairn.model_writing import write_atomically
-from cairn.state_directory import StateDirectory
+from cairn.storage.database import StateDirectory
 home = Path(sys.argv[1])
 """
 COMMIT = """

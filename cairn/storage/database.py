@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cairn.disk import end_if_lost
 from cairn.errors import UsageError
-from cairn.place import state_directory
+from cairn.storage.directory import state_directory
+from cairn.storage.fsync import end_if_lost
 
 
 class StateDirectory:

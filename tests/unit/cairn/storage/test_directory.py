@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cairn.errors import UsageError
-from cairn.place import run_folder, state_directory
+from cairn.storage.directory import run_folder, state_directory
 
 STATE = state_directory(Path("/srv/state"))
 
