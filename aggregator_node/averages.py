@@ -16,7 +16,7 @@ from hashlib import sha256
 from aggregator_node.policy import Average, are_different, check_difference
 from aggregator_node.push import Terms
 from cairn.limits import MAX_EXAMPLES
-from cairn.tensors import Schema
+from cairn.model.schema import Schema
 
 
 class _Says(Enum):

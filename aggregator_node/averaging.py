@@ -38,9 +38,9 @@ from aggregator_node.exact_sum import BLOCK, ExactSums
 from aggregator_node.pages import anonymous
 from aggregator_node.rule import Ask, ReadBlock, Rule
 from cairn.errors import TooMuch, UpdateRefused, WrongState
-from cairn.tensors import DTYPES, FLOATS, Buffer, Schema
+from cairn.model.schema import DTYPES, FLOATS, Buffer, Schema
+from cairn.model.validation import Run, clear_negative_zeros, runs_of
 from cairn.v1 import round_pb2 as pb
-from cairn.values import Run, clear_negative_zeros, runs_of
 
 MAX_WEIGHT = 2**31 - 1
 MAX_TOTAL_WEIGHT = 2**41

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from aggregator_node.exact_sum import BLOCK, Carry, Floats, exact_terms, normalise
 from aggregator_node.spread import BINARY64_BITS
-from cairn.values import SIGNIFICANT_BITS
+from cairn.model.validation import SIGNIFICANT_BITS
 
 # What an infinity stands for: the first power of two beyond the range.
 _BEYOND = {"F16": 2.0**16, "BF16": 2.0**128, "F32": 2.0**128, "F64": math.inf}

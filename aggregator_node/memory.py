@@ -20,7 +20,7 @@ from aggregator_node.memory_shares import MemoryShares
 from aggregator_node.push import Terms
 from aggregator_node.rule import Rule
 from cairn.errors import TooMuch, Unavailable
-from cairn.tensors import Schema
+from cairn.model.schema import Schema
 from cairn.v1 import round_pb2 as pb
 
 # Of buffers that a round may have in any case, so that small updates never wait.

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from cairn.errors import InvalidMessage, TooMuch, WrongState
 from cairn.limits import LARGEST_SHARE
 from cairn.messages import JobSpec
+from cairn.model.validation import Bounds
 from cairn.owners import are_of_one_group, check_group_sizes
 from cairn.v1 import round_pb2 as pb
-from cairn.values import Bounds
 
 MAX_OPEN_ROUNDS = 64  # of one coordinator: each has a thread, and memory for its updates
 # Of one coordinator, since the aggregator's start, for want of memory for the sums: whether they grow so far can

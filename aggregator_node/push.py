@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from aggregator_node.exact_sum import BLOCK
 from aggregator_node.rule import ReadBlock
 from aggregator_node.shares import LargestShare
-from cairn.encoding import Layout, check_wire_values, decoded
 from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
 from cairn.incoming import Incoming
 from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.messages import JobSpec, Manifest, check_digest, digest_of
-from cairn.tensors import CHUNK_BYTES
+from cairn.model.schema import CHUNK_BYTES
+from cairn.model.update_encoding import Layout, check_wire_values, decoded
+from cairn.model.validation import Bounds
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from cairn.values import Bounds
 
 MIN_CHUNK_BYTES = 64 << 10  # of all but the last: a stream of single bytes would last for ever
 

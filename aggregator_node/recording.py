@@ -29,14 +29,14 @@ from cairn.messages import (
     parse,
     reason_word,
 )
-from cairn.model_files import map_values
-from cairn.model_writing import NewModel
+from cairn.model.safetensors_reader import map_values
+from cairn.model.safetensors_writer import NewModel
+from cairn.model.validation import Bounds
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.statements import STATEMENT, sign
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from cairn.values import Bounds
 
 log = structlog.get_logger()
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from cairn.tensors import Buffer, Schema
+from cairn.model.schema import Buffer, Schema
 
 # Asks for so many bytes more; raises Unavailable where there are none.
 Ask = Callable[[int], None]

@@ -15,13 +15,13 @@ from rich.table import Table
 
 from cairn.cli_identity import mistakes_explained
 from cairn.errors import UpdateRefused, UsageError
-from cairn.model_files import read_model
+from cairn.model.safetensors_reader import read_model
+from cairn.model.schema import Schema
+from cairn.model.validation import ANY_FINITE, check_values
 from cairn.runtime.quoting import quoted
 from cairn.task import Round, Site, Task
 from cairn.task_environment import as_the_task_has_it
 from cairn.task_loading import TaskFailed, load_task, own_traceback
-from cairn.tensors import Schema
-from cairn.values import ANY_FINITE, check_values
 
 if TYPE_CHECKING:
     from cairn.task_running import Outcome

@@ -8,7 +8,7 @@ written by one copy and read by none. In Python a chunk is a `memoryview`, every
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cairn.tensors import CHUNK_BYTES
+from cairn.model.schema import CHUNK_BYTES
 
 _UPLOADS = {"/cairn.v1.IntakeService/SubmitUpdate"}
 _DOWNLOADS = {

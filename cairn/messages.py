@@ -22,8 +22,8 @@ from cairn.limits import (
     MAX_ROUND_SECONDS,
     MIN_COHORT,
 )
+from cairn.model.schema import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
 from cairn.owners import Groups, check_groups, check_name, check_owners
-from cairn.tensors import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 
 PROTOCOL = 4

@@ -4,7 +4,7 @@ from typing import Any
 
 from cairn import frames
 from cairn.errors import InvalidMessage, TooMuch
-from cairn.tensors import CHUNK_BYTES
+from cairn.model.schema import CHUNK_BYTES
 
 MESSAGE_BYTES = CHUNK_BYTES + (1 << 18)  # a chunk and its frame: no model is one message
 _LARGE = {"/cairn.v1.ReleaseService/RegisterJob"}  # a job's schema; its listener bounds it

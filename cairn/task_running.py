@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from cairn.errors import UsageError
-from cairn.exchanged import Exchanged
 from cairn.exchanging import Parts, parts_of
 from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
+from cairn.model.exchanged import Exchanged
+from cairn.model.schema import Schema
 from cairn.task import Data, Round, Site, Task
 from cairn.task_loading import TaskFailed, own_code
-from cairn.tensors import Schema
 from cairn.torch_state import (
     WritableBuffer,
     payload_of,

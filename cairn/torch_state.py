@@ -1,4 +1,4 @@
-"""Between a PyTorch state_dict and the canonical bytes of a model (cairn/tensors.py).
+"""Between a PyTorch state_dict and the canonical bytes of a model (cairn/model/schema.py).
 
 What becomes of a tensor on its way through a round:
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
 
 WritableBuffer = bytearray | memoryview | NDArray[np.uint8]
 

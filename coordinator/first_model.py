@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import click
 
 from cairn.errors import UsageError
-from cairn.model_files import read_model
-from cairn.model_writing import write_model
-from cairn.tensors import Schema
+from cairn.model.safetensors_reader import read_model
+from cairn.model.safetensors_writer import write_model
+from cairn.model.schema import Schema
 
 
 def first_model(source: Path, seed: int, workspace: Path) -> tuple[Schema, memoryview]:

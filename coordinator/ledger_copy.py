@@ -22,7 +22,7 @@ from cairn.ledger_files import (
     read_ledger,
 )
 from cairn.messages import parse
-from cairn.model_writing import write_atomically
+from cairn.model.safetensors_writer import write_atomically
 from cairn.runtime.failpoints import failpoint
 from cairn.statements import from_envelope
 from cairn.storage import fsync

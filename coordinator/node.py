@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cairn.encoding import WORDS
 from cairn.errors import CairnError, Fenced, UsageError
 from cairn.identity.credentials import (
     Identity,
@@ -18,12 +17,13 @@ from cairn.identity.credentials import (
     parse_signing_key_text,
 )
 from cairn.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
+from cairn.model.schema import Schema
+from cairn.model.update_encoding import WORDS
 from cairn.preflight import preflight
 from cairn.rpc import Listener, dial
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
 from cairn.runtime.timeouts import MOMENT_SECONDS, PARTING_SECONDS
-from cairn.tensors import Schema
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server

@@ -8,9 +8,9 @@ import structlog
 
 from cairn.errors import CairnError, InvalidMessage, WrongState
 from cairn.messages import JobSpec, digest_of
-from cairn.model_writing import NewModel
+from cairn.model.safetensors_writer import NewModel
+from cairn.model.schema import Schema
 from cairn.runtime.failpoints import failpoint
-from cairn.tensors import Schema
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, OpenedRound

@@ -21,17 +21,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger_files import MAX_LEDGER_BYTES
-from cairn.model_files import map_values, read_model
-from cairn.model_writing import NewModel, clear_left_overs, write_atomically
+from cairn.model.safetensors_reader import map_values, read_model
+from cairn.model.safetensors_writer import NewModel, clear_left_overs, write_atomically
+from cairn.model.schema import Buffer, Schema
+from cairn.model.validation import has_negative_zeros, pieces_without_negative_zeros
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.quoting import quoted
 from cairn.statements import envelope
 from cairn.storage import fsync
 from cairn.storage.directory import run_folder
 from cairn.storage.foreign_files import Incomplete, content_of
-from cairn.tensors import Buffer, Schema
 from cairn.v1 import round_pb2 as pb
-from cairn.values import has_negative_zeros, pieces_without_negative_zeros
 from coordinator.leaving_out import Failing
 
 

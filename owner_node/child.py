@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cairn.exchanged import Exchanged
+from cairn.model.exchanged import Exchanged
 from cairn.runtime.timeouts import PARTING_SECONDS
 from cairn.task_environment import passed_on
 from owner_node.clearing import clear

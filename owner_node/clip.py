@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cairn.tensors import FLOATS, Buffer, Schema
-from cairn.values import runs_of
+from cairn.model.schema import FLOATS, Buffer, Schema
+from cairn.model.validation import runs_of
 
 Block = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ Block = NDArray[np.float64]
 def clip(schema: Schema, base: Buffer, update: memoryview | bytearray, limit: float) -> bool:
     """Scale the update down in place where it is further than `limit` from its base.
 
-    Returns whether it was. All values must be finite (`cairn.values.check_values`).
+    Returns whether it was. All values must be finite (`cairn.model.validation.check_values`).
     """
     largest = max(
         (float(np.abs(half).max()) for _, half, _ in _halves(schema, base, update)), default=0.0

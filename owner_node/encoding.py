@@ -20,12 +20,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from cairn.encoding import Layout, by_scale, decoded, scales_of
 from cairn.errors import UpdateRefused
-from cairn.parts import LARGEST_QUANTUM, SCALE_BLOCK, Part
-from cairn.tensors import FLOATS, Buffer
+from cairn.model.schema import FLOATS, Buffer
+from cairn.model.segments import LARGEST_QUANTUM, SCALE_BLOCK, Part
+from cairn.model.update_encoding import Layout, by_scale, decoded, scales_of
+from cairn.model.validation import ANY_FINITE, BLOCK, check_values
 from cairn.v1 import round_pb2 as pb
-from cairn.values import ANY_FINITE, BLOCK, check_values
 
 Residual = Mapping[str, NDArray[np.float32]]  # of each encoded run, by its type
 Block = NDArray[np.float64]

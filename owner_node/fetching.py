@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from cairn.errors import CairnError, InvalidMessage, UpdateRefused, WrongState
 from cairn.incoming import Incoming
+from cairn.model.validation import Bounds, check_values
 from cairn.patience import patiently
 from cairn.runtime.timeouts import rest
 from cairn.task_loading import TaskFailed
 from cairn.v1 import round_pb2 as pb
-from cairn.values import Bounds, check_values
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.policy import Declined, Invited
 from owner_node.training_process import TrainingProcess

@@ -21,10 +21,10 @@ from typing import Self
 
 import structlog
 
-from cairn.encoding import Layout
-from cairn.model_writing import is_left_over, sync_directory
+from cairn.model.safetensors_writer import is_left_over, sync_directory
+from cairn.model.schema import CHUNK_BYTES
+from cairn.model.update_encoding import Layout
 from cairn.storage import fsync
-from cairn.tensors import CHUNK_BYTES
 
 log = structlog.get_logger()
 

@@ -8,11 +8,11 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from cairn.encoding import Layout
 from cairn.errors import UpdateRefused
-from cairn.tensors import DIGEST_BYTES
+from cairn.model.schema import DIGEST_BYTES
+from cairn.model.update_encoding import Layout
+from cairn.model.validation import ANY_FINITE, check_values
 from cairn.v1 import round_pb2 as pb
-from cairn.values import ANY_FINITE, check_values
 from owner_node.clip import clip
 from owner_node.encoding import Change, Residual, encode, length
 from owner_node.past import Pushed

@@ -10,7 +10,6 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cairn.encoding import WORDS
 from cairn.health_client import is_serving
 from cairn.identity.credentials import (
     Identity,
@@ -25,6 +24,7 @@ from cairn.identity.credentials import (
 from cairn.identity.reload import Renewal, renewal_of_pin
 from cairn.ledger_files import OWNER_DATABASE
 from cairn.looking import CoordinatorTrust, load_pinned_coordinator
+from cairn.model.update_encoding import WORDS
 from cairn.preflight import preflight
 from cairn.rpc import dial
 from cairn.runtime.clock import Clock

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cairn.encoding import WORDS, encoding_word
 from cairn.errors import CairnError, InvalidMessage
 from cairn.limits import LARGEST_SHARE
 from cairn.messages import JobSpec, Manifest
+from cairn.model.update_encoding import WORDS, encoding_word
 from cairn.owners import are_of_one_group
 from cairn.v1 import round_pb2 as pb
 

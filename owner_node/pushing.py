@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from cairn.encoding import encoding_word
 from cairn.errors import Conflict, TooMuch, Unavailable, UpdateRefused
 from cairn.messages import reason_word
+from cairn.model.update_encoding import encoding_word
 from cairn.patience import patiently
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cairn.encoding import Layout
+from cairn.model.update_encoding import Layout
 from cairn.v1 import round_pb2 as pb
 from owner_node.encoding import Change, Residual, keep_remainder
 

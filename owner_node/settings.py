@@ -43,7 +43,9 @@ def _metric(name: str) -> str:
 
 
 TaskSourceText = Annotated[str, AfterValidator(_task_source)]
-EncodingWord = Literal["whole", "bf16_deltas", "int8_deltas"]  # those of cairn.encoding.WORDS
+EncodingWord = Literal[
+    "whole", "bf16_deltas", "int8_deltas"
+]  # those of cairn.model.update_encoding.WORDS
 VariableName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 MetricName = Annotated[str, AfterValidator(_metric)]
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cairn.exchanged import Exchanged
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.exchanged import Exchanged
+from cairn.model.schema import Schema, TensorSpec
 
 _READ_BYTES = 1 << 16
 

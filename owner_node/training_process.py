@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from cairn.exchanged import Exchanged
+from cairn.model.exchanged import Exchanged
+from cairn.model.schema import Schema
 from cairn.task_loading import TaskFailed
-from cairn.tensors import Schema
 from owner_node.child import Child, TaskSource, end, kill, spawn
 from owner_node.training_link import ModelMemory, schema_message, told_of_model
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cairn.errors import UsageError
 from cairn.ledger_files import AGGREGATOR_DATABASE, OWNER_DATABASE
-from cairn.model_writing import write_atomically
+from cairn.model.safetensors_writer import write_atomically
 
 _ENOUGH_BYTES = 1 << 30
 _TRIED_BYTES = 1 << 16

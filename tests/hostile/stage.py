@@ -21,8 +21,8 @@ from cairn.identity.certified import certified
 from cairn.identity.credentials import load_signing_key
 from cairn.limits import LARGEST_SHARE
 from cairn.messages import PROTOCOL
+from cairn.model.schema import Schema, TensorSpec
 from cairn.statements import MANIFEST, sign
-from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import Entry, owner_entries

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cairn.encoding import Layout
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
+from cairn.model.update_encoding import Layout
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.aggregator_pb2 import UpdateCommit
 from owner_node.encoding import Change, encode

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.attacks import (
     ABORTED,

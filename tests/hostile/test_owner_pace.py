@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 from cairn.messages import PROTOCOL
+from cairn.model.schema import Schema, TensorSpec
 from cairn.runtime.timeouts import IDLE_SECONDS
-from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import bounded, check_one_hot, state_digest, written_refusals

@@ -9,10 +9,10 @@ from structlog.testing import capture_logs
 
 from cairn import call_deadline
 from cairn.identity.credentials import Role
+from cairn.model.schema import Schema, TensorSpec
 from cairn.pools import LONG_CALLS_OF_ONE_CALLER
 from cairn.rpc import Listener
 from cairn.runtime.timeouts import IDLE_SECONDS
-from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.attendance import Attendance

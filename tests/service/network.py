@@ -30,10 +30,10 @@ from cairn.messages import (
     job_spec_to_bytes,
     manifest_from_bytes,
 )
+from cairn.model.schema import Schema, TensorSpec
 from cairn.owners import Groups
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.statements import MANIFEST, STATEMENT, verified
-from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import BIN, Node, free_port

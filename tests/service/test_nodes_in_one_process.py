@@ -12,7 +12,7 @@ from aggregator_node.settings import AggregatorSettings
 from cairn.errors import CairnError, UsageError
 from cairn.federation import write_federation
 from cairn.federation_plan import FederationPlan
-from cairn.model_files import read_model
+from cairn.model.safetensors_reader import read_model
 from cairn.runtime.clock import Clock
 from coordinator.events import Event, JobFinished, JobStarted, RoundFinished
 from coordinator.node import Coordinator

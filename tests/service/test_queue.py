@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cairn.model.schema import Schema, TensorSpec
 from cairn.rpc import dial
 from cairn.storage.database import StateDirectory
-from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient

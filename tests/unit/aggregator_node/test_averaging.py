@@ -23,9 +23,9 @@ from aggregator_node.averaging import MAX_TOTAL_WEIGHT, MAX_WEIGHT, average_metr
 from aggregator_node.exact_rounding import Rounding
 from aggregator_node.exact_sum import BLOCK, ExactSums
 from cairn.errors import TooMuch, UpdateRefused, WrongState
-from cairn.tensors import DTYPES, FLOATS, Buffer, Schema, TensorSpec
+from cairn.model.schema import DTYPES, FLOATS, Buffer, Schema, TensorSpec
+from cairn.model.validation import Bounds, check_values
 from cairn.v1 import round_pb2 as pb
-from cairn.values import Bounds, check_values
 from tests.unit.aggregator_node.whole import add_whole
 
 # Precision in bits and exponent of the smallest normal number (IEEE 754; bfloat16 has binary32's).

@@ -19,8 +19,8 @@ from aggregator_node.exact_sum import (
     normalise,
     two_sum,
 )
-from cairn.tensors import DTYPES
-from cairn.values import SIGNIFICANT_BITS
+from cairn.model.schema import DTYPES
+from cairn.model.validation import SIGNIFICANT_BITS
 
 finite = st.floats(-1e300, 1e300, allow_nan=False)
 

@@ -18,7 +18,7 @@ from aggregator_node.policy import (
 )
 from cairn.errors import CairnError, InvalidMessage, TooMuch, WrongState
 from cairn.messages import JobSpec
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 
 OWNERS = ("alice", "bob", "carol", "dora")

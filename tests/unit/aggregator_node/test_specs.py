@@ -2,7 +2,7 @@
 
 from aggregator_node.specs import spec_of
 from cairn.messages import JobSpec, job_spec_to_bytes
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 
 LARGE = 60_000  # tensors: two such specifications have more than 16 MiB together

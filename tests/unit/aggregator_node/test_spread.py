@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator_node.spread import Spread, spread_of
-from cairn.tensors import DTYPES
-from cairn.values import SIGNIFICANT_BITS
+from cairn.model.schema import DTYPES
+from cairn.model.validation import SIGNIFICANT_BITS
 
 FLOATS = ["F16", "BF16", "F32", "F64"]
 

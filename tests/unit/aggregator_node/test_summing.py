@@ -16,10 +16,10 @@ from aggregator_node.shares import LargestShare
 from aggregator_node.summing import Summing
 from cairn.errors import Unavailable
 from cairn.limits import MAX_EXAMPLES
-from cairn.tensors import DTYPES, Schema, TensorSpec
+from cairn.model.schema import DTYPES, Schema, TensorSpec
+from cairn.model.validation import Bounds
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from cairn.values import Bounds
 from tests.unit.aggregator_node.calls import FakeCall
 from tests.unit.aggregator_node.test_memory import COHORT, terms
 

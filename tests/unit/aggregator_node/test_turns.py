@@ -15,11 +15,11 @@ from aggregator_node.live_round import LiveRound
 from aggregator_node.memory import Workspace
 from aggregator_node.push import Terms
 from cairn.errors import TooMuch, UpdateRefused, WrongState
+from cairn.model.schema import Schema, TensorSpec
+from cairn.model.validation import Bounds
 from cairn.runtime.clock import Clock
-from cairn.tensors import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from cairn.values import Bounds
 from tests.scenarios.processes import until
 from tests.unit.aggregator_node.calls import FakeCall
 from tests.unit.aggregator_node.test_push import JOB, MANIFEST

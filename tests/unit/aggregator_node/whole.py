@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from aggregator_node.exact_sum import BLOCK
 from aggregator_node.rule import Rule
-from cairn.encoding import Layout, decoded
-from cairn.tensors import Buffer, Schema
+from cairn.model.schema import Buffer, Schema
+from cairn.model.update_encoding import Layout, decoded
 from cairn.v1 import round_pb2 as pb
 
 

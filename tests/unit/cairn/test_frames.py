@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cairn import frames
-from cairn.tensors import CHUNK_BYTES
+from cairn.model.schema import CHUNK_BYTES
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 
 

@@ -24,7 +24,7 @@ from cairn.messages import (
     schema_from_pb,
     schema_to_pb,
 )
-from cairn.tensors import DTYPES, Schema, TensorSpec
+from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 
 JOB = JobSpec(

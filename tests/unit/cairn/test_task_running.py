@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from cairn.model.schema import Schema
 from cairn.task import Data, Round, Site, Task
 from cairn.task_loading import TaskFailed
 from cairn.task_running import Outcome, TaskRunner, first_model
-from cairn.tensors import Schema
 from cairn.torch_state import payload_of, read_state
 from cairn.v1 import round_pb2 as pb
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cairn.errors import UsageError
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
 from coordinator.node import _plan
 from coordinator.sampling import groups_of
 from coordinator.settings import JobSettings

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from cairn.errors import UsageError
-from cairn.model_writing import NewModel, write_model
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.safetensors_writer import NewModel, write_model
+from cairn.model.schema import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from coordinator.run_folder import Checkpoint, RunFolder
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cairn.model.validation import BLOCK
 from cairn.torch_state import payload_of, read_state
-from cairn.values import BLOCK
 from owner_node.clip import clip
 
 State = dict[str, Tensor]

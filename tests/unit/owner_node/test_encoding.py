@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cairn.encoding import WORDS, Layout, check_wire_values, decoded
 from cairn.errors import UpdateRefused
-from cairn.tensors import DTYPES, Schema, TensorSpec
+from cairn.model.schema import DTYPES, Schema, TensorSpec
+from cairn.model.update_encoding import WORDS, Layout, check_wire_values, decoded
+from cairn.model.validation import BLOCK, Bounds
 from cairn.v1 import round_pb2 as pb
-from cairn.values import BLOCK, Bounds
 from owner_node.encoding import Change, encode, length
 
 _, BF16, INT8 = WORDS.values()

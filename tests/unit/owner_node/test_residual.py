@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cairn.encoding import Layout, decoded
 from cairn.errors import CairnError, Conflict, Unavailable, UpdateRefused
 from cairn.messages import JobSpec
-from cairn.tensors import DTYPES, Schema, TensorSpec
+from cairn.model.schema import DTYPES, Schema, TensorSpec
+from cairn.model.update_encoding import Layout, decoded
+from cairn.model.validation import BLOCK
 from cairn.v1 import round_pb2 as pb
-from cairn.values import BLOCK
 from owner_node.encoding import Change, encode
 from owner_node.leaving import LeavingRules
 from owner_node.past import Past

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from cairn.errors import UpdateRefused
-from cairn.exchanged import Exchanged
-from cairn.tensors import Schema
+from cairn.model.exchanged import Exchanged
+from cairn.model.schema import Schema
+from cairn.model.validation import ANY_FINITE, check_values
 from cairn.torch_state import payload_of, read_state, write_state
 from cairn.v1 import round_pb2 as pb
-from cairn.values import ANY_FINITE, check_values
 from owner_node.training_process import (
     TaskFailed,
     TaskSource,
@@ -513,7 +513,7 @@ def test_the_training_process_dies_with_the_owners_process_even_while_it_trains(
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from cairn.tensors import Schema, TensorSpec\n"
+        "from cairn.model.schema import Schema, TensorSpec\n"
         "from owner_node.training_process import *\n"
         f"schema = Schema.of(TensorSpec(n, d, tuple(s)) for n, d, s in {specs(SCHEMA)})\n"
         "process = TrainingProcess('bob', TaskSource('toy', sys.argv[1], Path(sys.argv[2])))\n"

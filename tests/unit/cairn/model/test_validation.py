@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from cairn.errors import UpdateRefused
-from cairn.tensors import DTYPES, FLOATS, Schema, TensorSpec
+from cairn.model.schema import DTYPES, FLOATS, Schema, TensorSpec
+from cairn.model.validation import BLOCK, Bounds, check_values, pieces_without_negative_zeros
 from cairn.v1 import round_pb2 as pb
-from cairn.values import BLOCK, Bounds, check_values, pieces_without_negative_zeros
 
 WIDEST = Bounds(sys.float_info.max, 1 << 63)
 EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}

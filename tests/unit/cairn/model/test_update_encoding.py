@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cairn.encoding import WORDS, Layout, check_wire_values, decoded, encoding_word
 from cairn.errors import UpdateRefused
-from cairn.parts import SCALE_BLOCK
-from cairn.tensors import DTYPES, Schema, TensorSpec
+from cairn.model.schema import DTYPES, Schema, TensorSpec
+from cairn.model.segments import SCALE_BLOCK
+from cairn.model.update_encoding import WORDS, Layout, check_wire_values, decoded, encoding_word
+from cairn.model.validation import BLOCK, Bounds
 from cairn.v1 import round_pb2 as pb
-from cairn.values import BLOCK, Bounds
 
 WHOLE, BF16, INT8 = WORDS.values()
 DELTAS = [BF16, INT8]

@@ -1,14 +1,14 @@
 """How an update travels: whole, or as its deltas from the round's base. Pure.
 
 Of each F32 and F64 tensor a payload in deltas has update - base, in few bits an element; every other tensor
-travels as it is. The payload holds the runs of the model's schema (`cairn.values.runs_of`), in their order:
+travels as it is. The payload holds the runs of the model's schema (`cairn.model.validation.runs_of`), in their order:
 
     as it is       the bytes of the values
     BF16_DELTAS    for each element its delta in bfloat16
     INT8_DELTAS    for every 256 elements, and for the rest, a binary32 scale; then the deltas of all tensors
                    of fewer than two dimensions, plainly, in binary32; then for each element of the run
                    an int8 from -127 to 127, which is the delta in units of its scale, or 0 where the
-                   delta is plain: that one has no part in the scale (`cairn/parts.py` says why)
+                   delta is plain: that one has no part in the scale (`cairn/model/segments.py` says why)
 
 In a payload in deltas every run begins at a multiple of 8, after zero bytes, so that all values are aligned.
 A WHOLE payload is the model's, without any such byte, and its digest is that of the model's file. Any other
@@ -30,10 +30,10 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from cairn.errors import UpdateRefused
-from cairn.parts import LARGEST_QUANTUM, SCALE_BLOCK, Part
-from cairn.tensors import Buffer, Schema
+from cairn.model.schema import Buffer, Schema
+from cairn.model.segments import LARGEST_QUANTUM, SCALE_BLOCK, Part
+from cairn.model.validation import BLOCK, Bounds, check_values, magnitudes_of, runs_of
 from cairn.v1 import round_pb2 as pb
-from cairn.values import BLOCK, Bounds, check_values, magnitudes_of, runs_of
 
 WORDS: dict[str, "pb.Encoding"] = {
     "whole": pb.ENCODING_WHOLE,
@@ -137,7 +137,7 @@ def by_scale(
 
 
 def check_wire_values(layout: Layout, payload: Buffer, bounds: Bounds) -> None:
-    """Refuse an update that must not be used, as `cairn.values.check_values` does for a model.
+    """Refuse an update that must not be used, as `cairn.model.validation.check_values` does for a model.
 
     Between two values within the bounds, a delta is at most twice the bound. Raises UpdateRefused with
     CORRUPT_UPDATE for what no owner writes: another length, a scale below zero, a quantum of -128 or

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cairn.tensors import Schema
+from cairn.model.schema import Schema
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Writes files so that they are there whole or not at all: models as they arrive, and small files.
 
-A model is written in its canonical form (`cairn/tensors.py`) and hashed on the way.
+A model is written in its canonical form (`cairn/model/schema.py`) and hashed on the way.
 """
 
 import io
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Self
 
 from cairn.errors import InvalidMessage
+from cairn.model.schema import CHUNK_BYTES, Buffer, Schema
 from cairn.storage import fsync
-from cairn.tensors import CHUNK_BYTES, Buffer, Schema
 
 _SYNC_BYTES = 64 << 20
 _TEMPORARY = re.compile(r"\.cairn-[0-9a-f]{16}\.tmp")

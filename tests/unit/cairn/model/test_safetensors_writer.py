@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from cairn.errors import InvalidMessage
-from cairn.model_writing import NewModel, write_atomically, write_model
-from cairn.tensors import CHUNK_BYTES, Schema, TensorSpec
+from cairn.model.safetensors_writer import NewModel, write_atomically, write_model
+from cairn.model.schema import CHUNK_BYTES, Schema, TensorSpec
 from tests.scenarios.processes import until
 
 STATE: dict[str, NDArray[Any]] = {
@@ -182,7 +182,7 @@ def test_whoever_has_the_old_file_open_goes_on_to_read_it_whole(path: Path) -> N
 
 @pytest.fixture
 def syncs_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cairn.model_writing._SYNC_BYTES", 4)
+    monkeypatch.setattr("cairn.model.safetensors_writer._SYNC_BYTES", 4)
 
 
 @pytest.mark.usefixtures("syncs_often")

@@ -15,9 +15,9 @@ from blake3 import blake3
 from safetensors.torch import load_file, save, save_file
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.model_files import read_model
-from cairn.model_writing import write_atomically, write_model
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.safetensors_reader import read_model
+from cairn.model.safetensors_writer import write_atomically, write_model
+from cairn.model.schema import Schema, TensorSpec
 
 STATE = {
     "layer.weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(1)),

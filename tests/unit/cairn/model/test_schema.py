@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from cairn.errors import InvalidMessage
-from cairn.tensors import DTYPES, MAX_NAME_BYTES, Schema, TensorSpec
+from cairn.model.schema import DTYPES, MAX_NAME_BYTES, Schema, TensorSpec
 
 TORCH_DTYPES = {
     "BOOL": torch.bool,
