@@ -13,7 +13,7 @@ import structlog
 from aggregator_node.store import Store
 from cairn.errors import CairnError, Unavailable
 from cairn.identity.credentials import NodeName
-from cairn.messages import reason_word
+from cairn.protocol.messages import reason_word
 from cairn.runtime.clock import Clock
 from cairn.runtime.ration import Ration
 

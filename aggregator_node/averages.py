@@ -15,8 +15,8 @@ from hashlib import sha256
 
 from aggregator_node.policy import Average, are_different, check_difference
 from aggregator_node.push import Terms
-from cairn.limits import MAX_EXAMPLES
 from cairn.model.schema import Schema
+from cairn.protocol.limits import MAX_EXAMPLES
 
 
 class _Says(Enum):

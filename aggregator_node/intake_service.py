@@ -13,7 +13,7 @@ from aggregator_node.roster import Roster
 from aggregator_node.witness import Witness
 from cairn.errors import InvalidMessage, Unavailable
 from cairn.identity.certified import Certified
-from cairn.messages import check_digest, check_protocol, known
+from cairn.protocol.messages import check_digest, check_protocol, known
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import rest

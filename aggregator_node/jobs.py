@@ -36,7 +36,7 @@ from cairn.errors import (
     Unavailable,
     WrongState,
 )
-from cairn.messages import (
+from cairn.protocol.messages import (
     JobSpec,
     Manifest,
     digest_of,

@@ -19,9 +19,9 @@ from aggregator_node.pushes import Pushes
 from aggregator_node.round import Ending, Round, Seat
 from aggregator_node.summing import Summing
 from cairn.errors import Conflict, NotFound, TooMuch, UpdateRefused, WrongState
-from cairn.messages import reason_word
+from cairn.protocol.messages import reason_word
+from cairn.protocol.statements import commitment_of
 from cairn.runtime.clock import Clock
-from cairn.statements import commitment_of
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

@@ -18,11 +18,11 @@ from aggregator_node.receipts import signed_receipt
 from aggregator_node.recording import Recorder
 from aggregator_node.rows import RoundRow
 from cairn.errors import WrongState
-from cairn.messages import digest_of, manifest_to_bytes
+from cairn.protocol.messages import digest_of, manifest_to_bytes
+from cairn.protocol.statements import MANIFEST, sign
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import PARTING_SECONDS
-from cairn.statements import MANIFEST, sign
 from cairn.v1 import round_pb2 as pb
 
 _KEPT_ROUNDS = 64  # ended rounds whose receipts can still be asked for

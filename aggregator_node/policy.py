@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from cairn.errors import InvalidMessage, TooMuch, WrongState
-from cairn.limits import LARGEST_SHARE
-from cairn.messages import JobSpec
 from cairn.model.validation import Bounds
-from cairn.owners import are_of_one_group, check_group_sizes
+from cairn.protocol.cohorts import are_of_one_group, check_group_sizes
+from cairn.protocol.limits import LARGEST_SHARE
+from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 
 MAX_OPEN_ROUNDS = 64  # of one coordinator: each has a thread, and memory for its updates

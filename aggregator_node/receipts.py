@@ -12,8 +12,8 @@ from aggregator_node.live_round import LiveRound
 from aggregator_node.round import not_of_the_cohort
 from aggregator_node.store import Store
 from cairn.errors import NotFound, WrongState
-from cairn.messages import check_digest, parse
-from cairn.statements import RECEIPT, commitment_of, sign
+from cairn.protocol.messages import check_digest, parse
+from cairn.protocol.statements import RECEIPT, commitment_of, sign
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

@@ -21,20 +21,20 @@ from aggregator_node.specs import spec_of
 from aggregator_node.store import Store
 from cairn import __version__
 from cairn.errors import InvalidMessage, UsageError, WrongState
-from cairn.limits import MIN_COHORT
-from cairn.messages import (
+from cairn.model.safetensors_reader import map_values
+from cairn.model.safetensors_writer import NewModel
+from cairn.model.validation import Bounds
+from cairn.protocol.limits import MIN_COHORT
+from cairn.protocol.messages import (
     Manifest,
     digest_of,
     manifest_from_bytes,
     parse,
     reason_word,
 )
-from cairn.model.safetensors_reader import map_values
-from cairn.model.safetensors_writer import NewModel
-from cairn.model.validation import Bounds
+from cairn.protocol.statements import STATEMENT, sign
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
-from cairn.statements import STATEMENT, sign
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

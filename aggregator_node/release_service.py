@@ -15,9 +15,9 @@ from aggregator_node.policy import Opening
 from aggregator_node.rows import RoundRow
 from aggregator_node.store import Store
 from cairn.errors import InvalidMessage, NotFound, WrongState
-from cairn.messages import check_digest, check_protocol, known
 from cairn.model.safetensors_reader import StoredValues
-from cairn.owners import check_owners
+from cairn.protocol.cohorts import check_owners
+from cairn.protocol.messages import check_digest, check_protocol, known
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import PARTING_SECONDS
 from cairn.steps import caller

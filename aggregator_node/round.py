@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cairn.errors import CallerNotAllowed, WrongState
-from cairn.reasons import told_to_others
+from cairn.protocol.reasons import told_to_others
 from cairn.v1 import round_pb2 as pb
 
 

@@ -6,8 +6,8 @@ again and again while everybody waits.
 
 import threading
 
-from cairn.limits import MAX_JOB_SPEC_BYTES
-from cairn.messages import JobSpec, job_spec_from_bytes
+from cairn.protocol.limits import MAX_JOB_SPEC_BYTES
+from cairn.protocol.messages import JobSpec, job_spec_from_bytes
 
 _KEPT = 8
 _KEPT_BYTES = MAX_JOB_SPEC_BYTES  # of all that are kept; the last one always is

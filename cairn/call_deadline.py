@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cairn.errors import CairnError, InvalidMessage, TooMuch
-from cairn.limits import MAX_ROUND_SECONDS
+from cairn.protocol.limits import MAX_ROUND_SECONDS
 from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.steps import Call
 from cairn.v1 import round_pb2 as pb

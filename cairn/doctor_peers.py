@@ -14,8 +14,8 @@ from cairn.health_client import Health, ask_health
 from cairn.identity.credentials import Identity, NodeName, PinnedAggregator, Role
 from cairn.listening import tried
 from cairn.looking import PinnedCoordinator
-from cairn.messages import check_protocol
 from cairn.preflight import Peer
+from cairn.protocol.messages import check_protocol
 from cairn.reaching import NothingListens, Unreachable, Way, reach
 from cairn.rpc import dial
 

@@ -9,7 +9,7 @@ import structlog
 
 from cairn.errors import CairnError
 from cairn.identity.credentials import NodeName
-from cairn.messages import reason_word
+from cairn.protocol.messages import reason_word
 from cairn.status import STATUS
 from cairn.steps import Call
 from cairn.watchdog import Late

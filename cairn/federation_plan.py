@@ -10,8 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cairn.errors import UsageError
 from cairn.identity.credentials import NodeName, Role
-from cairn.limits import MAX_ROUND_SECONDS
 from cairn.model.update_encoding import WORDS
+from cairn.protocol.limits import MAX_ROUND_SECONDS
 from cairn.settings import FilePath, Settings
 
 AUTHORITY = "authority"

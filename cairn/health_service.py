@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from cairn import __version__
-from cairn.messages import PROTOCOL
+from cairn.protocol.messages import PROTOCOL
 from cairn.runtime.clock import Clock
 
 PROTOCOL_KEY = "cairn-protocol"

@@ -16,7 +16,7 @@ from typing import Any
 from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger import MAX_ENTRY_BYTES, Entry
 from cairn.ledger_database import rows_of
-from cairn.messages import parse
+from cairn.protocol.messages import parse
 from cairn.storage.foreign_files import Incomplete, lines_of
 from cairn.v1 import round_pb2 as pb
 

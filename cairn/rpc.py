@@ -20,11 +20,11 @@ from cairn.health_service import HealthService
 from cairn.identity.credentials import Identity, PinnedAggregator, Role
 from cairn.identity.reload import Renewal, renewal_of, renewal_of_pin
 from cairn.interceptor import Interceptor
-from cairn.limits import MAX_JOB_SPEC_BYTES, MAX_ROUND_SECONDS
 from cairn.listening import why_not
-from cairn.messages import reason_of_word
 from cairn.parsing import MESSAGE_BYTES
 from cairn.pools import Pools
+from cairn.protocol.limits import MAX_JOB_SPEC_BYTES, MAX_ROUND_SECONDS
+from cairn.protocol.messages import reason_of_word
 from cairn.quota import Quotas
 from cairn.redial import RedialledChannel
 from cairn.runtime.clock import Clock

@@ -18,7 +18,7 @@ from pydantic import (
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity.credentials import parse_signing_key_text
-from cairn.limits import MAX_ROUND_SECONDS
+from cairn.protocol.limits import MAX_ROUND_SECONDS
 from cairn.runtime.quoting import quoted
 from cairn.storage.foreign_files import Incomplete, content_of
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from cairn.errors import UsageError
 from cairn.exchanging import Parts, parts_of
-from cairn.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
+from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.task import Data, Round, Site, Task
 from cairn.task_loading import TaskFailed, own_code
 from cairn.torch_state import (

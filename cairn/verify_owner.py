@@ -10,7 +10,7 @@ The kinds of entries that are looked at, with digests in hex and signed messages
                the owner was excluded, statement
     reset      task, failures
 
-The owner's own reason is the true one; a statement may say NOT_COUNTED of it (cairn/reasons.py).
+The owner's own reason is the true one; a statement may say NOT_COUNTED of it (cairn/protocol/reasons.py).
 """
 
 import base64
@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage
 from cairn.ledger import Entry
-from cairn.messages import parse, reason_of_word, reason_word
-from cairn.statements import commitment_of, verified_receipt
+from cairn.protocol.messages import parse, reason_of_word, reason_word
+from cairn.protocol.statements import commitment_of, verified_receipt
 from cairn.v1 import round_pb2 as pb
 from cairn.verify import (
     Copy,

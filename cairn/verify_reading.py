@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger_files import HEAD_FILE, OWNER_DATABASE, head_envelope, read_ledger
 from cairn.model.schema import MAX_MODEL_BYTES
-from cairn.statements import envelope, from_envelope
+from cairn.protocol.statements import envelope, from_envelope
 from cairn.storage.foreign_files import content_of, pieces_of
 from cairn.v1 import round_pb2 as pb
 from cairn.verify import Copy, Finding, Grade, attempted, check_head, check_ledger

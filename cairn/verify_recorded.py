@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.ledger import GENESIS
-from cairn.messages import digest_of
-from cairn.statements import verified_statement
+from cairn.protocol.messages import digest_of
+from cairn.protocol.statements import verified_statement
 from cairn.v1 import round_pb2 as pb
 from cairn.verify import Copy, Finding, differing, failed, short
 

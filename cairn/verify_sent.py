@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cairn.errors import InvalidMessage
-from cairn.limits import MAX_METRIC_NAME_BYTES, MAX_METRICS
+from cairn.protocol.limits import MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.v1 import aggregator_pb2
 from cairn.verify import differing
 

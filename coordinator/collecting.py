@@ -7,12 +7,12 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, Unavailable
-from cairn.limits import MAX_ROUND_SECONDS
 from cairn.model.safetensors_writer import NewModel
 from cairn.model.schema import Schema
+from cairn.protocol.limits import MAX_ROUND_SECONDS
+from cairn.protocol.statements import verified_statement
 from cairn.runtime.failpoints import failpoint
 from cairn.silence import ended_when_silent
-from cairn.statements import verified_statement
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from cairn.errors import CairnError
-from cairn.messages import Manifest
+from cairn.protocol.messages import Manifest
 from coordinator.attendance import Attendance, Waiting
 from coordinator.campaign import Step
 from coordinator.leaving_out import Failing, LeavingOut

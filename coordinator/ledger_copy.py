@@ -21,10 +21,10 @@ from cairn.ledger_files import (
     line_of,
     read_ledger,
 )
-from cairn.messages import parse
 from cairn.model.safetensors_writer import write_atomically
+from cairn.protocol.messages import parse
+from cairn.protocol.statements import from_envelope
 from cairn.runtime.failpoints import failpoint
-from cairn.statements import from_envelope
 from cairn.storage import fsync
 from cairn.storage.foreign_files import Incomplete, content_of
 from cairn.v1 import round_pb2 as pb

@@ -16,10 +16,10 @@ from cairn.identity.credentials import (
     load_pinned_aggregator,
     parse_signing_key_text,
 )
-from cairn.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
 from cairn.model.schema import Schema
 from cairn.model.update_encoding import WORDS
 from cairn.preflight import preflight
+from cairn.protocol.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
 from cairn.rpc import Listener, dial
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS

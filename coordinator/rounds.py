@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from cairn.errors import CairnError, InvalidMessage, WrongState
-from cairn.messages import JobSpec, digest_of
 from cairn.model.safetensors_writer import NewModel
 from cairn.model.schema import Schema
+from cairn.protocol.messages import JobSpec, digest_of
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb

@@ -25,9 +25,9 @@ from cairn.model.safetensors_reader import map_values, read_model
 from cairn.model.safetensors_writer import NewModel, clear_left_overs, write_atomically
 from cairn.model.schema import Buffer, Schema
 from cairn.model.validation import has_negative_zeros, pieces_without_negative_zeros
+from cairn.protocol.statements import envelope
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.quoting import quoted
-from cairn.statements import envelope
 from cairn.storage import fsync
 from cairn.storage.directory import run_folder
 from cairn.storage.foreign_files import Incomplete, content_of

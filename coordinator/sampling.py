@@ -12,7 +12,7 @@ from fractions import Fraction
 from hashlib import sha256
 from math import ceil
 
-from cairn.owners import Groups
+from cairn.protocol.cohorts import Groups
 
 
 def group_count(owners: int, fraction: float, floor: int) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cairn.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
+from cairn.protocol.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
 from cairn.runtime.timeouts import GATHER_SECONDS, PATIENCE_SECONDS, ROUND_DEADLINE_SECONDS
 from cairn.settings import (
     Address,

@@ -10,18 +10,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cairn import __version__
 from cairn.errors import CairnError, InvalidMessage, NotFound, Unavailable
 from cairn.frames import chunks_of
-from cairn.messages import PROTOCOL, Manifest, digest_of, manifest_from_bytes
 from cairn.model.schema import CHUNK_BYTES
-from cairn.reasons import DEPENDING_ON_DATA
-from cairn.rpc import translated
-from cairn.runtime.failpoints import failpoint
-from cairn.runtime.timeouts import CALL_SECONDS
-from cairn.statements import (
+from cairn.protocol.messages import PROTOCOL, Manifest, digest_of, manifest_from_bytes
+from cairn.protocol.reasons import DEPENDING_ON_DATA
+from cairn.protocol.statements import (
     MANIFEST,
     verified,
     verified_receipt,
     verified_statement,
 )
+from cairn.rpc import translated
+from cairn.runtime.failpoints import failpoint
+from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from owner_node.past import Pushed

@@ -3,7 +3,7 @@
     taken      a round that this owner joined: it is recorded before the base is fetched, so it counts
                whatever became of it, and a repeated invitation counts once
     a failure  a round that it joined and in which it was not counted for a cause that may depend on its
-               data: one of `cairn.reasons.DEPENDING_ON_DATA`, or work on the data that the round's deadline
+               data: one of `cairn.protocol.reasons.DEPENDING_ON_DATA`, or work on the data that the round's deadline
                cut off
 
 No failure is a round that others ended, a base that did not come or was refused, or the end of the whole node,
@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from cairn.messages import reason_of_word
-from cairn.reasons import DEPENDING_ON_DATA
+from cairn.protocol.messages import reason_of_word
+from cairn.protocol.reasons import DEPENDING_ON_DATA
 from cairn.v1 import round_pb2 as pb
 
 PHASES = {"train": pb.PHASE_TRAIN, "evaluate": pb.PHASE_EVALUATE}

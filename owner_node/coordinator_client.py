@@ -9,8 +9,8 @@ import grpc
 from cairn import __version__
 from cairn.errors import Distrusted, InvalidMessage, Unavailable
 from cairn.incoming import Incoming
-from cairn.messages import PROTOCOL
 from cairn.model.schema import CHUNK_BYTES
+from cairn.protocol.messages import PROTOCOL
 from cairn.rpc import translated
 from cairn.runtime.failpoints import failpoint
 from cairn.silence import ended_when_silent

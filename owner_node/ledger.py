@@ -2,7 +2,7 @@
 
     declined      this owner did not take part in a round, or gave it up: {job, round, phase,
                   manifest_digest, reason, why}. The reason is the true one; others may be told less
-                  (cairn/reasons.py)
+                  (cairn/protocol/reasons.py)
     refused       an invitation that is not the aggregator's or not for this owner: {why}. A run records
                   a thousand of what the aggregator has not signed, and at its end how many more there
                   were: {why, left_out}

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import structlog
 
 from cairn.errors import CairnError, InvalidMessage, NotFound, Unavailable, WrongState
-from cairn.messages import reason_word
+from cairn.protocol.messages import reason_word
+from cairn.protocol.statements import commitment_of
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
-from cairn.statements import commitment_of
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cairn.messages import parse
+from cairn.protocol.messages import parse
 from cairn.v1 import round_pb2 as pb
 from owner_node.budgets import PHASES, Budgets
 from owner_node.policy import Invited, Known, Taken

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cairn.errors import CairnError, InvalidMessage
-from cairn.limits import LARGEST_SHARE
-from cairn.messages import JobSpec, Manifest
 from cairn.model.update_encoding import WORDS, encoding_word
-from cairn.owners import are_of_one_group
+from cairn.protocol.cohorts import are_of_one_group
+from cairn.protocol.limits import LARGEST_SHARE
+from cairn.protocol.messages import JobSpec, Manifest
 from cairn.v1 import round_pb2 as pb
 
 Ranges = Mapping[str, tuple[float, float]]

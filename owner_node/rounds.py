@@ -12,9 +12,9 @@ from functools import partial
 import structlog
 
 from cairn.errors import CairnError, InvalidMessage, NotFound, WrongState
-from cairn.messages import digest_of, job_spec_from_bytes
 from cairn.patience import patiently
-from cairn.reasons import told_to_others
+from cairn.protocol.messages import digest_of, job_spec_from_bytes
+from cairn.protocol.reasons import told_to_others
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import CALL_SECONDS, PARTING_SECONDS
 from cairn.task_loading import TaskFailed

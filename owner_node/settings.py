@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from cairn.limits import (
+from cairn.protocol.limits import (
     LARGEST_SHARE,
     MAX_COHORT,
     MAX_EXAMPLES,

@@ -10,8 +10,8 @@ import threading
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.messages import parse
-from cairn.statements import verified_head
+from cairn.protocol.messages import parse
+from cairn.protocol.statements import verified_head
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
 from owner_node.ledger import NotRecorded

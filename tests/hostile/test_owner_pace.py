@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
-from cairn.messages import PROTOCOL
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.messages import PROTOCOL
 from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.model.safetensors_writer import write_model
 from cairn.model.schema import Schema, TensorSpec
-from cairn.statements import STATEMENT, envelope, sign
+from cairn.protocol.statements import STATEMENT, envelope, sign
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.offline import KEY_TEXT
 from tests.scenarios.processes import BIN

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn, optim
 
 from cairn.identity.credentials import parse_signing_key_text
-from cairn.statements import from_envelope, verified_statement
+from cairn.protocol.statements import from_envelope, verified_statement
 from tests.scenarios.processes import BIN, ROOT, Node, descendants_of, is_alive, until
 
 TUTORIAL = ROOT / "examples/tutorial"

@@ -23,17 +23,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from cairn.federation import FederationPlan, write_federation
 from cairn.identity.authority import Authority, Subject, issue, new_authority, new_key, new_request
 from cairn.identity.credentials import Identity, NodeName, Role, load_identity, load_signing_key
-from cairn.messages import (
+from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.cohorts import Groups
+from cairn.protocol.messages import (
     PROTOCOL,
     JobSpec,
     digest_of,
     job_spec_to_bytes,
     manifest_from_bytes,
 )
-from cairn.model.schema import Schema, TensorSpec
-from cairn.owners import Groups
+from cairn.protocol.statements import MANIFEST, STATEMENT, verified
 from cairn.runtime.timeouts import CALL_SECONDS
-from cairn.statements import MANIFEST, STATEMENT, verified
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import BIN, Node, free_port

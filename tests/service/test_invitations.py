@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from cairn.identity.credentials import NodeName, Role, load_identity
-from cairn.messages import PROTOCOL
+from cairn.protocol.messages import PROTOCOL
 from cairn.rpc import Listener
 from cairn.v1 import coordinator_pb2
 from cairn.v1.coordinator_pb2_grpc import (

@@ -11,7 +11,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from cairn.errors import InvalidMessage
 from cairn.identity.credentials import parse_signing_key_text
-from cairn.statements import MANIFEST, RECEIPT, STATEMENT, envelope, from_envelope, verified
+from cairn.protocol.statements import (
+    MANIFEST,
+    RECEIPT,
+    STATEMENT,
+    envelope,
+    from_envelope,
+    verified,
+)
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.service.network import SECONDS, Network

@@ -34,11 +34,11 @@ PURE = [
     "cairn/model/update_encoding.py",
     "cairn/model/segments.py",
     "cairn/errors.py",
-    "cairn/messages.py",
-    "cairn/owners.py",
-    "cairn/reasons.py",
+    "cairn/protocol/messages.py",
+    "cairn/protocol/cohorts.py",
+    "cairn/protocol/reasons.py",
     "cairn/settings.py",
-    "cairn/statements.py",
+    "cairn/protocol/statements.py",
     "cairn/task.py",
     "cairn/model/schema.py",
     "cairn/model/validation.py",
@@ -86,7 +86,7 @@ SIGNED_FOR_COORDINATORS = (
     "cairn.v1.ReleaseStatement",
     "cairn.v1.LedgerHead",
 )
-# Its bytes: digests and a nonce of 32 bytes, each checked (cairn/messages.py, cairn/statements.py).
+# Its bytes: digests and a nonce of 32 bytes, each checked (cairn/protocol/messages.py, cairn/protocol/statements.py).
 # The commitments are digests over 32 random bytes that only the owner is given, and are sorted.
 BYTES_IN_SIGNED_BODIES = {
     "cairn.v1.RoundManifest.job_digest",

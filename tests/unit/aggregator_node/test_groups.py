@@ -16,8 +16,8 @@ from aggregator_node.averages import Averages
 from aggregator_node.policy import Opening, Policy, Progress, check_opening
 from aggregator_node.push import Terms
 from cairn.errors import CairnError
-from cairn.messages import JobSpec
-from cairn.owners import Groups
+from cairn.protocol.cohorts import Groups
+from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 from coordinator.sampling import Sampling, group_count, groups_of
 from tests.unit.aggregator_node.test_policy import JOB

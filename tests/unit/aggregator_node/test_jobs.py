@@ -20,8 +20,8 @@ from aggregator_node.recording import Recorder
 from aggregator_node.rows import JobRow, RoundRow
 from aggregator_node.store import Store
 from cairn.errors import Unavailable, UsageError
-from cairn.messages import JobSpec, digest_of, job_spec_to_bytes
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.messages import JobSpec, digest_of, job_spec_to_bytes
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb

@@ -16,9 +16,9 @@ from aggregator_node.averaging import Mean
 from aggregator_node.memory import Memory, Workspace, memory_of_this_machine
 from aggregator_node.push import Terms
 from cairn.errors import TooMuch, Unavailable
-from cairn.messages import JobSpec, Manifest
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
+from cairn.protocol.messages import JobSpec, Manifest
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import ROOT
 from tests.unit.aggregator_node.whole import add_whole

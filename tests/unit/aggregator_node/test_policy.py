@@ -17,8 +17,8 @@ from aggregator_node.policy import (
     check_opening,
 )
 from cairn.errors import CairnError, InvalidMessage, TooMuch, WrongState
-from cairn.messages import JobSpec
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 
 OWNERS = ("alice", "bob", "carol", "dora")

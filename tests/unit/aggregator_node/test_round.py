@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from aggregator_node.round import Ending, Round, Seat
 from cairn.errors import CairnError, CallerNotAllowed, WrongState
-from cairn.reasons import DEPENDING_ON_DATA
+from cairn.protocol.reasons import DEPENDING_ON_DATA
 from cairn.v1 import round_pb2 as pb
 
 LEASE = 15.0

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aggregator_node.shares import LargestShare
-from cairn.limits import LARGEST_SHARE, MAX_COHORT, MAX_EXAMPLES
+from cairn.protocol.limits import LARGEST_SHARE, MAX_COHORT, MAX_EXAMPLES
 
 HALF = LargestShare(LARGEST_SHARE)
 SHARES = (0.5, 0.49, 0.4, 1 / 3, 0.25, 0.2, 0.1)

@@ -44,9 +44,15 @@ from aggregator_node.recording import Recorder
 from aggregator_node.rows import RoundRow
 from aggregator_node.store import Store
 from cairn.errors import CairnError
-from cairn.messages import JobSpec, Manifest, digest_of, job_spec_to_bytes, manifest_from_bytes
 from cairn.model.safetensors_reader import read_model
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.messages import (
+    JobSpec,
+    Manifest,
+    digest_of,
+    job_spec_to_bytes,
+    manifest_from_bytes,
+)
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb

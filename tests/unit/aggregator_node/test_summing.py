@@ -15,9 +15,9 @@ from aggregator_node.push import Push, Terms
 from aggregator_node.shares import LargestShare
 from aggregator_node.summing import Summing
 from cairn.errors import Unavailable
-from cairn.limits import MAX_EXAMPLES
 from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.model.validation import Bounds
+from cairn.protocol.limits import MAX_EXAMPLES
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.calls import FakeCall

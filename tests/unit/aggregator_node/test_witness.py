@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from aggregator_node.store import Store
 from aggregator_node.witness import EVIDENCE, Witness
 from cairn.errors import InvalidMessage, UsageError, WrongState
+from cairn.protocol.statements import HEAD, MANIFEST, sign, verified_head
 from cairn.runtime.clock import Clock
-from cairn.statements import HEAD, MANIFEST, sign, verified_head
 from cairn.v1 import round_pb2 as pb
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))

@@ -17,7 +17,7 @@ from cairn.errors import CallerNotAllowed
 from cairn.identity.authority import Authority, Subject, issue, new_authority, new_key, new_request
 from cairn.identity.certified import Certified
 from cairn.identity.credentials import NodeName, Role
-from cairn.messages import PROTOCOL
+from cairn.protocol.messages import PROTOCOL
 from tests.service.door import Door, Home
 from tests.service.strangers import in_tls, served
 from tests.unit.cairn.examination import Says, examined, made, pointed, standing

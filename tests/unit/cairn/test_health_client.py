@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cairn.health_client import Health, ask_health
-from cairn.messages import PROTOCOL
+from cairn.protocol.messages import PROTOCOL
 from cairn.rpc import dial
 from tests.service.door import AGGREGATOR, ALICE, SECONDS, Door, Ward
 from tests.unit.cairn.examination import Says

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cairn.ledger_files import head_envelope
-from cairn.statements import envelope
+from cairn.protocol.statements import envelope
 from tests.unit.cairn.recorded import (
     Chain,
     Federation,

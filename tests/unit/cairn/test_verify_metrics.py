@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cairn.statements import STATEMENT, envelope, sign
+from cairn.protocol.statements import STATEMENT, envelope, sign
 from cairn.v1 import round_pb2 as pb
 from tests.unit.cairn.recorded import KEY, Federation, write_json, write_run
 from tests.unit.cairn.test_verify import KEY_TEXT, checked

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cairn.statements import STATEMENT, envelope, sign
+from cairn.protocol.statements import STATEMENT, envelope, sign
 from cairn.v1 import round_pb2 as pb
 from tests.unit.cairn.recorded import (
     KEY,

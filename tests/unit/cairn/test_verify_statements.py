@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cairn.ledger_files import head_envelope
-from cairn.statements import STATEMENT, envelope, sign
+from cairn.protocol.statements import STATEMENT, envelope, sign
 from cairn.v1 import round_pb2 as pb
 from tests.unit.cairn.recorded import (
     KEY,

@@ -10,8 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cairn.errors import CairnError, Unavailable
-from cairn.limits import MAX_ROUND_SECONDS
-from cairn.messages import digest_of, manifest_to_bytes
+from cairn.protocol.limits import MAX_ROUND_SECONDS
+from cairn.protocol.messages import digest_of, manifest_to_bytes
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, OpenedRound

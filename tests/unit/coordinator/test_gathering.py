@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from cairn.errors import CairnError
-from cairn.messages import Manifest
+from cairn.protocol.messages import Manifest
 from cairn.v1 import round_pb2 as pb
 from coordinator.attendance import Attendance, Seat
 from coordinator.campaign import Step

@@ -7,7 +7,7 @@ from itertools import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cairn.owners import check_groups
+from cairn.protocol.cohorts import check_groups
 from coordinator.sampling import Sampling, group_count, groups_of
 
 SEVEN = ["alice", "bob", "carol", "dave", "erin", "frank", "grace"]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cairn.errors import NotFound
-from cairn.messages import Manifest, digest_of, manifest_to_bytes
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.update_encoding import Layout
+from cairn.protocol.messages import Manifest, digest_of, manifest_to_bytes
 from cairn.v1 import round_pb2 as pb
 from owner_node import kept_updates
 from owner_node.kept_updates import KeptUpdates

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from cairn.errors import InvalidMessage
-from cairn.messages import JobSpec, Manifest, digest_of, job_spec_to_bytes
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.update_encoding import WORDS
+from cairn.protocol.messages import JobSpec, Manifest, digest_of, job_spec_to_bytes
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Declined, Invited, Known, Policy, Taken, TaskRules
 from owner_node.settings import TaskSettings

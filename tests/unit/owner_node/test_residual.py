@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cairn.errors import CairnError, Conflict, Unavailable, UpdateRefused
-from cairn.messages import JobSpec
 from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.model.update_encoding import Layout, decoded
 from cairn.model.validation import BLOCK
+from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 from owner_node.encoding import Change, encode
 from owner_node.leaving import LeavingRules

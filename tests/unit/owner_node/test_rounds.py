@@ -23,12 +23,18 @@ from cairn.errors import (
 )
 from cairn.incoming import Incoming
 from cairn.ledger import Entry
-from cairn.messages import PROTOCOL, Manifest, digest_of, job_spec_to_bytes, manifest_to_bytes
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.messages import (
+    PROTOCOL,
+    Manifest,
+    digest_of,
+    job_spec_to_bytes,
+    manifest_to_bytes,
+)
+from cairn.protocol.statements import MANIFEST as MANIFEST_TYPE
+from cairn.protocol.statements import RECEIPT, STATEMENT, commitment_of, sign
 from cairn.runtime.clock import Clock
-from cairn.statements import MANIFEST as MANIFEST_TYPE
-from cairn.statements import RECEIPT, STATEMENT, commitment_of, sign
 from cairn.storage.database import StateDirectory
 from cairn.task_loading import TaskFailed
 from cairn.v1 import aggregator_pb2, coordinator_pb2

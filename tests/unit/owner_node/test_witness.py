@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.statements import HEAD, sign
+from cairn.protocol.statements import HEAD, sign
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
 from owner_node.witness import Witness

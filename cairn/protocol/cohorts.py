@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from cairn.errors import InvalidMessage
-from cairn.limits import MAX_COHORT, MIN_COHORT
+from cairn.protocol.limits import MAX_COHORT, MIN_COHORT
 from cairn.settings import NAME_PATTERN
 from cairn.v1 import round_pb2 as pb
 

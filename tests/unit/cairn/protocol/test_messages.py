@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cairn import __version__
 from cairn.errors import InvalidMessage
-from cairn.messages import (
+from cairn.model.schema import DTYPES, Schema, TensorSpec
+from cairn.protocol.messages import (
     PROTOCOL,
     JobSpec,
     Manifest,
@@ -24,7 +25,6 @@ from cairn.messages import (
     schema_from_pb,
     schema_to_pb,
 )
-from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 
 JOB = JobSpec(

@@ -14,7 +14,9 @@ from google.protobuf.message import DecodeError, Message
 
 from cairn import __version__
 from cairn.errors import InvalidMessage, TooMuch
-from cairn.limits import (
+from cairn.model.schema import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
+from cairn.protocol.cohorts import Groups, check_groups, check_name, check_owners
+from cairn.protocol.limits import (
     LARGEST_SHARE,
     MAX_COHORT,
     MAX_EXAMPLES,
@@ -22,8 +24,6 @@ from cairn.limits import (
     MAX_ROUND_SECONDS,
     MIN_COHORT,
 )
-from cairn.model.schema import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
-from cairn.owners import Groups, check_groups, check_name, check_owners
 from cairn.v1 import round_pb2 as pb
 
 PROTOCOL = 4

@@ -13,8 +13,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cairn.errors import InvalidMessage
-from cairn.limits import MIN_COHORT
-from cairn.messages import check_digest, digest_of, known, parse, reason_word
+from cairn.protocol.limits import MIN_COHORT
+from cairn.protocol.messages import check_digest, digest_of, known, parse, reason_word
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cairn.errors import InvalidMessage
-from cairn.statements import (
+from cairn.protocol.statements import (
     HEAD,
     MANIFEST,
     RECEIPT,
