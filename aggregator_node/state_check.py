@@ -10,7 +10,7 @@ from hashlib import sha256
 
 from aggregator_node.rows import JobRow, RoundRow
 from cairn.errors import InvalidMessage
-from cairn.ledger import Entry
+from cairn.ledger.chain import Entry
 from cairn.protocol.messages import parse, reason_word
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb

@@ -18,7 +18,7 @@ from aggregator_node.policy import Progress
 from aggregator_node.rows import JobRow, RoundRow
 from aggregator_node.state_check import check_state
 from cairn.errors import InvalidMessage, NotFound, Unavailable, UsageError
-from cairn.ledger import Entry, Ledger
+from cairn.ledger.chain import Entry, Ledger
 from cairn.model.safetensors_writer import is_left_over
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory

@@ -112,7 +112,7 @@ def ledger(*, path: Path, full: bool, refusals: bool) -> None:
     PATH is a node's state directory, a run's folder or a ledger.jsonl. Prints what is there: whether
     nothing was changed is what `cairn verify` tells.
     """
-    from cairn.ledger_lines import lines_for_people
+    from cairn.ledger.lines import lines_for_people
 
     with _ending_in_order():
         for line in lines_for_people(path, full=full, refusals=refusals):

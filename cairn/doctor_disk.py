@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.findings import Finding, fault, note, ok, warning
-from cairn.ledger_database import last_entry
+from cairn.ledger.database import last_entry
 from cairn.storage.database import is_in_use
 from cairn.storage.directory import Place
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.ledger_files import (
+from cairn.ledger.files import (
     LEDGER_FILE,
     MAX_LEDGER_BYTES,
     OWNER_DATABASE,

@@ -20,7 +20,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage
-from cairn.ledger import Entry
+from cairn.ledger.chain import Entry
 from cairn.protocol.messages import parse, reason_of_word, reason_word
 from cairn.protocol.statements import commitment_of, verified_receipt
 from cairn.v1 import round_pb2 as pb

@@ -10,7 +10,7 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.ledger_files import HEAD_FILE, OWNER_DATABASE, head_envelope, read_ledger
+from cairn.ledger.files import HEAD_FILE, OWNER_DATABASE, head_envelope, read_ledger
 from cairn.model.schema import MAX_MODEL_BYTES
 from cairn.protocol.statements import envelope, from_envelope
 from cairn.storage.foreign_files import content_of, pieces_of

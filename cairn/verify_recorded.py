@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from cairn.ledger import GENESIS
+from cairn.ledger.chain import GENESIS
 from cairn.protocol.messages import digest_of
 from cairn.protocol.statements import verified_statement
 from cairn.v1 import round_pb2 as pb

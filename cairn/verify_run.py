@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cairn.errors import InvalidMessage
-from cairn.ledger import MAX_ENTRY_VALUES
+from cairn.ledger.chain import MAX_ENTRY_VALUES
 from cairn.storage.foreign_files import Incomplete, json_values
 from cairn.v1 import round_pb2 as pb
 from cairn.verify import Copy, Finding, Grade, attempted, differing, failed

@@ -1,6 +1,6 @@
 """The run's own copy of the aggregator's ledger, which can only grow.
 
-    ledger.jsonl        the entries, a line each (cairn/ledger_files.py)
+    ledger.jsonl        the entries, a line each (cairn/ledger/files.py)
     ledger_head.json    the aggregator's signed word on how far they go, as a DSSE envelope
 
 The head is replaced after the entries were added. Only complete lines count after a crash.
@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cairn.errors import CairnError, InvalidMessage, UsageError
-from cairn.ledger import GENESIS, Entry, check_chain
-from cairn.ledger_files import (
+from cairn.ledger.chain import GENESIS, Entry, check_chain
+from cairn.ledger.files import (
     HEAD_FILE,
     LEDGER_FILE,
     MAX_LEDGER_BYTES,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from cairn.ledger import Entry
+from cairn.ledger.chain import Entry
 from cairn.patience import patiently
 from cairn.protocol.statements import verified_head
 from cairn.rpc import translated

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.ledger_files import MAX_LEDGER_BYTES
+from cairn.ledger.files import MAX_LEDGER_BYTES
 from cairn.model.safetensors_reader import map_values, read_model
 from cairn.model.safetensors_writer import NewModel, clear_left_overs, write_atomically
 from cairn.model.schema import Buffer, Schema

@@ -14,7 +14,7 @@ from cairn.doctor_identity import SOON
 from cairn.errors import InvalidMessage, UsageError
 from cairn.findings import Finding, attempted, fault, note, ok, warning
 from cairn.identity.credentials import NodeName, Role
-from cairn.ledger_files import OWNER_DATABASE, read_ledger
+from cairn.ledger.files import OWNER_DATABASE, read_ledger
 from cairn.looking import PinnedCoordinator, load_pinned_coordinator
 from cairn.preflight import Node, Peer
 from cairn.storage.directory import state_directory

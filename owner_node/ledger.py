@@ -29,7 +29,7 @@ import sqlite3
 from collections.abc import Mapping
 
 from cairn.errors import CairnError, InvalidMessage, UsageError
-from cairn.ledger import Ledger
+from cairn.ledger.chain import Ledger
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.storage.database import StateDirectory

@@ -22,7 +22,7 @@ from cairn.identity.credentials import (
     parse_signing_key_text,
 )
 from cairn.identity.reload import Renewal, renewal_of_pin
-from cairn.ledger_files import OWNER_DATABASE
+from cairn.ledger.files import OWNER_DATABASE
 from cairn.looking import CoordinatorTrust, load_pinned_coordinator
 from cairn.model.update_encoding import WORDS
 from cairn.preflight import preflight

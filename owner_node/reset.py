@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cairn.errors import UsageError
-from cairn.ledger_files import OWNER_DATABASE
+from cairn.ledger.files import OWNER_DATABASE
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory, is_in_use
 from cairn.storage.directory import state_directory

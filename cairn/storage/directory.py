@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cairn.errors import UsageError
-from cairn.ledger_files import AGGREGATOR_DATABASE, OWNER_DATABASE
+from cairn.ledger.files import AGGREGATOR_DATABASE, OWNER_DATABASE
 from cairn.model.safetensors_writer import write_atomically
 
 _ENOUGH_BYTES = 1 << 30

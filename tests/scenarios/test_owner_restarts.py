@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cairn.ledger_files import find_ledger, read_ledger
+from cairn.ledger.files import find_ledger, read_ledger
 from cairn.model.schema import Schema, TensorSpec
 from owner_node.settings import OwnerSettings
 from tests.proxy import Proxy, Way

@@ -10,7 +10,7 @@ import pytest
 
 from cairn.identity.authority import Authority, Subject, issue, new_request
 from cairn.identity.credentials import NodeName, Role
-from cairn.ledger_files import AGGREGATOR_DATABASE, read_ledger, read_refusals
+from cairn.ledger.files import AGGREGATOR_DATABASE, read_ledger, read_refusals
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import BIN, Node
 

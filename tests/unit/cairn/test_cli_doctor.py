@@ -20,8 +20,8 @@ from cairn.identity.authority import (
     new_signing_key,
 )
 from cairn.identity.credentials import NodeName, Role
-from cairn.ledger import Ledger
-from cairn.ledger_files import OWNER_DATABASE
+from cairn.ledger.chain import Ledger
+from cairn.ledger.files import OWNER_DATABASE
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from tests.scenarios.processes import BIN, free_port

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cairn.cli_reset import reset
-from cairn.ledger_files import OWNER_DATABASE, read_ledger
+from cairn.ledger.files import OWNER_DATABASE, read_ledger
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from owner_node.ledger import OwnerLedger

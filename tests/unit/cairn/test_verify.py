@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cairn.cli_verify import verify
 from cairn.identity.credentials import public_signing_key_text
-from cairn.ledger_files import head_envelope
+from cairn.ledger.files import head_envelope
 from cairn.protocol.statements import STATEMENT, envelope, sign
 from tests.unit.cairn.recorded import (
     KEY,

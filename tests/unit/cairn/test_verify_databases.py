@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cairn.ledger import Ledger
-from cairn.ledger_files import read_ledger
+from cairn.ledger.chain import Ledger
+from cairn.ledger.files import read_ledger
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from tests.unit.cairn.recorded import Federation, owners_chain

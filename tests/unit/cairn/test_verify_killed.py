@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cairn.ledger_files import head_envelope
+from cairn.ledger.files import head_envelope
 from cairn.protocol.statements import envelope
 from tests.unit.cairn.recorded import (
     Chain,

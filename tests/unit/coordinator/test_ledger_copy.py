@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cairn.errors import CairnError, InvalidMessage, UsageError
-from cairn.ledger import Entry
+from cairn.ledger.chain import Entry
 from cairn.protocol.statements import HEAD, from_envelope, sign, verified_head
 from cairn.v1 import round_pb2 as pb
 from coordinator.ledger_copy import LedgerCopy

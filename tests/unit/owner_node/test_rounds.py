@@ -22,7 +22,7 @@ from cairn.errors import (
     WrongState,
 )
 from cairn.incoming import Incoming
-from cairn.ledger import Entry
+from cairn.ledger.chain import Entry
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.messages import (

@@ -4,7 +4,7 @@
     aggregator.sqlite     in an aggregator's state directory, with a second chain: what was refused
     owner.sqlite          in an owner's state directory
 
-What is returned was read and not checked: see `cairn.ledger.check_chain`.
+What is returned was read and not checked: see `cairn.ledger.chain.check_chain`.
 """
 
 import base64
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.ledger import MAX_ENTRY_BYTES, Entry
-from cairn.ledger_database import rows_of
+from cairn.ledger.chain import MAX_ENTRY_BYTES, Entry
+from cairn.ledger.database import rows_of
 from cairn.protocol.messages import parse
 from cairn.storage.foreign_files import Incomplete, lines_of
 from cairn.v1 import round_pb2 as pb

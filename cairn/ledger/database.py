@@ -19,7 +19,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from cairn.errors import InvalidMessage
-from cairn.ledger import MAX_ENTRY_BYTES, Entry
+from cairn.ledger.chain import MAX_ENTRY_BYTES, Entry
 from cairn.runtime.quoting import quoted
 from cairn.storage.foreign_files import opened, pieces_of
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.ledger import GENESIS, Entry, Ledger, check_chain, next_head
+from cairn.ledger.chain import GENESIS, Entry, Ledger, check_chain, next_head
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 
@@ -208,7 +208,7 @@ def test_what_was_committed_survives_a_process_that_is_killed(tmp_path: Path) ->
     program = (
         "import os, pathlib, sys\n"
         "from cairn.runtime.clock import Clock\n"
-        "from cairn.ledger import Ledger\n"
+        "from cairn.ledger.chain import Ledger\n"
         "from cairn.storage.database import StateDirectory\n"
         "state = StateDirectory(pathlib.Path(sys.argv[1]), 'node.sqlite')\n"
         "ledger = Ledger(state.db, 'ledger', Clock())\n"

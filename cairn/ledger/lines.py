@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.ledger import Entry
-from cairn.ledger_files import find_ledger, find_refusals, read_ledger, read_refusals
+from cairn.ledger.chain import Entry
+from cairn.ledger.files import find_ledger, find_refusals, read_ledger, read_refusals
 
 _SIGNED_MESSAGE = re.compile(r"[A-Za-z0-9+/]{128,}={0,2}")  # longer than any digest in hex
 
