@@ -17,12 +17,12 @@ from cairn.protocol.messages import check_digest, check_protocol, known
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import rest
-from cairn.silence import ended_when_silent
-from cairn.steps import caller, certified_caller
+from cairn.transport.idle_timeout import ended_when_silent
+from cairn.transport.steps import caller, certified_caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
-# Of an update's stream; the chunks come as they are (cairn/frames.py).
+# Of an update's stream; the chunks come as they are (cairn/transport/framing.py).
 Part = aggregator_pb2.SubmitUpdateRequest | memoryview
 
 

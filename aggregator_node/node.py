@@ -26,11 +26,11 @@ from aggregator_node.store import Store
 from aggregator_node.witness import Witness
 from cairn.identity.credentials import Identity, NodeName, Role, load_identity, load_signing_key
 from cairn.preflight import preflight
-from cairn.rpc import JOB_MESSAGE_BYTES, Listener
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
 from cairn.runtime.timeouts import PARTING_SECONDS
+from cairn.transport.server import JOB_MESSAGE_BYTES, Listener
 from cairn.v1.aggregator_pb2_grpc import (
     add_IntakeServiceServicer_to_server,
     add_RecordServiceServicer_to_server,

@@ -13,12 +13,12 @@ from aggregator_node.exact_sum import BLOCK
 from aggregator_node.rule import ReadBlock
 from aggregator_node.shares import LargestShare
 from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
-from cairn.incoming import Incoming
 from cairn.model.schema import CHUNK_BYTES
 from cairn.model.update_encoding import Layout, check_wire_values, decoded
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.protocol.messages import JobSpec, Manifest, check_digest, digest_of
+from cairn.transport.receiver import Incoming
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

@@ -7,7 +7,7 @@ from aggregator_node.witness import Witness
 from cairn.errors import CallerNotAllowed, NotFound
 from cairn.identity.credentials import NodeName, Role
 from cairn.protocol.messages import check_digest, manifest_from_bytes, within
-from cairn.steps import caller
+from cairn.transport.steps import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 

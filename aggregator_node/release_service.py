@@ -20,7 +20,7 @@ from cairn.protocol.cohorts import check_owners
 from cairn.protocol.messages import check_digest, check_protocol, known
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import PARTING_SECONDS
-from cairn.steps import caller
+from cairn.transport.steps import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 

@@ -5,19 +5,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cairn.distrust import Trust
 from cairn.doctor_disk import CLOCK_SKEW_SECONDS
 from cairn.errors import CairnError, Unavailable
 from cairn.federation_plan import Address
 from cairn.findings import Finding, fault, note, ok, warning
-from cairn.health_client import Health, ask_health
 from cairn.identity.credentials import Identity, NodeName, PinnedAggregator, Role
-from cairn.listening import tried
-from cairn.looking import PinnedCoordinator
 from cairn.preflight import Peer
 from cairn.protocol.messages import check_protocol
-from cairn.reaching import NothingListens, Unreachable, Way, reach
-from cairn.rpc import dial
+from cairn.transport.distrust import Trust
+from cairn.transport.health_client import Health, ask_health
+from cairn.transport.pinning import PinnedCoordinator
+from cairn.transport.ports import tried
+from cairn.transport.probe import NothingListens, Unreachable, Way, reach
+from cairn.transport.server import dial
 
 
 def listening_findings(

@@ -13,7 +13,7 @@
      └── Unavailable           the peer cannot be reached now
           └── Distrusted       nor later, until a certificate or an address is mended
 
-Pure code raises these; `cairn/guard.py` maps them to gRPC statuses and `cairn/rpc.py` back. Each
+Pure code raises these; `cairn/guard.py` maps them to gRPC statuses and `cairn/transport/server.py` back. Each
 carries a reason of the fixed list in `round.proto`: its kind's own where none is given.
 """
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from cairn.errors import Unavailable
-from cairn.health_client import is_serving
 from cairn.identity.credentials import (
     Identity,
     PinnedAggregator,
@@ -21,8 +20,9 @@ from cairn.identity.credentials import (
     node_named_in,
 )
 from cairn.identity.pem import load_certificate
-from cairn.rpc import dial
 from cairn.settings import Address, FilePath, IdentityFiles, Settings
+from cairn.transport.health_client import is_serving
+from cairn.transport.server import dial
 
 
 class _AnyIdentity(IdentityFiles):

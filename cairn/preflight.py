@@ -13,9 +13,9 @@ from cairn.doctor_identity import identity_findings, pin_findings, signing_key_f
 from cairn.errors import UsageError
 from cairn.findings import Finding, Grade, of_grade
 from cairn.identity.credentials import IdentityFiles, NodeName, Role
-from cairn.looking import PinnedCoordinator
 from cairn.runtime.quoting import quoted
 from cairn.storage.directory import Place
+from cairn.transport.pinning import PinnedCoordinator
 
 log = structlog.get_logger()
 

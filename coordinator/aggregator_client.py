@@ -18,12 +18,12 @@ from cairn import __version__
 from cairn.errors import CairnError, InvalidMessage, Unavailable
 from cairn.model.safetensors_writer import NewModel
 from cairn.model.schema import Schema
-from cairn.patience import patiently
 from cairn.protocol.limits import MAX_ROUND_SECONDS
 from cairn.protocol.messages import PROTOCOL, Manifest, digest_of, known, manifest_from_bytes
 from cairn.protocol.statements import MANIFEST, verified, verified_statement
-from cairn.rpc import translated
 from cairn.runtime.timeouts import CALL_SECONDS, IDLE_SECONDS, PARTING_SECONDS
+from cairn.transport.retry import patiently
+from cairn.transport.server import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from coordinator.campaign import Step

@@ -12,7 +12,7 @@ from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_ROUND_SECONDS
 from cairn.protocol.statements import verified_statement
 from cairn.runtime.failpoints import failpoint
-from cairn.silence import ended_when_silent
+from cairn.transport.idle_timeout import ended_when_silent
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

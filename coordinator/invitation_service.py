@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator
 import grpc
 
 from cairn.errors import InvalidMessage, NotFound, WrongState
-from cairn.frames import chunks_of
 from cairn.protocol.messages import check_digest, check_protocol
 from cairn.runtime.failpoints import failpoint
-from cairn.steps import caller
+from cairn.transport.framing import chunks_of
+from cairn.transport.steps import caller
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 from coordinator.attendance import Attendance
 

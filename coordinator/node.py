@@ -20,10 +20,10 @@ from cairn.model.schema import Schema
 from cairn.model.update_encoding import WORDS
 from cairn.preflight import preflight
 from cairn.protocol.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
-from cairn.rpc import Listener, dial
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
 from cairn.runtime.timeouts import MOMENT_SECONDS, PARTING_SECONDS
+from cairn.transport.server import Listener, dial
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server

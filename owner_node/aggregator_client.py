@@ -9,7 +9,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn import __version__
 from cairn.errors import CairnError, InvalidMessage, NotFound, Unavailable
-from cairn.frames import chunks_of
 from cairn.model.schema import CHUNK_BYTES
 from cairn.protocol.messages import PROTOCOL, Manifest, digest_of, manifest_from_bytes
 from cairn.protocol.reasons import DEPENDING_ON_DATA
@@ -19,9 +18,10 @@ from cairn.protocol.statements import (
     verified_receipt,
     verified_statement,
 )
-from cairn.rpc import translated
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import CALL_SECONDS
+from cairn.transport.framing import chunks_of
+from cairn.transport.server import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from owner_node.past import Pushed

@@ -8,12 +8,12 @@ import grpc
 
 from cairn import __version__
 from cairn.errors import Distrusted, InvalidMessage, Unavailable
-from cairn.incoming import Incoming
 from cairn.model.schema import CHUNK_BYTES
 from cairn.protocol.messages import PROTOCOL
-from cairn.rpc import translated
 from cairn.runtime.failpoints import failpoint
-from cairn.silence import ended_when_silent
+from cairn.transport.idle_timeout import ended_when_silent
+from cairn.transport.receiver import Incoming
+from cairn.transport.server import translated
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 
 _NEW_STREAM_EVERY_SECONDS = 3600

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 
 from cairn.errors import CairnError, InvalidMessage, UpdateRefused, WrongState
-from cairn.incoming import Incoming
 from cairn.model.validation import Bounds, check_values
-from cairn.patience import patiently
 from cairn.runtime.timeouts import rest
 from cairn.task_loading import TaskFailed
+from cairn.transport.receiver import Incoming
+from cairn.transport.retry import patiently
 from cairn.v1 import round_pb2 as pb
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.policy import Declined, Invited

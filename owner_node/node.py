@@ -10,7 +10,6 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cairn.health_client import is_serving
 from cairn.identity.credentials import (
     Identity,
     NodeName,
@@ -23,14 +22,15 @@ from cairn.identity.credentials import (
 )
 from cairn.identity.reload import Renewal, renewal_of_pin
 from cairn.ledger.files import OWNER_DATABASE
-from cairn.looking import CoordinatorTrust, load_pinned_coordinator
 from cairn.model.update_encoding import WORDS
 from cairn.preflight import preflight
-from cairn.rpc import dial
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.timeouts import CALL_SECONDS, PARTING_SECONDS
 from cairn.storage.database import StateDirectory
+from cairn.transport.health_client import is_serving
+from cairn.transport.pinning import CoordinatorTrust, load_pinned_coordinator
+from cairn.transport.server import dial
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient

@@ -7,9 +7,9 @@ import structlog
 
 from cairn.errors import Conflict, TooMuch, Unavailable, UpdateRefused
 from cairn.model.update_encoding import encoding_word
-from cairn.patience import patiently
 from cairn.protocol.messages import reason_word
 from cairn.runtime.failpoints import failpoint
+from cairn.transport.retry import patiently
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient

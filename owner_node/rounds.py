@@ -12,12 +12,12 @@ from functools import partial
 import structlog
 
 from cairn.errors import CairnError, InvalidMessage, NotFound, WrongState
-from cairn.patience import patiently
 from cairn.protocol.messages import digest_of, job_spec_from_bytes
 from cairn.protocol.reasons import told_to_others
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import CALL_SECONDS, PARTING_SECONDS
 from cairn.task_loading import TaskFailed
+from cairn.transport.retry import patiently
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient

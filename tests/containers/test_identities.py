@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
 CALL = """
 from datetime import UTC, datetime
 from pathlib import Path
-import cairn.rpc
+import cairn.transport.server
 from cairn.errors import CairnError
 from cairn.identity.credentials import load_identity, node_named_in
 from cairn.identity.pem import load_certificate
@@ -22,9 +22,9 @@ files = IdentityFiles(
 )
 node = node_named_in(load_certificate(files.certificate))
 identity = load_identity(files, node, datetime.now(UTC))
-channel = cairn.rpc.dial("aggregator:{port}", identity)
+channel = cairn.transport.server.dial("aggregator:{port}", identity)
 try:
-    with cairn.rpc.translated():
+    with cairn.transport.server.translated():
         stub = aggregator_pb2_grpc.{service}Stub(channel)
         print(stub.{method}(aggregator_pb2.{method}Request(), timeout=10))
 except CairnError as error:

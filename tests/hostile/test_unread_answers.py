@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from cairn import call_deadline
 from cairn.identity.credentials import Role
 from cairn.model.schema import Schema, TensorSpec
-from cairn.pools import LONG_CALLS_OF_ONE_CALLER
-from cairn.rpc import Listener
 from cairn.runtime.timeouts import IDLE_SECONDS
+from cairn.transport import call_deadline
+from cairn.transport.pools import LONG_CALLS_OF_ONE_CALLER
+from cairn.transport.server import Listener
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.attendance import Attendance

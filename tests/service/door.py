@@ -13,8 +13,8 @@ from cairn.errors import CairnError
 from cairn.identity.authority import Subject, issue, new_authority, new_key, new_request
 from cairn.identity.credentials import Identity, NodeName, PinnedAggregator, Role, load_identity
 from cairn.identity.credentials import load_pinned_aggregator as load_pin
-from cairn.rpc import Listener, dial
-from cairn.steps import caller
+from cairn.transport.server import Listener, dial
+from cairn.transport.steps import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 

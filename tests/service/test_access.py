@@ -10,10 +10,10 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cairn.access import ACCESS
-from cairn.health_client import ask_health
 from cairn.identity.credentials import Role
-from cairn.rpc import Listener
+from cairn.transport.access import ACCESS
+from cairn.transport.health_client import ask_health
+from cairn.transport.server import Listener
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server

@@ -15,8 +15,8 @@ import pytest
 
 from cairn.errors import CallerNotAllowed, Distrusted, Unavailable, UsageError
 from cairn.identity.credentials import NodeName, Role
-from cairn.incoming import Incoming
 from cairn.model.schema import Schema, TensorSpec
+from cairn.transport.receiver import Incoming
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.node import _coordinator
 from tests.scenarios.processes import until

@@ -10,7 +10,7 @@ import pytest
 
 from cairn.identity.credentials import NodeName, Role, load_identity
 from cairn.protocol.messages import PROTOCOL
-from cairn.rpc import Listener
+from cairn.transport.server import Listener
 from cairn.v1 import coordinator_pb2
 from cairn.v1.coordinator_pb2_grpc import (
     InvitationServiceStub,

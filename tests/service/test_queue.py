@@ -19,8 +19,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cairn.model.schema import Schema, TensorSpec
-from cairn.rpc import dial
 from cairn.storage.database import StateDirectory
+from cairn.transport.server import dial
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient

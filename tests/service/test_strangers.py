@@ -14,13 +14,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
 
-from cairn import patience
 from cairn.errors import CallerNotAllowed, Distrusted, Unavailable
-from cairn.health_client import is_serving
 from cairn.identity.credentials import PinnedAggregator
-from cairn.patience import patiently
-from cairn.rpc import Listener, dial, translated
 from cairn.runtime.timeouts import CALL_SECONDS
+from cairn.transport import retry
+from cairn.transport.health_client import is_serving
+from cairn.transport.retry import patiently
+from cairn.transport.server import Listener, dial, translated
 from coordinator.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient
@@ -139,9 +139,9 @@ def test_what_lasts_is_told_with_its_cure_and_given_up_before_patience_ends(
     elsewhere: Ward,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(patience, "_QUIET_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(patience, "_DISTRUSTED_SECONDS", 0.5)
-    monkeypatch.setattr(patience, "_DISTRUSTED_TIMES", 3)
+    monkeypatch.setattr(retry, "_QUIET_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "_DISTRUSTED_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "_DISTRUSTED_TIMES", 3)
     reason, cure = LASTING[stranger]
     with (
         stranger(ward, elsewhere, CONNECTIONS[connect]) as (address, shown),
@@ -171,8 +171,8 @@ def test_what_passes_is_waited_for_to_the_end_of_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What forwards to a node that is being started takes connections, and ends them at once."""
-    monkeypatch.setattr(patience, "_DISTRUSTED_SECONDS", 0.0)
-    monkeypatch.setattr(patience, "_DISTRUSTED_TIMES", 1)
+    monkeypatch.setattr(retry, "_DISTRUSTED_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "_DISTRUSTED_TIMES", 1)
     with (
         stranger(ward, elsewhere, CONNECTIONS[connect]) as (address, shown),
         pytest.raises(

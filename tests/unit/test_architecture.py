@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
-from cairn.access import ACCESS, LONG_CALLS
 from cairn.identity.credentials import Role
+from cairn.transport.access import ACCESS, LONG_CALLS
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ PURE = [
     "aggregator_node/round.py",
     "aggregator_node/rows.py",
     "aggregator_node/shares.py",
-    "cairn/access.py",
+    "cairn/transport/access.py",
     "cairn/model/update_encoding.py",
     "cairn/model/segments.py",
     "cairn/errors.py",
@@ -223,7 +223,7 @@ def test_a_pure_module_imports_no_network_no_process_and_no_clock(file: str) -> 
     }
     assert not {top(name) for name in names} & impure
     assert not names & {
-        "cairn.rpc",
+        "cairn.transport.server",
         "cairn.runtime.process",
         "cairn.runtime.clock",
         "cairn.v1.aggregator_pb2_grpc",
@@ -233,12 +233,12 @@ def test_a_pure_module_imports_no_network_no_process_and_no_clock(file: str) -> 
 def test_only_services_clients_and_the_transport_kit_import_grpc() -> None:
     speak = {path for path in source_files(*PACKAGES) if "grpc" in imports_of(path)}
     for path in speak - {
-        ROOT / "cairn/error_mapping.py",
-        ROOT / "cairn/interceptor.py",
-        ROOT / "cairn/redial.py",
-        ROOT / "cairn/rpc.py",
-        ROOT / "cairn/status.py",
-        ROOT / "cairn/steps.py",
+        ROOT / "cairn/transport/error_mapping.py",
+        ROOT / "cairn/transport/interceptor.py",
+        ROOT / "cairn/transport/channel.py",
+        ROOT / "cairn/transport/server.py",
+        ROOT / "cairn/transport/status.py",
+        ROOT / "cairn/transport/steps.py",
     }:
         assert path.stem.endswith(("_service", "_client")), path
 

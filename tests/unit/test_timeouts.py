@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cairn.rpc import _DIALLING, _LISTENING
+from cairn.transport.server import _DIALLING, _LISTENING
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cairn", "aggregator_node", "coordinator", "owner_node")

@@ -46,7 +46,9 @@ def client(stub: Hanging) -> AggregatorClient:
 def test_a_round_whose_end_never_comes_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cairn.patience.IDLE_SECONDS", -1.0)  # every call has lasted for long
+    monkeypatch.setattr(
+        "cairn.transport.retry.IDLE_SECONDS", -1.0
+    )  # every call has lasted for long
     monkeypatch.setattr("coordinator.aggregator_client.IDLE_SECONDS", 0.5)
     monkeypatch.setattr("coordinator.aggregator_client.CALL_SECONDS", 0.25)
     stub = Hanging()

@@ -21,7 +21,6 @@ from cairn.errors import (
     UpdateRefused,
     WrongState,
 )
-from cairn.incoming import Incoming
 from cairn.ledger.chain import Entry
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema, TensorSpec
@@ -37,6 +36,7 @@ from cairn.protocol.statements import RECEIPT, STATEMENT, commitment_of, sign
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from cairn.task_loading import TaskFailed
+from cairn.transport.receiver import Incoming
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
@@ -481,7 +481,9 @@ def test_a_coordinator_cannot_have_a_round_that_is_over_trained_for_by_an_old_ro
 def test_a_push_to_an_aggregator_that_stays_away_ends_with_the_round(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cairn.patience.IDLE_SECONDS", -1.0)  # every call has lasted for long
+    monkeypatch.setattr(
+        "cairn.transport.retry.IDLE_SECONDS", -1.0
+    )  # every call has lasted for long
     away = Unavailable("no answer")
     bench.stub.submit_error = bench.stub.receipt_error = away
     bench.stub.open_seconds = 1
@@ -493,7 +495,9 @@ def test_a_push_to_an_aggregator_that_stays_away_ends_with_the_round(
 def test_a_fetch_from_a_coordinator_that_stays_away_ends_with_the_round(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cairn.patience.IDLE_SECONDS", -1.0)  # every call has lasted for long
+    monkeypatch.setattr(
+        "cairn.transport.retry.IDLE_SECONDS", -1.0
+    )  # every call has lasted for long
     bench.coordinator.error = Unavailable("no answer")
     bench.stub.open_seconds = 1
     bench.rounds.take_part(invitation())

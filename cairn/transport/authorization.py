@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cairn.access import is_for_everybody, may_call
 from cairn.errors import CallerNotAllowed
 from cairn.identity.certified import Certified
 from cairn.identity.credentials import Role
 from cairn.runtime.clock import Clock
-from cairn.steps import Call, certified_caller
+from cairn.transport.access import is_for_everybody, may_call
+from cairn.transport.steps import Call, certified_caller
 
 Admits = Callable[
     [Certified], None
@@ -20,7 +20,7 @@ def everybody(_caller: Certified) -> None:
 
 
 class Authorization:
-    """Lets the nodes of this federation call what `cairn/access.py` allows their role, if `admits` has them.
+    """Lets the nodes of this federation call what `cairn/transport/access.py` allows their role, if `admits` has them.
 
     Where the port `serves` one role, others may only ask for its health.
     """

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from cairn.errors import CairnError, InvalidMessage, TooMuch
 from cairn.protocol.limits import MAX_ROUND_SECONDS
 from cairn.runtime.timeouts import IDLE_SECONDS
-from cairn.steps import Call
+from cairn.transport.steps import Call
+from cairn.transport.watchdog import Watch, Watchdog
 from cairn.v1 import round_pb2 as pb
-from cairn.watchdog import Watch, Watchdog
 
 _MAX_CALL_SECONDS = MAX_ROUND_SECONDS + 24 * 3600  # a round's, and what comes after its end
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import grpc
 
-from cairn import frames
+from cairn.transport import framing
 
 
 class _Line:
@@ -125,8 +125,8 @@ class _Method:
         self._shape = shape
         self._coding = (
             path,
-            frames.request_writer(path, request_serializer),
-            frames.response_reader(path, response_deserializer),
+            framing.request_writer(path, request_serializer),
+            framing.response_reader(path, response_deserializer),
         )
 
     def __call__(self, *request: Any, **options: Any) -> Any:

@@ -1,6 +1,6 @@
 """The one transport kit: listening and dialling over mTLS, and the errors that come back.
 
-The listening side maps our errors to statuses (cairn/error_mapping.py) and the dialling side maps them back
+The listening side maps our errors to statuses (cairn/transport/error_mapping.py) and the dialling side maps them back
 here, so that both ends speak of the same errors.
 """
 
@@ -11,29 +11,29 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cairn.authorization import Admits, Authorization, everybody
-from cairn.call_deadline import CallDeadline, PeerTimeout
-from cairn.connections import Connections, Reserve
-from cairn.error_mapping import ErrorMapping, Refused, unrecorded
 from cairn.errors import CairnError, CallerNotAllowed
-from cairn.health_service import HealthService
 from cairn.identity.credentials import Identity, PinnedAggregator, Role
 from cairn.identity.reload import Renewal, renewal_of, renewal_of_pin
-from cairn.interceptor import Interceptor
-from cairn.listening import why_not
-from cairn.parsing import MESSAGE_BYTES
-from cairn.pools import Pools
 from cairn.protocol.limits import MAX_JOB_SPEC_BYTES, MAX_ROUND_SECONDS
 from cairn.protocol.messages import reason_of_word
-from cairn.quota import Quotas
-from cairn.redial import RedialledChannel
 from cairn.runtime.clock import Clock
 from cairn.runtime.quoting import quoted
 from cairn.runtime.timeouts import CALL_SECONDS, IDLE_SECONDS
-from cairn.status import STATUS
-from cairn.steps import Step
-from cairn.trouble import connection_trouble
-from cairn.watchdog import Watchdog
+from cairn.transport.authorization import Admits, Authorization, everybody
+from cairn.transport.call_deadline import CallDeadline, PeerTimeout
+from cairn.transport.channel import RedialledChannel
+from cairn.transport.connections import Connections, Reserve
+from cairn.transport.error_mapping import ErrorMapping, Refused, unrecorded
+from cairn.transport.health_service import HealthService
+from cairn.transport.interceptor import Interceptor
+from cairn.transport.parsing import MESSAGE_BYTES
+from cairn.transport.pools import Pools
+from cairn.transport.ports import why_not
+from cairn.transport.quota import Quotas
+from cairn.transport.status import STATUS
+from cairn.transport.steps import Step
+from cairn.transport.trouble import connection_trouble
+from cairn.transport.watchdog import Watchdog
 
 # A job's specification, and what it comes with.
 JOB_MESSAGE_BYTES = MAX_JOB_SPEC_BYTES + MESSAGE_BYTES

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from cairn.runtime.clock import Clock
-from cairn.watchdog import Watchdog
+from cairn.transport.watchdog import Watchdog
 
 LONG = 60.0
 

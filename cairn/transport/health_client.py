@@ -6,8 +6,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cairn.health_service import CLOCK_KEY, PROTOCOL_KEY, SOFTWARE_KEY
-from cairn.rpc import translated
+from cairn.transport.health_service import CLOCK_KEY, PROTOCOL_KEY, SOFTWARE_KEY
+from cairn.transport.server import translated
 
 
 @dataclass(frozen=True)

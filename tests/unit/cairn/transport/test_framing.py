@@ -9,8 +9,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cairn import frames
 from cairn.model.schema import CHUNK_BYTES
+from cairn.transport import framing
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 
 
@@ -20,8 +20,8 @@ class Stream:
 
     method: str
     message: Any
-    write: frames.Writer
-    read: frames.Reader
+    write: framing.Writer
+    read: framing.Reader
 
     def chunk(self, payload: bytes) -> bytes:
         """The message of a chunk, as the generated code serialises it."""
@@ -30,9 +30,9 @@ class Stream:
 
 
 def stream(method: str, message: Any, *, up: bool) -> Stream:
-    writer = frames.request_writer if up else frames.response_writer
-    reader = frames.request_reader if up else frames.response_reader
-    generated: tuple[frames.Writer, frames.Reader] = message.SerializeToString, message.FromString
+    writer = framing.request_writer if up else framing.response_writer
+    reader = framing.request_reader if up else framing.response_reader
+    generated: tuple[framing.Writer, framing.Reader] = message.SerializeToString, message.FromString
     return Stream(method, message, writer(method, generated[0]), reader(method, generated[1]))
 
 
@@ -171,7 +171,12 @@ def test_what_is_written_is_read_back(payload: bytes) -> None:
 
 @pytest.mark.parametrize(
     "choose",
-    [frames.request_writer, frames.request_reader, frames.response_writer, frames.response_reader],
+    [
+        framing.request_writer,
+        framing.request_reader,
+        framing.response_writer,
+        framing.response_reader,
+    ],
 )
 def test_every_other_message_is_left_to_the_generated_code(
     choose: Callable[[str, Any], Any],
@@ -194,7 +199,7 @@ def test_every_other_message_is_left_to_the_generated_code(
 @pytest.mark.parametrize("begin", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES + 5])
 def test_a_payload_is_cut_into_chunks_from_where_it_is_to_begin(begin: int) -> None:
     payload = memoryview(patterned(2 * CHUNK_BYTES + 5))
-    chunks = list(frames.chunks_of(payload, begin))
+    chunks = list(framing.chunks_of(payload, begin))
     assert b"".join(chunks) == payload[begin:]
     assert all(len(chunk) == CHUNK_BYTES for chunk in chunks[:-1])
     assert all(chunk.obj is payload.obj for chunk in chunks)

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from cairn import silence
 from cairn.runtime.clock import Clock
-from cairn.silence import ended_when_silent
+from cairn.transport import idle_timeout
+from cairn.transport.idle_timeout import ended_when_silent
 from tests.scenarios.processes import until
 
 REAL_WAIT = 0.001  # of the thread that watches, while the fake clock stands still
@@ -49,7 +49,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 def idle_seconds(monkeypatch: pytest.MonkeyPatch) -> float:
     """As short as what the watch really waits between two looks at a clock that stands still."""
-    monkeypatch.setattr(silence, "IDLE_SECONDS", REAL_WAIT)
+    monkeypatch.setattr(idle_timeout, "IDLE_SECONDS", REAL_WAIT)
     return REAL_WAIT
 
 

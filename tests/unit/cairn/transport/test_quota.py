@@ -4,7 +4,7 @@ import pytest
 
 from cairn.errors import TooMuch
 from cairn.identity.credentials import NodeName, Role
-from cairn.quota import Quota
+from cairn.transport.quota import Quota
 
 ALICE, BOB, CAROL = (NodeName("ward", Role.OWNER, name) for name in ("alice", "bob", "carol"))
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import grpc
 
-from cairn import frames
-from cairn.access import LONG_CALLS
-from cairn.call_deadline import await_taken
 from cairn.errors import InvalidMessage
-from cairn.parsing import parsing
 from cairn.runtime.timeouts import CALL_SECONDS
-from cairn.steps import Call, Step
-from cairn.watchdog import Late, Watch
+from cairn.transport import framing
+from cairn.transport.access import LONG_CALLS
+from cairn.transport.call_deadline import await_taken
+from cairn.transport.parsing import parsing
+from cairn.transport.steps import Call, Step
+from cairn.transport.watchdog import Late, Watch
 
 
 class Interceptor(grpc.ServerInterceptor):
@@ -60,7 +60,7 @@ class Interceptor(grpc.ServerInterceptor):
             else grpc.stream_unary_rpc_method_handler
         )
         # Without a deserialiser gRPC hands over the bytes; with one it answers malformed bytes INTERNAL.
-        return make(inside, None, frames.response_writer(method, handler.response_serializer))
+        return make(inside, None, framing.response_writer(method, handler.response_serializer))
 
     def _single(self, method: str, reading: Any) -> Any:
         def inside(raws: Iterator[bytes], context: grpc.ServicerContext) -> Any:

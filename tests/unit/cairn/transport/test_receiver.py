@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cairn.errors import InvalidMessage
-from cairn.incoming import Incoming
+from cairn.transport.receiver import Incoming
 
 MODEL = bytes(range(256)) * 40
 

@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cairn.access import LONG_CALLS
-from cairn.connections import Connections
 from cairn.errors import TooMuch
 from cairn.identity.credentials import NodeName
-from cairn.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER, Pools
-from cairn.steps import Call
+from cairn.transport.access import LONG_CALLS
+from cairn.transport.connections import Connections
+from cairn.transport.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER, Pools
+from cairn.transport.steps import Call
 
 
 class Place:

@@ -6,11 +6,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from cairn import connections as module
-from cairn.connections import CONNECTIONS_OF_ONE_CALLER, Connections, Reserve
 from cairn.errors import TooMuch
 from cairn.identity.credentials import NodeName, Role
 from cairn.runtime.clock import Clock
+from cairn.transport import connections as module
+from cairn.transport.connections import CONNECTIONS_OF_ONE_CALLER, Connections, Reserve
 
 ALICE, BOB = (NodeName("ward", Role.OWNER, name) for name in ("alice", "bob"))
 PEERS = [f"ipv4:192.0.2.1:{port}" for port in range(CONNECTIONS_OF_ONE_CALLER + 1)]

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from cairn import patience
 from cairn.errors import Distrusted, Unavailable, WrongState
-from cairn.patience import patiently
+from cairn.transport import retry
+from cairn.transport.retry import patiently
 
 LONG = 30.0
 
@@ -57,7 +57,7 @@ def test_an_error_that_waiting_does_not_mend_passes_at_once() -> None:
 
 
 def test_a_peer_that_stays_away_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_QUIET_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "_QUIET_PAUSE_SECONDS", 0.0)
 
     def call() -> None:
         raise Unavailable("nothing listens there")
@@ -71,7 +71,7 @@ def test_a_peer_that_stays_away_is_told_of(monkeypatch: pytest.MonkeyPatch) -> N
 def test_patience_begins_anew_after_a_call_that_had_reached_its_peer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(patience, "IDLE_SECONDS", -1.0)  # every call counts as a long one
+    monkeypatch.setattr(retry, "IDLE_SECONDS", -1.0)  # every call counts as a long one
     calls: list[None] = []
 
     def call() -> str:
@@ -90,7 +90,7 @@ class Pauses(threading.Event):
         super().__init__()
         self.pauses: list[float] = []
         self.now = 0.0
-        monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(retry, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def wait(self, timeout: float | None = None) -> bool:
         assert timeout is not None

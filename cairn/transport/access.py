@@ -1,7 +1,7 @@
 """Who may call what. Default-deny: a method that has no row here is refused for everybody.
 
 gRPC checks at the handshake only that a peer's certificate comes from the federation's authority, so
-this table, enforced around every handler (cairn/authorization.py), is what keeps the roles apart.
+this table, enforced around every handler (cairn/transport/authorization.py), is what keeps the roles apart.
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ import grpc
 
 from cairn.identity.certified import Certified, certified
 from cairn.identity.credentials import NodeName
-from cairn.watchdog import Watch
+from cairn.transport.watchdog import Watch
 
 
 @dataclass

@@ -10,9 +10,9 @@ import structlog
 from cairn.errors import CairnError
 from cairn.identity.credentials import NodeName
 from cairn.protocol.messages import reason_word
-from cairn.status import STATUS
-from cairn.steps import Call
-from cairn.watchdog import Late
+from cairn.transport.status import STATUS
+from cairn.transport.steps import Call
+from cairn.transport.watchdog import Late
 
 _SENTENCE_BYTES = (
     1000  # three times as long on the wire, where metadata beyond 8 KiB may be refused

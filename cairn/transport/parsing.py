@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from cairn import frames
 from cairn.errors import InvalidMessage, TooMuch
 from cairn.model.schema import CHUNK_BYTES
+from cairn.transport import framing
 
 MESSAGE_BYTES = CHUNK_BYTES + (1 << 18)  # a chunk and its frame: no model is one message
 _LARGE = {"/cairn.v1.ReleaseService/RegisterJob"}  # a job's schema; its listener bounds it
 
 
-def parsing(method: str, generated: frames.Reader) -> frames.Reader:
+def parsing(method: str, generated: framing.Reader) -> framing.Reader:
     """The reader of a method's messages; it raises TooMuch and InvalidMessage."""
-    reader = frames.request_reader(method, generated)
+    reader = framing.request_reader(method, generated)
 
     def parsed(raw: bytes) -> Any:
         if len(raw) > MESSAGE_BYTES and method not in _LARGE:

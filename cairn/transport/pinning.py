@@ -13,13 +13,13 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cairn.distrust import Trust
 from cairn.errors import Distrusted, InvalidMessage, Unavailable
 from cairn.identity.credentials import Identity, Role, load_pinned
 from cairn.identity.names import node_named_in
 from cairn.identity.reload import Renewal, renewal_of
-from cairn.reaching import Unreachable, Way, shown
 from cairn.runtime.timeouts import CALL_SECONDS
+from cairn.transport.distrust import Trust
+from cairn.transport.probe import Unreachable, Way, shown
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cairn.health_client import Health, ask_health
 from cairn.protocol.messages import PROTOCOL
-from cairn.rpc import dial
+from cairn.transport.health_client import Health, ask_health
+from cairn.transport.server import dial
 from tests.service.door import AGGREGATOR, ALICE, SECONDS, Door, Ward
 from tests.unit.cairn.examination import Says
 
