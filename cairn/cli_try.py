@@ -19,12 +19,12 @@ from cairn.model.safetensors_reader import read_model
 from cairn.model.schema import Schema
 from cairn.model.validation import ANY_FINITE, check_values
 from cairn.runtime.quoting import quoted
-from cairn.task import Round, Site, Task
-from cairn.task_environment import as_the_task_has_it
-from cairn.task_loading import TaskFailed, load_task, own_traceback
+from cairn.tasks.environment import as_the_task_has_it
+from cairn.tasks.loader import TaskFailed, load_task, own_traceback
+from cairn.tasks.task import Round, Site, Task
 
 if TYPE_CHECKING:
-    from cairn.task_running import Outcome
+    from cairn.tasks.runner import Outcome
 
 Entries = Mapping[str, Any]
 Row = tuple[str, str, tuple[int, ...], int]
@@ -76,8 +76,8 @@ def try_task(
 
 def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) -> None:
     # PyTorch takes seconds to import, and the other commands do without it.
-    from cairn.task_running import TaskRunner, first_parts
-    from cairn.torch_state import payload_of
+    from cairn.tasks.runner import TaskRunner, first_parts
+    from cairn.tasks.state_dict import payload_of
 
     initial_model, seed = start
     parts = first_parts(task, seed)
@@ -122,8 +122,8 @@ def _check_finite(schema: Schema, update: bytearray) -> None:
 
 def _print_what_stays(console: Console, stays: Entries, again: Entries) -> None:
     """List it, and warn of what has other values where `model()` is called again."""
-    from cairn.exchanging import differing
-    from cairn.torch_state import facts_of
+    from cairn.tasks.partial import differing
+    from cairn.tasks.state_dict import facts_of
 
     rows = [(name, *facts_of(value)) for name, value in stays.items()]
     console.print("\nWhat would stay, since the task does not exchange it:\n")

@@ -42,8 +42,8 @@ def first_model(source: Path, seed: int, workspace: Path) -> tuple[Schema, memor
 def _build(source: str, seed: str, target: str) -> int:
     from cairn.errors import CairnError
     from cairn.runtime.quoting import say
-    from cairn.task_loading import TaskFailed, load_task, own_traceback
-    from cairn.task_running import first_model as build
+    from cairn.tasks.loader import TaskFailed, load_task, own_traceback
+    from cairn.tasks.runner import first_model as build
 
     try:
         schema, payload = build(load_task(source), int(seed))

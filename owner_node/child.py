@@ -17,7 +17,7 @@ from typing import Any
 
 from cairn.model.exchanged import Exchanged
 from cairn.runtime.timeouts import PARTING_SECONDS
-from cairn.task_environment import passed_on
+from cairn.tasks.environment import passed_on
 from owner_node.clearing import clear
 from owner_node.relay import Relay
 from owner_node.sandbox import Sandbox, furnish
@@ -30,7 +30,7 @@ class TaskSource:
 
     `file` is the path of a .py file or "package.module:attribute". The task runs only where its data
     has at least `min_examples`. `environment` names the variables that it gets beside those that every
-    task gets (cairn/task_environment.py). Without a `sandbox` it can open whatever this account can.
+    task gets (cairn/tasks/environment.py). Without a `sandbox` it can open whatever this account can.
     """
 
     name: str

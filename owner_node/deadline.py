@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cairn.errors import CairnError, WrongState
-from cairn.task_loading import TaskFailed
+from cairn.tasks.loader import TaskFailed
 from cairn.v1 import round_pb2 as pb
 from owner_node.lease import Lease
 from owner_node.ledger import NotRecorded

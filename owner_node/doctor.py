@@ -17,7 +17,7 @@ from cairn.identity.credentials import NodeName, Role
 from cairn.ledger.files import OWNER_DATABASE, read_ledger
 from cairn.preflight import Node, Peer
 from cairn.storage.directory import state_directory
-from cairn.task_loading import find_task
+from cairn.tasks.loader import find_task
 from cairn.transport.pinning import PinnedCoordinator, load_pinned_coordinator
 from cairn.v1 import round_pb2 as pb
 from owner_node.budgets import Budgets, bits_told

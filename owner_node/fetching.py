@@ -7,7 +7,7 @@ from collections.abc import Callable
 from cairn.errors import CairnError, InvalidMessage, UpdateRefused, WrongState
 from cairn.model.validation import Bounds, check_values
 from cairn.runtime.timeouts import rest
-from cairn.task_loading import TaskFailed
+from cairn.tasks.loader import TaskFailed
 from cairn.transport.receiver import Incoming
 from cairn.transport.retry import patiently
 from cairn.v1 import round_pb2 as pb

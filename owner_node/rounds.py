@@ -16,7 +16,7 @@ from cairn.protocol.messages import digest_of, job_spec_from_bytes
 from cairn.protocol.reasons import told_to_others
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import CALL_SECONDS, PARTING_SECONDS
-from cairn.task_loading import TaskFailed
+from cairn.tasks.loader import TaskFailed
 from cairn.transport.retry import patiently
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 from cairn.errors import UsageError
 from cairn.runtime.timeouts import IDLE_SECONDS
-from cairn.task_environment import passed_on
+from cairn.tasks.environment import passed_on
 from owner_node.clearing import clear
 
 Kind = Literal[

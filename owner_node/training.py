@@ -18,9 +18,9 @@ from typing import Any
 from cairn.errors import UsageError
 from cairn.runtime.malloc import keep_freed_memory
 from cairn.runtime.timeouts import PARTING_SECONDS
-from cairn.task import Round, Site
-from cairn.task_loading import TaskFailed, load_task, own_traceback
-from cairn.task_running import TaskRunner
+from cairn.tasks.loader import TaskFailed, load_task, own_traceback
+from cairn.tasks.runner import TaskRunner
+from cairn.tasks.task import Round, Site
 from owner_node.memory_shortage import go_first
 from owner_node.training_link import (
     ASK_FOR_MODEL,

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
-from cairn.task_loading import TaskFailed
+from cairn.tasks.loader import TaskFailed
 from owner_node.child import Child, TaskSource, end, kill, spawn
 from owner_node.training_link import ModelMemory, schema_message, told_of_model
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cairn.runtime.failpoints import failpoint
-from cairn.task_loading import TaskFailed
+from cairn.tasks.loader import TaskFailed
 from owner_node.deadline import Deadline
 from owner_node.policy import Invited
 from owner_node.pushing import Pushing

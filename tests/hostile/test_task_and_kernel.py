@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from cairn.errors import UsageError
-from cairn.torch_state import payload_of
+from cairn.tasks.state_dict import payload_of
 from owner_node.clearing import clear
 from owner_node.sandbox import Kind, Sandbox, furnish, shown
 from owner_node.training_process import TaskFailed, TaskSource, TrainingProcess, Work

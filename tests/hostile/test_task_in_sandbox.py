@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cairn.errors import UsageError
-from cairn.torch_state import payload_of, read_state
+from cairn.tasks.state_dict import payload_of, read_state
 from owner_node.sandbox import Kind, Sandbox, check_hides, sandbox_for, shown
 from owner_node.training_process import TaskSource, TrainingProcess, Work
 from tests.scenarios.processes import ROOT

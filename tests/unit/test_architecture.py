@@ -39,7 +39,7 @@ PURE = [
     "cairn/protocol/reasons.py",
     "cairn/settings.py",
     "cairn/protocol/statements.py",
-    "cairn/task.py",
+    "cairn/tasks/task.py",
     "cairn/model/schema.py",
     "cairn/model/validation.py",
     "cairn/verify.py",
@@ -266,7 +266,7 @@ def test_a_module_is_imported_by_name_only_where_a_person_named_it() -> None:
         "cairn/cli.py",
         "cairn/cli_doctor.py",
         "cairn/cli_reset.py",
-        "cairn/task_loading.py",
+        "cairn/tasks/loader.py",
     }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cairn.model.validation import BLOCK
-from cairn.torch_state import payload_of, read_state
+from cairn.tasks.state_dict import payload_of, read_state
 from owner_node.clip import clip
 
 State = dict[str, Tensor]

@@ -35,7 +35,7 @@ from cairn.protocol.statements import MANIFEST as MANIFEST_TYPE
 from cairn.protocol.statements import RECEIPT, STATEMENT, commitment_of, sign
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
-from cairn.task_loading import TaskFailed
+from cairn.tasks.loader import TaskFailed
 from cairn.transport.receiver import Incoming
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cairn.model.schema import Schema, TensorSpec
-from cairn.task import Site
+from cairn.tasks.task import Site
 from cairn.v1 import round_pb2 as pb
 from owner_node.training import Training
 from owner_node.training_link import ModelMemory

@@ -20,7 +20,7 @@ from cairn.errors import UpdateRefused
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
 from cairn.model.validation import ANY_FINITE, check_values
-from cairn.torch_state import payload_of, read_state, write_state
+from cairn.tasks.state_dict import payload_of, read_state, write_state
 from cairn.v1 import round_pb2 as pb
 from owner_node.training_process import (
     TaskFailed,

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cairn.errors import UsageError
-from cairn.torch_state import (
+from cairn.tasks.state_dict import (
     facts_of,
     payload_of,
     read_state,

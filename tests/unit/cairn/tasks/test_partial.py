@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cairn.errors import UsageError
-from cairn.exchanging import differing, parts_of
+from cairn.tasks.partial import differing, parts_of
 
 
 def a_state() -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cairn.errors import UsageError
-from cairn.task import Task
-from cairn.task_loading import TaskFailed, load_task, own_code, own_traceback
+from cairn.tasks.loader import TaskFailed, load_task, own_code, own_traceback
+from cairn.tasks.task import Task
 
 GOOD = """
 import cairn
@@ -107,7 +107,7 @@ def test_the_text_for_others_has_no_word_of_what_the_task_said() -> None:
 
 
 def test_loading_a_task_imports_no_torch_and_no_grpc() -> None:
-    script = "import sys, cairn.task_loading; print({'torch', 'grpc'} & set(sys.modules))"
+    script = "import sys, cairn.tasks.loader; print({'torch', 'grpc'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

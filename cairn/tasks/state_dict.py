@@ -2,7 +2,7 @@
 
 What becomes of a tensor on its way through a round:
 
-- Every entry of `state_dict()` that the task exchanges (cairn/exchanging.py) travels, buffers included,
+- Every entry of `state_dict()` that the task exchanges (cairn/tasks/partial.py) travels, buffers included,
   under its own name and exact type: bool, uint8, int8, int16, int32, int64, float16, bfloat16, float32
   and float64. Nothing is ever cast.
 - Integers and bools (BatchNorm's num_batches_tracked, a mask) are averaged exactly and rounded to the

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from cairn.errors import CairnError, UsageError
-from cairn.task import Task
+from cairn.tasks.task import Task
 from cairn.v1 import round_pb2 as pb
 
 _OURS = Path(__file__).parent

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from cairn.model.schema import Schema
-from cairn.task import Data, Round, Site, Task
-from cairn.task_loading import TaskFailed
-from cairn.task_running import Outcome, TaskRunner, first_model
-from cairn.torch_state import payload_of, read_state
+from cairn.tasks.loader import TaskFailed
+from cairn.tasks.runner import Outcome, TaskRunner, first_model
+from cairn.tasks.state_dict import payload_of, read_state
+from cairn.tasks.task import Data, Round, Site, Task
 from cairn.v1 import round_pb2 as pb
 
 SITE = Site("bob", Path("rows"))

@@ -16,19 +16,19 @@ import torch
 from torch import nn
 
 from cairn.errors import UsageError
-from cairn.exchanging import Parts, parts_of
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
-from cairn.task import Data, Round, Site, Task
-from cairn.task_loading import TaskFailed, own_code
-from cairn.torch_state import (
+from cairn.tasks.loader import TaskFailed, own_code
+from cairn.tasks.partial import Parts, parts_of
+from cairn.tasks.state_dict import (
     WritableBuffer,
     payload_of,
     read_state,
     schema_of,
     write_state,
 )
+from cairn.tasks.task import Data, Round, Site, Task
 from cairn.v1 import round_pb2 as pb
 
 
