@@ -9,10 +9,10 @@ from pydantic import AfterValidator, Field
 from aggregator_node.memory import memory_of_this_machine
 from aggregator_node.policy import Policy
 from aggregator_node.roster import Listed
+from cairn.config import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import LARGEST_SHARE, MAX_COHORT, MIN_COHORT
 from cairn.runtime.timeouts import LEASE_SECONDS, STANDBY_SECONDS
-from cairn.settings import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
 
 
 def _fingerprint(text: str) -> str:

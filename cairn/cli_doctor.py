@@ -82,8 +82,8 @@ def _examined(file: Path, seconds: float) -> list["Finding"]:
 
 
 def _node_of(file: Path) -> "Node":
+    from cairn.config import kind_of, read_toml
     from cairn.errors import UsageError
-    from cairn.settings import kind_of, read_toml
 
     examiner = _EXAMINERS.get(kind_of(read_toml(file)) or "")
     if examiner is None:

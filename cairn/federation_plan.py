@@ -8,11 +8,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from cairn.config import FilePath, Settings
 from cairn.errors import UsageError
 from cairn.identity.credentials import NodeName, Role
 from cairn.model.update_encoding import WORDS
 from cairn.protocol.limits import MAX_ROUND_SECONDS
-from cairn.settings import FilePath, Settings
 
 AUTHORITY = "authority"
 RESERVED = frozenset({AUTHORITY, Role.AGGREGATOR.value, Role.COORDINATOR.value})

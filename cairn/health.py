@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
+from cairn.config import Address, FilePath, IdentityFiles, Settings
 from cairn.errors import Unavailable
 from cairn.identity.credentials import (
     Identity,
@@ -20,7 +21,6 @@ from cairn.identity.credentials import (
     node_named_in,
 )
 from cairn.identity.pem import load_certificate
-from cairn.settings import Address, FilePath, IdentityFiles, Settings
 from cairn.transport.health_client import is_serving
 from cairn.transport.server import dial
 

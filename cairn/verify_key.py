@@ -5,9 +5,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ConfigDict
 
+from cairn.config import Settings, SigningKeyText
 from cairn.errors import UsageError
 from cairn.identity.credentials import parse_signing_key_text
-from cairn.settings import Settings, SigningKeyText
 
 
 class _PinningNode(Settings):

@@ -5,9 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cairn.protocol.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
-from cairn.runtime.timeouts import GATHER_SECONDS, PATIENCE_SECONDS, ROUND_DEADLINE_SECONDS
-from cairn.settings import (
+from cairn.config import (
     Address,
     FilePath,
     Name,
@@ -17,6 +15,8 @@ from cairn.settings import (
     Settings,
     SigningKeyText,
 )
+from cairn.protocol.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
+from cairn.runtime.timeouts import GATHER_SECONDS, PATIENCE_SECONDS, ROUND_DEADLINE_SECONDS
 from coordinator.sampling import group_count
 
 _Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]

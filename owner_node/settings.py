@@ -5,6 +5,16 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from cairn.config import (
+    Address,
+    FilePath,
+    Name,
+    NodeLabel,
+    PinnedIdentityFiles,
+    Seconds,
+    Settings,
+    SigningKeyText,
+)
 from cairn.protocol.limits import (
     LARGEST_SHARE,
     MAX_COHORT,
@@ -15,16 +25,6 @@ from cairn.protocol.limits import (
     MIN_COHORT,
 )
 from cairn.runtime.timeouts import STANDBY_SECONDS
-from cairn.settings import (
-    Address,
-    FilePath,
-    Name,
-    NodeLabel,
-    PinnedIdentityFiles,
-    Seconds,
-    Settings,
-    SigningKeyText,
-)
 from owner_node.policy import MAX_FAILURES, MAX_ROUNDS
 
 

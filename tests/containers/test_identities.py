@@ -14,7 +14,7 @@ import cairn.transport.server
 from cairn.errors import CairnError
 from cairn.identity.credentials import load_identity, node_named_in
 from cairn.identity.pem import load_certificate
-from cairn.settings import IdentityFiles
+from cairn.config import IdentityFiles
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 home = Path("/nodes/{node}/{node}")
 files = IdentityFiles(

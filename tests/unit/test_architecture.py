@@ -37,7 +37,7 @@ PURE = [
     "cairn/protocol/messages.py",
     "cairn/protocol/cohorts.py",
     "cairn/protocol/reasons.py",
-    "cairn/settings.py",
+    "cairn/config.py",
     "cairn/protocol/statements.py",
     "cairn/tasks/task.py",
     "cairn/model/schema.py",

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator_node.settings import AggregatorSettings
+from cairn.config import Settings
 from cairn.errors import CairnError, UsageError
 from cairn.federation import FederationPlan, usual_floor, write_federation
 from cairn.federation_plan import Address, PlannedTask
@@ -26,7 +27,6 @@ from cairn.identity.credentials import (
     load_signing_key,
     public_signing_key_text,
 )
-from cairn.settings import Settings
 from coordinator.settings import CoordinatorSettings
 from owner_node.settings import OwnerSettings, TaskSettings
 
