@@ -15,7 +15,7 @@ from cairn.errors import UsageError
 from cairn.runtime.quoting import say
 
 if TYPE_CHECKING:
-    from cairn.verify import Finding
+    from cairn.verify.ledger import Finding
 
 _path = click.Path(path_type=Path)
 _MOST_LINES = 1000
@@ -66,9 +66,9 @@ def verify(
     yet, as in a run that was killed. Exit codes: 0 everything is as it was signed and recorded, 1 something
     FAILED or is BEHIND, 2 a mistake in the call.
     """
-    from cairn.verify import failed
-    from cairn.verify_files import Against
-    from cairn.verify_files import verify as check
+    from cairn.verify.ledger import failed
+    from cairn.verify.verify import Against
+    from cairn.verify.verify import verify as check
     from cairn.verify_key import pinned_key
 
     with _ending_in_order():
@@ -82,7 +82,7 @@ def verify(
 
 def _report(findings: Sequence["Finding"]) -> int:
     """Print what was found, not more than so many lines of a grade, and return the exit code."""
-    from cairn.verify import Grade
+    from cairn.verify.ledger import Grade
 
     printed = Counter[Grade]()
     for finding in findings:

@@ -7,7 +7,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.identity.credentials import load_signing_key
-from cairn.verify_files import Against, verify
+from cairn.verify.verify import Against, verify
 from cairn.verify_key import pinned_key
 from tests.chaos.marking import COLUMNS, OWNERS
 from tests.chaos.stage import Stage

@@ -28,7 +28,14 @@ from cairn.v1 import round_pb2 as pb
 from tests.hostile.offline import KEY_TEXT
 from tests.scenarios.processes import BIN
 from tests.unit.cairn.examination import made, pointed
-from tests.unit.cairn.recorded import KEY, Chain, Federation, in_base64, write_database, write_json
+from tests.unit.cairn.verify.recorded import (
+    KEY,
+    Chain,
+    Federation,
+    in_base64,
+    write_database,
+    write_json,
+)
 
 SECONDS = 60
 FORGED = "Finished. Model: gone"

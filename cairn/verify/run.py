@@ -8,8 +8,8 @@ from cairn.errors import InvalidMessage
 from cairn.ledger.chain import MAX_ENTRY_VALUES
 from cairn.storage.foreign_files import Incomplete, json_values
 from cairn.v1 import round_pb2 as pb
-from cairn.verify import Copy, Finding, Grade, attempted, differing, failed
-from cairn.verify_recorded import phase_word, title
+from cairn.verify.ledger import Copy, Finding, Grade, attempted, differing, failed
+from cairn.verify.statement import phase_word, title
 
 
 def check_model(name: str, digest: bytes, statement: pb.ReleaseStatement, ledger: Copy) -> Finding:

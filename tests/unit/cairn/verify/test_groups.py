@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from cairn.cli_verify import verify
-from tests.unit.cairn.recorded import Chain, write_lines
+from tests.unit.cairn.verify.recorded import Chain, write_lines
 
 GROUPS = [["alice", "bob", "carol"], ["dave", "erin", "frank"]]
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cairn.verify import Copy, Finding, failed, short
+from cairn.verify.ledger import Copy, Finding, failed, short
 
 
 def check_groups(ledger: Copy) -> Iterator[Finding]:

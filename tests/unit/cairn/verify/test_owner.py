@@ -8,7 +8,7 @@ import pytest
 
 from cairn.protocol.statements import STATEMENT, envelope, sign
 from cairn.v1 import round_pb2 as pb
-from tests.unit.cairn.recorded import (
+from tests.unit.cairn.verify.recorded import (
     KEY,
     OTHER_KEY,
     Chain,
@@ -21,7 +21,7 @@ from tests.unit.cairn.recorded import (
     write_json,
     write_run,
 )
-from tests.unit.cairn.test_verify import checked
+from tests.unit.cairn.verify.test_verify import checked
 
 MANIFEST = digest("manifest 1 train")
 

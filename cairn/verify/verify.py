@@ -19,7 +19,7 @@ from cairn.ledger.files import (
 )
 from cairn.storage.foreign_files import content_of, lines_of
 from cairn.v1 import round_pb2 as pb
-from cairn.verify import (
+from cairn.verify.ledger import (
     Copy,
     Finding,
     Grade,
@@ -28,16 +28,16 @@ from cairn.verify import (
     check_same_ledger,
     failed,
 )
-from cairn.verify_owner import OwnerRecord
-from cairn.verify_reading import blake3_of, no_key, read_copy, read_statement
-from cairn.verify_recorded import check_recorded
-from cairn.verify_run import (
+from cairn.verify.owner import OwnerRecord
+from cairn.verify.reading import blake3_of, no_key, read_copy, read_statement
+from cairn.verify.run import (
     check_evaluation,
     check_history,
     check_last,
     check_model,
     check_no_evaluation,
 )
+from cairn.verify.statement import check_recorded
 
 RELEASE, EVALUATION, MODEL = "release.json", "evaluation.json", "model.safetensors"
 HISTORY, CHECKPOINT = "history.jsonl", "checkpoint.json"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cairn.ledger.files import head_envelope
 from cairn.protocol.statements import envelope
-from tests.unit.cairn.recorded import (
+from tests.unit.cairn.verify.recorded import (
     Chain,
     Federation,
     signed_head,
@@ -19,7 +19,7 @@ from tests.unit.cairn.recorded import (
     write_lines,
     write_run,
 )
-from tests.unit.cairn.test_verify import FILES, checked
+from tests.unit.cairn.verify.test_verify import FILES, checked
 
 
 def lag(folder: Path, entries: int, *, completed: bool = False) -> None:

@@ -24,7 +24,7 @@ from cairn.ledger.chain import Entry
 from cairn.protocol.messages import parse, reason_of_word, reason_word
 from cairn.protocol.statements import commitment_of, verified_receipt
 from cairn.v1 import round_pb2 as pb
-from cairn.verify import (
+from cairn.verify.ledger import (
     Copy,
     Finding,
     attempted,
@@ -32,8 +32,8 @@ from cairn.verify import (
     failed,
     short,
 )
-from cairn.verify_recorded import Stated, check_recorded, phase_word, title
-from cairn.verify_sent import SentUpdates
+from cairn.verify.sent import SentUpdates
+from cairn.verify.statement import Stated, check_recorded, phase_word, title
 
 _MOST_COMPLAINTS = 1000  # then it is no ledger of an owner, and the rest is not looked at
 _NEVER_LEFT = (

@@ -11,8 +11,8 @@ import pytest
 
 from cairn.protocol.statements import STATEMENT, envelope, sign
 from cairn.v1 import round_pb2 as pb
-from tests.unit.cairn.recorded import KEY, Federation, write_json, write_run
-from tests.unit.cairn.test_verify import KEY_TEXT, checked
+from tests.unit.cairn.verify.recorded import KEY, Federation, write_json, write_run
+from tests.unit.cairn.verify.test_verify import KEY_TEXT, checked
 
 METRICS = {"accuracy": 0.5, "auc": 0.75, "f1": 1.0, "loss": 0.25, "recall": 0.125}
 PROCESSES = 12

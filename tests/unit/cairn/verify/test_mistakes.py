@@ -9,13 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from cairn.cli_verify import ledger
-from tests.unit.cairn.recorded import (
+from tests.unit.cairn.verify.recorded import (
     Chain,
     Federation,
     write_database,
     write_run,
 )
-from tests.unit.cairn.test_verify import KEY_TEXT, checked
+from tests.unit.cairn.verify.test_verify import KEY_TEXT, checked
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from cairn.ledger.chain import GENESIS
 from cairn.protocol.messages import digest_of
 from cairn.protocol.statements import verified_statement
 from cairn.v1 import round_pb2 as pb
-from cairn.verify import Copy, Finding, differing, failed, short
+from cairn.verify.ledger import Copy, Finding, differing, failed, short
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from cairn.ledger.chain import Ledger
 from cairn.ledger.files import read_ledger
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
-from tests.unit.cairn.recorded import Federation, owners_chain
-from tests.unit.cairn.test_verify import checked
-from tests.unit.cairn.test_verify_owner import owners_ledger
+from tests.unit.cairn.verify.recorded import Federation, owners_chain
+from tests.unit.cairn.verify.test_owner import owners_ledger
+from tests.unit.cairn.verify.test_verify import checked
 
 
 def snapshot(folder: Path) -> dict[str, tuple[str, int]]:

@@ -7,7 +7,7 @@ import pytest
 from cairn.ledger.files import head_envelope
 from cairn.protocol.statements import STATEMENT, envelope, sign
 from cairn.v1 import round_pb2 as pb
-from tests.unit.cairn.recorded import (
+from tests.unit.cairn.verify.recorded import (
     KEY,
     Federation,
     digest,
@@ -19,7 +19,7 @@ from tests.unit.cairn.recorded import (
     write_lines,
     write_run,
 )
-from tests.unit.cairn.test_verify import checked
+from tests.unit.cairn.verify.test_verify import checked
 
 
 @pytest.fixture

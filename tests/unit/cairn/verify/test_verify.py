@@ -15,7 +15,7 @@ from cairn.cli_verify import verify
 from cairn.identity.credentials import public_signing_key_text
 from cairn.ledger.files import head_envelope
 from cairn.protocol.statements import STATEMENT, envelope, sign
-from tests.unit.cairn.recorded import (
+from tests.unit.cairn.verify.recorded import (
     KEY,
     MODEL,
     OTHER_KEY,

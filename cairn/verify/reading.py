@@ -15,9 +15,9 @@ from cairn.model.schema import MAX_MODEL_BYTES
 from cairn.protocol.statements import envelope, from_envelope
 from cairn.storage.foreign_files import content_of, pieces_of
 from cairn.v1 import round_pb2 as pb
-from cairn.verify import Copy, Finding, Grade, attempted, check_head, check_ledger
-from cairn.verify_groups import check_groups
-from cairn.verify_recorded import Stated, title
+from cairn.verify.groups import check_groups
+from cairn.verify.ledger import Copy, Finding, Grade, attempted, check_head, check_ledger
+from cairn.verify.statement import Stated, title
 
 
 def no_key() -> UsageError:

@@ -7,7 +7,7 @@ from typing import Any
 from cairn.errors import InvalidMessage
 from cairn.protocol.limits import MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.v1 import aggregator_pb2
-from cairn.verify import differing
+from cairn.verify.ledger import differing
 
 _LONGEST = 128  # of a digest, in characters
 _FIELDS = ("manifest_digest", "payload_digest", "examples", "salt")
