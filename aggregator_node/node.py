@@ -11,7 +11,7 @@ from aggregator_node.audit import Audit
 from aggregator_node.averages import Averages
 from aggregator_node.averaging import Mean
 from aggregator_node.departure import Departure
-from aggregator_node.doctor import node_of
+from aggregator_node.diagnostics import node_of
 from aggregator_node.intake_service import IntakeService
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_rounds import LiveRounds
@@ -24,8 +24,8 @@ from aggregator_node.roster import Roster
 from aggregator_node.settings import AggregatorSettings
 from aggregator_node.store import Store
 from aggregator_node.witness import Witness
+from cairn.diagnostics.preflight import preflight
 from cairn.identity.credentials import Identity, NodeName, Role, load_identity, load_signing_key
-from cairn.preflight import preflight
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cairn.findings import Finding, ok, warning
+from cairn.diagnostics.findings import Finding, ok, warning
 
 _CURRENT, _FUTURE, _ON_FAULT = 1, 2, 4
 _CURE = (

@@ -13,8 +13,8 @@ from cairn import __version__
 from cairn.runtime.timeouts import MOMENT_SECONDS
 
 if TYPE_CHECKING:
-    from cairn.findings import Finding
-    from cairn.preflight import Node
+    from cairn.diagnostics.findings import Finding
+    from cairn.diagnostics.preflight import Node
 
 # Who knows what to check of each kind of file.
 _EXAMINERS = {
@@ -44,7 +44,7 @@ def doctor(*, file: Path, as_json: bool, timeout: float) -> None:
     Exit codes: 0 no fault, 1 a fault, 2 a mistake in the call.
     """
     # Imported here, so that --help answers at once.
-    from cairn.findings import Grade, of_grade
+    from cairn.diagnostics.findings import Grade, of_grade
     from cairn.runtime.process import start_logging
     from cairn.runtime.quoting import say
 
@@ -70,9 +70,9 @@ def doctor(*, file: Path, as_json: bool, timeout: float) -> None:
 
 
 def _examined(file: Path, seconds: float) -> list["Finding"]:
-    from cairn.doctor import examine
+    from cairn.diagnostics.doctor import examine
+    from cairn.diagnostics.findings import faults_of, ok
     from cairn.errors import UsageError
-    from cairn.findings import faults_of, ok
 
     try:
         node = _node_of(file)
@@ -92,7 +92,7 @@ def _node_of(file: Path) -> "Node":
             " key listen and an owner's the key coordinator; give the file that the node starts with"
         )
     # A role's module, which this package does not import: see the table.
-    found: Node = importlib.import_module(f"{examiner}.doctor").node_of_file(file)
+    found: Node = importlib.import_module(f"{examiner}.diagnostics").node_of_file(file)
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cairn.diagnostics.preflight import preflight
 from cairn.errors import CairnError, Fenced, UsageError
 from cairn.identity.credentials import (
     Identity,
@@ -18,7 +19,6 @@ from cairn.identity.credentials import (
 )
 from cairn.model.schema import Schema
 from cairn.model.update_encoding import WORDS
-from cairn.preflight import preflight
 from cairn.protocol.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
@@ -29,7 +29,7 @@ from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.aggregator_client import AggregatorClient
 from coordinator.attendance import Attendance
-from coordinator.doctor import node_of
+from coordinator.diagnostics import node_of
 from coordinator.driver import Driver
 from coordinator.events import JobFinished, Observer, ignore
 from coordinator.first_model import first_model

@@ -10,6 +10,7 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from cairn.diagnostics.preflight import preflight
 from cairn.identity.credentials import (
     Identity,
     NodeName,
@@ -23,7 +24,6 @@ from cairn.identity.credentials import (
 from cairn.identity.reload import Renewal, renewal_of_pin
 from cairn.ledger.files import OWNER_DATABASE
 from cairn.model.update_encoding import WORDS
-from cairn.preflight import preflight
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.timeouts import CALL_SECONDS, PARTING_SECONDS
@@ -34,7 +34,7 @@ from cairn.transport.server import dial
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient
-from owner_node.doctor import node_of, sandbox_of
+from owner_node.diagnostics import node_of, sandbox_of
 from owner_node.kept_updates import KeptUpdates
 from owner_node.leaving import LeavingRules
 from owner_node.ledger import OwnerLedger

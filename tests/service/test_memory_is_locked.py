@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aggregator_node.swap import swap_findings
-from cairn.findings import Grade
+from cairn.diagnostics.findings import Grade
 from tests.scenarios.processes import BIN
 from tests.service.network import Network
 

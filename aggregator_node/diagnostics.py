@@ -4,9 +4,9 @@ from pathlib import Path
 
 from aggregator_node.settings import AggregatorSettings
 from aggregator_node.swap import swap_findings
+from cairn.diagnostics.preflight import Node
 from cairn.identity.credentials import NodeName, Role
 from cairn.ledger.files import AGGREGATOR_DATABASE
-from cairn.preflight import Node
 from cairn.storage.directory import state_directory
 
 

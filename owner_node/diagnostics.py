@@ -10,12 +10,12 @@ from pathlib import Path
 
 from cryptography import x509
 
-from cairn.doctor_identity import SOON
+from cairn.diagnostics.findings import Finding, attempted, fault, note, ok, warning
+from cairn.diagnostics.identity import SOON
+from cairn.diagnostics.preflight import Node, Peer
 from cairn.errors import InvalidMessage, UsageError
-from cairn.findings import Finding, attempted, fault, note, ok, warning
 from cairn.identity.credentials import NodeName, Role
 from cairn.ledger.files import OWNER_DATABASE, read_ledger
-from cairn.preflight import Node, Peer
 from cairn.storage.directory import state_directory
 from cairn.tasks.loader import find_task
 from cairn.transport.pinning import PinnedCoordinator, load_pinned_coordinator

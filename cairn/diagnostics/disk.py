@@ -4,8 +4,8 @@ import sqlite3
 from datetime import datetime
 from pathlib import Path
 
+from cairn.diagnostics.findings import Finding, fault, note, ok, warning
 from cairn.errors import InvalidMessage, UsageError
-from cairn.findings import Finding, fault, note, ok, warning
 from cairn.ledger.database import last_entry
 from cairn.storage.database import is_in_use
 from cairn.storage.directory import Place

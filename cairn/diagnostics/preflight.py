@@ -7,11 +7,11 @@ from pathlib import Path
 
 import structlog
 
-from cairn.doctor_access import file_access_findings, place_access_findings
-from cairn.doctor_disk import clock_findings, place_findings
-from cairn.doctor_identity import identity_findings, pin_findings, signing_key_findings
+from cairn.diagnostics.access import file_access_findings, place_access_findings
+from cairn.diagnostics.disk import clock_findings, place_findings
+from cairn.diagnostics.findings import Finding, Grade, of_grade
+from cairn.diagnostics.identity import identity_findings, pin_findings, signing_key_findings
 from cairn.errors import UsageError
-from cairn.findings import Finding, Grade, of_grade
 from cairn.identity.credentials import IdentityFiles, NodeName, Role
 from cairn.runtime.quoting import quoted
 from cairn.storage.directory import Place

@@ -7,8 +7,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from cairn.diagnostics.findings import Finding, attempted, fault, ok, warning
 from cairn.errors import UsageError
-from cairn.findings import Finding, attempted, fault, ok, warning
 from cairn.identity.credentials import (
     ASK_FOR_PRESENT,
     RENEW,

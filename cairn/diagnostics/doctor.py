@@ -2,12 +2,12 @@
 
 from datetime import UTC, datetime
 
-from cairn.doctor_disk import use_findings
-from cairn.doctor_peers import listening_findings, peer_findings
+from cairn.diagnostics.disk import use_findings
+from cairn.diagnostics.findings import Finding, note
+from cairn.diagnostics.peers import listening_findings, peer_findings
+from cairn.diagnostics.preflight import Node, on_this_machine
 from cairn.errors import UsageError
-from cairn.findings import Finding, note
 from cairn.identity.credentials import load_identity, load_pinned_aggregator
-from cairn.preflight import Node, on_this_machine
 
 
 def examine(node: Node, seconds: float) -> list[Finding]:

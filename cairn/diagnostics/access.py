@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from cairn.findings import Finding, fault, ok, warning
+from cairn.diagnostics.findings import Finding, fault, ok, warning
 from cairn.storage.directory import Place
 
 _NAMED = 3  # accounts in one sentence

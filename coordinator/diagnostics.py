@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from cairn.diagnostics.preflight import Node, Peer
 from cairn.identity.credentials import NodeName, Role
-from cairn.preflight import Node, Peer
 from cairn.storage.directory import run_folder
 from coordinator.settings import CoordinatorSettings
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cairn.doctor_disk import CLOCK_SKEW_SECONDS
+from cairn.diagnostics.disk import CLOCK_SKEW_SECONDS
+from cairn.diagnostics.findings import Finding, fault, note, ok, warning
+from cairn.diagnostics.preflight import Peer
 from cairn.errors import CairnError, Unavailable
 from cairn.federation_plan import Address
-from cairn.findings import Finding, fault, note, ok, warning
 from cairn.identity.credentials import Identity, NodeName, PinnedAggregator, Role
-from cairn.preflight import Peer
 from cairn.protocol.messages import check_protocol
 from cairn.transport.distrust import Trust
 from cairn.transport.health_client import Health, ask_health
