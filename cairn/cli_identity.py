@@ -13,8 +13,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.errors import CairnError, UsageError
-from cairn.federation import FederationPlan, usual_floor, write_federation
-from cairn.federation_plan import AUTHORITY
 from cairn.identity.authority import (
     AUTHORITY_DAYS,
     NODE_DAYS,
@@ -37,6 +35,8 @@ from cairn.identity.credentials import (
 )
 from cairn.identity.describe import describe
 from cairn.identity.pem import PRIVATE, PUBLIC, load_certificate, load_key, read_file, write_new
+from cairn.provisioning.create import FederationPlan, usual_floor, write_federation
+from cairn.provisioning.plan import AUTHORITY
 from cairn.runtime.quoting import quoted, quoted_lines, say_lines
 
 P = ParamSpec("P")

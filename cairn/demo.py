@@ -17,8 +17,8 @@ from typing import IO
 import click
 
 from cairn.errors import UsageError
-from cairn.federation import write_federation
-from cairn.federation_plan import FederationPlan
+from cairn.provisioning.create import write_federation
+from cairn.provisioning.plan import FederationPlan
 from cairn.runtime.quoting import quoted
 from cairn.runtime.timeouts import PARTING_SECONDS
 

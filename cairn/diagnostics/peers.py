@@ -9,9 +9,9 @@ from cairn.diagnostics.disk import CLOCK_SKEW_SECONDS
 from cairn.diagnostics.findings import Finding, fault, note, ok, warning
 from cairn.diagnostics.preflight import Peer
 from cairn.errors import CairnError, Unavailable
-from cairn.federation_plan import Address
 from cairn.identity.credentials import Identity, NodeName, PinnedAggregator, Role
 from cairn.protocol.messages import check_protocol
+from cairn.provisioning.plan import Address
 from cairn.transport.distrust import Trust
 from cairn.transport.health_client import Health, ask_health
 from cairn.transport.pinning import PinnedCoordinator

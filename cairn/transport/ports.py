@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from cairn.errors import UsageError
-from cairn.federation_plan import Address
+from cairn.provisioning.plan import Address
 
 _CHANGE = "change the address in this node's file"
 _WHY = {

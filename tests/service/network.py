@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from cairn.federation import FederationPlan, write_federation
 from cairn.identity.authority import Authority, Subject, issue, new_authority, new_key, new_request
 from cairn.identity.credentials import Identity, NodeName, Role, load_identity, load_signing_key
 from cairn.model.schema import Schema, TensorSpec
@@ -33,6 +32,7 @@ from cairn.protocol.messages import (
     manifest_from_bytes,
 )
 from cairn.protocol.statements import MANIFEST, STATEMENT, verified
+from cairn.provisioning.create import FederationPlan, write_federation
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb

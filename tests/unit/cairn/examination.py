@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cairn.cli_doctor import doctor
-from cairn.federation import FederationPlan, write_federation
+from cairn.provisioning.create import FederationPlan, write_federation
 
 OWNERS = ("alice", "bob", "carol")
 TASKS = """

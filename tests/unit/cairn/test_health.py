@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from cairn.errors import Unavailable, UsageError
-from cairn.federation import FederationPlan, write_federation
 from cairn.health import check_health
 from cairn.identity.credentials import NodeName, Role
+from cairn.provisioning.create import FederationPlan, write_federation
 from tests.service.door import Door, Home
 
 OWNERS = ("alice", "bob", "carol")

@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cairn.errors import UsageError
-from cairn.federation_plan import AUTHORITY, Address, FederationPlan, read_tasks, usual_floor
-from cairn.federation_toml import aggregator_toml, coordinator_toml, owner_toml
 from cairn.identity.authority import (
     Authority,
     Subject,
@@ -21,6 +19,8 @@ from cairn.identity.authority import (
 )
 from cairn.identity.credentials import NodeName, Role, load_signing_key, public_signing_key_text
 from cairn.identity.pem import PRIVATE, PUBLIC, write_new
+from cairn.provisioning.plan import AUTHORITY, Address, FederationPlan, read_tasks, usual_floor
+from cairn.provisioning.templates import aggregator_toml, coordinator_toml, owner_toml
 
 __all__ = ["FederationPlan", "usual_floor", "write_federation"]
 

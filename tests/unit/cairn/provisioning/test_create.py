@@ -16,9 +16,6 @@ from hypothesis import strategies as st
 from aggregator_node.settings import AggregatorSettings
 from cairn.config import Settings
 from cairn.errors import CairnError, UsageError
-from cairn.federation import FederationPlan, usual_floor, write_federation
-from cairn.federation_plan import Address, PlannedTask
-from cairn.federation_toml import _key, _text
 from cairn.identity.credentials import (
     NodeName,
     Role,
@@ -27,6 +24,9 @@ from cairn.identity.credentials import (
     load_signing_key,
     public_signing_key_text,
 )
+from cairn.provisioning.create import FederationPlan, usual_floor, write_federation
+from cairn.provisioning.plan import Address, PlannedTask
+from cairn.provisioning.templates import _key, _text
 from coordinator.settings import CoordinatorSettings
 from owner_node.settings import OwnerSettings, TaskSettings
 
