@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cairn.cli.verify_key import pinned_key
 from cairn.identity.credentials import load_signing_key
 from cairn.verify.verify import Against, verify
-from cairn.verify_key import pinned_key
 from tests.chaos.marking import COLUMNS, OWNERS
 from tests.chaos.stage import Stage
 from tests.hostile.audit import Round, check_books, rounds_in

@@ -27,7 +27,7 @@ from cairn.protocol.statements import STATEMENT, envelope, sign
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.offline import KEY_TEXT
 from tests.scenarios.processes import BIN
-from tests.unit.cairn.examination import made, pointed
+from tests.unit.cairn.cli.examination import made, pointed
 from tests.unit.cairn.verify.recorded import (
     KEY,
     Chain,

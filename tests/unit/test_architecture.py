@@ -263,9 +263,9 @@ def test_a_module_is_imported_by_name_only_where_a_person_named_it() -> None:
         if "importlib" in {top(name) for name in imports_of(path)}
     }
     assert importing == {
-        "cairn/cli.py",
-        "cairn/cli_doctor.py",
-        "cairn/cli_reset.py",
+        "cairn/cli/main.py",
+        "cairn/cli/doctor.py",
+        "cairn/cli/reset.py",
         "cairn/tasks/loader.py",
     }
 

@@ -15,7 +15,7 @@ from cairn.protocol.messages import PROTOCOL
 from cairn.transport.health_client import Health, ask_health
 from cairn.transport.server import dial
 from tests.service.door import AGGREGATOR, ALICE, SECONDS, Door, Ward
-from tests.unit.cairn.examination import Says
+from tests.unit.cairn.cli.examination import Says
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cairn.cli_verify import verify
+from cairn.cli.verify import verify
 from tests.unit.cairn.verify.recorded import Chain, write_lines
 
 GROUPS = [["alice", "bob", "carol"], ["dave", "erin", "frank"]]

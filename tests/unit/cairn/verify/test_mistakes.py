@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cairn.cli_verify import ledger
+from cairn.cli.verify import ledger
 from tests.unit.cairn.verify.recorded import (
     Chain,
     Federation,

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cairn.cli_verify import verify
+from cairn.cli.verify import verify
 from cairn.identity.credentials import public_signing_key_text
 from cairn.ledger.files import head_envelope
 from cairn.protocol.statements import STATEMENT, envelope, sign

@@ -20,7 +20,7 @@ from cairn.identity.credentials import NodeName, Role
 from cairn.protocol.messages import PROTOCOL
 from tests.service.door import Door, Home
 from tests.service.strangers import in_tls, served
-from tests.unit.cairn.examination import Says, examined, made, pointed, standing
+from tests.unit.cairn.cli.examination import Says, examined, made, pointed, standing
 
 SERVES = Says(("cairn-protocol", str(PROTOCOL)), ("cairn-software", "7.8.9"))
 

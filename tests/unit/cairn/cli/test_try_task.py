@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import nn
 
-from cairn.cli_try import try_task
+from cairn.cli.try_task import try_task
 
 TASK = """
 import cairn

@@ -10,17 +10,17 @@ class _Lazy(click.Group):
     """A group whose commands are found in other modules when they are needed."""
 
     places: ClassVar[dict[str, str]] = {
-        "demo": "cairn.cli_demo:demo",
-        "doctor": "cairn.cli_doctor:doctor",
-        "health": "cairn.cli_health:health",
-        "identity": "cairn.cli_identity:identity",
-        "init": "cairn.cli_identity:init",
-        "ledger": "cairn.cli_verify:ledger",
-        "request": "cairn.cli_identity:request",
-        "reset": "cairn.cli_reset:reset",
-        "sign": "cairn.cli_identity:sign",
-        "try": "cairn.cli_try:try_task",
-        "verify": "cairn.cli_verify:verify",
+        "demo": "cairn.cli.demo_command:demo",
+        "doctor": "cairn.cli.doctor:doctor",
+        "health": "cairn.cli.health:health",
+        "identity": "cairn.cli.identity:identity",
+        "init": "cairn.cli.identity:init",
+        "ledger": "cairn.cli.verify:ledger",
+        "request": "cairn.cli.identity:request",
+        "reset": "cairn.cli.reset:reset",
+        "sign": "cairn.cli.identity:sign",
+        "try": "cairn.cli.try_task:try_task",
+        "verify": "cairn.cli.verify:verify",
     }
     summaries: ClassVar[dict[str, str]] = {
         "demo": "Run an example: every node a process of its own, on this machine.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cairn.cli_identity import mistakes_explained
+from cairn.cli.identity import mistakes_explained
 from cairn.errors import UsageError
 from cairn.runtime.quoting import say
 
@@ -66,10 +66,10 @@ def verify(
     yet, as in a run that was killed. Exit codes: 0 everything is as it was signed and recorded, 1 something
     FAILED or is BEHIND, 2 a mistake in the call.
     """
+    from cairn.cli.verify_key import pinned_key
     from cairn.verify.ledger import failed
     from cairn.verify.verify import Against
     from cairn.verify.verify import verify as check
-    from cairn.verify_key import pinned_key
 
     with _ending_in_order():
         against = Against(pinned_key(key, config), ledger, statements)

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cairn.cli_identity import identity, init, request, sign
+from cairn.cli.identity import identity, init, request, sign
 
 GROUP = click.Group(commands=[init, request, sign, identity])
 OPENSSL = shutil.which("openssl")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cairn.cli_reset import reset
+from cairn.cli.reset import reset
 from cairn.ledger.files import OWNER_DATABASE, read_ledger
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from owner_node.ledger import OwnerLedger
-from tests.unit.cairn.examination import made
+from tests.unit.cairn.cli.examination import made
 
 
 @pytest.fixture

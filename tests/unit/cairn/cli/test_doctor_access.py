@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.cairn.examination import examined, made
+from tests.unit.cairn.cli.examination import examined, made
 
 NODES = ("aggregator", "coordinator", "alice")
 SOMEBODY = max(account.pw_uid for account in pwd.getpwall()) + 1

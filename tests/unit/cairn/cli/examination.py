@@ -13,7 +13,7 @@ import grpc
 from click.testing import CliRunner, Result
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cairn.cli_doctor import doctor
+from cairn.cli.doctor import doctor
 from cairn.provisioning.create import FederationPlan, write_federation
 
 OWNERS = ("alice", "bob", "carol")

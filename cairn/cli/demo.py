@@ -42,7 +42,7 @@ class Demo:
 
 def example_folder(name: str) -> Path:
     """Find an example by its name. Raises UsageError that lists the names there are."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]  # the package `cairn`
     places = [here / "examples", here.parent / "examples"]  # installed, or in a checkout
     found = {path.parent.name: path.parent for place in places for path in place.glob("*/job.toml")}
     if name not in found:

@@ -26,7 +26,7 @@ from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from tests.scenarios.processes import BIN, free_port
 from tests.small_disk import may_mount, on_small_disk
-from tests.unit.cairn.examination import called, examined, made, pointed
+from tests.unit.cairn.cli.examination import called, examined, made, pointed
 
 ROLES = {"alice": Role.OWNER, "coordinator": Role.COORDINATOR, "aggregator": Role.AGGREGATOR}
 NODES = sorted(ROLES)

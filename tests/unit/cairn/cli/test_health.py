@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cairn.cli.health_check import check_health
 from cairn.errors import Unavailable, UsageError
-from cairn.health import check_health
 from cairn.identity.credentials import NodeName, Role
 from cairn.provisioning.create import FederationPlan, write_federation
 from tests.service.door import Door, Home
