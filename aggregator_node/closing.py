@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from aggregator_node.rule import Rule
+from aggregator_node.aggregation.rule import Rule
 from cairn.v1 import round_pb2 as pb
 
 

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import structlog
 
-from aggregator_node.averaging import average_metrics
+from aggregator_node.aggregation.mean import average_metrics
+from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.closing import Accepted, Closing, Joined
-from aggregator_node.memory import Workspace
 from aggregator_node.push import Call, Push, Terms, check_header
 from aggregator_node.pushes import Pushes
 from aggregator_node.round import Ending, Round, Seat

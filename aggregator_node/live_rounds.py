@@ -9,9 +9,9 @@ from functools import partial
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from aggregator_node.aggregation.workspace import Memory, Workspace
 from aggregator_node.ending import see_to_end
 from aggregator_node.live_round import ENDED, LiveRound
-from aggregator_node.memory import Memory, Workspace
 from aggregator_node.policy import MAX_EXHAUSTED_ROUNDS
 from aggregator_node.push import Terms
 from aggregator_node.receipts import signed_receipt

@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 
 import structlog
 
+from aggregator_node.aggregation.mean import Mean
+from aggregator_node.aggregation.workspace import Memory
 from aggregator_node.audit import Audit
 from aggregator_node.averages import Averages
-from aggregator_node.averaging import Mean
 from aggregator_node.departure import Departure
 from aggregator_node.diagnostics import node_of
 from aggregator_node.intake_service import IntakeService
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_rounds import LiveRounds
-from aggregator_node.memory import Memory
 from aggregator_node.receipts import Receipts
 from aggregator_node.record_service import RecordService
 from aggregator_node.recording import Recorder

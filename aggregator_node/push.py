@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_node.exact_sum import BLOCK
-from aggregator_node.rule import ReadBlock
-from aggregator_node.shares import LargestShare
+from aggregator_node.aggregation.exact_sum import BLOCK
+from aggregator_node.aggregation.rule import ReadBlock
+from aggregator_node.aggregation.shares import LargestShare
 from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
 from cairn.model.schema import CHUNK_BYTES
 from cairn.model.update_encoding import Layout, check_wire_values, decoded

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from aggregator_node.memory import Workspace
+from aggregator_node.aggregation.rule import ReadBlock, Rule
+from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.push import Push, Terms
-from aggregator_node.rule import ReadBlock, Rule
 from cairn.errors import Unavailable
 from cairn.v1 import round_pb2 as pb
 

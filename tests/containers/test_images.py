@@ -48,7 +48,9 @@ def test_the_health_command_imports_no_pytorch() -> None:
 
 
 def test_an_aggregator_reckons_with_the_memory_of_its_container_and_not_of_the_machine() -> None:
-    code = "from aggregator_node.memory import memory_of_this_machine as m; print(m())"
+    code = (
+        "from aggregator_node.aggregation.workspace import memory_of_this_machine as m; print(m())"
+    )
     limits = ("--memory", "96m")
     found = inside("cairn-aggregator", "python", "-c", code, limits=limits)
     assert int(found.stdout) == 96 << 20

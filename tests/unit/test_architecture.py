@@ -19,17 +19,17 @@ BIN = Path(sys.executable).parent
 ROLES = ("aggregator_node", "coordinator", "owner_node")
 PACKAGES = ("cairn", *ROLES)
 PURE = [
-    "aggregator_node/averaging.py",
-    "aggregator_node/rule.py",
+    "aggregator_node/aggregation/mean.py",
+    "aggregator_node/aggregation/rule.py",
     "aggregator_node/closing.py",
-    "aggregator_node/exact_rounding.py",
-    "aggregator_node/exact_sum.py",
-    "aggregator_node/memory_shares.py",
+    "aggregator_node/aggregation/exact_rounding.py",
+    "aggregator_node/aggregation/exact_sum.py",
+    "aggregator_node/aggregation/memory_shares.py",
     "aggregator_node/policy.py",
     "aggregator_node/push.py",
     "aggregator_node/round.py",
     "aggregator_node/rows.py",
-    "aggregator_node/shares.py",
+    "aggregator_node/aggregation/shares.py",
     "cairn/transport/access.py",
     "cairn/model/update_encoding.py",
     "cairn/model/segments.py",

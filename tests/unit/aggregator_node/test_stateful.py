@@ -34,11 +34,11 @@ from hypothesis.stateful import (
 )
 
 from aggregator_node import live_rounds
+from aggregator_node.aggregation.mean import Mean
+from aggregator_node.aggregation.workspace import Memory
 from aggregator_node.averages import Averages
-from aggregator_node.averaging import Mean
 from aggregator_node.jobs import Jobs
 from aggregator_node.live_rounds import LiveRounds
-from aggregator_node.memory import Memory
 from aggregator_node.policy import Opening, Policy
 from aggregator_node.recording import Recorder
 from aggregator_node.rows import RoundRow

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
-from aggregator_node.averaging import Mean
-from aggregator_node.buffers import Buffers
+from aggregator_node.aggregation.buffers import Buffers
+from aggregator_node.aggregation.mean import Mean
+from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.live_round import LiveRound
-from aggregator_node.memory import Workspace
 from aggregator_node.push import Terms
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.model.schema import Schema, TensorSpec

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_node.exact_sum import BLOCK
-from aggregator_node.rule import Rule
+from aggregator_node.aggregation.exact_sum import BLOCK
+from aggregator_node.aggregation.rule import Rule
 from cairn.model.schema import Buffer, Schema
 from cairn.model.update_encoding import Layout, decoded
 from cairn.v1 import round_pb2 as pb

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator_node.spread import Spread, spread_of
+from aggregator_node.aggregation.exponent_range import Spread, spread_of
 from cairn.model.schema import DTYPES
 from cairn.model.validation import SIGNIFICANT_BITS
 

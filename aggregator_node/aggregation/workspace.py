@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from aggregator_node.buffers import Buffers
-from aggregator_node.memory_shares import MemoryShares
+from aggregator_node.aggregation.buffers import Buffers
+from aggregator_node.aggregation.memory_shares import MemoryShares
+from aggregator_node.aggregation.rule import Rule
 from aggregator_node.push import Terms
-from aggregator_node.rule import Rule
 from cairn.errors import TooMuch, Unavailable
 from cairn.model.schema import Schema
 from cairn.v1 import round_pb2 as pb

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from aggregator_node import averaging
-from aggregator_node.averaging import MAX_TOTAL_WEIGHT, MAX_WEIGHT, average_metrics
-from aggregator_node.exact_rounding import Rounding
-from aggregator_node.exact_sum import BLOCK, ExactSums
+from aggregator_node.aggregation import mean as averaging
+from aggregator_node.aggregation.exact_rounding import Rounding
+from aggregator_node.aggregation.exact_sum import BLOCK, ExactSums
+from aggregator_node.aggregation.mean import MAX_TOTAL_WEIGHT, MAX_WEIGHT, average_metrics
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.model.schema import DTYPES, FLOATS, Buffer, Schema, TensorSpec
 from cairn.model.validation import Bounds, check_values
@@ -602,5 +602,5 @@ def test_no_report_gives_no_metric() -> None:
 
 
 def test_averaging_imports_no_torch() -> None:
-    program = "import sys, aggregator_node.averaging; sys.exit('torch' in sys.modules)"
+    program = "import sys, aggregator_node.aggregation.mean; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -33,10 +33,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_node.exact_rounding import Rounding
-from aggregator_node.exact_sum import BLOCK, ExactSums
-from aggregator_node.pages import anonymous
-from aggregator_node.rule import Ask, ReadBlock, Rule
+from aggregator_node.aggregation.exact_rounding import Rounding
+from aggregator_node.aggregation.exact_sum import BLOCK, ExactSums
+from aggregator_node.aggregation.pages import anonymous
+from aggregator_node.aggregation.rule import Ask, ReadBlock, Rule
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.model.schema import DTYPES, FLOATS, Buffer, Schema
 from cairn.model.validation import Run, clear_negative_zeros, runs_of

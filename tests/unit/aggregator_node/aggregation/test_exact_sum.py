@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator_node.exact_sum import (
+from aggregator_node.aggregation.exact_sum import (
     BLOCK,
     LARGEST,
     Carry,

@@ -12,8 +12,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from aggregator_node.averaging import Mean
-from aggregator_node.memory import Memory, Workspace, memory_of_this_machine
+from aggregator_node.aggregation.mean import Mean
+from aggregator_node.aggregation.workspace import Memory, Workspace, memory_of_this_machine
 from aggregator_node.push import Terms
 from cairn.errors import TooMuch, Unavailable
 from cairn.model.schema import Schema, TensorSpec
@@ -258,7 +258,9 @@ def test_a_round_for_which_others_have_the_memory_has_to_wait_and_then_fits() ->
 def test_what_the_system_refuses_is_not_lent() -> None:
     """Else a few such refusals would leave an aggregator that takes no round until it is restarted."""
     memory = Memory(Mean, SUMS + 2 * UPDATE, 2)
-    full = mock.patch("aggregator_node.memory.Buffers", side_effect=OSError("cannot allocate"))
+    full = mock.patch(
+        "aggregator_node.aggregation.workspace.Buffers", side_effect=OSError("cannot allocate")
+    )
     with full, pytest.raises(Unavailable) as refusal:
         workspace_of(memory, terms())
     assert refusal.value.reason == pb.REASON_TOO_MUCH
@@ -341,7 +343,7 @@ def test_memory_to_which_a_push_still_writes_is_never_lent_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else the last bytes of a push that was cancelled would be in another owner's update."""
-    monkeypatch.setattr("aggregator_node.buffers._RETURN_SECONDS", 0)
+    monkeypatch.setattr("aggregator_node.aggregation.buffers._RETURN_SECONDS", 0)
     memory = Memory(Mean, SUMS + 2 * UPDATE, 2)
     workspace = workspace_of(memory, terms())
     with lent_buffers(workspace, 1) as (late,):
@@ -359,7 +361,7 @@ def test_an_update_that_is_being_added_when_its_round_is_aborted_is_in_no_other_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The abort does not wait for it: its add may end just after the sums were zeroed."""
-    monkeypatch.setattr("aggregator_node.buffers._RETURN_SECONDS", 0)
+    monkeypatch.setattr("aggregator_node.aggregation.buffers._RETURN_SECONDS", 0)
     memory = Memory(Mean, ALWAYS, 2)
     schema = Schema.of([TensorSpec("t", "F32", (4,))])
     workspace = workspace_of(memory, terms(schema))
@@ -394,10 +396,10 @@ def test_an_evaluation_takes_no_memory() -> None:
 EVALUATES = f"""
 import re, sys
 from pathlib import Path
-from aggregator_node.averaging import Mean
-from aggregator_node.memory import Memory
+from aggregator_node.aggregation.mean import Mean
+from aggregator_node.aggregation.workspace import Memory
 from cairn.v1 import round_pb2 as pb
-from tests.unit.aggregator_node.test_memory import terms, workspace_of
+from tests.unit.aggregator_node.aggregation.test_workspace import terms, workspace_of
 from tests.unit.aggregator_node.whole import add_whole
 
 def peak():
@@ -432,7 +434,7 @@ def test_the_memory_of_a_container_is_its_limit_where_that_is_the_smaller(
     }
     if text is not None:
         (tmp_path / str(version)).write_text(text)
-    with mock.patch("aggregator_node.memory.Path", side_effect=files.__getitem__):
+    with mock.patch("aggregator_node.aggregation.workspace.Path", side_effect=files.__getitem__):
         found = memory_of_this_machine()
     meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
     machine = int(meminfo.split()[1]) << 10  # its first line is MemTotal

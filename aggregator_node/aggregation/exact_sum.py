@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_node.spread import BINARY64_BITS, Spread, spread_of
+from aggregator_node.aggregation.exponent_range import BINARY64_BITS, Spread, spread_of
 
 BLOCK = 1 << 15  # elements: four binary64 arrays of a block stay in a cache of 1 MiB
 LARGEST = 2.0**976

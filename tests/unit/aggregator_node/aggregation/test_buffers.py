@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aggregator_node.buffers import Buffers
+from aggregator_node.aggregation.buffers import Buffers
 from cairn.errors import Unavailable
 from tests.scenarios.processes import until
 
@@ -178,7 +178,7 @@ def test_erased_buffers_hold_nothing_of_an_update(line: Line) -> None:
 def test_a_buffer_that_does_not_come_back_is_told_and_left_alone(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aggregator_node.buffers._RETURN_SECONDS", 0)
+    monkeypatch.setattr("aggregator_node.aggregation.buffers._RETURN_SECONDS", 0)
     buffers = Buffers(2, NBYTES)
     alice, bob = line.asking(buffers, "alice", "bob")
     alice.buffer[:] = b"\x55" * NBYTES
@@ -192,7 +192,7 @@ def test_a_buffer_that_does_not_come_back_is_told_and_left_alone(
 
 def test_between_two_rounds_no_buffer_is_lent(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what a late push writes would stay behind the erasure, or be in the next round's update."""
-    monkeypatch.setattr("aggregator_node.buffers._RETURN_SECONDS", 0)
+    monkeypatch.setattr("aggregator_node.aggregation.buffers._RETURN_SECONDS", 0)
     buffers = Buffers(1, NBYTES)
     (alice,) = line.asking(buffers, "alice")
     bob, carol = line.asking(buffers, "bob", "carol")

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator_node.memory_shares import MemoryShares
+from aggregator_node.aggregation.memory_shares import MemoryShares
 from cairn.runtime.timeouts import PATIENCE_SECONDS
 
 ALL = 120

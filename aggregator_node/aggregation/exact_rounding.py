@@ -22,8 +22,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_node.exact_sum import BLOCK, Carry, Floats, exact_terms, normalise
-from aggregator_node.spread import BINARY64_BITS
+from aggregator_node.aggregation.exact_sum import BLOCK, Carry, Floats, exact_terms, normalise
+from aggregator_node.aggregation.exponent_range import BINARY64_BITS
 from cairn.model.validation import SIGNIFICANT_BITS
 
 # What an infinity stands for: the first power of two beyond the range.

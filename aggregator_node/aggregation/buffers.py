@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from aggregator_node.pages import anonymous
+from aggregator_node.aggregation.pages import anonymous
 from cairn.errors import Unavailable
 from cairn.runtime.timeouts import IDLE_SECONDS
 
