@@ -5,7 +5,7 @@ import structlog
 from aggregator_node.live_round import LiveRound
 from aggregator_node.push import Terms
 from aggregator_node.recording import Recorder
-from aggregator_node.rows import RoundRow
+from aggregator_node.storage.rows import RoundRow
 from cairn.errors import TooMuch, Unavailable, WrongState
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import round_pb2 as pb

@@ -5,7 +5,7 @@ cut off may come back when another was started elsewhere. So the process that re
 and what any other asks for is refused, for good: epochs only grow, and are on the disk before they are told.
 """
 
-from aggregator_node.store import Store
+from aggregator_node.storage.store import Store
 from cairn.errors import Fenced, InvalidMessage
 
 _KEPT = 16  # processes of a job that are known again; a call is not repeated after so many others

@@ -10,7 +10,7 @@ from aggregator_node.live_round import LiveRound
 from aggregator_node.push import Push
 from aggregator_node.receipts import Receipts
 from aggregator_node.roster import Roster
-from aggregator_node.witness import Witness
+from aggregator_node.storage.rollback import Witness
 from cairn.errors import InvalidMessage, Unavailable
 from cairn.identity.certified import Certified
 from cairn.protocol.messages import check_digest, check_protocol, known

@@ -25,9 +25,9 @@ from aggregator_node.policy import (
     check_opening,
 )
 from aggregator_node.push import Terms
-from aggregator_node.rows import JobRow, RoundRow
-from aggregator_node.specs import spec_of
-from aggregator_node.store import Store
+from aggregator_node.storage.rows import JobRow, RoundRow
+from aggregator_node.storage.specs import spec_of
+from aggregator_node.storage.store import Store
 from cairn.errors import (
     CallerNotAllowed,
     Conflict,

@@ -16,7 +16,7 @@ from aggregator_node.policy import MAX_EXHAUSTED_ROUNDS
 from aggregator_node.push import Terms
 from aggregator_node.receipts import signed_receipt
 from aggregator_node.recording import Recorder
-from aggregator_node.rows import RoundRow
+from aggregator_node.storage.rows import RoundRow
 from cairn.errors import WrongState
 from cairn.protocol.messages import digest_of, manifest_to_bytes
 from cairn.protocol.statements import MANIFEST, sign

@@ -9,7 +9,6 @@ import structlog
 
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Memory
-from aggregator_node.audit import Audit
 from aggregator_node.averages import Averages
 from aggregator_node.departure import Departure
 from aggregator_node.diagnostics import node_of
@@ -22,8 +21,9 @@ from aggregator_node.recording import Recorder
 from aggregator_node.release_service import ReleaseService
 from aggregator_node.roster import Roster
 from aggregator_node.settings import AggregatorSettings
-from aggregator_node.store import Store
-from aggregator_node.witness import Witness
+from aggregator_node.storage.refusals import Audit
+from aggregator_node.storage.rollback import Witness
+from aggregator_node.storage.store import Store
 from cairn.diagnostics.preflight import preflight
 from cairn.identity.credentials import Identity, NodeName, Role, load_identity, load_signing_key
 from cairn.runtime.clock import Clock

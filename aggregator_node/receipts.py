@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.live_round import LiveRound
 from aggregator_node.round import not_of_the_cohort
-from aggregator_node.store import Store
+from aggregator_node.storage.store import Store
 from cairn.errors import NotFound, WrongState
 from cairn.protocol.messages import check_digest, parse
 from cairn.protocol.statements import RECEIPT, commitment_of, sign

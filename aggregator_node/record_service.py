@@ -2,8 +2,8 @@
 
 import grpc
 
-from aggregator_node.store import Store
-from aggregator_node.witness import Witness
+from aggregator_node.storage.rollback import Witness
+from aggregator_node.storage.store import Store
 from cairn.errors import CallerNotAllowed, NotFound
 from cairn.identity.credentials import NodeName, Role
 from cairn.protocol.messages import check_digest, manifest_from_bytes, within

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from aggregator_node.averages import Averages
 from aggregator_node.closing import Closing
 from aggregator_node.push import Terms
-from aggregator_node.rows import JobRow, RoundRow
-from aggregator_node.specs import spec_of
-from aggregator_node.store import Store
+from aggregator_node.storage.rows import JobRow, RoundRow
+from aggregator_node.storage.specs import spec_of
+from aggregator_node.storage.store import Store
 from cairn import __version__
 from cairn.errors import InvalidMessage, UsageError, WrongState
 from cairn.model.safetensors_reader import map_values

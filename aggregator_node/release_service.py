@@ -12,8 +12,8 @@ from aggregator_node.jobs import Jobs
 from aggregator_node.live_round import ENDED
 from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.policy import Opening
-from aggregator_node.rows import RoundRow
-from aggregator_node.store import Store
+from aggregator_node.storage.rows import RoundRow
+from aggregator_node.storage.store import Store
 from cairn.errors import InvalidMessage, NotFound, WrongState
 from cairn.model.safetensors_reader import StoredValues
 from cairn.protocol.cohorts import check_owners

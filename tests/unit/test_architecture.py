@@ -28,7 +28,7 @@ PURE = [
     "aggregator_node/policy.py",
     "aggregator_node/push.py",
     "aggregator_node/round.py",
-    "aggregator_node/rows.py",
+    "aggregator_node/storage/rows.py",
     "aggregator_node/aggregation/shares.py",
     "cairn/transport/access.py",
     "cairn/model/update_encoding.py",

@@ -17,8 +17,8 @@ from aggregator_node.jobs import Jobs
 from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.policy import Opening, Policy
 from aggregator_node.recording import Recorder
-from aggregator_node.rows import JobRow, RoundRow
-from aggregator_node.store import Store
+from aggregator_node.storage.rows import JobRow, RoundRow
+from aggregator_node.storage.store import Store
 from cairn.errors import Unavailable, UsageError
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.messages import JobSpec, digest_of, job_spec_to_bytes

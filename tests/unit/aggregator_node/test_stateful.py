@@ -41,8 +41,8 @@ from aggregator_node.jobs import Jobs
 from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.policy import Opening, Policy
 from aggregator_node.recording import Recorder
-from aggregator_node.rows import RoundRow
-from aggregator_node.store import Store
+from aggregator_node.storage.rows import RoundRow
+from aggregator_node.storage.store import Store
 from cairn.errors import CairnError
 from cairn.model.safetensors_reader import read_model
 from cairn.model.schema import Schema, TensorSpec

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator_node.store import Store
-from aggregator_node.witness import EVIDENCE, Witness
+from aggregator_node.storage.rollback import EVIDENCE, Witness
+from aggregator_node.storage.store import Store
 from cairn.errors import InvalidMessage, UsageError, WrongState
 from cairn.protocol.statements import HEAD, MANIFEST, sign, verified_head
 from cairn.runtime.clock import Clock

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from aggregator_node.audit import Audit
-from aggregator_node.store import Store
+from aggregator_node.storage.refusals import Audit
+from aggregator_node.storage.store import Store
 from cairn.errors import TooMuch, UpdateRefused
 from cairn.identity.credentials import NodeName, Role
 from cairn.runtime.clock import Clock

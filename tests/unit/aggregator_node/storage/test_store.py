@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from aggregator_node.policy import Progress
-from aggregator_node.rows import JobRow, RoundRow
-from aggregator_node.store import Store
+from aggregator_node.storage.rows import JobRow, RoundRow
+from aggregator_node.storage.store import Store
 from cairn.errors import NotFound, UsageError
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator_node.store import Store
+from aggregator_node.storage.store import Store
 from cairn.errors import InvalidMessage, UsageError, WrongState
 from cairn.model.safetensors_writer import write_atomically
 from cairn.protocol.messages import parse

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from aggregator_node.store import Store
+from aggregator_node.storage.store import Store
 from cairn.errors import CairnError, Unavailable
 from cairn.identity.credentials import NodeName
 from cairn.protocol.messages import reason_word

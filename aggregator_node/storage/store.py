@@ -15,8 +15,8 @@ from typing import Any
 import structlog
 
 from aggregator_node.policy import Progress
-from aggregator_node.rows import JobRow, RoundRow
-from aggregator_node.state_check import check_state
+from aggregator_node.storage.integrity import check_state
+from aggregator_node.storage.rows import JobRow, RoundRow
 from cairn.errors import InvalidMessage, NotFound, Unavailable, UsageError
 from cairn.ledger.chain import Entry, Ledger
 from cairn.model.safetensors_writer import is_left_over

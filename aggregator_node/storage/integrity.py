@@ -8,7 +8,7 @@ must not stand beside.
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 
-from aggregator_node.rows import JobRow, RoundRow
+from aggregator_node.storage.rows import JobRow, RoundRow
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import Entry
 from cairn.protocol.messages import parse, reason_word
