@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import grpc
 
-from aggregator_node.jobs import Jobs
-from aggregator_node.live_round import LiveRound
-from aggregator_node.push import Push
-from aggregator_node.receipts import Receipts
 from aggregator_node.roster import Roster
+from aggregator_node.rounds.jobs import Jobs
+from aggregator_node.rounds.receipts import Receipts
+from aggregator_node.rounds.session import LiveRound
+from aggregator_node.rounds.upload import Push
 from aggregator_node.storage.rollback import Witness
 from cairn.errors import InvalidMessage, Unavailable
 from cairn.identity.certified import Certified

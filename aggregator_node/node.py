@@ -9,17 +9,17 @@ import structlog
 
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Memory
-from aggregator_node.averages import Averages
 from aggregator_node.departure import Departure
 from aggregator_node.diagnostics import node_of
 from aggregator_node.intake_service import IntakeService
-from aggregator_node.jobs import Jobs
-from aggregator_node.live_rounds import LiveRounds
-from aggregator_node.receipts import Receipts
 from aggregator_node.record_service import RecordService
-from aggregator_node.recording import Recorder
 from aggregator_node.release_service import ReleaseService
 from aggregator_node.roster import Roster
+from aggregator_node.rounds.disclosure import Averages
+from aggregator_node.rounds.jobs import Jobs
+from aggregator_node.rounds.receipts import Receipts
+from aggregator_node.rounds.recorder import Recorder
+from aggregator_node.rounds.registry import LiveRounds
 from aggregator_node.settings import AggregatorSettings
 from aggregator_node.storage.refusals import Audit
 from aggregator_node.storage.rollback import Witness

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import grpc
 
 from aggregator_node.departure import Departure
-from aggregator_node.jobs import Jobs
-from aggregator_node.live_round import ENDED
-from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.policy import Opening
+from aggregator_node.rounds.jobs import Jobs
+from aggregator_node.rounds.registry import LiveRounds
+from aggregator_node.rounds.session import ENDED
 from aggregator_node.storage.rows import RoundRow
 from aggregator_node.storage.store import Store
 from cairn.errors import InvalidMessage, NotFound, WrongState

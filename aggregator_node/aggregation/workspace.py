@@ -18,7 +18,7 @@ from pathlib import Path
 from aggregator_node.aggregation.buffers import Buffers
 from aggregator_node.aggregation.memory_shares import MemoryShares
 from aggregator_node.aggregation.rule import Rule
-from aggregator_node.push import Terms
+from aggregator_node.rounds.upload import Terms
 from cairn.errors import TooMuch, Unavailable
 from cairn.model.schema import Schema
 from cairn.v1 import round_pb2 as pb

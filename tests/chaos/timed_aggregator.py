@@ -39,7 +39,7 @@ def reach(name: str) -> None:
 
 def let_rounds_follow(clock: Clock) -> None:
     """A round that waits for its next event looks at the clock again and again, because no real time passes."""
-    from aggregator_node.round import Ending, Round
+    from aggregator_node.rounds.state import Ending, Round
 
     settle, next_event = Round.settle, Round.next_event
 

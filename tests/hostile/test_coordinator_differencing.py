@@ -1,7 +1,7 @@
 """A coordinator that compares averages: of the same base over cohorts that differ, or weigh otherwise.
 
 Owners whose training is the same every time give the same update for the same base, so two averages
-subtract. Random sequences of such rounds are in tests/unit/aggregator_node/test_stateful.py.
+subtract. Random sequences of such rounds are in tests/unit/aggregator_node/rounds/test_stateful.py.
 """
 
 import itertools

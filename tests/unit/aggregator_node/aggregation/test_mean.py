@@ -26,7 +26,7 @@ from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.model.schema import DTYPES, FLOATS, Buffer, Schema, TensorSpec
 from cairn.model.validation import Bounds, check_values
 from cairn.v1 import round_pb2 as pb
-from tests.unit.aggregator_node.whole import add_whole
+from tests.unit.aggregator_node.aggregation.whole import add_whole
 
 # Precision in bits and exponent of the smallest normal number (IEEE 754; bfloat16 has binary32's).
 FORMATS = {"F16": (11, -14), "BF16": (8, -126), "F32": (24, -126), "F64": (53, -1022)}

@@ -14,14 +14,14 @@ import pytest
 
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Memory, Workspace, memory_of_this_machine
-from aggregator_node.push import Terms
+from aggregator_node.rounds.upload import Terms
 from cairn.errors import TooMuch, Unavailable
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
 from cairn.protocol.messages import JobSpec, Manifest
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import ROOT
-from tests.unit.aggregator_node.whole import add_whole
+from tests.unit.aggregator_node.aggregation.whole import add_whole
 
 MIB = 1 << 20
 LARGE = Schema.of([TensorSpec("t", "F32", (10, MIB))])  # 40 MiB: one update and no more is small
@@ -400,7 +400,7 @@ from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Memory
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.aggregation.test_workspace import terms, workspace_of
-from tests.unit.aggregator_node.whole import add_whole
+from tests.unit.aggregator_node.aggregation.whole import add_whole
 
 def peak():
     status = Path("/proc/self/status").read_text()

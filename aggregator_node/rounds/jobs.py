@@ -11,10 +11,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from aggregator_node.averages import Averages
-from aggregator_node.epochs import Epochs
-from aggregator_node.live_round import LiveRound
-from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.policy import (
     LEAST_JOB_BYTES,
     MAX_OPEN_ROUNDS,
@@ -24,7 +20,11 @@ from aggregator_node.policy import (
     Progress,
     check_opening,
 )
-from aggregator_node.push import Terms
+from aggregator_node.rounds.disclosure import Averages
+from aggregator_node.rounds.epochs import Epochs
+from aggregator_node.rounds.registry import LiveRounds
+from aggregator_node.rounds.session import LiveRound
+from aggregator_node.rounds.upload import Terms
 from aggregator_node.storage.rows import JobRow, RoundRow
 from aggregator_node.storage.specs import spec_of
 from aggregator_node.storage.store import Store

@@ -10,7 +10,7 @@ import structlog
 
 from aggregator_node.aggregation.rule import ReadBlock, Rule
 from aggregator_node.aggregation.workspace import Workspace
-from aggregator_node.push import Push, Terms
+from aggregator_node.rounds.upload import Push, Terms
 from cairn.errors import Unavailable
 from cairn.v1 import round_pb2 as pb
 

@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Memory
-from aggregator_node.averages import Averages
-from aggregator_node.jobs import Jobs
-from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.policy import Opening, Policy
-from aggregator_node.recording import Recorder
+from aggregator_node.rounds.disclosure import Averages
+from aggregator_node.rounds.jobs import Jobs
+from aggregator_node.rounds.recorder import Recorder
+from aggregator_node.rounds.registry import LiveRounds
 from aggregator_node.storage.rows import JobRow, RoundRow
 from aggregator_node.storage.store import Store
 from cairn.errors import Unavailable, UsageError

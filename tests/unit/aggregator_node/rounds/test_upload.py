@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator_node.push import MIN_CHUNK_BYTES, Push, Terms, check_header
+from aggregator_node.rounds.upload import MIN_CHUNK_BYTES, Push, Terms, check_header
 from cairn.errors import CairnError, InvalidMessage, TooMuch, UpdateRefused
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
 from cairn.protocol.messages import JobSpec, Manifest
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.unit.aggregator_node.calls import FakeCall
+from tests.unit.aggregator_node.rounds.calls import FakeCall
 
 SCHEMA = Schema.of([TensorSpec("w", "F32", (3,))])
 BASE = bytes(32)

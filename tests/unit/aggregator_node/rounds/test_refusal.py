@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from aggregator_node.live_round import LiveRound
+from aggregator_node.rounds.session import LiveRound
 from cairn.errors import UpdateRefused, WrongState
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.unit.aggregator_node.calls import FakeCall
-from tests.unit.aggregator_node.test_turns import HEADER, SCHEMA, SetClock, opened
+from tests.unit.aggregator_node.rounds.calls import FakeCall
+from tests.unit.aggregator_node.rounds.test_turns import HEADER, SCHEMA, SetClock, opened
 
 
 def push(

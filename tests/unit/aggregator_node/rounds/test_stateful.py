@@ -33,14 +33,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aggregator_node import live_rounds
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Memory
-from aggregator_node.averages import Averages
-from aggregator_node.jobs import Jobs
-from aggregator_node.live_rounds import LiveRounds
 from aggregator_node.policy import Opening, Policy
-from aggregator_node.recording import Recorder
+from aggregator_node.rounds import registry
+from aggregator_node.rounds.disclosure import Averages
+from aggregator_node.rounds.jobs import Jobs
+from aggregator_node.rounds.recorder import Recorder
+from aggregator_node.rounds.registry import LiveRounds
 from aggregator_node.storage.rows import RoundRow
 from aggregator_node.storage.store import Store
 from cairn.errors import CairnError
@@ -56,7 +56,7 @@ from cairn.protocol.messages import (
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.unit.aggregator_node.calls import FakeCall
+from tests.unit.aggregator_node.rounds.calls import FakeCall
 
 OWNERS = ("alice", "bob", "carol", "dora", "erin")
 JOBS = ("one", "two", "three")
@@ -128,7 +128,7 @@ class Aggregator:
         self.due: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         later = self._later
         self._threads = mock.patch.object(
-            live_rounds, "threading", SimpleNamespace(Lock=threading.Lock, Thread=later)
+            registry, "threading", SimpleNamespace(Lock=threading.Lock, Thread=later)
         )
         self._threads.start()
         self.start()

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from aggregator_node.live_rounds import LiveRounds
+from aggregator_node.rounds.registry import LiveRounds
 from cairn.errors import Unavailable
 from cairn.runtime.clock import Clock
 from cairn.v1 import round_pb2 as pb

@@ -13,9 +13,9 @@ import structlog
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator_node.averages import Averages
-from aggregator_node.closing import Closing
-from aggregator_node.push import Terms
+from aggregator_node.rounds.disclosure import Averages
+from aggregator_node.rounds.results import Closing
+from aggregator_node.rounds.upload import Terms
 from aggregator_node.storage.rows import JobRow, RoundRow
 from aggregator_node.storage.specs import spec_of
 from aggregator_node.storage.store import Store

@@ -10,12 +10,12 @@ from functools import partial
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.aggregation.workspace import Memory, Workspace
-from aggregator_node.ending import see_to_end
-from aggregator_node.live_round import ENDED, LiveRound
 from aggregator_node.policy import MAX_EXHAUSTED_ROUNDS
-from aggregator_node.push import Terms
-from aggregator_node.receipts import signed_receipt
-from aggregator_node.recording import Recorder
+from aggregator_node.rounds.ending import see_to_end
+from aggregator_node.rounds.receipts import signed_receipt
+from aggregator_node.rounds.recorder import Recorder
+from aggregator_node.rounds.session import ENDED, LiveRound
+from aggregator_node.rounds.upload import Terms
 from aggregator_node.storage.rows import RoundRow
 from cairn.errors import WrongState
 from cairn.protocol.messages import digest_of, manifest_to_bytes

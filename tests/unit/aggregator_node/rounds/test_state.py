@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator_node.round import Ending, Round, Seat
+from aggregator_node.rounds.state import Ending, Round, Seat
 from cairn.errors import CairnError, CallerNotAllowed, WrongState
 from cairn.protocol.reasons import DEPENDING_ON_DATA
 from cairn.v1 import round_pb2 as pb

@@ -13,11 +13,11 @@ import structlog
 
 from aggregator_node.aggregation.mean import average_metrics
 from aggregator_node.aggregation.workspace import Workspace
-from aggregator_node.closing import Accepted, Closing, Joined
-from aggregator_node.push import Call, Push, Terms, check_header
-from aggregator_node.pushes import Pushes
-from aggregator_node.round import Ending, Round, Seat
-from aggregator_node.summing import Summing
+from aggregator_node.rounds.results import Accepted, Closing, Joined
+from aggregator_node.rounds.state import Ending, Round, Seat
+from aggregator_node.rounds.summing import Summing
+from aggregator_node.rounds.upload import Call, Push, Terms, check_header
+from aggregator_node.rounds.uploads import Pushes
 from cairn.errors import Conflict, NotFound, TooMuch, UpdateRefused, WrongState
 from cairn.protocol.messages import reason_word
 from cairn.protocol.statements import commitment_of

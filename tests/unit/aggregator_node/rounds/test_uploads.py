@@ -2,7 +2,7 @@
 
 import pytest
 
-from aggregator_node.pushes import Pushes
+from aggregator_node.rounds.uploads import Pushes
 from cairn.errors import TooMuch
 from cairn.runtime.timeouts import MOMENT_SECONDS
 

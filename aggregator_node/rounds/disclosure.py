@@ -14,7 +14,7 @@ from enum import Enum
 from hashlib import sha256
 
 from aggregator_node.policy import Average, are_different, check_difference
-from aggregator_node.push import Terms
+from aggregator_node.rounds.upload import Terms
 from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_EXAMPLES
 

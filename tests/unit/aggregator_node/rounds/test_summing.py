@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.shares import LargestShare
 from aggregator_node.aggregation.workspace import Memory, Workspace
-from aggregator_node.push import Push, Terms
-from aggregator_node.summing import Summing
+from aggregator_node.rounds.summing import Summing
+from aggregator_node.rounds.upload import Push, Terms
 from cairn.errors import Unavailable
 from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.model.validation import Bounds
@@ -21,7 +21,7 @@ from cairn.protocol.limits import MAX_EXAMPLES
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.aggregation.test_workspace import COHORT, terms
-from tests.unit.aggregator_node.calls import FakeCall
+from tests.unit.aggregator_node.rounds.calls import FakeCall
 
 SCHEMA = Schema.of([TensorSpec("a", "F64", (2,)), TensorSpec("b", "I64", (1,))])
 SHARES = (0.5, 0.4, 0.25, 0.1)

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from aggregator_node.aggregation.buffers import Buffers
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Workspace
-from aggregator_node.live_round import LiveRound
-from aggregator_node.push import Terms
+from aggregator_node.rounds.session import LiveRound
+from aggregator_node.rounds.upload import Terms
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
@@ -21,8 +21,8 @@ from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import until
-from tests.unit.aggregator_node.calls import FakeCall
-from tests.unit.aggregator_node.test_push import JOB, MANIFEST
+from tests.unit.aggregator_node.rounds.calls import FakeCall
+from tests.unit.aggregator_node.rounds.test_upload import JOB, MANIFEST
 
 SECONDS = 60.0
 SCHEMA = Schema.of([TensorSpec("w", "F32", (3,))])

@@ -2,9 +2,9 @@
 
 import structlog
 
-from aggregator_node.live_round import LiveRound
-from aggregator_node.push import Terms
-from aggregator_node.recording import Recorder
+from aggregator_node.rounds.recorder import Recorder
+from aggregator_node.rounds.session import LiveRound
+from aggregator_node.rounds.upload import Terms
 from aggregator_node.storage.rows import RoundRow
 from cairn.errors import TooMuch, Unavailable, WrongState
 from cairn.runtime.failpoints import failpoint

@@ -5,7 +5,7 @@ The round that it belongs to holds its lock around every call. Times are seconds
 
 from dataclasses import dataclass
 
-from aggregator_node.push import Push
+from aggregator_node.rounds.upload import Push
 from cairn.errors import TooMuch
 from cairn.runtime.timeouts import MOMENT_SECONDS
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator_node.live_round import LiveRound
-from aggregator_node.round import not_of_the_cohort
+from aggregator_node.rounds.session import LiveRound
+from aggregator_node.rounds.state import not_of_the_cohort
 from aggregator_node.storage.store import Store
 from cairn.errors import NotFound, WrongState
 from cairn.protocol.messages import check_digest, parse

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator_node.averages import Averages
-from aggregator_node.push import Terms
+from aggregator_node.rounds.disclosure import Averages
+from aggregator_node.rounds.upload import Terms
 from cairn.errors import WrongState
 from cairn.v1 import round_pb2 as pb
-from tests.unit.aggregator_node.test_push import TERMS
+from tests.unit.aggregator_node.rounds.test_upload import TERMS
 
 TRAIN, EVALUATE = pb.PHASE_TRAIN, pb.PHASE_EVALUATE
 NUMBERS = iter(range(1 << 20))
