@@ -26,7 +26,7 @@ def main(*, config: Path, once: bool) -> None:
     Stops on SIGTERM or Ctrl-C. Exit codes: 0 stopped, 1 failed, 2 a mistake in a file.
     """
     # Imported here, so that --help answers at once.
-    from aggregator_node.erasure import erase_freed_memory, harden_process
+    from aggregator_node.hardening import erase_freed_memory, harden_process
 
     erases = erase_freed_memory()  # before the rest is imported: it may start the process anew
     keep_freed_memory()

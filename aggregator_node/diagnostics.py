@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from aggregator_node.memory_locking import swap_findings
 from aggregator_node.settings import AggregatorSettings
-from aggregator_node.swap import swap_findings
 from cairn.diagnostics.preflight import Node
 from cairn.identity.credentials import NodeName, Role
 from cairn.ledger.files import AGGREGATOR_DATABASE

@@ -9,8 +9,8 @@ import structlog
 
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Memory
-from aggregator_node.departure import Departure
 from aggregator_node.diagnostics import node_of
+from aggregator_node.idle_shutdown import Departure
 from aggregator_node.intake_service import IntakeService
 from aggregator_node.record_service import RecordService
 from aggregator_node.release_service import ReleaseService

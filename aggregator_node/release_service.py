@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import grpc
 
-from aggregator_node.departure import Departure
-from aggregator_node.policy import Opening
+from aggregator_node.admission import Opening
+from aggregator_node.idle_shutdown import Departure
 from aggregator_node.rounds.jobs import Jobs
 from aggregator_node.rounds.registry import LiveRounds
 from aggregator_node.rounds.session import ENDED

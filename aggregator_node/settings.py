@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from aggregator_node.admission import Policy
 from aggregator_node.aggregation.workspace import memory_of_this_machine
-from aggregator_node.policy import Policy
 from aggregator_node.roster import Listed
 from cairn.config import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
 from cairn.model.validation import Bounds

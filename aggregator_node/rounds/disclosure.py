@@ -13,7 +13,7 @@ from collections.abc import Collection
 from enum import Enum
 from hashlib import sha256
 
-from aggregator_node.policy import Average, are_different, check_difference
+from aggregator_node.admission import Average, are_different, check_difference
 from aggregator_node.rounds.upload import Terms
 from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_EXAMPLES

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from aggregator_node.policy import (
+from aggregator_node.admission import (
     LEAST_JOB_BYTES,
     MAX_OPEN_ROUNDS,
     MAX_UNRELEASED_BYTES,

@@ -9,8 +9,8 @@ from functools import partial
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from aggregator_node.admission import MAX_EXHAUSTED_ROUNDS
 from aggregator_node.aggregation.workspace import Memory, Workspace
-from aggregator_node.policy import MAX_EXHAUSTED_ROUNDS
 from aggregator_node.rounds.ending import see_to_end
 from aggregator_node.rounds.receipts import signed_receipt
 from aggregator_node.rounds.recorder import Recorder

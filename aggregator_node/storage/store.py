@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from aggregator_node.policy import Progress
+from aggregator_node.admission import Progress
 from aggregator_node.storage.integrity import check_state
 from aggregator_node.storage.rows import JobRow, RoundRow
 from cairn.errors import InvalidMessage, NotFound, Unavailable, UsageError

@@ -60,7 +60,7 @@ def let_rounds_follow(clock: Clock) -> None:
 def main() -> None:
     from aggregator_node import node
     from aggregator_node.cli import main as run
-    from aggregator_node.erasure import erase_freed_memory
+    from aggregator_node.hardening import erase_freed_memory
 
     erase_freed_memory()  # which starts the process anew, before anything is changed
     clock = PutClock()

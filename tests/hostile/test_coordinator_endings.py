@@ -5,7 +5,7 @@ import itertools
 import grpc
 import pytest
 
-from aggregator_node.policy import MAX_OPEN_ROUNDS
+from aggregator_node.admission import MAX_OPEN_ROUNDS
 from cairn.protocol.messages import PROTOCOL
 from cairn.protocol.statements import HEAD
 from cairn.v1 import aggregator_pb2

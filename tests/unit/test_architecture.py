@@ -25,7 +25,7 @@ PURE = [
     "aggregator_node/aggregation/exact_rounding.py",
     "aggregator_node/aggregation/exact_sum.py",
     "aggregator_node/aggregation/memory_shares.py",
-    "aggregator_node/policy.py",
+    "aggregator_node/admission.py",
     "aggregator_node/rounds/upload.py",
     "aggregator_node/rounds/state.py",
     "aggregator_node/storage/rows.py",
@@ -279,7 +279,7 @@ def test_only_the_aggregator_starts_its_process_anew_and_with_its_own_arguments(
         if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("os.exec")
     }
     call = "os.execve(sys.executable, sys.orig_argv, os.environ | wanted)"
-    assert replacing == {("aggregator_node/erasure.py", call)}
+    assert replacing == {("aggregator_node/hardening.py", call)}
 
 
 def test_every_rpc_is_in_the_access_table_and_the_table_names_no_other() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator_node.policy import Opening, Policy, Progress, check_opening
+from aggregator_node.admission import Opening, Policy, Progress, check_opening
 from aggregator_node.rounds.disclosure import Averages
 from aggregator_node.rounds.upload import Terms
 from cairn.errors import CairnError
@@ -21,7 +21,7 @@ from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 from coordinator.sampling import Sampling, group_count, groups_of
 from tests.unit.aggregator_node.rounds.test_upload import TERMS
-from tests.unit.aggregator_node.test_policy import JOB
+from tests.unit.aggregator_node.test_admission import JOB
 
 OWNERS = tuple("abcdefgh")
 FLOOR = 2

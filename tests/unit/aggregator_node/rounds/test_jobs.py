@@ -10,9 +10,9 @@ from unittest import mock
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from aggregator_node.admission import Opening, Policy
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Memory
-from aggregator_node.policy import Opening, Policy
 from aggregator_node.rounds.disclosure import Averages
 from aggregator_node.rounds.jobs import Jobs
 from aggregator_node.rounds.recorder import Recorder

@@ -33,9 +33,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from aggregator_node.admission import Opening, Policy
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Memory
-from aggregator_node.policy import Opening, Policy
 from aggregator_node.rounds import registry
 from aggregator_node.rounds.disclosure import Averages
 from aggregator_node.rounds.jobs import Jobs

@@ -65,7 +65,7 @@ def certified(ward: Path, name: str, begin: datetime, days: int) -> None:
 def test_a_node_in_order_has_no_fault_and_a_line_for_each_check(
     ward: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aggregator_node.swap._may_swap", lambda _root: False)
+    monkeypatch.setattr("aggregator_node.memory_locking._may_swap", lambda _root: False)
     result = called(ward / "aggregator.toml")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator_node.policy import (
+from aggregator_node.admission import (
     MAX_ABORTS,
     Average,
     Opening,

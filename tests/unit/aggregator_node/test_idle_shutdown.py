@@ -1,6 +1,6 @@
 """When an aggregator that runs for one job may stop, by a clock that the test sets."""
 
-from aggregator_node.departure import Departure
+from aggregator_node.idle_shutdown import Departure
 from cairn.runtime.clock import Clock
 from cairn.runtime.timeouts import PARTING_SECONDS
 

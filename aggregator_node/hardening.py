@@ -35,7 +35,7 @@ def harden_process(*, erases: bool) -> None:
     # Imported here, because `erase_freed_memory` may start the process anew before.
     import structlog
 
-    from aggregator_node.swap import lock_memory
+    from aggregator_node.memory_locking import lock_memory
     from cairn.runtime.process import forbid_core_dumps
 
     forbid_core_dumps()

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from aggregator_node.erasure import erase_freed_memory
+from aggregator_node.hardening import erase_freed_memory
 
 GLIBC = "CS_GNU_LIBC_VERSION" in os.confstr_names
 PROGRAM = """
 import sys, os, json, threading
-from aggregator_node.erasure import erase_freed_memory
+from aggregator_node.hardening import erase_freed_memory
 erases = erase_freed_memory()
 print(json.dumps([erases, sys.argv[1:], os.environ["GLIBC_TUNABLES"], os.environ["PYTHONMALLOC"], os.getpid()]))
 """
@@ -54,7 +54,7 @@ def test_what_is_freed_is_overwritten() -> None:
     """The bytes of a freed update, looked at where they were."""
     program = """
 import ctypes, os
-from aggregator_node.erasure import erase_freed_memory
+from aggregator_node.hardening import erase_freed_memory
 assert erase_freed_memory()
 secret = os.urandom(32)
 update = bytearray(secret * 2000)
