@@ -24,8 +24,8 @@ from cairn.transport.framing import chunks_of
 from cairn.transport.server import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
-from owner_node.past import Pushed
-from owner_node.witness import Witness
+from owner_node.records.history import Pushed
+from owner_node.records.ledger_head import Witness
 
 
 class AggregatorClient:

@@ -20,7 +20,7 @@ from cairn.storage.directory import state_directory
 from cairn.tasks.loader import find_task
 from cairn.transport.pinning import PinnedCoordinator, load_pinned_coordinator
 from cairn.v1 import round_pb2 as pb
-from owner_node.budgets import Budgets, bits_told
+from owner_node.records.budgets import Budgets, bits_told
 from owner_node.sandbox import HOLDS, Sandbox, check_hides, sandbox_for
 from owner_node.settings import OwnerSettings, TaskSettings
 

@@ -15,8 +15,8 @@ from cairn.model.validation import ANY_FINITE, check_values
 from cairn.v1 import round_pb2 as pb
 from owner_node.clip import clip
 from owner_node.encoding import Change, Residual, encode, length
-from owner_node.past import Pushed
 from owner_node.policy import Declined, Invited
+from owner_node.records.history import Pushed
 from owner_node.residual import Residuals, Stream
 from owner_node.training_process import Trained
 

@@ -37,17 +37,17 @@ from owner_node.coordinator_client import CoordinatorClient
 from owner_node.diagnostics import node_of, sandbox_of
 from owner_node.kept_updates import KeptUpdates
 from owner_node.leaving import LeavingRules
-from owner_node.ledger import OwnerLedger
 from owner_node.outcomes import Outcomes
 from owner_node.policy import Policy, TaskRules
 from owner_node.pushing import Pushing
 from owner_node.receipts import Receipts
-from owner_node.records import Records
+from owner_node.records.decisions import Records
+from owner_node.records.ledger import OwnerLedger
+from owner_node.records.ledger_head import Witness
 from owner_node.rounds import Closing, Deciding, Rounds
 from owner_node.settings import OwnerSettings
 from owner_node.training_process import TaskSource, TrainingProcess
 from owner_node.watching import Watching
-from owner_node.witness import Witness
 
 log = structlog.get_logger()
 

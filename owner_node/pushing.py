@@ -23,9 +23,9 @@ from owner_node.leaving import (
     rules_beside,
     stream_of,
 )
-from owner_node.ledger import OwnerLedger, round_facts
 from owner_node.policy import Declined, Invited
 from owner_node.receipts import Receipts
+from owner_node.records.ledger import OwnerLedger, round_facts
 from owner_node.residual import Residuals
 from owner_node.training_process import Trained
 

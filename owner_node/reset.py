@@ -7,7 +7,7 @@ from cairn.ledger.files import OWNER_DATABASE
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory, is_in_use
 from cairn.storage.directory import state_directory
-from owner_node.ledger import OwnerLedger
+from owner_node.records.ledger import OwnerLedger
 from owner_node.settings import OwnerSettings
 
 

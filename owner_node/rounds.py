@@ -25,11 +25,11 @@ from owner_node.coordinator_client import CoordinatorClient
 from owner_node.deadline import Deadline, not_fetched, too_late
 from owner_node.fetching import Fetching
 from owner_node.lease import Lease
-from owner_node.ledger import NotRecorded
 from owner_node.outcomes import Outcomes
 from owner_node.policy import Declined, Invited, Policy
 from owner_node.pushing import Pushing
-from owner_node.records import Records
+from owner_node.records.decisions import Records
+from owner_node.records.ledger import NotRecorded
 from owner_node.training_process import TrainingProcess
 from owner_node.turns import Turns
 from owner_node.working import Progress, Working

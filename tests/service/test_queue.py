@@ -24,8 +24,8 @@ from cairn.transport.server import dial
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.past import Pushed
-from owner_node.witness import Witness
+from owner_node.records.history import Pushed
+from owner_node.records.ledger_head import Witness
 from tests.proxy import Proxy
 from tests.scenarios.processes import until
 from tests.service.network import (

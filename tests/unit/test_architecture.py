@@ -51,7 +51,7 @@ PURE = [
     "coordinator/events.py",
     "coordinator/leaving_out.py",
     "coordinator/sampling.py",
-    "owner_node/budgets.py",
+    "owner_node/records/budgets.py",
     "owner_node/encoding.py",
     "owner_node/leaving.py",
     "owner_node/policy.py",

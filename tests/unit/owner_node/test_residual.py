@@ -22,9 +22,9 @@ from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 from owner_node.encoding import Change, encode
 from owner_node.leaving import LeavingRules
-from owner_node.past import Past
 from owner_node.policy import Declined, Invited
 from owner_node.pushing import Pushing
+from owner_node.records.history import Past
 from owner_node.residual import Residuals, Stream
 from owner_node.training_process import Trained
 from tests.unit.owner_node import test_policy

@@ -42,12 +42,12 @@ from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.kept_updates import KeptUpdates
 from owner_node.leaving import LeavingRules
-from owner_node.ledger import OwnerLedger
 from owner_node.outcomes import Outcomes
 from owner_node.policy import Declined, Invited, Policy, TaskRules
 from owner_node.pushing import Pushing
 from owner_node.receipts import Receipts
-from owner_node.records import Records
+from owner_node.records.decisions import Records
+from owner_node.records.ledger import OwnerLedger
 from owner_node.rounds import Closing, Deciding, Rounds
 from owner_node.training_process import Trained, TrainingProcess, Work
 from tests.unit.owner_node.test_policy import JOB, LAST_RELEASE, MANIFEST

@@ -12,7 +12,7 @@ from cairn.cli.reset import reset
 from cairn.ledger.files import OWNER_DATABASE, read_ledger
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
-from owner_node.ledger import OwnerLedger
+from owner_node.records.ledger import OwnerLedger
 from tests.unit.cairn.cli.examination import made
 
 

@@ -9,7 +9,7 @@ import pytest
 from cairn.protocol.messages import reason_word
 from cairn.protocol.reasons import DEPENDING_ON_DATA
 from cairn.v1 import round_pb2 as pb
-from owner_node.budgets import Budgets, bits_told
+from owner_node.records.budgets import Budgets, bits_told
 
 ROUND = {"manifest_digest": "aa" * 32, "phase": "train"}
 OTHER = {"manifest_digest": "bb" * 32, "phase": "train"}

@@ -8,10 +8,10 @@ import structlog
 from cairn.errors import CairnError, Unavailable
 from cairn.protocol.messages import reason_word
 from cairn.v1 import round_pb2 as pb
-from owner_node.ledger import NotRecorded, OwnerLedger, round_facts
-from owner_node.past import Past
 from owner_node.policy import Invited
 from owner_node.receipts import Receipts
+from owner_node.records.history import Past
+from owner_node.records.ledger import NotRecorded, OwnerLedger, round_facts
 
 log = structlog.get_logger()
 

@@ -12,9 +12,9 @@ from cairn.errors import UsageError
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
-from owner_node.ledger import NotRecorded, OwnerLedger, round_facts
-from owner_node.past import Pushed
 from owner_node.policy import Invited, Taken
+from owner_node.records.history import Pushed
+from owner_node.records.ledger import NotRecorded, OwnerLedger, round_facts
 from tests.unit.owner_node.test_policy import DIGEST, JOB, MANIFEST
 
 INVITED = Invited(MANIFEST, DIGEST, JOB)

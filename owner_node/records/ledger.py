@@ -34,8 +34,8 @@ from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
-from owner_node.past import PHASE_WORDS, Past
 from owner_node.policy import Invited
+from owner_node.records.history import PHASE_WORDS, Past
 
 
 class NotRecorded(CairnError):

@@ -10,7 +10,7 @@ from cairn.errors import InvalidMessage, UsageError
 from cairn.protocol.statements import HEAD, sign
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
-from owner_node.witness import Witness
+from owner_node.records.ledger_head import Witness
 
 KEY = Ed25519PrivateKey.generate()
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from cairn.protocol.messages import parse
 from cairn.v1 import round_pb2 as pb
-from owner_node.budgets import PHASES, Budgets
 from owner_node.policy import Invited, Known, Taken
+from owner_node.records.budgets import PHASES, Budgets
 
 PHASE_WORDS = {phase: word for word, phase in PHASES.items()}
 

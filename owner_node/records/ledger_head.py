@@ -14,7 +14,7 @@ from cairn.protocol.messages import parse
 from cairn.protocol.statements import verified_head
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
-from owner_node.ledger import NotRecorded
+from owner_node.records.ledger import NotRecorded
 
 _CREATE = (
     "CREATE TABLE IF NOT EXISTS witness (one INTEGER PRIMARY KEY CHECK (one = 1), signed BLOB NOT NULL)"
