@@ -13,7 +13,7 @@ from cairn.transport.retry import patiently
 from cairn.v1 import round_pb2 as pb
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.policy import Declined, Invited
-from owner_node.training_process import TrainingProcess
+from owner_node.training.supervisor import TrainingProcess
 
 
 class Fetching:

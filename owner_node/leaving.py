@@ -18,7 +18,7 @@ from owner_node.encoding import Change, Residual, encode, length
 from owner_node.policy import Declined, Invited
 from owner_node.records.history import Pushed
 from owner_node.residual import Residuals, Stream
-from owner_node.training_process import Trained
+from owner_node.training.supervisor import Trained
 
 
 @dataclass(frozen=True)

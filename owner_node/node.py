@@ -46,7 +46,7 @@ from owner_node.records.ledger import OwnerLedger
 from owner_node.records.ledger_head import Witness
 from owner_node.rounds import Closing, Deciding, Rounds
 from owner_node.settings import OwnerSettings
-from owner_node.training_process import TaskSource, TrainingProcess
+from owner_node.training.supervisor import TaskSource, TrainingProcess
 from owner_node.watching import Watching
 
 log = structlog.get_logger()

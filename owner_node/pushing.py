@@ -27,7 +27,7 @@ from owner_node.policy import Declined, Invited
 from owner_node.receipts import Receipts
 from owner_node.records.ledger import OwnerLedger, round_facts
 from owner_node.residual import Residuals
-from owner_node.training_process import Trained
+from owner_node.training.supervisor import Trained
 
 log = structlog.get_logger()
 

@@ -30,7 +30,7 @@ from owner_node.policy import Declined, Invited, Policy
 from owner_node.pushing import Pushing
 from owner_node.records.decisions import Records
 from owner_node.records.ledger import NotRecorded
-from owner_node.training_process import TrainingProcess
+from owner_node.training.supervisor import TrainingProcess
 from owner_node.turns import Turns
 from owner_node.working import Progress, Working
 

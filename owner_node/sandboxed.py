@@ -1,7 +1,7 @@
 """What a training process in a sandbox is started by: it enters the sandbox, and only then imports the rest.
 
 The first argument says how, as JSON: {"kind", "reads", "writes", "root"}. Those that follow are for
-`owner_node.training`; without them this is a trial, which prints the paths that the sandbox shows.
+`owner_node.training.worker`; without them this is a trial, which prints the paths that the sandbox shows.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from owner_node import landlock, namespaces, privileges, system_calls
-from owner_node.memory_shortage import go_first
+from owner_node.training.memory_shortage import go_first
 
 _SYSTEM = (
     *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/proc"),
@@ -75,9 +75,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     os.chdir(os.environ["TMPDIR"])
     # Not before: it starts threads, which would stay outside.
-    from owner_node import training
+    from owner_node.training import worker
 
-    training.main(rest)
+    worker.main(rest)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from cairn.tasks.loader import TaskFailed
 from owner_node.deadline import Deadline
 from owner_node.policy import Invited
 from owner_node.pushing import Pushing
-from owner_node.training_process import Trained, TrainingProcess, Work
+from owner_node.training.supervisor import Trained, TrainingProcess, Work
 from owner_node.work_time import WorkTime
 
 

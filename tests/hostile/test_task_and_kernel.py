@@ -20,7 +20,7 @@ from cairn.errors import UsageError
 from cairn.tasks.state_dict import payload_of
 from owner_node.clearing import clear
 from owner_node.sandbox import Kind, Sandbox, furnish, shown
-from owner_node.training_process import TaskFailed, TaskSource, TrainingProcess, Work
+from owner_node.training.supervisor import TaskFailed, TaskSource, TrainingProcess, Work
 from tests.scenarios.processes import ROOT
 
 TASK = """

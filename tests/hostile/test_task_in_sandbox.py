@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cairn.errors import UsageError
 from cairn.tasks.state_dict import payload_of, read_state
 from owner_node.sandbox import Kind, Sandbox, check_hides, sandbox_for, shown
-from owner_node.training_process import TaskSource, TrainingProcess, Work
+from owner_node.training.supervisor import TaskSource, TrainingProcess, Work
 from tests.scenarios.processes import ROOT
 
 # Says of each attempt 1 where it succeeds and 0 where the kernel refuses it.

@@ -41,7 +41,7 @@ from owner_node.pushing import Pushing
 from owner_node.records.history import Pushed
 from owner_node.records.ledger import OwnerLedger, round_facts
 from owner_node.records.ledger_head import Witness
-from owner_node.training_process import Trained
+from owner_node.training.supervisor import Trained
 from tests.proxy import Proxy, Way
 from tests.scenarios.processes import free_port, until
 from tests.service.network import FEDERATION, OWNERS, SECONDS, Job, Network, OpenRound, refused

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cairn.tasks.runner import TaskRunner
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Data, Round, Site, Task
-from owner_node.training_link import ModelMemory
+from owner_node.training.ipc import ModelMemory
 
 SITE = Site("bob", Path("rows"))
 THIS = Round("job", 3, {})

@@ -26,7 +26,7 @@ from owner_node.policy import Declined, Invited
 from owner_node.pushing import Pushing
 from owner_node.records.history import Past
 from owner_node.residual import Residuals, Stream
-from owner_node.training_process import Trained
+from owner_node.training.supervisor import Trained
 from tests.unit.owner_node import test_policy
 from tests.unit.owner_node.test_policy import MANIFEST
 

@@ -49,7 +49,7 @@ from owner_node.receipts import Receipts
 from owner_node.records.decisions import Records
 from owner_node.records.ledger import OwnerLedger
 from owner_node.rounds import Closing, Deciding, Rounds
-from owner_node.training_process import Trained, TrainingProcess, Work
+from owner_node.training.supervisor import Trained, TrainingProcess, Work
 from tests.unit.owner_node.test_policy import JOB, LAST_RELEASE, MANIFEST
 
 LONG = 30.0

@@ -21,14 +21,14 @@ from cairn.runtime.timeouts import PARTING_SECONDS
 from cairn.tasks.loader import TaskFailed, load_task, own_traceback
 from cairn.tasks.runner import TaskRunner
 from cairn.tasks.task import Round, Site
-from owner_node.memory_shortage import go_first
-from owner_node.training_link import (
+from owner_node.training.ipc import (
     ASK_FOR_MODEL,
     Link,
     ModelMemory,
     exchanged_message,
     schema_from,
 )
+from owner_node.training.memory_shortage import go_first
 
 Order = tuple[ModelMemory | None, Mapping[str, Any]]  # without memory it is ASK_FOR_MODEL
 

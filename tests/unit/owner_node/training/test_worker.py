@@ -9,8 +9,8 @@ import pytest
 from cairn.model.schema import Schema, TensorSpec
 from cairn.tasks.task import Site
 from cairn.v1 import round_pb2 as pb
-from owner_node.training import Training
-from owner_node.training_link import ModelMemory
+from owner_node.training.ipc import ModelMemory
+from owner_node.training.worker import Training
 
 SCHEMA = Schema.of([TensorSpec("weight", "F32", (1, 1)), TensorSpec("bias", "F32", (1,))])
 ORDER: dict[str, Any] = {

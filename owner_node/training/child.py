@@ -19,9 +19,9 @@ from cairn.model.exchanged import Exchanged
 from cairn.runtime.timeouts import PARTING_SECONDS
 from cairn.tasks.environment import passed_on
 from owner_node.clearing import clear
-from owner_node.relay import Relay
 from owner_node.sandbox import Sandbox, furnish
-from owner_node.training_link import ASK_FOR_MODEL, Link, ModelMemory
+from owner_node.training.ipc import ASK_FOR_MODEL, Link, ModelMemory
+from owner_node.training.relay import Relay
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def end(child: Child) -> str:
 def _command(source: TaskSource, place: Path | None) -> list[str]:
     python = [sys.executable, "-P", "-m"]
     if source.sandbox is None or place is None:
-        return [*python, "owner_node.training"]
+        return [*python, "owner_node.training.worker"]
     return [*python, "owner_node.sandboxed", source.sandbox.spec(place)]
 
 

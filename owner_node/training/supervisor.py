@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
 from cairn.tasks.loader import TaskFailed
-from owner_node.child import Child, TaskSource, end, kill, spawn
-from owner_node.training_link import ModelMemory, schema_message, told_of_model
+from owner_node.training.child import Child, TaskSource, end, kill, spawn
+from owner_node.training.ipc import ModelMemory, schema_message, told_of_model
 
 __all__ = ["TaskFailed", "TaskSource", "Trained", "TrainingProcess", "Work"]
 

@@ -22,7 +22,7 @@ from cairn.model.schema import Schema
 from cairn.model.validation import ANY_FINITE, check_values
 from cairn.tasks.state_dict import payload_of, read_state, write_state
 from cairn.v1 import round_pb2 as pb
-from owner_node.training_process import (
+from owner_node.training.supervisor import (
     TaskFailed,
     TaskSource,
     Trained,
@@ -514,7 +514,7 @@ def test_the_training_process_dies_with_the_owners_process_even_while_it_trains(
         "import sys\n"
         "from pathlib import Path\n"
         "from cairn.model.schema import Schema, TensorSpec\n"
-        "from owner_node.training_process import *\n"
+        "from owner_node.training.supervisor import *\n"
         f"schema = Schema.of(TensorSpec(n, d, tuple(s)) for n, d, s in {specs(SCHEMA)})\n"
         "process = TrainingProcess('bob', TaskSource('toy', sys.argv[1], Path(sys.argv[2])))\n"
         "process.run(Work('job', 1, 'train', {}, schema))\n"
@@ -621,7 +621,9 @@ def test_workers_of_a_dataloader_can_be_forked_or_spawned(start: Start, tmp_path
 
 
 def test_the_owners_process_imports_no_torch_and_no_grpc() -> None:
-    script = "import sys, owner_node.training_process\nprint({'torch', 'grpc'} & set(sys.modules))"
+    script = (
+        "import sys, owner_node.training.supervisor\nprint({'torch', 'grpc'} & set(sys.modules))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
