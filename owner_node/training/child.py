@@ -18,8 +18,8 @@ from typing import Any
 from cairn.model.exchanged import Exchanged
 from cairn.runtime.timeouts import PARTING_SECONDS
 from cairn.tasks.environment import passed_on
-from owner_node.clearing import clear
-from owner_node.sandbox import Sandbox, furnish
+from owner_node.sandbox.choice import Sandbox, furnish
+from owner_node.sandbox.clearing import clear
 from owner_node.training.ipc import ASK_FOR_MODEL, Link, ModelMemory
 from owner_node.training.relay import Relay
 
@@ -114,7 +114,7 @@ def _command(source: TaskSource, place: Path | None) -> list[str]:
     python = [sys.executable, "-P", "-m"]
     if source.sandbox is None or place is None:
         return [*python, "owner_node.training.worker"]
-    return [*python, "owner_node.sandboxed", source.sandbox.spec(place)]
+    return [*python, "owner_node.sandbox.entry", source.sandbox.spec(place)]
 
 
 def _arguments(source: TaskSource) -> list[str]:

@@ -18,8 +18,8 @@ from torch import nn
 
 from cairn.errors import UsageError
 from cairn.tasks.state_dict import payload_of
-from owner_node.clearing import clear
-from owner_node.sandbox import Kind, Sandbox, furnish, shown
+from owner_node.sandbox.choice import Kind, Sandbox, furnish, shown
+from owner_node.sandbox.clearing import clear
 from owner_node.training.supervisor import TaskFailed, TaskSource, TrainingProcess, Work
 from tests.scenarios.processes import ROOT
 
@@ -306,7 +306,7 @@ def command_lines() -> list[str]:
 LOGGED = """
 import sys
 from pathlib import Path
-from owner_node.sandbox import Sandbox
+from owner_node.sandbox.choice import Sandbox
 from tests.hostile.test_task_and_kernel import BASE, SCHEMA, TaskSource, TrainingProcess, Work, closing
 
 home, kind, *reads = sys.argv[1:]

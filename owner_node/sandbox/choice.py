@@ -1,7 +1,7 @@
 """Chooses the sandbox that a task runs in: which kind this machine can have, and what the task may read there.
 
 The owner's node asks for it at its start, by a trial in a process of its own; the training process then enters it
-(sandboxed.py). What cannot be had is a fault: a task never runs with less than its owner's file says.
+(entry.py). What cannot be had is a fault: a task never runs with less than its owner's file says.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Literal, get_args
 from cairn.errors import UsageError
 from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.tasks.environment import passed_on
-from owner_node.clearing import clear
+from owner_node.sandbox.clearing import clear
 
 Kind = Literal[
     "namespaces", "landlock"
@@ -41,7 +41,7 @@ class Sandbox:
     reads: tuple[str, ...]
 
     def spec(self, place: Path) -> str:
-        """The first argument of owner_node.sandboxed, for a process with this directory (see `furnish`)."""
+        """The first argument of owner_node.sandbox.entry, for a process with this directory (see `furnish`)."""
         return json.dumps(
             {
                 "kind": self.kind,
@@ -85,7 +85,7 @@ def shown(sandbox: Sandbox) -> Sequence[Path]:
     place = furnish()
     try:
         tried = subprocess.run(
-            [sys.executable, "-P", "-m", "owner_node.sandboxed", sandbox.spec(place)],
+            [sys.executable, "-P", "-m", "owner_node.sandbox.entry", sandbox.spec(place)],
             capture_output=True,
             check=False,
             env=passed_on(os.environ),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from owner_node import landlock, namespaces, privileges, system_calls
+from owner_node.sandbox import landlock, namespaces, privileges, system_calls
 from owner_node.training.memory_shortage import go_first
 
 _SYSTEM = (
@@ -33,7 +33,7 @@ def shown_for_reading(spec: Spec) -> list[Path]:
     """Every path that is shown: the task's own, the system's libraries, and where Python imports from."""
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     python = [sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path]
-    ours = Path(__file__).parent
+    ours = Path(__file__).parents[1]
     named = map(Path, dict.fromkeys([*spec["reads"], *_SYSTEM, *libraries, *python]))
     rocm = Path("/opt").glob("rocm*")
     paths = (*named, *rocm, ours, ours.parent / "cairn")

@@ -12,7 +12,7 @@ import ctypes
 import os
 import struct
 
-from owner_node.privileges import checked
+from owner_node.sandbox.privileges import checked
 
 _SET_SECCOMP, _FILTER = 22, 2
 

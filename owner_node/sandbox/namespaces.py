@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from owner_node import process_namespace
-from owner_node.privileges import checked
+from owner_node.sandbox import process_namespace
+from owner_node.sandbox.privileges import checked
 
 _NEW = 0x10000000 | 0x00020000 | 0x40000000 | 0x08000000  # user, mount, network, IPC
 _BIND, _RECURSIVE, _PRIVATE = 1 << 12, 1 << 14, 1 << 18

@@ -11,7 +11,7 @@ import signal
 from contextlib import suppress
 from typing import NoReturn
 
-from owner_node.privileges import checked
+from owner_node.sandbox.privileges import checked
 
 _NEW_PROCESSES = 0x20000000
 _SET_DEATH_SIGNAL, _SET_DUMPABLE = 1, 4
