@@ -19,10 +19,10 @@ from cairn.runtime.failpoints import failpoint
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.kept_updates import KeptUpdates
 from owner_node.receipts import Receipts
 from owner_node.records.history import PHASE_WORDS
 from owner_node.records.ledger import NotRecorded, OwnerLedger
+from owner_node.updates.spool import KeptUpdates
 
 log = structlog.get_logger()
 

@@ -14,8 +14,12 @@ from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.fetching import until
-from owner_node.kept_updates import KeptUpdates
-from owner_node.leaving import (
+from owner_node.policy import Declined, Invited
+from owner_node.receipts import Receipts
+from owner_node.records.ledger import OwnerLedger, round_facts
+from owner_node.training.supervisor import Trained
+from owner_node.updates.error_feedback import Residuals
+from owner_node.updates.prepare import (
     Leaving,
     LeavingRules,
     needs_base,
@@ -23,11 +27,7 @@ from owner_node.leaving import (
     rules_beside,
     stream_of,
 )
-from owner_node.policy import Declined, Invited
-from owner_node.receipts import Receipts
-from owner_node.records.ledger import OwnerLedger, round_facts
-from owner_node.residual import Residuals
-from owner_node.training.supervisor import Trained
+from owner_node.updates.spool import KeptUpdates
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ from cairn.model.schema import Schema, TensorSpec
 from cairn.model.update_encoding import Layout
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.aggregator_pb2 import UpdateCommit
-from owner_node.encoding import Change, encode
+from owner_node.updates.encoder import Change, encode
 from tests.hostile.attacks import COHORT
 from tests.hostile.owners import Part
 from tests.service.network import Job, Network

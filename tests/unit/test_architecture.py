@@ -52,8 +52,8 @@ PURE = [
     "coordinator/leaving_out.py",
     "coordinator/sampling.py",
     "owner_node/records/budgets.py",
-    "owner_node/encoding.py",
-    "owner_node/leaving.py",
+    "owner_node/updates/encoder.py",
+    "owner_node/updates/prepare.py",
     "owner_node/policy.py",
 ]
 EXECUTES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -40,8 +40,6 @@ from cairn.transport.receiver import Incoming
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.kept_updates import KeptUpdates
-from owner_node.leaving import LeavingRules
 from owner_node.outcomes import Outcomes
 from owner_node.policy import Declined, Invited, Policy, TaskRules
 from owner_node.pushing import Pushing
@@ -50,6 +48,8 @@ from owner_node.records.decisions import Records
 from owner_node.records.ledger import OwnerLedger
 from owner_node.rounds import Closing, Deciding, Rounds
 from owner_node.training.supervisor import Trained, TrainingProcess, Work
+from owner_node.updates.prepare import LeavingRules
+from owner_node.updates.spool import KeptUpdates
 from tests.unit.owner_node.test_policy import JOB, LAST_RELEASE, MANIFEST
 
 LONG = 30.0

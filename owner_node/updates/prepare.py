@@ -13,12 +13,12 @@ from cairn.model.schema import DIGEST_BYTES
 from cairn.model.update_encoding import Layout
 from cairn.model.validation import ANY_FINITE, check_values
 from cairn.v1 import round_pb2 as pb
-from owner_node.clip import clip
-from owner_node.encoding import Change, Residual, encode, length
 from owner_node.policy import Declined, Invited
 from owner_node.records.history import Pushed
-from owner_node.residual import Residuals, Stream
 from owner_node.training.supervisor import Trained
+from owner_node.updates.clipping import clip
+from owner_node.updates.encoder import Change, Residual, encode, length
+from owner_node.updates.error_feedback import Residuals, Stream
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cairn.model.validation import BLOCK
 from cairn.tasks.state_dict import payload_of, read_state
-from owner_node.clip import clip
+from owner_node.updates.clipping import clip
 
 State = dict[str, Tensor]
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -1,7 +1,7 @@
 """Turns an owner's update into what travels, and says what was lost on the way. Pure.
 
 What is to travel of an element is (update - base + residual) * factor, in binary64: its change. The residual is
-what the updates before did not carry (`owner_node/residual.py`), and a factor below 1 clips.
+what the updates before did not carry (`owner_node/updates/error_feedback.py`), and a factor below 1 clips.
 
 BF16_DELTAS: the change is rounded once to bfloat16, to nearest, ties to even, where that is no subnormal.
 INT8_DELTAS: the change of an element of a tensor of fewer than two dimensions is rounded once to binary32. The

@@ -17,7 +17,7 @@ import numpy as np
 
 from cairn.model.update_encoding import Layout
 from cairn.v1 import round_pb2 as pb
-from owner_node.encoding import Change, Residual, keep_remainder
+from owner_node.updates.encoder import Change, Residual, keep_remainder
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.model.update_encoding import WORDS, Layout, check_wire_values, decoded
 from cairn.model.validation import BLOCK, Bounds
 from cairn.v1 import round_pb2 as pb
-from owner_node.encoding import Change, encode, length
+from owner_node.updates.encoder import Change, encode, length
 
 _, BF16, INT8 = WORDS.values()
 DELTAS = [BF16, INT8]

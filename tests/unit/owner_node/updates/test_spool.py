@@ -15,8 +15,8 @@ from cairn.model.schema import Schema, TensorSpec
 from cairn.model.update_encoding import Layout
 from cairn.protocol.messages import Manifest, digest_of, manifest_to_bytes
 from cairn.v1 import round_pb2 as pb
-from owner_node import kept_updates
-from owner_node.kept_updates import KeptUpdates
+from owner_node.updates import spool
+from owner_node.updates.spool import KeptUpdates
 from tests.unit.owner_node.test_policy import JOB, MANIFEST
 from tests.unit.owner_node.test_rounds import (
     DIGEST,
@@ -105,7 +105,7 @@ def test_at_the_start_all_of_its_own_is_removed_but_what_may_have_to_leave_again
     assert files(kept.path) == sorted(strangers)
 
 
-@pytest.mark.parametrize("fails", ["owner_node.kept_updates._write_all", "os.fsync"])
+@pytest.mark.parametrize("fails", ["owner_node.updates.spool._write_all", "os.fsync"])
 def test_on_a_full_disk_nothing_is_kept_and_nothing_raised(
     kept: KeptUpdates, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
@@ -218,9 +218,7 @@ def test_the_file_is_on_the_disk_before_the_commit_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(tmp_path)
-    monkeypatch.setattr(
-        kept_updates, "sync_directory", lambda _: bench.stub.log.append("on the disk")
-    )
+    monkeypatch.setattr(spool, "sync_directory", lambda _: bench.stub.log.append("on the disk"))
     bench.rounds.take_part(invitation())
     bench.state.close()
     assert bench.stub.log == ["joined", "on the disk", "submitted"]
@@ -233,7 +231,7 @@ def test_a_full_disk_does_not_cost_the_round(
         raise FULL
 
     bench = Bench(tmp_path)
-    monkeypatch.setattr(kept_updates, "_write_all", full)
+    monkeypatch.setattr(spool, "_write_all", full)
     bench.rounds.take_part(invitation())
     assert bench.kinds() == ["joined", "sent", "receipt"]
     assert files(bench.kept.path) == []
