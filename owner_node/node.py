@@ -32,21 +32,21 @@ from cairn.transport.health_client import is_serving
 from cairn.transport.pinning import CoordinatorTrust, load_pinned_coordinator
 from cairn.transport.server import dial
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient
+from owner_node.coordinator_session import Attending
 from owner_node.diagnostics import node_of, sandbox_of
-from owner_node.outcomes import Outcomes
+from owner_node.participation import Closing, Deciding, Rounds
 from owner_node.policy import Policy, TaskRules
-from owner_node.pushing import Pushing
 from owner_node.receipts import Receipts
 from owner_node.records.decisions import Records
 from owner_node.records.ledger import OwnerLedger
 from owner_node.records.ledger_head import Witness
-from owner_node.rounds import Closing, Deciding, Rounds
 from owner_node.settings import OwnerSettings
+from owner_node.settlement import Outcomes
 from owner_node.training.supervisor import TaskSource, TrainingProcess
 from owner_node.updates.prepare import LeavingRules
 from owner_node.updates.spool import KeptUpdates
+from owner_node.upload import Pushing
 from owner_node.watching import Watching
 
 log = structlog.get_logger()

@@ -14,9 +14,9 @@ import structlog
 from cairn.errors import CairnError, Unavailable
 from cairn.runtime.timeouts import CALL_SECONDS
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.outcomes import ASK_EVERY_SECONDS
 from owner_node.policy import Invited
 from owner_node.records.history import Past
+from owner_node.settlement import ASK_EVERY_SECONDS
 
 log = structlog.get_logger()
 

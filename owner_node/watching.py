@@ -8,8 +8,8 @@ from typing import Self
 
 import structlog
 
-from owner_node.outcomes import Outcomes
-from owner_node.rounds import Rounds
+from owner_node.participation import Rounds
+from owner_node.settlement import Outcomes
 
 log = structlog.get_logger()
 

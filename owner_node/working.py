@@ -8,8 +8,8 @@ from cairn.runtime.failpoints import failpoint
 from cairn.tasks.loader import TaskFailed
 from owner_node.deadline import Deadline
 from owner_node.policy import Invited
-from owner_node.pushing import Pushing
 from owner_node.training.supervisor import Trained, TrainingProcess, Work
+from owner_node.upload import Pushing
 from owner_node.work_time import WorkTime
 
 

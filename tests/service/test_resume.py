@@ -35,13 +35,13 @@ from coordinator.invitation_service import InvitationService
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.policy import Invited
-from owner_node.pushing import Pushing
 from owner_node.records.history import Pushed
 from owner_node.records.ledger import OwnerLedger, round_facts
 from owner_node.records.ledger_head import Witness
 from owner_node.training.supervisor import Trained
 from owner_node.updates.prepare import LeavingRules
 from owner_node.updates.spool import KeptUpdates
+from owner_node.upload import Pushing
 from tests.proxy import Proxy, Way
 from tests.scenarios.processes import free_port, until
 from tests.service.network import FEDERATION, OWNERS, SECONDS, Job, Network, OpenRound, refused

@@ -22,8 +22,8 @@ from cairn.transport.health_client import is_serving
 from cairn.transport.retry import patiently
 from cairn.transport.server import Listener, dial, translated
 from coordinator.aggregator_client import AggregatorClient
-from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient
+from owner_node.coordinator_session import Attending
 from tests.service import strangers
 from tests.service.door import AGGREGATOR, ALICE, COORDINATOR, FEDERATION, Calls, Home, Ward
 

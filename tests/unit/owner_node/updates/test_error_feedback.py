@@ -21,12 +21,12 @@ from cairn.model.validation import BLOCK
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Declined, Invited
-from owner_node.pushing import Pushing
 from owner_node.records.history import Past
 from owner_node.training.supervisor import Trained
 from owner_node.updates.encoder import Change, encode
 from owner_node.updates.error_feedback import Residuals, Stream
 from owner_node.updates.prepare import LeavingRules
+from owner_node.upload import Pushing
 from tests.unit.owner_node import test_policy
 from tests.unit.owner_node.test_policy import MANIFEST
 

@@ -17,8 +17,7 @@ from cairn.protocol.messages import Manifest, digest_of, manifest_to_bytes
 from cairn.v1 import round_pb2 as pb
 from owner_node.updates import spool
 from owner_node.updates.spool import KeptUpdates
-from tests.unit.owner_node.test_policy import JOB, MANIFEST
-from tests.unit.owner_node.test_rounds import (
+from tests.unit.owner_node.test_participation import (
     DIGEST,
     UPDATE,
     Bench,
@@ -26,6 +25,7 @@ from tests.unit.owner_node.test_rounds import (
     outcome,
     statement,
 )
+from tests.unit.owner_node.test_policy import JOB, MANIFEST
 
 ROUND, OTHER = b"r" * 32, b"o" * 32
 LAYOUT = Layout(Schema.of([TensorSpec("w", "F32", (300_000,))]), pb.ENCODING_WHOLE)

@@ -23,15 +23,15 @@ from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.deadline import Deadline, not_fetched, too_late
-from owner_node.fetching import Fetching
+from owner_node.download import Fetching
 from owner_node.lease import Lease
-from owner_node.outcomes import Outcomes
 from owner_node.policy import Declined, Invited, Policy
-from owner_node.pushing import Pushing
 from owner_node.records.decisions import Records
 from owner_node.records.ledger import NotRecorded
+from owner_node.settlement import Outcomes
 from owner_node.training.supervisor import TrainingProcess
 from owner_node.turns import Turns
+from owner_node.upload import Pushing
 from owner_node.working import Progress, Working
 
 log = structlog.get_logger()

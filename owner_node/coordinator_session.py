@@ -19,7 +19,7 @@ from cairn.transport.retry import patiently
 from cairn.transport.server import JOB_MESSAGE_BYTES
 from cairn.v1 import coordinator_pb2
 from owner_node.coordinator_client import CoordinatorClient
-from owner_node.rounds import Rounds
+from owner_node.participation import Rounds
 from owner_node.settings import OwnerSettings
 
 log = structlog.get_logger()

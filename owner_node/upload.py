@@ -13,7 +13,7 @@ from cairn.transport.retry import patiently
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.fetching import until
+from owner_node.download import until
 from owner_node.policy import Declined, Invited
 from owner_node.receipts import Receipts
 from owner_node.records.ledger import OwnerLedger, round_facts

@@ -40,16 +40,16 @@ from cairn.transport.receiver import Incoming
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.outcomes import Outcomes
+from owner_node.participation import Closing, Deciding, Rounds
 from owner_node.policy import Declined, Invited, Policy, TaskRules
-from owner_node.pushing import Pushing
 from owner_node.receipts import Receipts
 from owner_node.records.decisions import Records
 from owner_node.records.ledger import OwnerLedger
-from owner_node.rounds import Closing, Deciding, Rounds
+from owner_node.settlement import Outcomes
 from owner_node.training.supervisor import Trained, TrainingProcess, Work
 from owner_node.updates.prepare import LeavingRules
 from owner_node.updates.spool import KeptUpdates
+from owner_node.upload import Pushing
 from tests.unit.owner_node.test_policy import JOB, LAST_RELEASE, MANIFEST
 
 LONG = 30.0
@@ -810,7 +810,7 @@ def test_a_job_that_the_manifest_does_not_name_is_not_even_parsed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed: list[bytes] = []
-    monkeypatch.setattr("owner_node.rounds.job_spec_from_bytes", parsed.append)
+    monkeypatch.setattr("owner_node.participation.job_spec_from_bytes", parsed.append)
     good = invitation()
     bench.rounds.take_part(
         coordinator_pb2.Invitation(manifest=good.manifest, job_spec=JOB_BYTES + b"\x7a\x00")
@@ -826,7 +826,7 @@ def test_the_thread_that_takes_part_outlives_whatever_an_invitation_does_to_it(
         raise ValueError("unexpected")
 
     with monkeypatch.context() as patch:
-        patch.setattr("owner_node.rounds.job_spec_from_bytes", broken)
+        patch.setattr("owner_node.participation.job_spec_from_bytes", broken)
         bench.rounds.take_part(invitation())
     assert bench.facts("refused")["why"] == "the invitation could not be read"
     bench.rounds.take_part(invitation())

@@ -16,7 +16,7 @@ from cairn.errors import (
     WrongState,
 )
 from cairn.v1 import coordinator_pb2
-from owner_node.attending import Attending
+from owner_node.coordinator_session import Attending
 
 LONG = 30.0
 SETTINGS: Any = SimpleNamespace(federation="clinics", coordinator="localhost:1", patience_seconds=5)
