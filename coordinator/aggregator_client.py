@@ -26,8 +26,8 @@ from cairn.transport.retry import patiently
 from cairn.transport.server import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
-from coordinator.campaign import Step
-from coordinator.collecting import Collecting, Release, Wanted
+from coordinator.release_download import Collecting, Release, Wanted
+from coordinator.schedule import Step
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
-from coordinator.campaign import Step
+from coordinator.schedule import Step
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from cairn.runtime.failpoints import failpoint
 from cairn.transport.framing import chunks_of
 from cairn.transport.steps import caller
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
-from coordinator.attendance import Attendance
+from coordinator.owner_sessions import Attendance
 
 
 class InvitationService(coordinator_pb2_grpc.InvitationServiceServicer):

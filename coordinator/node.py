@@ -28,16 +28,16 @@ from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.aggregator_client import AggregatorClient
-from coordinator.attendance import Attendance
 from coordinator.diagnostics import node_of
-from coordinator.driver import Driver
 from coordinator.events import JobFinished, Observer, ignore
-from coordinator.first_model import first_model
+from coordinator.groups import Sampling, groups_of
+from coordinator.initial_model import first_model
 from coordinator.invitation_service import InvitationService
+from coordinator.job_runner import Driver
+from coordinator.owner_sessions import Attendance
 from coordinator.record_client import RecordClient
-from coordinator.rounds import Job, Rounds
-from coordinator.run_folder import Checkpoint, RunFolder
-from coordinator.sampling import Sampling, groups_of
+from coordinator.round_runner import Job, Rounds
+from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.settings import CoordinatorSettings, JobSettings
 
 _OTHERS = 4  # who ask for its health, such as its own container

@@ -17,7 +17,7 @@ from cairn.config import (
 )
 from cairn.protocol.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
 from cairn.runtime.timeouts import GATHER_SECONDS, PATIENCE_SECONDS, ROUND_DEADLINE_SECONDS
-from coordinator.sampling import group_count
+from coordinator.groups import group_count
 
 _Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
 

@@ -15,8 +15,8 @@ from cairn.transport.pools import LONG_CALLS_OF_ONE_CALLER
 from cairn.transport.server import Listener
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
-from coordinator.attendance import Attendance
 from coordinator.invitation_service import InvitationService
+from coordinator.owner_sessions import Attendance
 from tests.hostile.checks import refusals, rss_bytes
 from tests.hostile.http2 import STREAMS, Connection, Crowd, trust
 from tests.hostile.owners import an_aggregator

@@ -17,8 +17,8 @@ from cairn.transport.server import Listener
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
-from coordinator.attendance import Attendance
 from coordinator.invitation_service import InvitationService
+from coordinator.owner_sessions import Attendance
 from tests.service.network import FEDERATION, SECONDS, Network, OpenRound, refused
 
 PERMITTED = {

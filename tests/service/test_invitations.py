@@ -16,8 +16,8 @@ from cairn.v1.coordinator_pb2_grpc import (
     InvitationServiceStub,
     add_InvitationServiceServicer_to_server,
 )
-from coordinator.attendance import Attendance
 from coordinator.invitation_service import InvitationService
+from coordinator.owner_sessions import Attendance
 from tests.scenarios.processes import free_port
 from tests.service.network import FEDERATION, SECONDS, Network, refused
 

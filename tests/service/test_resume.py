@@ -30,8 +30,8 @@ from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.aggregator_client import AggregatorClient as Collector
-from coordinator.attendance import Attendance
 from coordinator.invitation_service import InvitationService
+from coordinator.owner_sessions import Attendance
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.policy import Invited

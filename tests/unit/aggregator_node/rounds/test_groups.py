@@ -19,7 +19,7 @@ from cairn.errors import CairnError
 from cairn.protocol.cohorts import Groups
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
-from coordinator.sampling import Sampling, group_count, groups_of
+from coordinator.groups import Sampling, group_count, groups_of
 from tests.unit.aggregator_node.rounds.test_upload import TERMS
 from tests.unit.aggregator_node.test_admission import JOB
 

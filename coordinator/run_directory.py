@@ -32,14 +32,14 @@ from cairn.storage import fsync
 from cairn.storage.directory import run_folder
 from cairn.storage.foreign_files import Incomplete, content_of
 from cairn.v1 import round_pb2 as pb
-from coordinator.leaving_out import Failing
+from coordinator.backoff import Failing
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """`round` is the number of the last round whose line is in the history.
 
-    `failing` is what is known of owners that fail again and again (coordinator/leaving_out.py).
+    `failing` is what is known of owners that fail again and again (coordinator/backoff.py).
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")

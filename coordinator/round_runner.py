@@ -14,12 +14,12 @@ from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
-from coordinator.attendance import Attendance
-from coordinator.campaign import Step
-from coordinator.collecting import Release
-from coordinator.gathering import Gathered, Gathering
+from coordinator.cohort_selection import Gathered, Gathering
+from coordinator.groups import Sampling
 from coordinator.invitation_service import InvitationService
-from coordinator.sampling import Sampling
+from coordinator.owner_sessions import Attendance
+from coordinator.release_download import Release
+from coordinator.schedule import Step
 
 log = structlog.get_logger()
 

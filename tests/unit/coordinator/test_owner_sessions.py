@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from cairn.v1 import coordinator_pb2
-from coordinator.attendance import Attendance
+from coordinator.owner_sessions import Attendance
 
 INVITATION = coordinator_pb2.AttendResponse(invitation=coordinator_pb2.Invitation(job_spec=b"job"))
 OUTCOME = coordinator_pb2.AttendResponse(outcome=coordinator_pb2.Outcome(manifest_digest=b"round"))

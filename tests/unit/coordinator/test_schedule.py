@@ -4,7 +4,7 @@ import pytest
 
 from cairn.errors import CairnError
 from cairn.v1 import round_pb2 as pb
-from coordinator.campaign import Campaign, Step
+from coordinator.schedule import Campaign, Step
 
 
 def train(number: int) -> Step:

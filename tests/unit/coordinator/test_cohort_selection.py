@@ -8,10 +8,10 @@ import pytest
 from cairn.errors import CairnError
 from cairn.protocol.messages import Manifest
 from cairn.v1 import round_pb2 as pb
-from coordinator.attendance import Attendance, Seat
-from coordinator.campaign import Step
-from coordinator.gathering import Gathered, Gathering
-from coordinator.sampling import Sampling
+from coordinator.cohort_selection import Gathered, Gathering
+from coordinator.groups import Sampling
+from coordinator.owner_sessions import Attendance, Seat
+from coordinator.schedule import Step
 
 FLOOR = 2
 A, B, C = ("alice", "anna", "aron"), ("bert", "bob"), ("carl", "carol", "cora")

@@ -11,8 +11,6 @@ from cairn.errors import CairnError, Fenced, Unavailable
 from cairn.protocol.messages import reason_word
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound
-from coordinator.campaign import Campaign, Step
-from coordinator.collecting import Release
 from coordinator.events import (
     GroupPassedOver,
     JobStarted,
@@ -24,10 +22,12 @@ from coordinator.events import (
     RoundAborted,
     RoundFinished,
 )
-from coordinator.ledger_copy import LedgerCopy
+from coordinator.ledger_mirror import LedgerCopy
 from coordinator.record_client import RecordClient
-from coordinator.rounds import Base, Ended, Job, Rounds
-from coordinator.run_folder import Checkpoint, RunFolder
+from coordinator.release_download import Release
+from coordinator.round_runner import Base, Ended, Job, Rounds
+from coordinator.run_directory import Checkpoint, RunFolder
+from coordinator.schedule import Campaign, Step
 
 log = structlog.get_logger()
 

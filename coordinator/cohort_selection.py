@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from cairn.errors import CairnError
 from cairn.protocol.messages import Manifest
-from coordinator.attendance import Attendance, Waiting
-from coordinator.campaign import Step
-from coordinator.leaving_out import Failing, LeavingOut
-from coordinator.sampling import Sampling
+from coordinator.backoff import Failing, LeavingOut
+from coordinator.groups import Sampling
+from coordinator.owner_sessions import Attendance, Waiting
+from coordinator.schedule import Step
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from cairn.errors import UsageError
 from cairn.model.safetensors_writer import NewModel, write_model
 from cairn.model.schema import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
-from coordinator.run_folder import Checkpoint, RunFolder
+from coordinator.run_directory import Checkpoint, RunFolder
 
 SCHEMA = Schema.of([TensorSpec("w", "F32", (2,))])
 START = Checkpoint(job="tumours", job_digest="ab" * 32)

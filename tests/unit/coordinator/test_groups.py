@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cairn.protocol.cohorts import check_groups
-from coordinator.sampling import Sampling, group_count, groups_of
+from coordinator.groups import Sampling, group_count, groups_of
 
 SEVEN = ["alice", "bob", "carol", "dave", "erin", "frank", "grace"]
 seeds = st.integers(-(1 << 63), (1 << 63) - 1)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.leaving_out import LONGEST_REST, LeavingOut
+from coordinator.backoff import LONGEST_REST, LeavingOut
 
 THREE = ["alice", "bob", "carol"]
 

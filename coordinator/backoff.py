@@ -4,7 +4,7 @@ An owner that was not counted in `MISSES` training rounds in a row, for whatever
 `FIRST_REST` rounds. Then it has one try: where it is not counted again, it is left out for twice as long, up
 to `LONGEST_REST`. Once it is counted, all is forgotten. Nobody is left out where too few would be left for the
 floor: those come back whose turn is next. Rounds are counted by their numbers, and where groups take turns by the
-numbers of their cycles (coordinator/sampling.py), so that a rest is as many turns of the owner's own group.
+numbers of their cycles (coordinator/groups.py), so that a rest is as many turns of the owner's own group.
 """
 
 from collections.abc import Collection, Mapping

@@ -29,7 +29,7 @@ def first_model(source: Path, seed: int, workspace: Path) -> tuple[Schema, memor
         command = [
             sys.executable,
             "-m",
-            "coordinator.first_model",
+            "coordinator.initial_model",
             str(source),
             str(seed),
             str(built),
