@@ -5,9 +5,8 @@ from pathlib import Path
 from aggregator_node.memory_locking import swap_findings
 from aggregator_node.settings import AggregatorSettings
 from cairn.diagnostics.preflight import Node
-from cairn.identity.credentials import NodeName, Role
-from cairn.ledger.files import AGGREGATOR_DATABASE
-from cairn.storage.directory import state_directory
+from cairn.identity.names import NodeName, Role
+from cairn.storage.directory import AGGREGATOR_DATABASE, state_directory
 
 
 def node_of_file(path: Path) -> Node:

@@ -25,12 +25,15 @@ from aggregator_node.storage.refusals import Audit
 from aggregator_node.storage.rollback import Witness
 from aggregator_node.storage.store import Store
 from cairn.diagnostics.preflight import preflight
-from cairn.identity.credentials import Identity, NodeName, Role, load_identity, load_signing_key
+from cairn.identity.credentials import Identity, load_identity
+from cairn.identity.names import NodeName, Role
+from cairn.identity.signing_keys import load_signing_key
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
 from cairn.runtime.timeouts import PARTING_SECONDS
-from cairn.transport.server import JOB_MESSAGE_BYTES, Listener
+from cairn.transport.parsing import JOB_MESSAGE_BYTES
+from cairn.transport.server import Listener
 from cairn.v1.aggregator_pb2_grpc import (
     add_IntakeServiceServicer_to_server,
     add_RecordServiceServicer_to_server,

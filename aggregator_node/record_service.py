@@ -5,7 +5,7 @@ import grpc
 from aggregator_node.storage.rollback import Witness
 from aggregator_node.storage.store import Store
 from cairn.errors import CallerNotAllowed, NotFound
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from cairn.protocol.messages import check_digest, manifest_from_bytes, within
 from cairn.transport.steps import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc

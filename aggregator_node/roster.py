@@ -14,7 +14,8 @@ import structlog
 
 from cairn.errors import CallerNotAllowed, Unavailable, UsageError
 from cairn.identity.certified import Certified
-from cairn.identity.credentials import RENEW, Role
+from cairn.identity.credentials import RENEW
+from cairn.identity.names import Role
 from cairn.runtime.clock import Clock
 from cairn.v1 import round_pb2 as pb
 

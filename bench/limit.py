@@ -150,7 +150,7 @@ def _throw_away_identity(directory: Path) -> Path:
     from datetime import UTC, datetime
 
     from cairn.identity.authority import Subject, issue, new_authority, new_key, new_request
-    from cairn.identity.credentials import NodeName, Role
+    from cairn.identity.names import NodeName, Role
 
     now = datetime.now(UTC)
     authority, key = new_authority("bench", now), new_key()

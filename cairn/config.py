@@ -17,8 +17,8 @@ from pydantic import (
 )
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.identity.credentials import parse_signing_key_text
-from cairn.protocol.limits import MAX_ROUND_SECONDS
+from cairn.identity.signing_keys import parse_signing_key_text
+from cairn.protocol.limits import MAX_ROUND_SECONDS, NAME_PATTERN
 from cairn.runtime.quoting import quoted
 from cairn.storage.foreign_files import Incomplete, content_of
 
@@ -32,7 +32,6 @@ _KEYS: dict[str, frozenset[str]] = {
     "an aggregator": frozenset({"listen_owners", "listen_coordinators", "state"}),
     "a job": frozenset({"task", "model", "rounds"}),
 }
-NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
 
 
 def _beside_the_file(path: Path, info: ValidationInfo) -> Path:

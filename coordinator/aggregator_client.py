@@ -23,7 +23,7 @@ from cairn.protocol.messages import PROTOCOL, Manifest, digest_of, known, manife
 from cairn.protocol.statements import MANIFEST, verified, verified_statement
 from cairn.runtime.timeouts import CALL_SECONDS, IDLE_SECONDS, PARTING_SECONDS
 from cairn.transport.retry import patiently
-from cairn.transport.server import translated
+from cairn.transport.status import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from coordinator.release_download import Collecting, Release, Wanted

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cairn.diagnostics.preflight import Node, Peer
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from cairn.storage.directory import run_folder
 from coordinator.settings import CoordinatorSettings
 

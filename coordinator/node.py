@@ -9,21 +9,17 @@ from pathlib import Path
 
 from cairn.diagnostics.preflight import preflight
 from cairn.errors import CairnError, Fenced, UsageError
-from cairn.identity.credentials import (
-    Identity,
-    NodeName,
-    Role,
-    load_identity,
-    load_pinned_aggregator,
-    parse_signing_key_text,
-)
+from cairn.identity.credentials import Identity, load_identity, load_pinned_aggregator
+from cairn.identity.names import NodeName, Role
+from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.model.schema import Schema
 from cairn.model.update_encoding import WORDS
 from cairn.protocol.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
 from cairn.runtime.timeouts import MOMENT_SECONDS, PARTING_SECONDS
-from cairn.transport.server import Listener, dial
+from cairn.transport.channel import dial
+from cairn.transport.server import Listener
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server

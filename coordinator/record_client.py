@@ -10,7 +10,7 @@ from cairn.ledger.chain import Entry
 from cairn.protocol.statements import verified_head
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.transport.retry import patiently
-from cairn.transport.server import translated
+from cairn.transport.status import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 

@@ -22,14 +22,16 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.files import MAX_LEDGER_BYTES
 from cairn.model.safetensors_reader import map_values, read_model
-from cairn.model.safetensors_writer import NewModel, clear_left_overs, write_atomically
-from cairn.model.schema import Buffer, Schema
+from cairn.model.safetensors_writer import NewModel
+from cairn.model.schema import Schema
 from cairn.model.validation import has_negative_zeros, pieces_without_negative_zeros
 from cairn.protocol.statements import envelope
+from cairn.runtime.buffer import Buffer
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.quoting import quoted
 from cairn.storage import fsync
 from cairn.storage.directory import run_folder
+from cairn.storage.files import clear_left_overs, write_atomically
 from cairn.storage.foreign_files import Incomplete, content_of
 from cairn.v1 import round_pb2 as pb
 from coordinator.backoff import Failing

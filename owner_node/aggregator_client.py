@@ -21,7 +21,7 @@ from cairn.protocol.statements import (
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.transport.framing import chunks_of
-from cairn.transport.server import translated
+from cairn.transport.status import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from owner_node.records.history import Pushed

@@ -13,7 +13,7 @@ from cairn.protocol.messages import PROTOCOL
 from cairn.runtime.failpoints import failpoint
 from cairn.transport.idle_timeout import ended_when_silent
 from cairn.transport.receiver import Incoming
-from cairn.transport.server import translated
+from cairn.transport.status import translated
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 
 _NEW_STREAM_EVERY_SECONDS = 3600

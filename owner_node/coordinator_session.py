@@ -15,8 +15,8 @@ from cairn.errors import (
     Unavailable,
     WrongState,
 )
+from cairn.transport.parsing import JOB_MESSAGE_BYTES
 from cairn.transport.retry import patiently
-from cairn.transport.server import JOB_MESSAGE_BYTES
 from cairn.v1 import coordinator_pb2
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.participation import Rounds

@@ -14,9 +14,9 @@ from cairn.diagnostics.findings import Finding, attempted, fault, note, ok, warn
 from cairn.diagnostics.identity import SOON
 from cairn.diagnostics.preflight import Node, Peer
 from cairn.errors import InvalidMessage, UsageError
-from cairn.identity.credentials import NodeName, Role
-from cairn.ledger.files import OWNER_DATABASE, read_ledger
-from cairn.storage.directory import state_directory
+from cairn.identity.names import NodeName, Role
+from cairn.ledger.files import read_ledger
+from cairn.storage.directory import OWNER_DATABASE, state_directory
 from cairn.tasks.loader import find_task
 from cairn.transport.pinning import PinnedCoordinator, load_pinned_coordinator
 from cairn.v1 import round_pb2 as pb

@@ -13,24 +13,23 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cairn.diagnostics.preflight import preflight
 from cairn.identity.credentials import (
     Identity,
-    NodeName,
     PinnedAggregator,
-    Role,
     fingerprint,
     load_identity,
     load_pinned_aggregator,
-    parse_signing_key_text,
 )
+from cairn.identity.names import NodeName, Role
 from cairn.identity.reload import Renewal, renewal_of_pin
-from cairn.ledger.files import OWNER_DATABASE
+from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.model.update_encoding import WORDS
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.timeouts import CALL_SECONDS, PARTING_SECONDS
 from cairn.storage.database import StateDirectory
+from cairn.storage.directory import OWNER_DATABASE
+from cairn.transport.channel import dial
 from cairn.transport.health_client import is_serving
 from cairn.transport.pinning import CoordinatorTrust, load_pinned_coordinator
-from cairn.transport.server import dial
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.coordinator_session import Attending

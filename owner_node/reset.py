@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from cairn.errors import UsageError
-from cairn.ledger.files import OWNER_DATABASE
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory, is_in_use
-from cairn.storage.directory import state_directory
+from cairn.storage.directory import OWNER_DATABASE, state_directory
 from owner_node.records.ledger import OwnerLedger
 from owner_node.settings import OwnerSettings
 

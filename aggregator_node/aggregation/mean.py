@@ -38,8 +38,9 @@ from aggregator_node.aggregation.exact_sum import BLOCK, ExactSums
 from aggregator_node.aggregation.pages import anonymous
 from aggregator_node.aggregation.rule import Ask, ReadBlock, Rule
 from cairn.errors import TooMuch, UpdateRefused, WrongState
-from cairn.model.schema import DTYPES, FLOATS, Buffer, Schema
+from cairn.model.schema import DTYPES, FLOATS, Schema
 from cairn.model.validation import Run, clear_negative_zeros, runs_of
+from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 
 MAX_WEIGHT = 2**31 - 1

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from cairn.model.schema import Buffer, Schema
+from cairn.model.schema import Schema
+from cairn.runtime.buffer import Buffer
 
 # Asks for so many bytes more; raises Unavailable where there are none.
 Ask = Callable[[int], None]

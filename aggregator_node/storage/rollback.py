@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.storage.store import Store
 from cairn.errors import InvalidMessage, UsageError, WrongState
-from cairn.model.safetensors_writer import write_atomically
 from cairn.protocol.messages import parse
 from cairn.protocol.statements import HEAD, sign, verified_head
+from cairn.storage.files import write_atomically
 from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()

@@ -19,10 +19,10 @@ from aggregator_node.storage.integrity import check_state
 from aggregator_node.storage.rows import JobRow, RoundRow
 from cairn.errors import InvalidMessage, NotFound, Unavailable, UsageError
 from cairn.ledger.chain import Entry, Ledger
-from cairn.model.safetensors_writer import is_left_over
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from cairn.storage.directory import state_directory
+from cairn.storage.files import is_left_over
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from cairn.cli.demo import Demo, clear, example_folder, run_demo
-from cairn.cli.identity import mistakes_explained
+from cairn.cli.errors import mistakes_explained
 from cairn.errors import UsageError
 
 _path = click.Path(path_type=Path)

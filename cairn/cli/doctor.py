@@ -45,7 +45,7 @@ def doctor(*, file: Path, as_json: bool, timeout: float) -> None:
     """
     # Imported here, so that --help answers at once.
     from cairn.diagnostics.findings import Grade, of_grade
-    from cairn.runtime.process import start_logging
+    from cairn.runtime.logging import start_logging
     from cairn.runtime.quoting import say
 
     start_logging()  # to stderr: stdout is for the findings

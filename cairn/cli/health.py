@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
+from cairn.cli.errors import mistakes_explained
 from cairn.cli.health_check import check_health
-from cairn.cli.identity import mistakes_explained
 from cairn.runtime.quoting import say
 from cairn.runtime.timeouts import MOMENT_SECONDS
 

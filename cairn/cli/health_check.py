@@ -15,14 +15,13 @@ from cairn.errors import Unavailable
 from cairn.identity.credentials import (
     Identity,
     PinnedAggregator,
-    Role,
     load_identity,
     load_pinned_aggregator,
-    node_named_in,
 )
+from cairn.identity.names import Role, node_named_in
 from cairn.identity.pem import load_certificate
+from cairn.transport.channel import dial
 from cairn.transport.health_client import is_serving
-from cairn.transport.server import dial
 
 
 class _AnyIdentity(IdentityFiles):

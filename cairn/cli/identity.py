@@ -2,17 +2,17 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ParamSpec
 
 import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cairn.errors import CairnError, UsageError
+from cairn.cli.errors import mistakes_explained
+from cairn.errors import UsageError
 from cairn.identity.authority import (
     AUTHORITY_DAYS,
     NODE_DAYS,
@@ -24,42 +24,14 @@ from cairn.identity.authority import (
     new_key,
     new_request,
 )
-from cairn.identity.credentials import (
-    NAME_PATTERN,
-    NodeName,
-    Role,
-    fingerprint,
-    key_fingerprint,
-    load_signing_key,
-    public_signing_key_text,
-)
+from cairn.identity.credentials import fingerprint, key_fingerprint
 from cairn.identity.describe import describe
+from cairn.identity.names import NAME_PATTERN, NodeName, Role
 from cairn.identity.pem import PRIVATE, PUBLIC, load_certificate, load_key, read_file, write_new
+from cairn.identity.signing_keys import load_signing_key, public_signing_key_text
 from cairn.provisioning.create import FederationPlan, usual_floor, write_federation
 from cairn.provisioning.plan import AUTHORITY
-from cairn.runtime.quoting import quoted, quoted_lines, say_lines
-
-P = ParamSpec("P")
-
-
-class Mistake(click.ClickException):
-    """A mistake of the person at the keyboard: one sentence, exit status 2."""
-
-    exit_code = 2
-
-
-def mistakes_explained(command: Callable[P, None]) -> Callable[P, None]:
-    @functools.wraps(command)
-    def explained(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except UsageError as error:
-            raise Mistake(quoted_lines(str(error))) from error
-        except CairnError as error:
-            raise Mistake(quoted(str(error))) from error
-
-    return explained
-
+from cairn.runtime.quoting import say_lines
 
 _a_path = click.Path(path_type=Path)
 _days = click.IntRange(1, AUTHORITY_DAYS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cairn.cli.identity import mistakes_explained
+from cairn.cli.errors import mistakes_explained
 from cairn.runtime.quoting import say
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cairn.cli.identity import mistakes_explained
+from cairn.cli.errors import mistakes_explained
 from cairn.errors import UpdateRefused, UsageError
 from cairn.model.safetensors_reader import read_model
 from cairn.model.schema import Schema

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cairn.cli.identity import mistakes_explained
+from cairn.cli.errors import mistakes_explained
 from cairn.errors import UsageError
 from cairn.runtime.quoting import say
 

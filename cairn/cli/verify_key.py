@@ -7,7 +7,7 @@ from pydantic import ConfigDict
 
 from cairn.config import Settings, SigningKeyText
 from cairn.errors import UsageError
-from cairn.identity.credentials import parse_signing_key_text
+from cairn.identity.signing_keys import parse_signing_key_text
 
 
 class _PinningNode(Settings):

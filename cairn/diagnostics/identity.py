@@ -13,14 +13,13 @@ from cairn.identity.credentials import (
     ASK_FOR_PRESENT,
     RENEW,
     IdentityFiles,
-    NodeName,
     fingerprint,
     identity_faults,
     load_pinned_aggregator,
-    load_signing_key,
-    public_signing_key_text,
 )
+from cairn.identity.names import NodeName
 from cairn.identity.pem import load_certificate
+from cairn.identity.signing_keys import load_signing_key, public_signing_key_text
 
 SOON = timedelta(days=30)
 

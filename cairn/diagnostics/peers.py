@@ -5,19 +5,20 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from cairn.address import Address
 from cairn.diagnostics.disk import CLOCK_SKEW_SECONDS
 from cairn.diagnostics.findings import Finding, fault, note, ok, warning
 from cairn.diagnostics.preflight import Peer
 from cairn.errors import CairnError, Unavailable
-from cairn.identity.credentials import Identity, NodeName, PinnedAggregator, Role
+from cairn.identity.credentials import Identity, PinnedAggregator
+from cairn.identity.names import NodeName, Role
 from cairn.protocol.messages import check_protocol
-from cairn.provisioning.plan import Address
+from cairn.transport.channel import dial
 from cairn.transport.distrust import Trust
 from cairn.transport.health_client import Health, ask_health
 from cairn.transport.pinning import PinnedCoordinator
 from cairn.transport.ports import tried
 from cairn.transport.probe import NothingListens, Unreachable, Way, reach
-from cairn.transport.server import dial
 
 
 def listening_findings(

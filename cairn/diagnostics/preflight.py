@@ -12,7 +12,8 @@ from cairn.diagnostics.disk import clock_findings, place_findings
 from cairn.diagnostics.findings import Finding, Grade, of_grade
 from cairn.diagnostics.identity import identity_findings, pin_findings, signing_key_findings
 from cairn.errors import UsageError
-from cairn.identity.credentials import IdentityFiles, NodeName, Role
+from cairn.identity.credentials import IdentityFiles
+from cairn.identity.names import NodeName, Role
 from cairn.runtime.quoting import quoted
 from cairn.storage.directory import Place
 from cairn.transport.pinning import PinnedCoordinator

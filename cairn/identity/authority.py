@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.identity.credentials import KEY_USES, NodeName, node_named_in
+from cairn.identity.names import KEY_USES, NodeName, node_named_in
 
 AUTHORITY_DAYS = 3650
 NODE_DAYS = 365

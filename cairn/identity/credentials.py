@@ -1,7 +1,5 @@
 """Who a node is: the certificate and key that it starts with, and the certificates that it pins."""
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,40 +9,16 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.identity.names import KEY_USES, NAME_PATTERN, NodeName, Role, node_named_in
+from cairn.identity.names import KEY_USES, NodeName, Role, node_named_in
 from cairn.identity.pem import load_certificate, load_certificates, load_key
-
-__all__ = [
-    "ASK_FOR_PRESENT",
-    "KEY_USES",
-    "NAME_PATTERN",
-    "RENEW",
-    "Identity",
-    "IdentityFiles",
-    "NodeName",
-    "PinnedAggregator",
-    "Role",
-    "fingerprint",
-    "identity_faults",
-    "key_fingerprint",
-    "load_identity",
-    "load_pinned",
-    "load_pinned_aggregator",
-    "load_signing_key",
-    "node_named_in",
-    "parse_signing_key_text",
-    "public_signing_key_text",
-]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SIGNING_KEY_PREFIX = "ed25519:"
 RENEW = "renew it with `cairn request` on this machine and `cairn sign` at the authority"
 ASK_FOR_PRESENT = "ask whoever runs the aggregator for the present one"
 
@@ -181,33 +155,6 @@ def load_pinned(path: Path, federation: str, role: Role, now: datetime) -> bytes
     if expired is not None and not pinned:
         raise expired
     return b"".join(pinned)
-
-
-def load_signing_key(path: Path) -> Ed25519PrivateKey:
-    """Load the key that the aggregator signs manifests, receipts and statements with."""
-    key, _ = load_key(path)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{path} is not an Ed25519 key; `cairn init` makes one as signing.key")
-    return key
-
-
-def public_signing_key_text(key: Ed25519PrivateKey) -> str:
-    """The public half of the signing key, as it stands in the files of owners and coordinator."""
-    raw = key.public_key().public_bytes_raw()
-    return SIGNING_KEY_PREFIX + base64.b64encode(raw).decode()
-
-
-def parse_signing_key_text(text: str) -> Ed25519PublicKey:
-    """Read what `public_signing_key_text` wrote. Raises InvalidMessage for any other text."""
-    encoded = text.removeprefix(SIGNING_KEY_PREFIX)
-    try:
-        raw = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
-    # One key has one text: base64 leaves bits at the end that decoding ignores.
-    if len(raw) != 32 or SIGNING_KEY_PREFIX + base64.b64encode(raw).decode() != text:  # noqa: PLR2004 - the length of an Ed25519 key
-        raise InvalidMessage(f"{text!r} is not a signing key: ed25519: and 32 bytes in base64")
-    return Ed25519PublicKey.from_public_bytes(raw)
 
 
 def _node_of_file(path: Path, certificate: x509.Certificate) -> NodeName:

@@ -7,7 +7,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity.authority import federation_of, load_request
-from cairn.identity.credentials import NodeName, Role, fingerprint, key_fingerprint, node_named_in
+from cairn.identity.credentials import fingerprint, key_fingerprint
+from cairn.identity.names import NodeName, Role, node_named_in
 from cairn.runtime.quoting import quoted
 
 _MAY = {

@@ -17,13 +17,12 @@ from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.chain import MAX_ENTRY_BYTES, Entry
 from cairn.ledger.database import rows_of
 from cairn.protocol.messages import parse
+from cairn.storage.directory import AGGREGATOR_DATABASE, OWNER_DATABASE
 from cairn.storage.foreign_files import Incomplete, lines_of
 from cairn.v1 import round_pb2 as pb
 
 LEDGER_FILE = "ledger.jsonl"
 HEAD_FILE = "ledger_head.json"
-AGGREGATOR_DATABASE = "aggregator.sqlite"
-OWNER_DATABASE = "owner.sqlite"
 # What is read of a ledger: far more than a federation writes in years.
 MAX_ENTRIES = 1_000_000
 MAX_LEDGER_BYTES = 1 << 28

@@ -1,24 +1,22 @@
-"""Writes files so that they are there whole or not at all: models as they arrive, and small files.
+"""Writes models, as they arrive, so that they are there whole or not at all.
 
 A model is written in its canonical form (`cairn/model/schema.py`) and hashed on the way.
 """
 
 import io
-import os
-import re
 import secrets
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from cairn.errors import InvalidMessage
-from cairn.model.schema import CHUNK_BYTES, Buffer, Schema
+from cairn.model.schema import CHUNK_BYTES, Schema
+from cairn.runtime.buffer import Buffer
 from cairn.storage import fsync
+from cairn.storage.files import sync_directory
 
 _SYNC_BYTES = 64 << 20
-_TEMPORARY = re.compile(r"\.cairn-[0-9a-f]{16}\.tmp")
 
 
 def write_model(path: Path, schema: Schema, payload: Buffer) -> bytes:
@@ -124,49 +122,7 @@ class NewModel:
         self.discard()
 
 
-def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
-    """Replace the file's content by the parts, one after the other, durably and all at once.
-
-    Whoever reads the file meanwhile, or after a crash, finds the old content or the new, whole. Raises
-    OSError as the file system does; where that is before the end, the old content stays and nothing
-    is left behind. A crash can leave a file `.cairn-*.tmp` beside it, which may be deleted.
-    """
-    temporary = path.parent / f".cairn-{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            fsync.sync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def clear_left_overs(directory: Path) -> None:
-    """Delete what a crash left of files that were being written here; nobody else may be writing."""
-    for path in directory.iterdir():
-        if is_left_over(path.name):
-            path.unlink()
-
-
-def is_left_over(name: str) -> bool:
-    """Whether a file of this name was being written when a process died."""
-    return _TEMPORARY.fullmatch(name) is not None
-
-
 def _write_all(file: "io.FileIO", data: Buffer) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def sync_directory(path: Path) -> None:
-    """Make durable which files a directory has."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fsync.sync(directory)
-    finally:
-        os.close(directory)

@@ -24,8 +24,7 @@ import numpy as np
 from blake3 import blake3
 
 from cairn.errors import InvalidMessage
-
-Buffer = bytes | bytearray | memoryview
+from cairn.runtime.buffer import Buffer
 
 # In the order of safetensors' own enumeration, on which its file order depends.
 DTYPES: dict[str, np.dtype[Any]] = {

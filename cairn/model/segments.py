@@ -17,8 +17,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from cairn.model.schema import Buffer, Schema
+from cairn.model.schema import Schema
 from cairn.model.validation import SIGNIFICANT_BITS, Run
+from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 
 SCALE_BLOCK = 256  # elements; a divisor of every block in which values are read

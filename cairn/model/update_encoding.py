@@ -30,9 +30,10 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from cairn.errors import UpdateRefused
-from cairn.model.schema import Buffer, Schema
+from cairn.model.schema import Schema
 from cairn.model.segments import LARGEST_QUANTUM, SCALE_BLOCK, Part
 from cairn.model.validation import BLOCK, Bounds, check_values, magnitudes_of, runs_of
+from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 
 WORDS: dict[str, "pb.Encoding"] = {

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cairn.errors import UpdateRefused
-from cairn.model.schema import DTYPES, FLOATS, Buffer, Schema
+from cairn.model.schema import DTYPES, FLOATS, Schema
+from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 
 SIGNIFICANT_BITS = {"F16": 11, "BF16": 8, "F32": 24, "F64": 53}

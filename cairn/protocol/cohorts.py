@@ -3,9 +3,8 @@
 import re
 from collections.abc import Collection, Sequence
 
-from cairn.config import NAME_PATTERN
 from cairn.errors import InvalidMessage
-from cairn.protocol.limits import MAX_COHORT, MIN_COHORT
+from cairn.protocol.limits import MAX_COHORT, MIN_COHORT, NAME_PATTERN
 from cairn.v1 import round_pb2 as pb
 
 Groups = tuple[tuple[str, ...], ...]  # of a job; none where a cohort may be of any of its owners

@@ -1,5 +1,6 @@
 """The limits that owners and aggregator agree on."""
 
+NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
 MIN_COHORT = 2  # an average of one is that one's update
 MAX_COHORT = 1024
 MAX_EXAMPLES = (1 << 31) - 1

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cairn.address import Address
 from cairn.errors import UsageError
 from cairn.identity.authority import (
     Authority,
@@ -17,9 +18,10 @@ from cairn.identity.authority import (
     new_request,
     new_signing_key,
 )
-from cairn.identity.credentials import NodeName, Role, load_signing_key, public_signing_key_text
+from cairn.identity.names import NodeName, Role
 from cairn.identity.pem import PRIVATE, PUBLIC, write_new
-from cairn.provisioning.plan import AUTHORITY, Address, FederationPlan, read_tasks, usual_floor
+from cairn.identity.signing_keys import load_signing_key, public_signing_key_text
+from cairn.provisioning.plan import AUTHORITY, FederationPlan, read_tasks, usual_floor
 from cairn.provisioning.templates import aggregator_toml, coordinator_toml, owner_toml
 
 __all__ = ["FederationPlan", "usual_floor", "write_federation"]

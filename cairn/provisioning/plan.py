@@ -1,6 +1,5 @@
 """What a whole federation shall look like, checked before anything of it is made. Reads one file."""
 
-import ipaddress
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from cairn.address import Address
 from cairn.config import FilePath, Settings
 from cairn.errors import UsageError
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from cairn.model.update_encoding import WORDS
 from cairn.protocol.limits import MAX_ROUND_SECONDS
 
@@ -18,31 +18,6 @@ AUTHORITY = "authority"
 RESERVED = frozenset({AUTHORITY, Role.AGGREGATOR.value, Role.COORDINATOR.value})
 MIN_FLOOR = 2
 USUAL_FLOOR = 3
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a node is dialled. Raises UsageError for a text that is not HOST:PORT."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        host, _, port = text.rpartition(":")
-        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
-            raise UsageError(f"the address {text!r} should be HOST:PORT, as in localhost:7443")
-        return cls(host.removeprefix("[").removesuffix("]"), int(port))
-
-    @property
-    def listen(self) -> str:
-        """Where the node itself listens: on this machine only, where it is dialled from here only."""
-        try:
-            ip = ipaddress.ip_address("127.0.0.1" if self.host == "localhost" else self.host)
-        except ValueError:
-            return f"0.0.0.0:{self.port}"
-        host = ip if ip.is_loopback else {4: "0.0.0.0", 6: "::"}[ip.version]  # noqa: S104 - other machines dial it
-        return f"[{host}]:{self.port}" if ip.version == 6 else f"{host}:{self.port}"  # noqa: PLR2004 - IPv6
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from cairn.address import Address
 from cairn.errors import UsageError
-from cairn.provisioning.plan import Address, FederationPlan, PlannedTask
+from cairn.provisioning.plan import FederationPlan, PlannedTask
 
 _RISKY_FLOOR = (
     "# With a floor of 2, each of two owners can compute the other's update: it subtracts its own from\n"

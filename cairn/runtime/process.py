@@ -1,7 +1,5 @@
-"""What every node's process does the same way: logging, signals, and how it ends on an error."""
+"""What every node's process does the same way: signals, limits, and how it ends on an error."""
 
-import io
-import logging
 import os
 import resource
 import signal
@@ -9,15 +7,12 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol, TextIO, cast
-
-import structlog
+from typing import Protocol
 
 from cairn.errors import CairnError, Fenced, UsageError
-from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import switch_on_failpoints
-from cairn.runtime.log_limit import LogLimit
-from cairn.runtime.quoting import quoted, quoted_lines, say, say_lines
+from cairn.runtime.logging import end_logging, start_logging
+from cairn.runtime.quoting import say, say_lines
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
@@ -27,8 +22,6 @@ _OPEN_FILES = 65_536
 _OTHER_FILES = 128  # what a node has open beside the connections to its ports
 MOST_CONNECTIONS = 4096  # to one port; each costs about 0.1 MB
 _FEWEST_CONNECTIONS = 32
-
-_log_limit = LogLimit(Clock())
 
 
 class Node(Protocol):
@@ -42,19 +35,6 @@ class Node(Protocol):
 
     def stop(self) -> None:
         """Have it end in good order. From any thread."""
-
-
-class _Unbreakable(io.TextIOBase):
-    """Stderr for the log: where nobody reads it any more, the node works on."""
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            sys.stderr.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            sys.stderr.flush()
 
 
 def begin(federation: str, node: str, *, keeps_private: bool, **ids: str) -> None:
@@ -73,56 +53,6 @@ def run_node(node: Node) -> int:
     on_stop_signal(node.stop)
     node.start()
     return node.wait()
-
-
-def start_logging(**ids: str) -> None:
-    """Log to stderr: lines for a person at a terminal, JSON otherwise. `ids` is bound to every line.
-
-    CAIRN_LOG=json or CAIRN_LOG=text overrides the choice; CAIRN_LOG_LEVEL=warning leaves out what
-    went well.
-    """
-    level = logging.getLevelNamesMapping().get(os.environ.get("CAIRN_LOG_LEVEL", "").upper())
-    style = os.environ.get("CAIRN_LOG") or ("text" if sys.stderr.isatty() else "json")
-    processors: list[Any] = [
-        _log_limit,
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(
-            fmt="iso" if style == "json" else "%H:%M:%S", utc=style == "json"
-        ),
-    ]
-    if style == "json":
-        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    else:
-        processors += [
-            _fit_for_a_terminal,
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=_traceback
-            ),
-        ]
-    structlog.configure(
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(level or logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Unbreakable())),
-        cache_logger_on_first_use=False,
-    )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**(ids if style == "json" else {}))
-
-
-def _fit_for_a_terminal(_logger: object, _method: str, event: Any) -> Any:
-    """Quote the texts; the renderer shows everything else by its repr, which is printable. JSON escapes by itself."""
-    return {
-        quoted(key): quoted(value) if isinstance(value, str) else value
-        for key, value in event.items()
-    }
-
-
-def _traceback(into: TextIO, exc_info: Any) -> None:
-    # A richer one shows the variables of every frame, and one of them may be an update.
-    plain = io.StringIO()
-    structlog.dev.plain_traceback(plain, exc_info)
-    into.write(quoted_lines(plain.getvalue()))
 
 
 def forbid_core_dumps() -> None:
@@ -178,7 +108,7 @@ def exit_with(run: Callable[[], int]) -> None:
         code = EXIT_FAILED
     except KeyboardInterrupt:  # before the node could set its own way of stopping
         code = EXIT_INTERRUPTED
-    _log_limit.report()
+    end_logging()
     with suppress(OSError):  # nobody may be left to read it
         sys.stdout.flush()
         sys.stderr.flush()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cairn.errors import UsageError
-from cairn.ledger.files import AGGREGATOR_DATABASE, OWNER_DATABASE
-from cairn.model.safetensors_writer import write_atomically
+from cairn.storage.files import write_atomically
 
+AGGREGATOR_DATABASE = "aggregator.sqlite"
+OWNER_DATABASE = "owner.sqlite"
 _ENOUGH_BYTES = 1 << 30
 _TRIED_BYTES = 1 << 16
 _CURES = {

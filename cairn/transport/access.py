@@ -6,7 +6,7 @@ this table, enforced around every handler (cairn/transport/authorization.py), is
 
 from collections.abc import Mapping
 
-from cairn.identity.credentials import Role
+from cairn.identity.names import Role
 
 _OWNER = frozenset({Role.OWNER})
 _COORDINATOR = frozenset({Role.COORDINATOR})

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from cairn.errors import CallerNotAllowed
 from cairn.identity.certified import Certified
-from cairn.identity.credentials import Role
+from cairn.identity.names import Role
 from cairn.runtime.clock import Clock
 from cairn.transport.access import is_for_everybody, may_call
 from cairn.transport.steps import Call, certified_caller

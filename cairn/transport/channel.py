@@ -12,7 +12,11 @@ from typing import Any, Self
 
 import grpc
 
+from cairn.identity.credentials import Identity, PinnedAggregator
+from cairn.identity.reload import renewal_of, renewal_of_pin
 from cairn.transport import framing
+from cairn.transport.keepalive import CALL_MS, IDLE_MS, KEEPALIVE
+from cairn.transport.parsing import JOB_MESSAGE_BYTES
 
 
 class _Line:
@@ -156,3 +160,43 @@ class _Method:
         if not call.add_callback(lambda: self._channel.release(line)):
             self._channel.release(line)  # it has ended already
         return call
+
+
+_DIALLING = [
+    *KEEPALIVE,
+    ("grpc.keepalive_time_ms", IDLE_MS - CALL_MS),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", CALL_MS),  # how long one attempt to connect may take
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_retries", 0),  # a call is repeated by the code that knows whether it may be
+    ("grpc.max_receive_message_length", JOB_MESSAGE_BYTES),
+]
+
+
+def dial(
+    address: str,
+    identity: Identity,
+    pinned: PinnedAggregator | None = None,
+    trusted: Callable[[], bytes] | None = None,
+) -> grpc.Channel:
+    """Open a channel to a node whose certificate is pinned, or else was issued by our own authority.
+
+    `trusted` says, in the place of a pin, which certificates are accepted at present; what it raises is
+    raised by the call. When the files of the identity or of the pin change, or what is trusted, the next
+    call dials again with what they hold.
+    """
+    own = renewal_of(identity)
+    pin = renewal_of_pin(pinned) if pinned is not None else None
+
+    def present() -> tuple[Identity, bytes]:
+        current = own.current()
+        if trusted is not None:
+            return current, trusted()
+        return current, current.authority if pin is None else pin.current().certificates
+
+    def connect(credentials: tuple[Identity, bytes]) -> grpc.Channel:
+        current, trusted = credentials
+        secrets = grpc.ssl_channel_credentials(trusted, current.key, current.certificate)
+        return grpc.secure_channel(address, secrets, options=_DIALLING)
+
+    return RedialledChannel(present, connect)

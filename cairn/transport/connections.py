@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import structlog
 
 from cairn.errors import TooMuch
-from cairn.identity.credentials import NodeName
+from cairn.identity.names import NodeName
 from cairn.runtime.clock import Clock
 
 CONNECTIONS_OF_ONE_CALLER = 8

@@ -8,7 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.errors import InvalidMessage
-from cairn.identity.credentials import fingerprint, node_named_in
+from cairn.identity.credentials import fingerprint
+from cairn.identity.names import node_named_in
 
 
 @dataclass(frozen=True)

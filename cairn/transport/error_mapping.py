@@ -8,7 +8,7 @@ import grpc
 import structlog
 
 from cairn.errors import CairnError
-from cairn.identity.credentials import NodeName
+from cairn.identity.names import NodeName
 from cairn.protocol.messages import reason_word
 from cairn.transport.status import STATUS
 from cairn.transport.steps import Call

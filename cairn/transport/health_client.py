@@ -7,7 +7,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cairn.transport.health_service import CLOCK_KEY, PROTOCOL_KEY, SOFTWARE_KEY
-from cairn.transport.server import translated
+from cairn.transport.status import translated
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,12 @@ from typing import Any
 
 from cairn.errors import InvalidMessage, TooMuch
 from cairn.model.schema import CHUNK_BYTES
+from cairn.protocol.limits import MAX_JOB_SPEC_BYTES
 from cairn.transport import framing
 
 MESSAGE_BYTES = CHUNK_BYTES + (1 << 18)  # a chunk and its frame: no model is one message
+# A job's specification, and what it comes with.
+JOB_MESSAGE_BYTES = MAX_JOB_SPEC_BYTES + MESSAGE_BYTES
 _LARGE = {"/cairn.v1.ReleaseService/RegisterJob"}  # a job's schema; its listener bounds it
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.errors import Distrusted, InvalidMessage, Unavailable
-from cairn.identity.credentials import Identity, Role, load_pinned
-from cairn.identity.names import node_named_in
+from cairn.identity.credentials import Identity, load_pinned
+from cairn.identity.names import Role, node_named_in
 from cairn.identity.reload import Renewal, renewal_of
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.transport.distrust import Trust

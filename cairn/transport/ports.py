@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
+from cairn.address import Address
 from cairn.errors import UsageError
-from cairn.provisioning.plan import Address
 
 _CHANGE = "change the address in this node's file"
 _WHY = {

@@ -12,9 +12,10 @@ from queue import Empty, Queue
 
 from cryptography import x509
 
+from cairn.address import Address
 from cairn.errors import CairnError, InvalidMessage
-from cairn.identity.credentials import Identity, NodeName, node_named_in
-from cairn.provisioning.plan import Address
+from cairn.identity.credentials import Identity
+from cairn.identity.names import NodeName, node_named_in
 from cairn.transport.distrust import Trust, distrusted, other_host
 
 # Numbers of OpenSSL's: X509_V_ERR_..._MISMATCH.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cairn.errors import TooMuch
-from cairn.identity.credentials import NodeName
+from cairn.identity.names import NodeName
 from cairn.transport.access import LONG_CALLS
 from cairn.transport.connections import Connections
 from cairn.transport.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER, Pools

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 import grpc
 
 from cairn.identity.certified import Certified, certified
-from cairn.identity.credentials import NodeName
+from cairn.identity.names import NodeName
 from cairn.transport.watchdog import Watch
 
 

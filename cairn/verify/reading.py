@@ -10,9 +10,10 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.ledger.files import HEAD_FILE, OWNER_DATABASE, head_envelope, read_ledger
+from cairn.ledger.files import HEAD_FILE, head_envelope, read_ledger
 from cairn.model.schema import MAX_MODEL_BYTES
 from cairn.protocol.statements import envelope, from_envelope
+from cairn.storage.directory import OWNER_DATABASE
 from cairn.storage.foreign_files import content_of, pieces_of
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.groups import check_groups

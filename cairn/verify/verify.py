@@ -12,11 +12,11 @@ from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.files import (
     LEDGER_FILE,
     MAX_LEDGER_BYTES,
-    OWNER_DATABASE,
     find_ledger,
     read_ledger,
     read_refusals,
 )
+from cairn.storage.directory import OWNER_DATABASE
 from cairn.storage.foreign_files import content_of, lines_of
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import (

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cairn.model.schema import FLOATS, Buffer, Schema
+from cairn.model.schema import FLOATS, Schema
 from cairn.model.validation import runs_of
+from cairn.runtime.buffer import Buffer
 
 Block = NDArray[np.float64]
 

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cairn.errors import UpdateRefused
-from cairn.model.schema import FLOATS, Buffer
+from cairn.model.schema import FLOATS
 from cairn.model.segments import LARGEST_QUANTUM, SCALE_BLOCK, Part
 from cairn.model.update_encoding import Layout, by_scale, decoded, scales_of
 from cairn.model.validation import ANY_FINITE, BLOCK, check_values
+from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 
 Residual = Mapping[str, NDArray[np.float32]]  # of each encoded run, by its type

@@ -21,10 +21,10 @@ from typing import Self
 
 import structlog
 
-from cairn.model.safetensors_writer import is_left_over, sync_directory
 from cairn.model.schema import CHUNK_BYTES
 from cairn.model.update_encoding import Layout
 from cairn.storage import fsync
+from cairn.storage.files import is_left_over, sync_directory
 
 log = structlog.get_logger()
 

@@ -7,7 +7,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.cli.verify_key import pinned_key
-from cairn.identity.credentials import load_signing_key
+from cairn.identity.signing_keys import load_signing_key
 from cairn.verify.verify import Against, verify
 from tests.chaos.marking import COLUMNS, OWNERS
 from tests.chaos.stage import Stage

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cairn.identity.credentials import public_signing_key_text
+from cairn.identity.signing_keys import public_signing_key_text
 from tests.unit.cairn.verify.recorded import KEY
 
 SECONDS = 60  # for a machine that does much else; the slowest takes five on its own

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cairn.identity.certified import certified
-from cairn.identity.credentials import load_signing_key
+from cairn.identity.signing_keys import load_signing_key
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import PROTOCOL

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from cairn.identity.authority import Authority, Subject, issue, new_key, new_request
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from tests.hostile.checks import opened_files
 from tests.hostile.stage import Stage, fresh_base, manifest, signed
 from tests.proxy import Proxy

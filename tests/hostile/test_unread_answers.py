@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from cairn.identity.credentials import Role
+from cairn.identity.names import Role
 from cairn.model.schema import Schema, TensorSpec
 from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.transport import call_deadline

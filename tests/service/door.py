@@ -11,9 +11,11 @@ import grpc
 
 from cairn.errors import CairnError
 from cairn.identity.authority import Subject, issue, new_authority, new_key, new_request
-from cairn.identity.credentials import Identity, NodeName, PinnedAggregator, Role, load_identity
+from cairn.identity.credentials import Identity, PinnedAggregator, load_identity
 from cairn.identity.credentials import load_pinned_aggregator as load_pin
-from cairn.transport.server import Listener, dial
+from cairn.identity.names import NodeName, Role
+from cairn.transport.channel import dial
+from cairn.transport.server import Listener
 from cairn.transport.steps import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc
 from cairn.v1 import round_pb2 as pb

@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from cairn.identity.authority import Authority, Subject, issue, new_authority, new_key, new_request
-from cairn.identity.credentials import Identity, NodeName, Role, load_identity, load_signing_key
+from cairn.identity.credentials import Identity, load_identity
+from cairn.identity.names import NodeName, Role
+from cairn.identity.signing_keys import load_signing_key
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.cohorts import Groups
 from cairn.protocol.messages import (

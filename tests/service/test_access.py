@@ -10,7 +10,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cairn.identity.credentials import Role
+from cairn.identity.names import Role
 from cairn.transport.access import ACCESS
 from cairn.transport.health_client import ask_health
 from cairn.transport.server import Listener

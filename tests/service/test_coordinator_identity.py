@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from cairn.errors import CallerNotAllowed, Distrusted, Unavailable, UsageError
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from cairn.model.schema import Schema, TensorSpec
 from cairn.transport.receiver import Incoming
 from owner_node.coordinator_client import CoordinatorClient

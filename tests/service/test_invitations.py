@@ -8,7 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
-from cairn.identity.credentials import NodeName, Role, load_identity
+from cairn.identity.credentials import load_identity
+from cairn.identity.names import NodeName, Role
 from cairn.protocol.messages import PROTOCOL
 from cairn.transport.server import Listener
 from cairn.v1 import coordinator_pb2

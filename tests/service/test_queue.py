@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cairn.model.schema import Schema, TensorSpec
 from cairn.storage.database import StateDirectory
-from cairn.transport.server import dial
+from cairn.transport.channel import dial
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient

@@ -15,7 +15,7 @@ import pytest
 from blake3 import blake3
 
 from cairn.errors import Unavailable
-from cairn.identity.credentials import Role
+from cairn.identity.names import Role
 from cairn.model.safetensors_writer import NewModel
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.messages import job_spec_from_bytes
@@ -23,9 +23,10 @@ from cairn.protocol.statements import commitment_of
 from cairn.runtime.clock import Clock
 from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.storage.database import StateDirectory
+from cairn.transport.channel import dial
 from cairn.transport.receiver import Incoming
 from cairn.transport.retry import patiently
-from cairn.transport.server import Listener, dial
+from cairn.transport.server import Listener
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server

@@ -15,7 +15,7 @@ import cairn.transport.server
 from cairn.errors import CallerNotAllowed
 from cairn.identity.authority import Authority, Subject, issue, new_key, new_request
 from cairn.identity.certified import Certified
-from cairn.identity.credentials import NodeName
+from cairn.identity.names import NodeName
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc, coordinator_pb2
 from cairn.v1 import round_pb2 as pb

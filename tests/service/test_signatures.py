@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cairn.errors import InvalidMessage
-from cairn.identity.credentials import parse_signing_key_text
+from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.protocol.statements import (
     MANIFEST,
     RECEIPT,

@@ -18,9 +18,11 @@ from cairn.errors import CallerNotAllowed, Distrusted, Unavailable
 from cairn.identity.credentials import PinnedAggregator
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.transport import retry
+from cairn.transport.channel import dial
 from cairn.transport.health_client import is_serving
 from cairn.transport.retry import patiently
-from cairn.transport.server import Listener, dial, translated
+from cairn.transport.server import Listener
+from cairn.transport.status import translated
 from coordinator.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.coordinator_session import Attending

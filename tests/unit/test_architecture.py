@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
-from cairn.identity.credentials import Role
+from cairn.identity.names import Role
 from cairn.transport.access import ACCESS, LONG_CALLS
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cairn.transport.server import _DIALLING, _LISTENING
+from cairn.transport.channel import _DIALLING
+from cairn.transport.server import _LISTENING
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cairn", "aggregator_node", "coordinator", "owner_node")

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from aggregator_node.roster import MAX_AGE_SECONDS, Listed, Roster
 from cairn.errors import CallerNotAllowed, Unavailable, UsageError
 from cairn.identity.certified import Certified
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from cairn.runtime.clock import Clock
 from cairn.v1 import round_pb2 as pb
 

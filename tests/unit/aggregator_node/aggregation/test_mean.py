@@ -23,8 +23,9 @@ from aggregator_node.aggregation.exact_rounding import Rounding
 from aggregator_node.aggregation.exact_sum import BLOCK, ExactSums
 from aggregator_node.aggregation.mean import MAX_TOTAL_WEIGHT, MAX_WEIGHT, average_metrics
 from cairn.errors import TooMuch, UpdateRefused, WrongState
-from cairn.model.schema import DTYPES, FLOATS, Buffer, Schema, TensorSpec
+from cairn.model.schema import DTYPES, FLOATS, Schema, TensorSpec
 from cairn.model.validation import Bounds, check_values
+from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.aggregation.whole import add_whole
 

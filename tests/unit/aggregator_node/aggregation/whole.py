@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from aggregator_node.aggregation.exact_sum import BLOCK
 from aggregator_node.aggregation.rule import Rule
-from cairn.model.schema import Buffer, Schema
+from cairn.model.schema import Schema
 from cairn.model.update_encoding import Layout, decoded
+from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 
 

@@ -10,7 +10,7 @@ import pytest
 from aggregator_node.storage.refusals import Audit
 from aggregator_node.storage.store import Store
 from cairn.errors import TooMuch, UpdateRefused
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from cairn.runtime.clock import Clock
 from cairn.v1 import round_pb2 as pb
 

@@ -19,11 +19,11 @@ from cairn.identity.authority import (
     new_request,
     new_signing_key,
 )
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from cairn.ledger.chain import Ledger
-from cairn.ledger.files import OWNER_DATABASE
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
+from cairn.storage.directory import OWNER_DATABASE
 from tests.scenarios.processes import BIN, free_port
 from tests.small_disk import may_mount, on_small_disk
 from tests.unit.cairn.cli.examination import called, examined, made, pointed

@@ -16,7 +16,7 @@ from grpc_health.v1 import health
 from cairn.errors import CallerNotAllowed
 from cairn.identity.authority import Authority, Subject, issue, new_authority, new_key, new_request
 from cairn.identity.certified import Certified
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from cairn.protocol.messages import PROTOCOL
 from tests.service.door import Door, Home
 from tests.service.strangers import in_tls, served

@@ -7,7 +7,7 @@ import pytest
 
 from cairn.cli.health_check import check_health
 from cairn.errors import Unavailable, UsageError
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from cairn.provisioning.create import FederationPlan, write_federation
 from tests.service.door import Door, Home
 

@@ -9,9 +9,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cairn.cli.reset import reset
-from cairn.ledger.files import OWNER_DATABASE, read_ledger
+from cairn.ledger.files import read_ledger
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
+from cairn.storage.directory import OWNER_DATABASE
 from owner_node.records.ledger import OwnerLedger
 from tests.unit.cairn.cli.examination import made
 

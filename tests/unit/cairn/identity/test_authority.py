@@ -22,7 +22,8 @@ from cairn.identity.authority import (
     new_key,
     new_request,
 )
-from cairn.identity.credentials import NodeName, Role, key_fingerprint
+from cairn.identity.credentials import key_fingerprint
+from cairn.identity.names import NodeName, Role
 
 NOW = datetime.now(UTC)
 OPENSSL = shutil.which("openssl")

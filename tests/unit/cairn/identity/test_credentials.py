@@ -30,18 +30,15 @@ from cairn.identity.authority import (
     new_signing_key,
 )
 from cairn.identity.certified import certified
-from cairn.identity.credentials import (
-    NodeName,
-    Role,
-    identity_faults,
-    load_identity,
-    load_pinned_aggregator,
+from cairn.identity.credentials import identity_faults, load_identity, load_pinned_aggregator
+from cairn.identity.describe import describe
+from cairn.identity.names import NodeName, Role
+from cairn.identity.pem import write_new
+from cairn.identity.signing_keys import (
     load_signing_key,
     parse_signing_key_text,
     public_signing_key_text,
 )
-from cairn.identity.describe import describe
-from cairn.identity.pem import write_new
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ALICE = NodeName("hospitals", Role.OWNER, "alice")

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save, save_file
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.model.safetensors_reader import read_model
-from cairn.model.safetensors_writer import write_atomically, write_model
+from cairn.model.safetensors_writer import write_model
 from cairn.model.schema import Schema, TensorSpec
+from cairn.storage.files import write_atomically
 
 STATE = {
     "layer.weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(1)),

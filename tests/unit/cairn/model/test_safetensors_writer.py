@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from cairn.errors import InvalidMessage
-from cairn.model.safetensors_writer import NewModel, write_atomically, write_model
+from cairn.model.safetensors_writer import NewModel, write_model
 from cairn.model.schema import CHUNK_BYTES, Schema, TensorSpec
+from cairn.storage.files import write_atomically
 from tests.scenarios.processes import until
 
 STATE: dict[str, NDArray[Any]] = {

@@ -14,18 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator_node.settings import AggregatorSettings
+from cairn.address import Address
 from cairn.config import Settings
 from cairn.errors import CairnError, UsageError
-from cairn.identity.credentials import (
-    NodeName,
-    Role,
-    load_identity,
-    load_pinned_aggregator,
-    load_signing_key,
-    public_signing_key_text,
-)
+from cairn.identity.credentials import load_identity, load_pinned_aggregator
+from cairn.identity.names import NodeName, Role
+from cairn.identity.signing_keys import load_signing_key, public_signing_key_text
 from cairn.provisioning.create import FederationPlan, usual_floor, write_federation
-from cairn.provisioning.plan import Address, PlannedTask
+from cairn.provisioning.plan import PlannedTask
 from cairn.provisioning.templates import _key, _text
 from coordinator.settings import CoordinatorSettings
 from owner_node.settings import OwnerSettings, TaskSettings

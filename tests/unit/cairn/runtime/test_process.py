@@ -56,7 +56,7 @@ def test_threads_that_wait_for_peers_do_not_hold_up_the_end() -> None:
 
 
 LOGS = (
-    "import structlog; from cairn.runtime.process import start_logging\n"
+    "import structlog; from cairn.runtime.logging import start_logging\n"
     "start_logging(federation='clinics', node='bob')\n"
     "structlog.get_logger().info('accepted', job='tumours', round=3)\n"
 )
@@ -130,7 +130,7 @@ def test_the_connections_to_all_ports_leave_files_for_the_rest(
 
 def test_an_unexpected_error_shows_no_variable_of_its_frames() -> None:
     code = (
-        "import structlog; from cairn.runtime.process import start_logging\n"
+        "import structlog; from cairn.runtime.logging import start_logging\n"
         "start_logging()\n"
         "def receive(update):\n"
         "    raise ValueError('a bug')\n"
@@ -147,7 +147,7 @@ def test_an_unexpected_error_shows_no_variable_of_its_frames() -> None:
 
 def test_a_log_that_nobody_reads_any_more_does_not_end_a_node() -> None:
     code = (
-        "import os, structlog; from cairn.runtime.process import start_logging\n"
+        "import os, structlog; from cairn.runtime.logging import start_logging\n"
         "start_logging()\n"
         "reader, writer = os.pipe(); os.dup2(writer, 2); os.close(reader); os.close(writer)\n"
         "structlog.get_logger().info('into the void')\n"
@@ -158,7 +158,7 @@ def test_a_log_that_nobody_reads_any_more_does_not_end_a_node() -> None:
 
 def test_refusals_are_logged_a_few_times_an_hour_and_the_others_are_counted_at_the_end() -> None:
     ended = run(
-        "import structlog; from cairn.runtime.process import start_logging, exit_with\n"
+        "import structlog; from cairn.runtime.logging import start_logging; from cairn.runtime.process import exit_with\n"
         "start_logging(federation='clinics', node='bob')\n"
         "log = structlog.get_logger()\n"
         "def work():\n"

@@ -60,7 +60,7 @@ def test_the_console_shows_names_of_the_aggregators_in_escapes(
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_a_log_shows_no_byte_that_others_chose(style: str) -> None:
     code = (
-        "import structlog; from cairn.runtime.process import start_logging\n"
+        "import structlog; from cairn.runtime.logging import start_logging\n"
         "start_logging(federation='clinics', node='bob')\n"
         "log = structlog.get_logger(); words = chr(27) + '[2J' + chr(10) + chr(0x202e)\n"
         "log.info(words, reason=words, **{words: words}, many=[words])\n"

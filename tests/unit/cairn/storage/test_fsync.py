@@ -11,7 +11,7 @@ HEAD = """
 import errno, os, sqlite3, sys
 from pathlib import Path
 from unittest import mock
-from cairn.model.safetensors_writer import write_atomically
+from cairn.storage.files import write_atomically
 from cairn.storage.database import StateDirectory
 home = Path(sys.argv[1])
 """

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from cairn.errors import TooMuch
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from cairn.runtime.clock import Clock
 from cairn.transport import connections as module
 from cairn.transport.connections import CONNECTIONS_OF_ONE_CALLER, Connections, Reserve

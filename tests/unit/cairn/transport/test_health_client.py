@@ -12,8 +12,8 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cairn.protocol.messages import PROTOCOL
+from cairn.transport.channel import dial
 from cairn.transport.health_client import Health, ask_health
-from cairn.transport.server import dial
 from tests.service.door import AGGREGATOR, ALICE, SECONDS, Door, Ward
 from tests.unit.cairn.cli.examination import Says
 

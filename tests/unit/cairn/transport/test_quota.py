@@ -3,7 +3,7 @@
 import pytest
 
 from cairn.errors import TooMuch
-from cairn.identity.credentials import NodeName, Role
+from cairn.identity.names import NodeName, Role
 from cairn.transport.quota import Quota
 
 ALICE, BOB, CAROL = (NodeName("ward", Role.OWNER, name) for name in ("alice", "bob", "carol"))

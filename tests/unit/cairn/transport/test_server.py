@@ -7,9 +7,10 @@ import grpc
 import pytest
 
 from cairn import errors
+from cairn.transport.channel import _DIALLING
 from cairn.transport.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER
-from cairn.transport.server import _DIALLING, _LISTENING, _taking, _window, translated
-from cairn.transport.status import STATUS
+from cairn.transport.server import _LISTENING, _taking, _window
+from cairn.transport.status import STATUS, translated
 from cairn.v1 import round_pb2 as pb
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cairn.cli.verify import verify
-from cairn.identity.credentials import public_signing_key_text
+from cairn.identity.signing_keys import public_signing_key_text
 from cairn.ledger.files import head_envelope
 from cairn.protocol.statements import STATEMENT, envelope, sign
 from tests.unit.cairn.verify.recorded import (
