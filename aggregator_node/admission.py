@@ -22,7 +22,7 @@ LEAST_JOB_BYTES = 256 << 10
 
 
 @dataclass(frozen=True)
-class Policy:
+class AdmissionPolicy:
     """The aggregator's own rules, from its file; `owners` is the roster as it stands now."""
 
     federation: str
@@ -108,7 +108,9 @@ class Opening:
     base_digest: bytes
 
 
-def check_opening(policy: Policy, job: JobSpec, progress: Progress, opening: Opening) -> None:
+def check_opening(
+    policy: AdmissionPolicy, job: JobSpec, progress: Progress, opening: Opening
+) -> None:
     """Raise InvalidMessage or WrongState for a round that may not be opened."""
     strangers = sorted(set(opening.cohort) - (set(job.owners) & set(policy.owners)))
     if strangers:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cairn.runtime.clock import Clock
-from cairn.runtime.timeouts import PARTING_SECONDS
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 
 
 class Departure:
@@ -39,5 +39,5 @@ class Departure:
         with self._lock:
             quiet = self._clock.monotonic() - self._heard
             # Longer than the moment for which owners are gathered between a release and its evaluation.
-            wait = PARTING_SECONDS if completed else self._patience_seconds
+            wait = SHUTDOWN_SECONDS if completed else self._patience_seconds
             return self._under_way == 0 and quiet >= wait

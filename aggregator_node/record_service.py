@@ -2,7 +2,7 @@
 
 import grpc
 
-from aggregator_node.storage.rollback import Witness
+from aggregator_node.storage.rollback import RollbackDetector
 from aggregator_node.storage.store import Store
 from cairn.errors import CallerNotAllowed, NotFound
 from cairn.identity.names import NodeName, Role
@@ -23,7 +23,7 @@ _FRAME_BYTES = 128  # of an entry, beside its body
 class RecordService(aggregator_pb2_grpc.RecordServiceServicer):
     """Statements and ledger entries; no weights."""
 
-    def __init__(self, store: Store, witness: Witness) -> None:
+    def __init__(self, store: Store, witness: RollbackDetector) -> None:
         self._store = store
         self._witness = witness
 

@@ -26,7 +26,7 @@ class _Record:
     back_in: int = 0
 
 
-class LeavingOut:
+class Backoff:
     """What is known of the owners of one job.
 
     `failing` has what a coordinator that is started again must know: for each owner that was not counted last

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from cairn.errors import CairnError
 from cairn.protocol.messages import Manifest
-from coordinator.backoff import Failing, LeavingOut
+from coordinator.backoff import Backoff, Failing
 from coordinator.groups import Sampling
-from coordinator.owner_sessions import Attendance, Waiting
+from coordinator.owner_sessions import OwnerSessions, Waiting
 from coordinator.schedule import Step
 
 
@@ -29,11 +29,11 @@ class Gathered:
 class Gathering:
     """Knows who took part in the rounds of one job."""
 
-    def __init__(self, sampling: Sampling, seconds: float, attendance: Attendance) -> None:
+    def __init__(self, sampling: Sampling, seconds: float, attendance: OwnerSessions) -> None:
         self._sampling = sampling
         self._seconds = seconds
         self._attendance = attendance
-        self._leaving_out = LeavingOut()
+        self._leaving_out = Backoff()
         self._expected: dict[
             tuple[str, ...], AbstractSet[str]
         ] = {}  # who is likely to attend, by group
@@ -98,7 +98,7 @@ class Gathering:
 
     def take_up(self, failing: Failing) -> None:
         """Go on from a checkpoint."""
-        self._leaving_out = LeavingOut(failing)
+        self._leaving_out = Backoff(failing)
 
     def was_trained_by(self, cohort: Sequence[str]) -> None:
         """The last release, which an earlier process of this coordinator has seen, is of this cohort."""

@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-from cairn.diagnostics.preflight import Node, Peer
+from cairn.diagnostics.preflight import NodeChecks, Peer
 from cairn.identity.names import NodeName, Role
 from cairn.storage.directory import run_folder
 from coordinator.settings import CoordinatorSettings
 
 
-def node_of_file(path: Path) -> Node:
+def node_of_file(path: Path) -> NodeChecks:
     """Read the file. Raises UsageError, with a line for every key that is wrong."""
     return node_of(CoordinatorSettings.load(path))
 
 
-def node_of(settings: CoordinatorSettings, out: Path | None = None) -> Node:
+def node_of(settings: CoordinatorSettings, out: Path | None = None) -> NodeChecks:
     """What to check; `out` is the folder of the run, which the file does not name."""
-    return Node(
+    return NodeChecks(
         name=NodeName(settings.federation, Role.COORDINATOR, settings.name),
         identity=settings.identity,
         config=settings.read_from,

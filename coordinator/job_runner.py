@@ -27,7 +27,7 @@ from coordinator.record_client import RecordClient
 from coordinator.release_download import Release
 from coordinator.round_runner import Base, Ended, Job, Rounds
 from coordinator.run_directory import Checkpoint, RunFolder
-from coordinator.schedule import Campaign, Step
+from coordinator.schedule import Schedule, Step
 
 log = structlog.get_logger()
 
@@ -54,7 +54,7 @@ class _Standing:
 
     checkpoint: Checkpoint
     base: Base
-    campaign: Campaign
+    campaign: Schedule
     line: _Line | None = field(default=None)
 
 
@@ -152,7 +152,7 @@ class Driver:
         self._rounds.gathering.take_up(checkpoint.failing)
         schema, payload = self._folder.model()
         base = Base(schema, payload, schema.digest(payload))
-        campaign = Campaign(
+        campaign = Schedule(
             self._job.spec.rounds, self._job.evaluates, status.last_round, status.released
         )
         standing = _Standing(checkpoint, base, campaign)

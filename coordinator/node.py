@@ -17,9 +17,9 @@ from cairn.model.update_encoding import WORDS
 from cairn.protocol.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
-from cairn.runtime.timeouts import MOMENT_SECONDS, PARTING_SECONDS
+from cairn.runtime.timeouts import SHORT_WAIT_SECONDS, SHUTDOWN_SECONDS
 from cairn.transport.channel import dial
-from cairn.transport.server import Listener
+from cairn.transport.server import Server
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
@@ -30,7 +30,7 @@ from coordinator.groups import Sampling, groups_of
 from coordinator.initial_model import first_model
 from coordinator.invitation_service import InvitationService
 from coordinator.job_runner import Driver
-from coordinator.owner_sessions import Attendance
+from coordinator.owner_sessions import OwnerSessions
 from coordinator.record_client import RecordClient
 from coordinator.round_runner import Job, Rounds
 from coordinator.run_directory import Checkpoint, RunFolder
@@ -103,7 +103,7 @@ class Coordinator:
             return
         serving.attendance.wake()
         serving.rounds.abort_open_round()
-        if not self._ended.wait(PARTING_SECONDS):
+        if not self._ended.wait(SHUTDOWN_SECONDS):
             serving.hang_up()  # whatever still waits for the aggregator ends now
 
     def _taken_up(self, folder: RunFolder) -> tuple[Job, Checkpoint]:
@@ -133,11 +133,11 @@ class Coordinator:
         patience = settings.patience_seconds
         aggregator = AggregatorClient(channel, settings.aggregator, key, patience, stopping)
         records = RecordClient(channel, settings.aggregator, key, patience, stopping)
-        attendance = Attendance()
+        attendance = OwnerSessions()
         service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
         rounds = Rounds(job, aggregator, attendance, service, folder.new_model, stopping)
         owners = len(job.spec.owners)
-        listener = Listener(
+        listener = Server(
             identity,
             long_callers=owners,
             callers=owners + _OTHERS,
@@ -178,7 +178,7 @@ class Coordinator:
             # A job that was only stopped, or is another's now, goes on: its owners stay.
             goes_on |= self._stopping.is_set()
             last = None if goes_on else coordinator_pb2.AttendResponse(finished=finished)
-            attendance.dismiss(last, MOMENT_SECONDS)
+            attendance.dismiss(last, SHORT_WAIT_SECONDS)
             serving.listener.stop(0.0)
 
 
@@ -188,9 +188,9 @@ class _Serving:
 
     job: Job
     hang_up: Callable[[], None]  # on the aggregator
-    attendance: Attendance
+    attendance: OwnerSessions
     rounds: Rounds
-    listener: Listener
+    listener: Server
     driver: Driver
 
 

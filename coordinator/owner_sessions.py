@@ -4,13 +4,13 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Sequence
 
-from cairn.runtime.timeouts import MOMENT_SECONDS
+from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 from cairn.v1 import coordinator_pb2
 
 Waiting = Callable[[list[str]], object]  # is told who attends
 
 
-class Seat:
+class OwnerStream:
     """One open stream. `None` in its queue is the end of the stream."""
 
     def __init__(self) -> None:
@@ -24,18 +24,18 @@ class Seat:
         return self._events.get()
 
 
-class Attendance:
+class OwnerSessions:
     """The seats of all owners. Every method may be called from any thread."""
 
     def __init__(self) -> None:
-        self._seats: dict[str, Seat] = {}
+        self._seats: dict[str, OwnerStream] = {}
         self._changed = threading.Condition()
         self._invitation: tuple[frozenset[str], coordinator_pb2.AttendResponse] | None = None
         self._stopped = False
 
-    def enter(self, owner: str) -> Seat:
+    def enter(self, owner: str) -> OwnerStream:
         """Seat the owner; a seat it had before is ended, an open invitation is sent again."""
-        seat = Seat()
+        seat = OwnerStream()
         with self._changed:
             before = self._seats.get(owner)
             if before is not None:
@@ -49,7 +49,7 @@ class Attendance:
             self._changed.notify_all()
         return seat
 
-    def leave(self, owner: str, seat: Seat) -> None:
+    def leave(self, owner: str, seat: OwnerStream) -> None:
         """The owner's stream has ended."""
         seat.send(None)
         with self._changed:
@@ -70,7 +70,7 @@ class Attendance:
         Those `expected` are waited for a moment, and as long as fewer than `floor` of each group attend
         everybody is, for at most `seconds`; then `waiting` is told who attends.
         """
-        self._wait_for([expected], len(expected), min(seconds, MOMENT_SECONDS))
+        self._wait_for([expected], len(expected), min(seconds, SHORT_WAIT_SECONDS))
         return self._gather(groups, floor, 0.0, seconds, waiting)
 
     def gather_all(
@@ -80,7 +80,7 @@ class Attendance:
 
         Where it takes longer than a moment, `waiting` is told who attends so far.
         """
-        moment = min(seconds, MOMENT_SECONDS)
+        moment = min(seconds, SHORT_WAIT_SECONDS)
         return self._gather([owners], len(owners), moment, seconds - moment, waiting)
 
     def _gather(

@@ -7,12 +7,12 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage, Unavailable
-from cairn.model.safetensors_writer import NewModel
+from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_ROUND_SECONDS
 from cairn.protocol.statements import verified_statement
 from cairn.runtime.failpoints import failpoint
-from cairn.transport.idle_timeout import ended_when_silent
+from cairn.transport.idle_timeout import cancel_when_idle
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
@@ -23,7 +23,7 @@ class Release:
 
     statement: pb.ReleaseStatement
     signed: pb.Signed
-    model: NewModel | None
+    model: ModelWriter | None
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Collecting:
         key: Ed25519PublicKey,
         wanted: Wanted,
         schema: Schema,
-        begin: Callable[[Schema], NewModel],
+        begin: Callable[[Schema], ModelWriter],
     ) -> None:
         self._stub = stub
         self._key = key
         self._wanted = wanted
         self._schema = schema
         self._begin = begin
-        self._model: NewModel | None = None
+        self._model: ModelWriter | None = None
 
     def fetch(self) -> Release:
         """Go on, to the end. Raises Unavailable where it breaks off, to be called again."""
@@ -60,7 +60,7 @@ class Collecting:
             epoch=self._wanted.epoch,
         )
         parts = self._stub.CollectRelease(request, timeout=MAX_ROUND_SECONDS)  # silence ends it
-        with ended_when_silent(parts.cancel) as heard:
+        with cancel_when_idle(parts.cancel) as heard:
             signed = self._statement(next(parts, None))
             statement = verified_statement(self._key, signed)
             if statement.manifest_digest != self._wanted.manifest_digest:
@@ -87,7 +87,7 @@ class Collecting:
         signed: pb.Signed = first.header.statement
         return signed
 
-    def _checked(self, release_digest: bytes) -> NewModel | None:
+    def _checked(self, release_digest: bytes) -> ModelWriter | None:
         if self._model is None:
             return None
         if self._model.missing:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from cairn.errors import CairnError, InvalidMessage, WrongState
-from cairn.model.safetensors_writer import NewModel
+from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.schema import Schema
 from cairn.protocol.messages import JobSpec, digest_of
 from cairn.runtime.failpoints import failpoint
@@ -17,7 +17,7 @@ from coordinator.aggregator_client import AggregatorClient, OpenedRound
 from coordinator.cohort_selection import Gathered, Gathering
 from coordinator.groups import Sampling
 from coordinator.invitation_service import InvitationService
-from coordinator.owner_sessions import Attendance
+from coordinator.owner_sessions import OwnerSessions
 from coordinator.release_download import Release
 from coordinator.schedule import Step
 
@@ -71,9 +71,9 @@ class Rounds:
         self,
         job: Job,
         aggregator: AggregatorClient,
-        attendance: Attendance,
+        attendance: OwnerSessions,
         service: InvitationService,
-        new_model: Callable[[Schema], NewModel],
+        new_model: Callable[[Schema], ModelWriter],
         stopping: threading.Event,
     ) -> None:
         self._job = job

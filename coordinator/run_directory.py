@@ -22,7 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.files import MAX_LEDGER_BYTES
 from cairn.model.safetensors_reader import map_values, read_model
-from cairn.model.safetensors_writer import NewModel
+from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.schema import Schema
 from cairn.model.validation import has_negative_zeros, pieces_without_negative_zeros
 from cairn.protocol.statements import envelope
@@ -115,11 +115,11 @@ class RunFolder:
         """The values of the model, which has this schema: the file itself, mapped."""
         return map_values(self.model_path, schema)
 
-    def new_model(self, schema: Schema) -> NewModel:
+    def new_model(self, schema: Schema) -> ModelWriter:
         """Begin the file that becomes the model once it is kept."""
-        return NewModel(self.model_path, schema)
+        return ModelWriter(self.model_path, schema)
 
-    def save_release(self, statement: pb.Signed, model: NewModel) -> None:
+    def save_release(self, statement: pb.Signed, model: ModelWriter) -> None:
         """Keep a release and its statement."""
         model.keep()
         failpoint("coordinator.model.saved")
@@ -166,7 +166,7 @@ class RunFolder:
             ) from None
 
     def _write_first_model(self, schema: Schema, payload: Buffer) -> None:
-        with NewModel(self.model_path, schema) as new:
+        with ModelWriter(self.model_path, schema) as new:
             for piece in pieces_without_negative_zeros(schema, payload):
                 new.write(piece)
             new.keep()

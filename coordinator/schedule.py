@@ -22,7 +22,7 @@ class Step:
 
 
 @dataclass
-class Campaign:
+class Schedule:
     """A job's way through its rounds.
 
     `rounds` is how many releases it is to have and `released` how many it has; `opened` is the number

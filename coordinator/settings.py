@@ -16,7 +16,7 @@ from cairn.config import (
     SigningKeyText,
 )
 from cairn.protocol.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
-from cairn.runtime.timeouts import GATHER_SECONDS, PATIENCE_SECONDS, ROUND_DEADLINE_SECONDS
+from cairn.runtime.timeouts import GATHER_SECONDS, RECONNECT_TIMEOUT_SECONDS, ROUND_DEADLINE_SECONDS
 from coordinator.groups import group_count
 
 _Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
@@ -34,7 +34,7 @@ class CoordinatorSettings(Settings):
     listen: Address
     aggregator: Address
     aggregator_signing_key: SigningKeyText
-    patience_seconds: Seconds = PATIENCE_SECONDS
+    patience_seconds: Seconds = RECONNECT_TIMEOUT_SECONDS
     identity: PinnedIdentityFiles
 
 

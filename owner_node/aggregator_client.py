@@ -25,14 +25,14 @@ from cairn.transport.status import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from owner_node.records.history import Pushed
-from owner_node.records.ledger_head import Witness
+from owner_node.records.ledger_head import LedgerHeadTracker
 
 
 class AggregatorClient:
     """Speaks to the one aggregator whose certificate and signing key this owner has pinned."""
 
     def __init__(
-        self, channel: grpc.Channel, key: Ed25519PublicKey, owner: str, witness: Witness
+        self, channel: grpc.Channel, key: Ed25519PublicKey, owner: str, witness: LedgerHeadTracker
     ) -> None:
         self._intake = aggregator_pb2_grpc.IntakeServiceStub(channel)
         self._records = aggregator_pb2_grpc.RecordServiceStub(channel)

@@ -16,10 +16,10 @@ from cairn.errors import (
     WrongState,
 )
 from cairn.transport.parsing import JOB_MESSAGE_BYTES
-from cairn.transport.retry import patiently
+from cairn.transport.retry import retry_while_unavailable
 from cairn.v1 import coordinator_pb2
 from owner_node.coordinator_client import CoordinatorClient
-from owner_node.participation import Rounds
+from owner_node.participation import Participation
 from owner_node.settings import OwnerSettings
 
 log = structlog.get_logger()
@@ -33,7 +33,7 @@ _NOTHING = (
 )  # no more is said for now: an outcome may have been lost
 
 
-class Attending:
+class CoordinatorSession:
     """The conversation of one owner with its coordinator."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Attending:
         settings: OwnerSettings,
         is_serving: Callable[[], bool],
         coordinator: CoordinatorClient,
-        rounds: Rounds,
+        rounds: Participation,
         stopping: threading.Event,
     ) -> None:
         self._settings = settings
@@ -77,7 +77,7 @@ class Attending:
     def _attend_again_and_again(self, *, once: bool) -> None:
         while not self._stopping.is_set():
             try:
-                patiently(
+                retry_while_unavailable(
                     self._check_serving,
                     f"the coordinator at {self._settings.coordinator}",
                     self._settings.patience_seconds,

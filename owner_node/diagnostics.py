@@ -12,7 +12,7 @@ from cryptography import x509
 
 from cairn.diagnostics.findings import Finding, attempted, fault, note, ok, warning
 from cairn.diagnostics.identity import SOON
-from cairn.diagnostics.preflight import Node, Peer
+from cairn.diagnostics.preflight import NodeChecks, Peer
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity.names import NodeName, Role
 from cairn.ledger.files import read_ledger
@@ -32,15 +32,15 @@ _CLOCK = {
 }
 
 
-def node_of_file(path: Path) -> Node:
+def node_of_file(path: Path) -> NodeChecks:
     """Read the file. Raises UsageError, with a line for every key that is wrong."""
     settings = OwnerSettings.load(path)
     node = node_of(settings)
     return replace(node, further=[*node.further, *_failures(settings, path)])
 
 
-def node_of(settings: OwnerSettings) -> Node:
-    return Node(
+def node_of(settings: OwnerSettings) -> NodeChecks:
+    return NodeChecks(
         name=NodeName(settings.federation, Role.OWNER, settings.name),
         identity=settings.identity,
         config=settings.read_from,

@@ -8,12 +8,12 @@ from cairn.errors import CairnError, InvalidMessage, UpdateRefused, WrongState
 from cairn.model.validation import Bounds, check_values
 from cairn.runtime.timeouts import rest
 from cairn.tasks.loader import TaskFailed
-from cairn.transport.receiver import Incoming
-from cairn.transport.retry import patiently
+from cairn.transport.receiver import PayloadReceiver
+from cairn.transport.retry import retry_while_unavailable
 from cairn.v1 import round_pb2 as pb
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.policy import Declined, Invited
-from owner_node.training.supervisor import TrainingProcess
+from owner_node.training.supervisor import TrainingSupervisor
 
 
 class Fetching:
@@ -29,7 +29,7 @@ class Fetching:
     def fetch(
         self,
         invited: Invited,
-        process: TrainingProcess,
+        process: TrainingSupervisor,
         deadline: float,
         is_over: Callable[[], bool],
     ) -> None:
@@ -45,13 +45,13 @@ class Fetching:
         if process.has_base(schema, digest):
             return
 
-        incoming = Incoming(len(base), schema.hasher(), base)
+        incoming = PayloadReceiver(len(base), schema.hasher(), base)
 
         def fetch() -> None:
             self._coordinator.fetch(digest, incoming, until(deadline))
 
         try:
-            patiently(fetch, "the coordinator", until(deadline), self._stopping)
+            retry_while_unavailable(fetch, "the coordinator", until(deadline), self._stopping)
         except InvalidMessage as error:
             raise Declined(_not_fetched(error), pb.REASON_BASE_MISMATCH) from None
         except CairnError as error:  # nothing that a coordinator says is the aggregator's word
@@ -70,7 +70,9 @@ class Fetching:
         process.keep_base(digest)
 
 
-def _check_model(invited: Invited, process: TrainingProcess, is_over: Callable[[], bool]) -> None:
+def _check_model(
+    invited: Invited, process: TrainingSupervisor, is_over: Callable[[], bool]
+) -> None:
     """No data was opened yet, so nothing here depends on it, and the reason may be told."""
     try:
         why = process.model(is_over).why_not(invited.job.schema)

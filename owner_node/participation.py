@@ -15,9 +15,9 @@ from cairn.errors import CairnError, InvalidMessage, NotFound, WrongState
 from cairn.protocol.messages import digest_of, job_spec_from_bytes
 from cairn.protocol.reasons import told_to_others
 from cairn.runtime.failpoints import failpoint
-from cairn.runtime.timeouts import CALL_SECONDS, PARTING_SECONDS
+from cairn.runtime.timeouts import CALL_SECONDS, SHUTDOWN_SECONDS
 from cairn.tasks.loader import TaskFailed
-from cairn.transport.retry import patiently
+from cairn.transport.retry import retry_while_unavailable
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
@@ -26,10 +26,10 @@ from owner_node.deadline import Deadline, not_fetched, too_late
 from owner_node.download import Fetching
 from owner_node.lease import Lease
 from owner_node.policy import Declined, Invited, Policy
-from owner_node.records.decisions import Records
+from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import NotRecorded
-from owner_node.settlement import Outcomes
-from owner_node.training.supervisor import TrainingProcess
+from owner_node.settlement import Settlement
+from owner_node.training.supervisor import TrainingSupervisor
 from owner_node.turns import Turns
 from owner_node.upload import Pushing
 from owner_node.working import Progress, Working
@@ -49,9 +49,9 @@ class Deciding:
 class Closing:
     """What closes a round: where decisions are recorded, what pushes, and what learns how it ended."""
 
-    records: Records
+    records: DecisionLog
     pushing: Pushing
-    outcomes: Outcomes
+    outcomes: Settlement
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class _Current:
     """The round under way. Where its work takes a fixed time, it goes on to the end of that."""
 
     invited: Invited
-    process: TrainingProcess
+    process: TrainingSupervisor
     lease: Lease
     is_fixed: bool
 
 
-class Rounds:
+class Participation:
     """Takes part in rounds, one at a time."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Rounds:
         closing: Closing,
         coordinator: CoordinatorClient,
         aggregator: AggregatorClient,
-        tasks: Mapping[str, TrainingProcess],
+        tasks: Mapping[str, TrainingSupervisor],
         stopping: threading.Event,
     ) -> None:
         self._deciding = deciding
@@ -165,7 +165,7 @@ class Rounds:
             stopping = Declined("this node is told to stop", pb.REASON_STOPPING)
             self._records.declined(current.invited, stopping)
             self._decline(
-                current.invited.digest, stopping.reason, PARTING_SECONDS, threading.Event()
+                current.invited.digest, stopping.reason, SHUTDOWN_SECONDS, threading.Event()
             )
             current.process.cancel()
 
@@ -178,7 +178,7 @@ class Rounds:
 
     def _work(self, invited: Invited) -> None:
         process = self._tasks[invited.job.task]
-        joined, deadline = patiently(
+        joined, deadline = retry_while_unavailable(
             lambda: self._join(invited),
             "the aggregator",
             invited.manifest.lease_seconds,
@@ -267,7 +267,7 @@ class Rounds:
     ) -> None:
         """Say so, again where that is lost: else the others wait for our lease to end. Never raises."""
         try:
-            patiently(
+            retry_while_unavailable(
                 lambda: self._aggregator.decline(digest, reason, seconds),
                 "the aggregator",
                 seconds,

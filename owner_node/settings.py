@@ -24,7 +24,7 @@ from cairn.protocol.limits import (
     MAX_ROUND_SECONDS,
     MIN_COHORT,
 )
-from cairn.runtime.timeouts import STANDBY_SECONDS
+from cairn.runtime.timeouts import STANDBY_TIMEOUT_SECONDS
 from owner_node.policy import MAX_FAILURES, MAX_ROUNDS
 
 
@@ -124,6 +124,6 @@ class OwnerSettings(Settings):
     largest_share: Annotated[float, Field(gt=0, le=LARGEST_SHARE)] = LARGEST_SHARE
     largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
     largest_model_megabytes: Annotated[int, Field(ge=1, le=1 << 26)] = 8192
-    patience_seconds: Seconds = STANDBY_SECONDS
+    patience_seconds: Seconds = STANDBY_TIMEOUT_SECONDS
     identity: PinnedIdentityFiles
     tasks: dict[Name, TaskSettings] = Field(default_factory=dict)

@@ -22,7 +22,7 @@ from owner_node.aggregator_client import AggregatorClient
 from owner_node.receipts import Receipts
 from owner_node.records.history import PHASE_WORDS
 from owner_node.records.ledger import NotRecorded, OwnerLedger
-from owner_node.updates.spool import KeptUpdates
+from owner_node.updates.spool import UpdateSpool
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class _Asked:
     is_open: bool = False
 
 
-class Outcomes:
+class Settlement:
     """Judges the ends of rounds, for one owner of one federation.
 
     Every public method may be called from any thread.
@@ -51,7 +51,7 @@ class Outcomes:
         self,
         aggregator: AggregatorClient,
         ledger: OwnerLedger,
-        kept: KeptUpdates,
+        kept: UpdateSpool,
         federation: str,
         owner: str,
         clock: Clock,

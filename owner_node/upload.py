@@ -9,7 +9,7 @@ from cairn.errors import Conflict, TooMuch, Unavailable, UpdateRefused
 from cairn.model.update_encoding import encoding_word
 from cairn.protocol.messages import reason_word
 from cairn.runtime.failpoints import failpoint
-from cairn.transport.retry import patiently
+from cairn.transport.retry import retry_while_unavailable
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
@@ -18,16 +18,16 @@ from owner_node.policy import Declined, Invited
 from owner_node.receipts import Receipts
 from owner_node.records.ledger import OwnerLedger, round_facts
 from owner_node.training.supervisor import Trained
-from owner_node.updates.error_feedback import Residuals
+from owner_node.updates.error_feedback import ErrorFeedback
 from owner_node.updates.prepare import (
-    Leaving,
-    LeavingRules,
+    DisclosureRules,
+    OutgoingUpdate,
     needs_base,
     prepared,
     rules_beside,
     stream_of,
 )
-from owner_node.updates.spool import KeptUpdates
+from owner_node.updates.spool import UpdateSpool
 
 log = structlog.get_logger()
 
@@ -39,8 +39,8 @@ class Pushing:
         self,
         aggregator: AggregatorClient,
         ledger: OwnerLedger,
-        kept: KeptUpdates,
-        rules: Mapping[str, LeavingRules],
+        kept: UpdateSpool,
+        rules: Mapping[str, DisclosureRules],
         destination: Callable[[], str],
         stopping: threading.Event,
     ) -> None:
@@ -51,7 +51,7 @@ class Pushing:
         self._rules = rules
         self._destination = destination
         self._stopping = stopping
-        self._residuals = Residuals()
+        self._residuals = ErrorFeedback()
 
     def needs_base(self, invited: Invited) -> bool:
         """Whether the base must still be there when the update is pushed."""
@@ -111,7 +111,7 @@ class Pushing:
         self._push(invited, leaving, deadline, lambda: None)
         return True
 
-    def _sent_before(self, invited: Invited) -> Leaving | None:
+    def _sent_before(self, invited: Invited) -> OutgoingUpdate | None:
         sent = self._ledger.past.sent(invited.digest)
         if not sent:
             return None
@@ -126,12 +126,12 @@ class Pushing:
                     pb.REASON_UPDATE_LOST,
                 )
             payload = kept
-        return Leaving(payload, pushed, dropped_metrics=(), clipped=False, change=None)
+        return OutgoingUpdate(payload, pushed, dropped_metrics=(), clipped=False, change=None)
 
     def _push(
         self,
         invited: Invited,
-        leaving: Leaving,
+        leaving: OutgoingUpdate,
         deadline: float,
         before_commit: Callable[[], object],
     ) -> None:
@@ -170,7 +170,7 @@ class Pushing:
     def _submitted(
         self,
         invited: Invited,
-        leaving: Leaving,
+        leaving: OutgoingUpdate,
         deadline: float,
         before_commit: Callable[[], object],
     ) -> pb.Signed:
@@ -206,9 +206,9 @@ class Pushing:
             except TooMuch as error:  # a push that broke off is still held; its watchdog ends it
                 raise Unavailable(str(error)) from None
 
-        return patiently(push, "the aggregator", until(deadline), self._stopping)
+        return retry_while_unavailable(push, "the aggregator", until(deadline), self._stopping)
 
-    def _facts(self, invited: Invited, leaving: Leaving) -> dict[str, object]:
+    def _facts(self, invited: Invited, leaving: OutgoingUpdate) -> dict[str, object]:
         trains = invited.manifest.trains
         return {
             **round_facts(invited),

@@ -24,7 +24,7 @@ from cairn.runtime.timeouts import IDLE_SECONDS
 _RETURN_SECONDS = 2 * IDLE_SECONDS
 
 
-class Buffers:
+class BufferPool:
     """Buffers of one size. Every method may be called from any thread."""
 
     def __init__(self, count: int, nbytes: int, to_keep: int = 0) -> None:

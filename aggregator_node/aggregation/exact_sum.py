@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator_node.aggregation.exponent_range import BINARY64_BITS, Spread, spread_of
+from aggregator_node.aggregation.exponent_range import BINARY64_BITS, ExponentRange, spread_of
 
 BLOCK = 1 << 15  # elements: four binary64 arrays of a block stay in a cache of 1 MiB
 LARGEST = 2.0**976
@@ -160,7 +160,9 @@ class ExactSums:
         self._sums = sums
         self.carried_bytes = 0  # what the levels below the first take
         self._carries: dict[int, Carry] = {}
-        self._spreads: dict[int, Spread] = {}  # of the sums, by the first element of the block
+        self._spreads: dict[
+            int, ExponentRange
+        ] = {}  # of the sums, by the first element of the block
         self._floats = np.empty((3, BLOCK))
         self._bools = np.empty((2, BLOCK), np.bool_)
 

@@ -32,20 +32,20 @@ _FORMATS = {
 _HIGHEST_LOW = 900  # what is a multiple of a higher power of two is one of this; and zero is of any
 
 
-class Spread(NamedTuple):
+class ExponentRange(NamedTuple):
     """Each of some values is a multiple of 2**low, and no magnitude is above `high`."""
 
     low: int
     high: float
 
-    def weighted(self, weight: int) -> "Spread":
+    def weighted(self, weight: int) -> "ExponentRange":
         """That of the values times a whole number, also where each product is cut into parts of its sign."""
-        return Spread(self.low, math.nextafter(self.high * weight, math.inf))
+        return ExponentRange(self.low, math.nextafter(self.high * weight, math.inf))
 
-    def plus(self, other: "Spread") -> "Spread":
+    def plus(self, other: "ExponentRange") -> "ExponentRange":
         """That of the sums of such values and of such others, rounded or not."""
         high = math.nextafter(self.high + other.high, math.inf)
-        return Spread(min(self.low, other.low), high)
+        return ExponentRange(min(self.low, other.low), high)
 
     @property
     def is_exact(self) -> bool:
@@ -53,7 +53,7 @@ class Spread(NamedTuple):
         return self.high <= 2.0 ** (self.low + BINARY64_BITS)
 
 
-def spread_of(values: NDArray[Any], bits: int, scratch: NDArray[np.uint64]) -> Spread:
+def spread_of(values: NDArray[Any], bits: int, scratch: NDArray[np.uint64]) -> ExponentRange:
     """The spread of one or more floating-point values, of at most `bits` significant bits each.
 
     `scratch` has at least as many elements. Of an infinity, a NaN or a value of the highest exponent
@@ -70,4 +70,4 @@ def spread_of(values: NDArray[Any], bits: int, scratch: NDArray[np.uint64]) -> S
     # An exponent of 0 is that of numbers below the smallest normal one, whose last bit is as small as its.
     low = smallest - min(bits - 1, kind.fraction) if smallest else 1 - kind.fraction
     high = math.inf if largest >= 2 * kind.bias else 2.0 ** (max(largest, 1) + 1 - kind.bias)
-    return Spread(min(low - kind.bias, _HIGHEST_LOW), high)
+    return ExponentRange(min(low - kind.bias, _HIGHEST_LOW), high)

@@ -39,7 +39,7 @@ from aggregator_node.aggregation.pages import anonymous
 from aggregator_node.aggregation.rule import Ask, ReadBlock, Rule
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.model.schema import DTYPES, FLOATS, Schema
-from cairn.model.validation import Run, clear_negative_zeros, runs_of
+from cairn.model.validation import DtypeBlock, clear_negative_zeros, runs_of
 from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 
@@ -167,7 +167,7 @@ class Mean(Rule):
 
     def _round(
         self,
-        run: Run,
+        run: DtypeBlock,
         sums: ExactSums,
         block: slice,
         base: NDArray[Any] | None,

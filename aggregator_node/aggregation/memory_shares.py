@@ -8,7 +8,7 @@ holds nobody up, and one that has not asked for as long as a coordinator's patie
 
 from collections import Counter
 
-from cairn.runtime.timeouts import PATIENCE_SECONDS
+from cairn.runtime.timeouts import RECONNECT_TIMEOUT_SECONDS
 
 
 class MemoryShares:
@@ -25,7 +25,9 @@ class MemoryShares:
 
     def may_take(self, coordinator: str, nbytes: int, now: float) -> bool:
         """Whether the coordinator may have so much more now; if it may not, it waits from now on."""
-        self._waits = {who: at for who, at in self._waits.items() if now - at < PATIENCE_SECONDS}
+        self._waits = {
+            who: at for who, at in self._waits.items() if now - at < RECONNECT_TIMEOUT_SECONDS
+        }
         active = {coordinator, *self._waits, *+self._held}
         within_share = (self._held[coordinator] + nbytes) * len(active) <= self._nbytes
         others_wait = any(who != coordinator for who in self._waits)

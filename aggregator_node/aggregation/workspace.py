@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from aggregator_node.aggregation.buffers import Buffers
+from aggregator_node.aggregation.buffers import BufferPool
 from aggregator_node.aggregation.memory_shares import MemoryShares
 from aggregator_node.aggregation.rule import Rule
-from aggregator_node.rounds.upload import Terms
+from aggregator_node.rounds.upload import RoundContext
 from cairn.errors import TooMuch, Unavailable
 from cairn.model.schema import Schema
 from cairn.v1 import round_pb2 as pb
@@ -35,7 +35,7 @@ class Workspace:
     """The memory of one round: its rule's, and buffers for the updates under way or held back."""
 
     rule: Rule
-    buffers: Buffers
+    buffers: BufferPool
     schema: Schema
     nbytes: int
     coordinator: str = ""  # whose round has it
@@ -65,7 +65,7 @@ class _Needs:
         return same == (self.size, self.count, self.to_keep) and workspace.schema == self.schema
 
 
-class Memory:
+class MemoryBudget:
     """What is lent and what is kept. Every method may be called from any thread."""
 
     def __init__(self, rule: type[Rule], nbytes: int, updates_in_flight: int) -> None:
@@ -78,7 +78,7 @@ class Memory:
         self._kept: list[Workspace] = []
         self._borrowers: list[Workspace] = []
 
-    def lend(self, coordinator: str, terms: Terms, now: float) -> Workspace:
+    def lend(self, coordinator: str, terms: RoundContext, now: float) -> Workspace:
         """The workspace of a new round of this coordinator; `now` is of a monotonic clock.
 
         Raises TooMuch where this aggregator can never hold it, and Unavailable, which is to be tried
@@ -124,7 +124,7 @@ class Memory:
                 self._kept.append(workspace)
                 del self._kept[:-_MOST_KEPT]
 
-    def _needs_of(self, terms: Terms) -> _Needs:
+    def _needs_of(self, terms: RoundContext) -> _Needs:
         # In an evaluation nothing is added: its sums are those of no tensor.
         schema = terms.job.schema if terms.manifest.trains else Schema(())
         size, cohort = terms.total_bytes, len(terms.manifest.cohort)
@@ -134,7 +134,7 @@ class Memory:
 
     def _fresh(self, coordinator: str, needs: _Needs) -> Workspace:
         try:
-            buffers = Buffers(needs.count, needs.size, needs.to_keep)
+            buffers = BufferPool(needs.count, needs.size, needs.to_keep)
             return Workspace(needs.rule(needs.schema), buffers, needs.schema, needs.nbytes)
         except (OSError, MemoryError) as error:  # the system has not what this node was told it has
             with self._lock:

@@ -14,7 +14,7 @@ from enum import Enum
 from hashlib import sha256
 
 from aggregator_node.admission import Average, are_different, check_difference
-from aggregator_node.rounds.upload import Terms
+from aggregator_node.rounds.upload import RoundContext
 from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_EXAMPLES
 
@@ -30,7 +30,7 @@ class _Says(Enum):
 _Key = tuple[_Says, bytes, bytes]  # the digests of the schema and of the base, if it matters
 
 
-class Averages:
+class ReleaseOverlap:
     """Every method may be called from any thread."""
 
     def __init__(self, *, any_base: bool) -> None:
@@ -39,7 +39,7 @@ class Averages:
         self._lock = threading.Lock()
         self._released: defaultdict[_Key, dict[bytes, Average]] = defaultdict(dict)
 
-    def check(self, terms: Terms, owners: Collection[str]) -> None:
+    def check(self, terms: RoundContext, owners: Collection[str]) -> None:
         """Raise WrongState where an average over these owners may not stand beside an earlier one.
 
         A training may where only its metrics may not: see `add`.
@@ -48,7 +48,12 @@ class Averages:
             self._may_say_metrics(terms, owners)
 
     def add(
-        self, manifest_digest: bytes, terms: Terms, owners: Collection[str], *, has_metrics: bool
+        self,
+        manifest_digest: bytes,
+        terms: RoundContext,
+        owners: Collection[str],
+        *,
+        has_metrics: bool,
     ) -> bool:
         """Check and remember in one step, so that no two releases pass together.
 
@@ -61,41 +66,51 @@ class Averages:
         return says_metrics
 
     def remember(
-        self, manifest_digest: bytes, terms: Terms, owners: Collection[str], *, has_metrics: bool
+        self,
+        manifest_digest: bytes,
+        terms: RoundContext,
+        owners: Collection[str],
+        *,
+        has_metrics: bool,
     ) -> None:
         """Remember what was released before this process began."""
         with self._lock:
             self._keep(manifest_digest, terms, owners, has_metrics=has_metrics)
 
-    def forget(self, manifest_digest: bytes, terms: Terms) -> None:
+    def forget(self, manifest_digest: bytes, terms: RoundContext) -> None:
         """The round is not released after all."""
         with self._lock:
             for says in _Says:
                 self._released[self._key(says, terms)].pop(manifest_digest, None)
 
-    def _may_say_metrics(self, terms: Terms, owners: Collection[str]) -> bool:
+    def _may_say_metrics(self, terms: RoundContext, owners: Collection[str]) -> bool:
         """Whether such a release may carry metrics. Raises WrongState where there may be no such release."""
         average = _average(terms, owners)
         check_difference(average, self._earlier(self._must_say(terms), terms))
         return not are_different(average, self._earlier(_Says.METRICS, terms))
 
     def _keep(
-        self, manifest_digest: bytes, terms: Terms, owners: Collection[str], *, has_metrics: bool
+        self,
+        manifest_digest: bytes,
+        terms: RoundContext,
+        owners: Collection[str],
+        *,
+        has_metrics: bool,
     ) -> None:
         says = {self._must_say(terms)} | ({_Says.METRICS} if has_metrics else set())
         for each in says:
             self._released[self._key(each, terms)][manifest_digest] = _average(terms, owners)
 
-    def _must_say(self, terms: Terms) -> _Says:
+    def _must_say(self, terms: RoundContext) -> _Says:
         """What a release says in any case. An evaluation counts as one with metrics, though it may have none."""
         if self._any_base:
             return _Says.ANYTHING
         return _Says.TENSORS if terms.manifest.trains else _Says.METRICS
 
-    def _earlier(self, says: _Says, terms: Terms) -> set[Average]:
+    def _earlier(self, says: _Says, terms: RoundContext) -> set[Average]:
         return set(self._released.get(self._key(says, terms), {}).values())
 
-    def _key(self, says: _Says, terms: Terms) -> _Key:
+    def _key(self, says: _Says, terms: RoundContext) -> _Key:
         base = b"" if self._any_base else terms.manifest.base_digest
         return says, _digest_of(terms.job.schema), base
 
@@ -104,6 +119,6 @@ def _digest_of(schema: Schema) -> bytes:
     return sha256(schema.header()).digest()
 
 
-def _average(terms: Terms, owners: Collection[str]) -> Average:
+def _average(terms: RoundContext, owners: Collection[str]) -> Average:
     least, most = terms.weight(1), terms.weight(MAX_EXAMPLES)
     return Average(frozenset(owners), least, most, terms.may_be_capped)

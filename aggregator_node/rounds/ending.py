@@ -2,9 +2,9 @@
 
 import structlog
 
-from aggregator_node.rounds.recorder import Recorder
-from aggregator_node.rounds.session import LiveRound
-from aggregator_node.rounds.upload import Terms
+from aggregator_node.rounds.recorder import RoundRecorder
+from aggregator_node.rounds.session import RoundSession
+from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import RoundRow
 from cairn.errors import TooMuch, Unavailable, WrongState
 from cairn.runtime.failpoints import failpoint
@@ -13,7 +13,9 @@ from cairn.v1 import round_pb2 as pb
 log = structlog.get_logger()
 
 
-def see_to_end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder) -> "pb.Reason":
+def see_to_end(
+    live: RoundSession, row: RoundRow, terms: RoundContext, recorder: RoundRecorder
+) -> "pb.Reason":
     """Wait for the round's end and record it; whatever fails, the round ends.
 
     Returns the reason why there is no release; unspecified where there is one.
@@ -45,7 +47,7 @@ def see_to_end(live: LiveRound, row: RoundRow, terms: Terms, recorder: Recorder)
 
 
 def _abort_or_fail(
-    live: LiveRound, row: RoundRow, reason: "pb.Reason", recorder: Recorder
+    live: RoundSession, row: RoundRow, reason: "pb.Reason", recorder: RoundRecorder
 ) -> "pb.Reason":
     """Record an abort where that is still possible; returns the reason that is told.
 

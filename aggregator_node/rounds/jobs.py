@@ -15,16 +15,16 @@ from aggregator_node.admission import (
     LEAST_JOB_BYTES,
     MAX_OPEN_ROUNDS,
     MAX_UNRELEASED_BYTES,
+    AdmissionPolicy,
     Opening,
-    Policy,
     Progress,
     check_opening,
 )
-from aggregator_node.rounds.disclosure import Averages
+from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.epochs import Epochs
-from aggregator_node.rounds.registry import LiveRounds
-from aggregator_node.rounds.session import LiveRound
-from aggregator_node.rounds.upload import Terms
+from aggregator_node.rounds.registry import RoundRegistry
+from aggregator_node.rounds.session import RoundSession
+from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import JobRow, RoundRow
 from aggregator_node.storage.specs import spec_of
 from aggregator_node.storage.store import Store
@@ -62,16 +62,16 @@ class JobState:
     last_statement: pb.Signed | None
 
 
-class Jobs:
+class JobRegistry:
     """Everything this aggregator has under way. Every public method may be called from any thread."""
 
     def __init__(
         self,
-        policy: Callable[[], Policy],
+        policy: Callable[[], AdmissionPolicy],
         lease_seconds: int,
         store: Store,
-        rounds: LiveRounds,
-        averages: Averages,
+        rounds: RoundRegistry,
+        averages: ReleaseOverlap,
         clock: Clock,
     ) -> None:
         """Take up the store.
@@ -147,7 +147,7 @@ class Jobs:
             self._averages.check(terms, opening.cohort)
             return self._rounds.start(coordinator, terms)
 
-    def live(self, manifest_digest: bytes) -> LiveRound:
+    def live(self, manifest_digest: bytes) -> RoundSession:
         """A round that is open or has just ended.
 
         Raises WrongState for one that ended longer ago, NotFound for one that never was.
@@ -165,7 +165,7 @@ class Jobs:
         self._epochs.check(row.job, epoch)
         return row
 
-    def abort(self, coordinator: str, epoch: int, manifest_digest: bytes) -> LiveRound | None:
+    def abort(self, coordinator: str, epoch: int, manifest_digest: bytes) -> RoundSession | None:
         """End a round without a release. Returns it where its end may not be recorded yet.
 
         Raises WrongState where it is sealed or was released.
@@ -187,12 +187,12 @@ class Jobs:
 
     def _terms(
         self,
-        policy: Policy,
+        policy: AdmissionPolicy,
         spec: JobSpec,
         job_digest: bytes,
         progress: Progress,
         opening: Opening,
-    ) -> Terms:
+    ) -> RoundContext:
         """The manifest of a round that may be opened, and what goes with it."""
         number, head = self._store.ledger_head()
         manifest = Manifest(
@@ -214,7 +214,7 @@ class Jobs:
             encoding=self._encoding_of(spec, opening),
             largest_share=policy.largest_share,
         )
-        return Terms(manifest, spec, policy.bounds)
+        return RoundContext(manifest, spec, policy.bounds)
 
     def _encoding_of(self, spec: JobSpec, opening: Opening) -> "pb.Encoding":
         """Updates can be deltas only from a model that is here: the job's last release."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator_node.rounds.session import LiveRound
+from aggregator_node.rounds.session import RoundSession
 from aggregator_node.rounds.state import not_of_the_cohort
 from aggregator_node.storage.store import Store
 from cairn.errors import NotFound, WrongState
@@ -24,7 +24,7 @@ class Receipts:
     """Finds receipts, or signs them again. Every method may be called from any thread."""
 
     def __init__(
-        self, find: Callable[[bytes], LiveRound | None], store: Store, key: Ed25519PrivateKey
+        self, find: Callable[[bytes], RoundSession | None], store: Store, key: Ed25519PrivateKey
     ) -> None:
         """`find` returns a round that is open or has just ended."""
         self._find = find

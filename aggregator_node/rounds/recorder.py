@@ -13,16 +13,16 @@ import structlog
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator_node.rounds.disclosure import Averages
-from aggregator_node.rounds.results import Closing
-from aggregator_node.rounds.upload import Terms
+from aggregator_node.rounds.disclosure import ReleaseOverlap
+from aggregator_node.rounds.results import SealedRound
+from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import JobRow, RoundRow
 from aggregator_node.storage.specs import spec_of
 from aggregator_node.storage.store import Store
 from cairn import __version__
 from cairn.errors import InvalidMessage, UsageError, WrongState
 from cairn.model.safetensors_reader import map_values
-from cairn.model.safetensors_writer import NewModel
+from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import MIN_COHORT
 from cairn.protocol.messages import (
@@ -41,11 +41,11 @@ from cairn.v1 import round_pb2 as pb
 log = structlog.get_logger()
 
 
-class Recorder:
+class RoundRecorder:
     """Writes the beginnings and ends of rounds to the store."""
 
     def __init__(
-        self, store: Store, signing_key: Ed25519PrivateKey, clock: Clock, averages: Averages
+        self, store: Store, signing_key: Ed25519PrivateKey, clock: Clock, averages: ReleaseOverlap
     ) -> None:
         """Take up what was released before; rounds that were open when the last process ended are aborted."""
         self._store = store
@@ -65,7 +65,7 @@ class Recorder:
             failpoint("aggregator.open.before_commit")
         log.info("round opened", job=row.job, round=row.number, cohort=len(cohort))
 
-    def release(self, row: RoundRow, terms: Terms, closing: Closing) -> None:
+    def release(self, row: RoundRow, terms: RoundContext, closing: SealedRound) -> None:
         """Keep the average, and sign and record its statement.
 
         Raises WrongState, and keeps nothing, where it may not be released beside an earlier release. Where only
@@ -97,13 +97,13 @@ class Recorder:
                 self._store.release_path(replaced.manifest_digest).unlink()
         log.info("released", job=row.job, round=row.number, contributors=len(closing.contributors))
 
-    def _release(self, row: RoundRow, terms: Terms, closing: Closing) -> None:
+    def _release(self, row: RoundRow, terms: RoundContext, closing: SealedRound) -> None:
         manifest = terms.manifest
         release_digest = manifest.base_digest
         if manifest.trains:
             path = self._store.release_path(row.manifest_digest)
             base = self._base_of(terms) if terms.layout.encoding != pb.ENCODING_WHOLE else None
-            with NewModel(path, terms.job.schema) as new:
+            with ModelWriter(path, terms.job.schema) as new:
                 _write_beside(new, closing.rule.result_blocks(base))
                 new.keep()
                 release_digest = new.digest()
@@ -153,7 +153,7 @@ class Recorder:
         if self._store.round(row.manifest_digest).state != aggregator_pb2.ROUND_STATE_OPEN:
             raise WrongState("the round's end is recorded already", pb.REASON_ROUND_ENDED)
 
-    def _base_of(self, terms: Terms) -> memoryview:
+    def _base_of(self, terms: RoundContext) -> memoryview:
         """What the updates are deltas from: the job's last release, from this aggregator's own disk."""
         last = self._store.last_release(terms.manifest.job)
         if last is None or last.release_digest != terms.manifest.base_digest:
@@ -181,7 +181,7 @@ class Recorder:
                 row.manifest_digest, terms, owners, has_metrics=bool(stated.metrics)
             )
 
-    def _terms_of(self, row: RoundRow, job: JobRow) -> Terms:
+    def _terms_of(self, row: RoundRow, job: JobRow) -> RoundContext:
         """Of a round that was released before this process began.
 
         Raises UsageError where another version of Cairn did: what this one cannot read it could not keep apart
@@ -189,7 +189,7 @@ class Recorder:
         """
         try:
             manifest = manifest_from_bytes(parse(pb.Signed, row.manifest).body)
-            return Terms(manifest, spec_of(job.spec), Bounds())
+            return RoundContext(manifest, spec_of(job.spec), Bounds())
         except InvalidMessage:
             raise UsageError(
                 f"the state in {self._store.path} has releases of another version of Cairn, such as round"
@@ -198,7 +198,7 @@ class Recorder:
             ) from None
 
     def _state(
-        self, row: RoundRow, manifest: Manifest, closing: Closing, release_digest: bytes
+        self, row: RoundRow, manifest: Manifest, closing: SealedRound, release_digest: bytes
     ) -> pb.Signed:
         number, head = self._store.ledger_head()
         statement = pb.ReleaseStatement(
@@ -225,7 +225,7 @@ class Recorder:
         return sign(self._key, STATEMENT, statement.SerializeToString(deterministic=True))
 
 
-def _write_beside(new: NewModel, pieces: Iterable[memoryview]) -> None:
+def _write_beside(new: ModelWriter, pieces: Iterable[memoryview]) -> None:
     """Hash and write each piece while the next is made."""
     with ThreadPoolExecutor(1, thread_name_prefix="release") as beside:
         written = None

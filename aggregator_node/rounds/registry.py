@@ -10,43 +10,47 @@ from functools import partial
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.admission import MAX_EXHAUSTED_ROUNDS
-from aggregator_node.aggregation.workspace import Memory, Workspace
+from aggregator_node.aggregation.workspace import MemoryBudget, Workspace
 from aggregator_node.rounds.ending import see_to_end
 from aggregator_node.rounds.receipts import signed_receipt
-from aggregator_node.rounds.recorder import Recorder
-from aggregator_node.rounds.session import ENDED, LiveRound
-from aggregator_node.rounds.upload import Terms
+from aggregator_node.rounds.recorder import RoundRecorder
+from aggregator_node.rounds.session import ENDED, RoundSession
+from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import RoundRow
 from cairn.errors import WrongState
 from cairn.protocol.messages import digest_of, manifest_to_bytes
 from cairn.protocol.statements import MANIFEST, sign
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
-from cairn.runtime.timeouts import PARTING_SECONDS
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 from cairn.v1 import round_pb2 as pb
 
 _KEPT_ROUNDS = 64  # ended rounds whose receipts can still be asked for
 
 
-class LiveRounds:
+class RoundRegistry:
     """Every public method may be called from any thread."""
 
     def __init__(
-        self, recorder: Recorder, memory: Memory, signing_key: Ed25519PrivateKey, clock: Clock
+        self,
+        recorder: RoundRecorder,
+        memory: MemoryBudget,
+        signing_key: Ed25519PrivateKey,
+        clock: Clock,
     ) -> None:
         self._recorder = recorder
         self._memory = memory
         self._key = signing_key
         self._clock = clock
         self._lock = threading.Lock()
-        self._live: dict[bytes, LiveRound] = {}
+        self._live: dict[bytes, RoundSession] = {}
         self._coordinators: dict[bytes, str] = {}  # whose round it is, for those in `_live`
         self._ended: deque[bytes] = deque()
         self._exhausted: Counter[str] = (
             Counter()
         )  # coordinator → its rounds that ended for want of memory
 
-    def start(self, coordinator: str, terms: Terms) -> pb.Signed:
+    def start(self, coordinator: str, terms: RoundContext) -> pb.Signed:
         """Sign the manifest, record it and open the round.
 
         Raises TooMuch for a round that the memory can never hold, Unavailable while others hold it, and
@@ -67,7 +71,7 @@ class LiveRounds:
             undo.callback(self._recorder.abort, row, pb.REASON_STORAGE_FAILED, ())
             failpoint("aggregator.open.after_commit")
             sign_receipt = partial(signed_receipt, self._key, digest)
-            live = LiveRound(digest, terms, workspace, self._clock, sign_receipt)
+            live = RoundSession(digest, terms, workspace, self._clock, sign_receipt)
             workspace.end = partial(_give_up_memory, live)
             with self._lock:
                 self._live[digest] = live
@@ -81,12 +85,12 @@ class LiveRounds:
             undo.pop_all()
         return signed
 
-    def find(self, manifest_digest: bytes) -> LiveRound | None:
+    def find(self, manifest_digest: bytes) -> RoundSession | None:
         """A round that is open or has just ended."""
         with self._lock:
             return self._live.get(manifest_digest)
 
-    def under_way(self, coordinator: str | None = None) -> list[LiveRound]:
+    def under_way(self, coordinator: str | None = None) -> list[RoundSession]:
         """The rounds whose end is not recorded yet: of this coordinator, or all.
 
         A sealed round is one of them: its release, which the next base must be, is yet to come.
@@ -117,10 +121,10 @@ class LiveRounds:
             with suppress(WrongState):  # sealed meanwhile: then it is released
                 live.abort(pb.REASON_AGGREGATOR_RESTARTED)
         for live in under_way:
-            live.wait_for_end(PARTING_SECONDS)
+            live.wait_for_end(SHUTDOWN_SECONDS)
 
     def _see_to_end(
-        self, live: LiveRound, row: RoundRow, terms: Terms, workspace: Workspace
+        self, live: RoundSession, row: RoundRow, terms: RoundContext, workspace: Workspace
     ) -> None:
         reason = see_to_end(live, row, terms, self._recorder)
         try:
@@ -156,7 +160,7 @@ class LiveRounds:
             self._coordinators.pop(digest, None)
 
 
-def _give_up_memory(live: LiveRound) -> None:
+def _give_up_memory(live: RoundSession) -> None:
     """Another round is given the memory that the sums have borrowed. A sealed round has it for a moment more."""
     with suppress(WrongState):
         live.abort(pb.REASON_TOO_MUCH)

@@ -27,7 +27,7 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Closing:
+class SealedRound:
     """What a sealed round hands to its release. Of an evaluation nothing was added to the rule."""
 
     rule: Rule

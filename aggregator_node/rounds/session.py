@@ -13,11 +13,11 @@ import structlog
 
 from aggregator_node.aggregation.mean import average_metrics
 from aggregator_node.aggregation.workspace import Workspace
-from aggregator_node.rounds.results import Accepted, Closing, Joined
-from aggregator_node.rounds.state import Ending, Round, Seat
+from aggregator_node.rounds.results import Accepted, Joined, SealedRound
+from aggregator_node.rounds.state import Ending, OwnerState, Round
 from aggregator_node.rounds.summing import Summing
-from aggregator_node.rounds.upload import Call, Push, Terms, check_header
-from aggregator_node.rounds.uploads import Pushes
+from aggregator_node.rounds.upload import Call, RoundContext, Upload, check_header
+from aggregator_node.rounds.uploads import Uploads
 from cairn.errors import Conflict, NotFound, TooMuch, UpdateRefused, WrongState
 from cairn.protocol.messages import reason_word
 from cairn.protocol.statements import commitment_of
@@ -31,13 +31,13 @@ T = TypeVar("T")
 ENDED = frozenset({aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED})
 
 
-class LiveRound:
+class RoundSession:
     """One open round. Every public method may be called from any thread."""
 
     def __init__(
         self,
         digest: bytes,
-        terms: Terms,
+        terms: RoundContext,
         workspace: Workspace,
         clock: Clock,
         sign_receipt: Callable[[str, bytes, aggregator_pb2.UpdateHeader], pb.Signed],
@@ -59,7 +59,7 @@ class LiveRound:
         self._workspace: Workspace | None = workspace
         self._sums = Summing(terms)
         self._summing = threading.Lock()
-        self._pushes = Pushes()
+        self._pushes = Uploads()
         self.has_broken_pushes = False  # whose last bytes wait for Python's collector
         self._accepted: dict[str, Accepted] = {}
         self._reports: dict[str, dict[str, float]] = {}  # the metrics of each accepted owner
@@ -79,7 +79,7 @@ class LiveRound:
     def decline(self, owner: str, reason: "pb.Reason") -> None:
         """The owner does not take part."""
         with self._while_open():
-            is_repeated = self._round.seat(owner) is Seat.DECLINED
+            is_repeated = self._round.seat(owner) is OwnerState.DECLINED
             self._round.decline(owner, reason)
         if not is_repeated:  # an owner may say so as often as it likes
             log.info("declined", **self._ids, owner=owner, reason=reason_word(reason))
@@ -93,12 +93,12 @@ class LiveRound:
             return self._accepted[owner].receipt
 
     @contextmanager
-    def push(self, owner: str, header: aggregator_pb2.UpdateHeader, call: Call) -> Iterator[Push]:
+    def push(self, owner: str, header: aggregator_pb2.UpdateHeader, call: Call) -> Iterator[Upload]:
         """Let the owner push inside, as soon as there is memory for it; one push of an owner at a time."""
         with self._changed:
             self._check_may_push(owner)
         self._refusing(owner, lambda: check_header(header, self._terms))
-        push = Push(header, self._terms, call)
+        push = Upload(header, self._terms, call)
         with self._changed:
             self._check_may_push(owner)
             self._pushes.begin(owner, push, self._clock.monotonic())
@@ -113,7 +113,7 @@ class LiveRound:
             with self._changed:
                 self._pushes.end(owner, push)
 
-    def heard(self, owner: str, push: Push) -> None:
+    def heard(self, owner: str, push: Upload) -> None:
         """A chunk arrived, which renews the owner's lease.
 
         Raises TooMuch where the owner has had its turn, and others wait in line: else a few owners who send
@@ -130,7 +130,7 @@ class LiveRound:
                 "this push took longer than its share of the round, and others wait in line"
             )
 
-    def commit(self, owner: str, push: Push, commit: aggregator_pb2.UpdateCommit) -> pb.Signed:
+    def commit(self, owner: str, push: Upload, commit: aggregator_pb2.UpdateCommit) -> pb.Signed:
         """Accept the pushed update and return its receipt; the same update again, the same receipt.
 
         Raises UpdateRefused for a bad update, Conflict where another was accepted, WrongState where
@@ -168,7 +168,7 @@ class LiveRound:
             self._abort_reason = reason
             self._changed.notify_all()
 
-    def await_seal(self) -> Closing | None:
+    def await_seal(self) -> SealedRound | None:
         """Wait until the round ends; returns what is to be released, or None for an aborted round."""
         with self._changed:
             while (ending := self._ending()) is None:
@@ -225,11 +225,11 @@ class LiveRound:
     def _ids(self) -> dict[str, object]:
         return {"job": self.manifest.job, "round": self.manifest.round}
 
-    def _close(self) -> Closing:
+    def _close(self) -> SealedRound:
         with self._summing:
             counts = self._sums.finish(self._lent())
         owners = tuple(sorted(counts))
-        return Closing(
+        return SealedRound(
             rule=self._lent().rule,
             contributors=owners,
             commitments=tuple(sorted(commitment_of(self._accepted[o].receipt) for o in owners)),
@@ -243,7 +243,7 @@ class LiveRound:
         return self._round.settle(self._clock.monotonic())
 
     @contextmanager
-    def _buffer_for(self, owner: str, push: Push) -> Iterator[None]:
+    def _buffer_for(self, owner: str, push: Upload) -> Iterator[None]:
         buffers, call = self._lent().buffers, push.call
         call.add_callback(buffers.wake)  # when the call ends, in whatever way
         with buffers.one(owner, lambda: not (self.is_open and call.is_active())) as buffer:
@@ -257,7 +257,7 @@ class LiveRound:
             raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
         return self._workspace
 
-    def _refusing(self, owner: str, check: Callable[[], T], push: Push | None = None) -> T:
+    def _refusing(self, owner: str, check: Callable[[], T], push: Upload | None = None) -> T:
         """Run a check of an update; where no retry can mend it, the owner is out of the round."""
         try:
             return check()
@@ -267,7 +267,10 @@ class LiveRound:
                     if push is not None:  # the end of the round must not take its answer away
                         self._pushes.end(owner, push)
                     # An owner whose update was accepted before stays in: its share is in the sum.
-                    out = self.is_open and self._round.seat(owner) in {Seat.JOINED, Seat.LOST}
+                    out = self.is_open and self._round.seat(owner) in {
+                        OwnerState.JOINED,
+                        OwnerState.LOST,
+                    }
                     if out:
                         self._round.refuse(owner, error.reason)
                         self._changed.notify_all()
@@ -285,7 +288,7 @@ class LiveRound:
         self._pushes.check_free(owner, self._clock.monotonic())
         if owner not in self._accepted:
             self._check_in_time()
-            if seat is not Seat.JOINED:
+            if seat is not OwnerState.JOINED:
                 raise WrongState(f"{owner} is {seat} in this round; join it before you push")
 
     def _check_in_time(self) -> None:

@@ -13,7 +13,7 @@ from cairn.protocol.reasons import told_to_others
 from cairn.v1 import round_pb2 as pb
 
 
-class Seat(StrEnum):
+class OwnerState(StrEnum):
     """Where one owner of the cohort stands."""
 
     INVITED = "invited"
@@ -37,23 +37,26 @@ class Ending(StrEnum):
     ABORT = "abort"
 
 
-_SEAT: dict[tuple[Seat, Event], Seat] = {
-    (Seat.INVITED, Event.JOIN): Seat.JOINED,
-    (Seat.INVITED, Event.DECLINE): Seat.DECLINED,
-    (Seat.INVITED, Event.EXPIRE): Seat.LOST,
-    (Seat.JOINED, Event.JOIN): Seat.JOINED,
-    (Seat.JOINED, Event.DECLINE): Seat.DECLINED,
-    (Seat.JOINED, Event.ACCEPT): Seat.ACCEPTED,
-    (Seat.JOINED, Event.REFUSE): Seat.REFUSED,
-    (Seat.JOINED, Event.EXPIRE): Seat.LOST,
-    (Seat.LOST, Event.JOIN): Seat.JOINED,
-    (Seat.LOST, Event.DECLINE): Seat.DECLINED,
-    (Seat.LOST, Event.ACCEPT): Seat.ACCEPTED,  # the lease lapsed while its last bytes were checked
-    (Seat.LOST, Event.REFUSE): Seat.REFUSED,
-    (Seat.ACCEPTED, Event.JOIN): Seat.ACCEPTED,
-    (Seat.DECLINED, Event.DECLINE): Seat.DECLINED,
+_SEAT: dict[tuple[OwnerState, Event], OwnerState] = {
+    (OwnerState.INVITED, Event.JOIN): OwnerState.JOINED,
+    (OwnerState.INVITED, Event.DECLINE): OwnerState.DECLINED,
+    (OwnerState.INVITED, Event.EXPIRE): OwnerState.LOST,
+    (OwnerState.JOINED, Event.JOIN): OwnerState.JOINED,
+    (OwnerState.JOINED, Event.DECLINE): OwnerState.DECLINED,
+    (OwnerState.JOINED, Event.ACCEPT): OwnerState.ACCEPTED,
+    (OwnerState.JOINED, Event.REFUSE): OwnerState.REFUSED,
+    (OwnerState.JOINED, Event.EXPIRE): OwnerState.LOST,
+    (OwnerState.LOST, Event.JOIN): OwnerState.JOINED,
+    (OwnerState.LOST, Event.DECLINE): OwnerState.DECLINED,
+    (
+        OwnerState.LOST,
+        Event.ACCEPT,
+    ): OwnerState.ACCEPTED,  # the lease lapsed while its last bytes were checked
+    (OwnerState.LOST, Event.REFUSE): OwnerState.REFUSED,
+    (OwnerState.ACCEPTED, Event.JOIN): OwnerState.ACCEPTED,
+    (OwnerState.DECLINED, Event.DECLINE): OwnerState.DECLINED,
 }
-_AWAITED = (Seat.INVITED, Seat.JOINED)
+_AWAITED = (OwnerState.INVITED, OwnerState.JOINED)
 
 
 def not_of_the_cohort(owner: str) -> CallerNotAllowed:
@@ -64,7 +67,7 @@ def not_of_the_cohort(owner: str) -> CallerNotAllowed:
 @dataclass
 class _Owner:
     lease_until: float
-    seat: Seat = Seat.INVITED
+    seat: OwnerState = OwnerState.INVITED
     reason: "pb.Reason" = pb.REASON_UNSPECIFIED
 
 
@@ -85,7 +88,7 @@ class Round:
         owners = {owner: _Owner(now + lease_seconds) for owner in cohort}
         return cls(floor, lease_seconds, deadline, owners)
 
-    def seat(self, owner: str) -> Seat:
+    def seat(self, owner: str) -> OwnerState:
         """Where the owner stands. Raises CallerNotAllowed outside the cohort."""
         return self._of(owner).seat
 
@@ -108,7 +111,9 @@ class Round:
 
     @property
     def accepted(self) -> list[str]:
-        return sorted(name for name, owner in self._owners.items() if owner.seat is Seat.ACCEPTED)
+        return sorted(
+            name for name, owner in self._owners.items() if owner.seat is OwnerState.ACCEPTED
+        )
 
     @property
     def awaited(self) -> int:
@@ -150,14 +155,14 @@ class Round:
         return [
             (name, told_to_others(owner.reason or pb.REASON_DEADLINE))
             for name, owner in sorted(self._owners.items())
-            if owner.seat is not Seat.ACCEPTED
+            if owner.seat is not OwnerState.ACCEPTED
             and (owner.seat not in _AWAITED or now >= self.deadline)
         ]
 
     def check_not_refused(self, owner: str) -> None:
         """Raise WrongState with the reason where this owner's update was refused: its answer may be lost."""
         seated = self._of(owner)
-        if seated.seat is Seat.REFUSED:
+        if seated.seat is OwnerState.REFUSED:
             raise WrongState(f"the update of {owner} was refused in this round", seated.reason)
 
     def _of(self, owner: str) -> _Owner:

@@ -10,7 +10,7 @@ import structlog
 
 from aggregator_node.aggregation.rule import ReadBlock, Rule
 from aggregator_node.aggregation.workspace import Workspace
-from aggregator_node.rounds.upload import Push, Terms
+from aggregator_node.rounds.upload import RoundContext, Upload
 from cairn.errors import Unavailable
 from cairn.v1 import round_pb2 as pb
 
@@ -26,7 +26,7 @@ class _Held:
 class Summing:
     """The updates of one round. The round holds a lock around every call."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: RoundContext) -> None:
         self._terms = terms
         self._trains = terms.manifest.trains
         self._may_hold = terms.most_held > 0
@@ -36,7 +36,7 @@ class Summing:
         # Not the error itself: its traceback would keep what it was about to add.
         self._failure: tuple[str, pb.Reason] | None = None
 
-    def take(self, owner: str, push: Push, workspace: Workspace) -> "pb.Reason":
+    def take(self, owner: str, push: Upload, workspace: Workspace) -> "pb.Reason":
         """Count the owner's update, and add what is decided by now.
 
         Returns why the round cannot go on, where there is no memory for sums of such values.
@@ -71,7 +71,7 @@ class Summing:
         """The round is over: let go of what is held back."""
         self._held.clear()
 
-    def _take(self, owner: str, push: Push, workspace: Workspace) -> None:
+    def _take(self, owner: str, push: Upload, workspace: Workspace) -> None:
         if push.payload is None:
             raise AssertionError("an update that is not kept cannot be added")
         undecided = self._terms.share.undecided(self._weights) if self._may_hold else []

@@ -14,11 +14,11 @@ from aggregator_node.aggregation.rule import ReadBlock
 from aggregator_node.aggregation.shares import LargestShare
 from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
 from cairn.model.schema import CHUNK_BYTES
-from cairn.model.update_encoding import Layout, check_wire_values, decoded
+from cairn.model.update_encoding import UpdateLayout, check_update, decoded
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.protocol.messages import JobSpec, Manifest, check_digest, digest_of
-from cairn.transport.receiver import Incoming
+from cairn.transport.receiver import PayloadReceiver
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
@@ -26,7 +26,7 @@ MIN_CHUNK_BYTES = 64 << 10  # of all but the last: a stream of single bytes woul
 
 
 @dataclass(frozen=True)
-class Terms:
+class RoundContext:
     """What an update must keep to."""
 
     manifest: Manifest
@@ -34,9 +34,9 @@ class Terms:
     bounds: Bounds
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> UpdateLayout:
         """How an update lies on the wire."""
-        return Layout(self.job.schema, self.manifest.encoding)
+        return UpdateLayout(self.job.schema, self.manifest.encoding)
 
     @property
     def total_bytes(self) -> int:
@@ -68,7 +68,7 @@ class Terms:
         return min(max(examples, self.job.min_examples), self.job.max_examples)
 
 
-def check_header(header: aggregator_pb2.UpdateHeader, terms: Terms) -> None:
+def check_header(header: aggregator_pb2.UpdateHeader, terms: RoundContext) -> None:
     """Raise InvalidMessage or UpdateRefused for an update that cannot belong to the round."""
     if header.base_digest != terms.manifest.base_digest:
         raise UpdateRefused(
@@ -103,13 +103,13 @@ class Call(Protocol):
     def add_callback(self, callback: Callable[[], None]) -> bool: ...
 
 
-class Push:
+class Upload:
     """The stream of one update: counted, hashed, and kept in a buffer that is lent to it."""
 
     def __init__(
         self,
         header: aggregator_pb2.UpdateHeader,
-        terms: Terms,
+        terms: RoundContext,
         call: Call,
     ) -> None:
         """Prepare for the bytes that `header` declares and `check_header` has checked."""
@@ -160,7 +160,7 @@ class Push:
                 "the bytes that arrived do not have the committed digest", pb.REASON_CORRUPT_UPDATE
             )
         if self.payload is not None:
-            check_wire_values(self._terms.layout, self.payload, self._terms.bounds)
+            check_update(self._terms.layout, self.payload, self._terms.bounds)
         return commit.payload_digest
 
     def header_digest(self) -> bytes:
@@ -182,5 +182,5 @@ class Push:
 
         return read
 
-    def _expected(self, buffer: memoryview | None) -> Incoming:
-        return Incoming(self.header.total_bytes, self._terms.layout.hasher(), buffer)
+    def _expected(self, buffer: memoryview | None) -> PayloadReceiver:
+        return PayloadReceiver(self.header.total_bytes, self._terms.layout.hasher(), buffer)

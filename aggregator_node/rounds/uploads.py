@@ -5,18 +5,18 @@ The round that it belongs to holds its lock around every call. Times are seconds
 
 from dataclasses import dataclass
 
-from aggregator_node.rounds.upload import Push
+from aggregator_node.rounds.upload import Upload
 from cairn.errors import TooMuch
-from cairn.runtime.timeouts import MOMENT_SECONDS
+from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 
 
 @dataclass
 class _UnderWay:
-    push: Push
+    push: Upload
     heard_at: float
 
 
-class Pushes:
+class Uploads:
     """The pushes under way in one round, by owner."""
 
     def __init__(self) -> None:
@@ -31,20 +31,20 @@ class Pushes:
         before = self._of.get(owner)
         if before is None:
             return
-        if now - before.heard_at >= MOMENT_SECONDS:
+        if now - before.heard_at >= SHORT_WAIT_SECONDS:
             before.push.call.cancel()
         raise TooMuch("another push of this owner is under way")
 
-    def begin(self, owner: str, push: Push, now: float) -> None:
+    def begin(self, owner: str, push: Upload, now: float) -> None:
         self.check_free(owner, now)
         self._of[owner] = _UnderWay(push, now)
 
-    def heard(self, owner: str, push: Push, now: float) -> None:
+    def heard(self, owner: str, push: Upload, now: float) -> None:
         """The push has brought something."""
         if self._is_of(owner, push):
             self._of[owner].heard_at = now
 
-    def end(self, owner: str, push: Push) -> None:
+    def end(self, owner: str, push: Upload) -> None:
         """The push is over, or complete; may be said twice."""
         if self._is_of(owner, push):
             del self._of[owner]
@@ -53,5 +53,5 @@ class Pushes:
         for under_way in self._of.values():
             under_way.push.call.cancel()
 
-    def _is_of(self, owner: str, push: Push) -> bool:
+    def _is_of(self, owner: str, push: Upload) -> bool:
         return owner in self._of and self._of[owner].push is push

@@ -25,7 +25,7 @@ ENTRIES_OF_CALLER = 60
 ENTRIES = 300
 
 
-class Audit:
+class RefusalLog:
     """Every method may be called from any thread."""
 
     def __init__(self, store: Store, clock: Clock) -> None:

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 EVIDENCE = "rolled-back.json"
 
 
-class Witness:
+class RollbackDetector:
     """Every public method may be called from any thread."""
 
     def __init__(

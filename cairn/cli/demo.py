@@ -20,7 +20,7 @@ from cairn.errors import UsageError
 from cairn.provisioning.create import write_federation
 from cairn.provisioning.plan import FederationPlan
 from cairn.runtime.quoting import quoted
-from cairn.runtime.timeouts import PARTING_SECONDS
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 
 _COLOURS = ("cyan", "magenta", "yellow", "blue", "green")
 
@@ -173,7 +173,7 @@ def _end(processes: Sequence["subprocess.Popen[str]"]) -> None:
         process.terminate()
     for process in processes:
         try:
-            process.wait(3 * PARTING_SECONDS)  # a node may have several peers to part from
+            process.wait(3 * SHUTDOWN_SECONDS)  # a node may have several peers to part from
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

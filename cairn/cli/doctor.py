@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from cairn import __version__
-from cairn.runtime.timeouts import MOMENT_SECONDS
+from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 
 if TYPE_CHECKING:
     from cairn.diagnostics.findings import Finding
-    from cairn.diagnostics.preflight import Node
+    from cairn.diagnostics.preflight import NodeChecks
 
 # Who knows what to check of each kind of file.
 _EXAMINERS = {
@@ -31,7 +31,7 @@ _EXAMINERS = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 @click.option(
     "--timeout",
-    default=MOMENT_SECONDS,
+    default=SHORT_WAIT_SECONDS,
     show_default=True,
     type=click.FloatRange(min=0, max=600, min_open=True),
     help="Seconds that each step towards a peer may take.",
@@ -81,7 +81,7 @@ def _examined(file: Path, seconds: float) -> list["Finding"]:
     return [ok("file", f"{file} is the file of {node.name}"), *examine(node, seconds)]
 
 
-def _node_of(file: Path) -> "Node":
+def _node_of(file: Path) -> "NodeChecks":
     from cairn.config import kind_of, read_toml
     from cairn.errors import UsageError
 
@@ -92,7 +92,7 @@ def _node_of(file: Path) -> "Node":
             " key listen and an owner's the key coordinator; give the file that the node starts with"
         )
     # A role's module, which this package does not import: see the table.
-    found: Node = importlib.import_module(f"{examiner}.diagnostics").node_of_file(file)
+    found: NodeChecks = importlib.import_module(f"{examiner}.diagnostics").node_of_file(file)
     return found
 
 

@@ -7,7 +7,7 @@ import click
 from cairn.cli.errors import mistakes_explained
 from cairn.cli.health_check import check_health
 from cairn.runtime.quoting import say
-from cairn.runtime.timeouts import MOMENT_SECONDS
+from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 
 
 @click.command("health")
@@ -20,7 +20,7 @@ from cairn.runtime.timeouts import MOMENT_SECONDS
 )
 @click.option(
     "--timeout",
-    default=MOMENT_SECONDS,
+    default=SHORT_WAIT_SECONDS,
     show_default=True,
     help="Seconds to wait for an answer.",
 )

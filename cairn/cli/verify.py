@@ -68,11 +68,11 @@ def verify(
     """
     from cairn.cli.verify_key import pinned_key
     from cairn.verify.ledger import failed
-    from cairn.verify.verify import Against
+    from cairn.verify.verify import Evidence
     from cairn.verify.verify import verify as check
 
     with _ending_in_order():
-        against = Against(pinned_key(key, config), ledger, statements)
+        against = Evidence(pinned_key(key, config), ledger, statements)
         try:
             findings = check(path, against)
         except MemoryError:

@@ -12,12 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from cairn.diagnostics.findings import Finding, fault, ok, warning
-from cairn.storage.directory import Place
+from cairn.storage.directory import WritableDirectory
 
 _NAMED = 3  # accounts in one sentence
 
 
-def place_access_findings(place: Place) -> list[Finding]:
+def place_access_findings(place: WritableDirectory) -> list[Finding]:
     """Whether others may write where the node does; nothing where the directory is not there yet."""
     found = _look(place.path)
     who = _others_who_may_write(found) if found is not None else ""

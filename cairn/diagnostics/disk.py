@@ -8,12 +8,12 @@ from cairn.diagnostics.findings import Finding, fault, note, ok, warning
 from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.database import last_entry
 from cairn.storage.database import is_in_use
-from cairn.storage.directory import Place
+from cairn.storage.directory import WritableDirectory
 
 CLOCK_SKEW_SECONDS = 60  # by so much two clocks that are set may differ
 
 
-def place_findings(place: Place) -> list[Finding]:
+def place_findings(place: WritableDirectory) -> list[Finding]:
     """Whether it is itself in its place and can be written to, and how much room it has."""
     try:
         place.check_links()
@@ -28,7 +28,7 @@ def place_findings(place: Place) -> list[Finding]:
     return [ok("disk", f"{place.name} {place.path} {state}, {free >> 30} GiB free")]
 
 
-def use_findings(place: Place) -> list[Finding]:
+def use_findings(place: WritableDirectory) -> list[Finding]:
     """Whether the node runs now."""
     try:
         if is_in_use(place.path):
@@ -38,7 +38,7 @@ def use_findings(place: Place) -> list[Finding]:
     return []
 
 
-def clock_findings(place: Place, database: str, now: datetime) -> list[Finding]:
+def clock_findings(place: WritableDirectory, database: str, now: datetime) -> list[Finding]:
     """Whether the clock has reached the time of the last entry of the node's own ledger."""
     try:
         entry = last_entry(place.path / database)

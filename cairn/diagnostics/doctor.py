@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from cairn.diagnostics.disk import use_findings
 from cairn.diagnostics.findings import Finding, note
 from cairn.diagnostics.peers import listening_findings, peer_findings
-from cairn.diagnostics.preflight import Node, on_this_machine
+from cairn.diagnostics.preflight import NodeChecks, on_this_machine
 from cairn.errors import UsageError
 from cairn.identity.credentials import load_identity, load_pinned_aggregator
 
 
-def examine(node: Node, seconds: float) -> list[Finding]:
+def examine(node: NodeChecks, seconds: float) -> list[Finding]:
     """Check everything; each step towards a peer may take so many seconds."""
     findings = on_this_machine(node)
     if node.place is not None:

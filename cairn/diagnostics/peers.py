@@ -18,7 +18,7 @@ from cairn.transport.distrust import Trust
 from cairn.transport.health_client import Health, ask_health
 from cairn.transport.pinning import PinnedCoordinator
 from cairn.transport.ports import tried
-from cairn.transport.probe import NothingListens, Unreachable, Way, reach
+from cairn.transport.probe import NothingListens, ProbeTarget, Unreachable, probe
 
 
 def listening_findings(
@@ -41,7 +41,7 @@ def _answers_itself(address: str, identity: Identity, seconds: float) -> bool:
     dialled = "localhost" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - we dial it
     at = address.replace(host, dialled) if ":" not in host else address.replace("[::]", dialled)
     try:
-        return reach(Way(at, identity, _issued(identity), seconds)) == identity.node
+        return probe(ProbeTarget(at, identity, _issued(identity), seconds)) == identity.node
     except Unreachable:
         return False
 
@@ -54,7 +54,7 @@ def peer_findings(
     def ask(peer: Peer) -> list[Finding]:
         pin = pinned if peer.role is Role.AGGREGATOR else peer.pinned
         trust = _issued(identity) if pin is None else Trust(pin.certificates, pin.file, pinned=True)
-        return _found_at(peer, Way(peer.address, identity, trust, seconds), pin)
+        return _found_at(peer, ProbeTarget(peer.address, identity, trust, seconds), pin)
 
     with ThreadPoolExecutor(max(1, len(peers))) as threads:
         return [finding for found in threads.map(ask, peers) for finding in found]
@@ -65,11 +65,11 @@ def _issued(identity: Identity) -> Trust:
 
 
 def _found_at(
-    peer: Peer, way: Way, pin: PinnedAggregator | PinnedCoordinator | None
+    peer: Peer, way: ProbeTarget, pin: PinnedAggregator | PinnedCoordinator | None
 ) -> list[Finding]:
     trusted = None if pin is None else lambda: pin.certificates
     try:
-        name = reach(way)
+        name = probe(way)
         if name.role is not peer.role or name.federation != way.identity.node.federation:
             return [fault(peer.role, _another(peer, name))]
         with dial(peer.address, way.identity, trusted=trusted) as channel:

@@ -15,7 +15,7 @@ from cairn.errors import UsageError
 from cairn.identity.credentials import IdentityFiles
 from cairn.identity.names import NodeName, Role
 from cairn.runtime.quoting import quoted
-from cairn.storage.directory import Place
+from cairn.storage.directory import WritableDirectory
 from cairn.transport.pinning import PinnedCoordinator
 
 log = structlog.get_logger()
@@ -41,7 +41,7 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeChecks:
     """What there is to check of a node, as its role reads it from its file.
 
     `config` is that file, where there is one. `database` is the name of its ledger's in `place`, where it has one. `listens` and `peers` are by the
@@ -53,14 +53,14 @@ class Node:
     config: Path | None = None
     pin: Path | None = None
     signing_key: Path | None = None
-    place: Place | None = None
+    place: WritableDirectory | None = None
     database: str = ""
     listens: Mapping[str, str] = field(default_factory=dict)
     peers: Sequence[Peer] = ()
     further: Sequence[Finding] = ()
 
 
-def preflight(node: Node) -> None:
+def preflight(node: NodeChecks) -> None:
     """Check at a node's start what lies on its own machine. Warnings are logged.
 
     Raises UsageError with a line for each fault. Peers are not asked: a node waits for them.
@@ -73,7 +73,7 @@ def preflight(node: Node) -> None:
         raise UsageError("\n".join(quoted(finding.sentence) for finding in faults))
 
 
-def on_this_machine(node: Node) -> list[Finding]:
+def on_this_machine(node: NodeChecks) -> list[Finding]:
     """The checks that ask nobody."""
     now = datetime.now(UTC)
     findings = identity_findings(node.identity, node.name, now)

@@ -20,7 +20,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class Renewal(Generic[T]):
+class Reloading(Generic[T]):
     """A value that is what its files say. Every method may be called from any thread.
 
     Files that cannot be used, such as a certificate whose key has not been written yet, leave the value
@@ -61,19 +61,19 @@ class Renewal(Generic[T]):
             self._value = value
 
 
-def renewal_of(identity: Identity) -> Renewal[Identity]:
+def renewal_of(identity: Identity) -> Reloading[Identity]:
     """The identity as its files have it; they must go on naming the same node."""
     files = identity.files
-    return Renewal(
+    return Reloading(
         identity,
         (files.certificate, files.key, files.authority),
         lambda: load_identity(files, identity.node, datetime.now(UTC)),
     )
 
 
-def renewal_of_pin(pinned: PinnedAggregator) -> Renewal[PinnedAggregator]:
+def renewal_of_pin(pinned: PinnedAggregator) -> Reloading[PinnedAggregator]:
     """The pinned certificates as their file has them."""
-    return Renewal(
+    return Reloading(
         pinned,
         (pinned.file,),
         lambda: load_pinned_aggregator(pinned.file, pinned.federation, datetime.now(UTC)),

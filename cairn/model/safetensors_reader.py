@@ -53,7 +53,7 @@ def map_values(path: Path, schema: Schema) -> memoryview:
     return _map(path)[len(schema.header()) :]
 
 
-class StoredValues:
+class ModelReader:
     """The values of a canonical file, read piece by piece: the file never counts as this process's memory."""
 
     def __init__(self, path: Path) -> None:

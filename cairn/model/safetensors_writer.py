@@ -28,14 +28,14 @@ def write_model(path: Path, schema: Schema, payload: Buffer) -> bytes:
     values = memoryview(payload).cast("B")
     if len(values) != schema.total_bytes:
         raise InvalidMessage(f"the values have {len(values)} bytes, not {schema.total_bytes}")
-    with NewModel(path, schema) as new:
+    with ModelWriter(path, schema) as new:
         for start in range(0, len(values), CHUNK_BYTES):
             new.write(values[start : start + CHUNK_BYTES])
         new.keep()
         return new.digest()
 
 
-class NewModel:
+class ModelWriter:
     """A model file while it is written: until `keep` the path holds what it held before.
 
     Used as a context it leaves nothing behind where it was not kept; a crash can leave a file

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cairn.model.schema import Schema
-from cairn.model.validation import SIGNIFICANT_BITS, Run
+from cairn.model.validation import SIGNIFICANT_BITS, DtypeBlock
 from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 
@@ -29,14 +29,14 @@ _FEWEST_DIMENSIONS = 2  # of a tensor whose deltas are quantised
 
 
 @dataclass(frozen=True)
-class PlainElements:
+class UnquantizedElements:
     """The plain elements of a run, in order: number 0, 1, 2 and so on. They lie in stretches."""
 
     edges: tuple[int, ...]  # where each stretch begins and ends: ascending, no two stretches touch
     ranks: tuple[int, ...]  # how many plain elements come before each stretch, and last of all
 
     @classmethod
-    def of(cls, schema: Schema) -> "PlainElements":
+    def of(cls, schema: Schema) -> "UnquantizedElements":
         """Those of a run that has these tensors."""
         edges, end = list[int](), 0
         sized = [
@@ -84,13 +84,13 @@ class PlainElements:
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """One run of the model, and where it lies in the payload: from the byte `begin` on.
 
     `encoding` is WHOLE where the run travels as it is. `schema` has the run's own tensors only.
     """
 
-    run: Run
+    run: DtypeBlock
     begin: int
     encoding: "pb.Encoding"
     schema: Schema
@@ -104,9 +104,9 @@ class Part:
         return -(-self.run.count // SCALE_BLOCK) if self.encoding == pb.ENCODING_INT8_DELTAS else 0
 
     @cached_property
-    def plain(self) -> PlainElements:
+    def plain(self) -> UnquantizedElements:
         """Which deltas of a part in INT8_DELTAS are plain."""
-        return PlainElements.of(self.schema)
+        return UnquantizedElements.of(self.schema)
 
     @property
     def end(self) -> int:
@@ -125,7 +125,7 @@ class Part:
 
     def values(self, payload: Buffer) -> NDArray[Any]:
         """The elements of a run that travels as it is, in place."""
-        return Run(self.run.dtype, self.begin, self.run.count).values(payload)
+        return DtypeBlock(self.run.dtype, self.begin, self.run.count).values(payload)
 
     def halves(self, payload: Buffer) -> NDArray[Any]:
         """The bfloat16 deltas, in place."""
@@ -149,4 +149,4 @@ class Part:
         return self.begin + 4 * (self.scale_count + self.plain.count)
 
     def tensor_name(self, element: int) -> str:
-        return Run(self.run.dtype, 0, self.run.count).tensor_name(self.schema, element)
+        return DtypeBlock(self.run.dtype, 0, self.run.count).tensor_name(self.schema, element)

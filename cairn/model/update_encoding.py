@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from cairn.errors import UpdateRefused
 from cairn.model.schema import Schema
-from cairn.model.segments import LARGEST_QUANTUM, SCALE_BLOCK, Part
+from cairn.model.segments import LARGEST_QUANTUM, SCALE_BLOCK, Segment
 from cairn.model.validation import BLOCK, Bounds, check_values, magnitudes_of, runs_of
 from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
@@ -49,14 +49,14 @@ _LARGEST_PLAIN = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class Layout:
+class UpdateLayout:
     """Where everything lies in the update of a model that travels in this encoding."""
 
     schema: Schema
     encoding: "pb.Encoding"
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[Segment, ...]:
         return tuple(self._placed())
 
     @property
@@ -83,14 +83,14 @@ class Layout:
             if before.end < after.begin:
                 yield slice(before.end, after.begin)
 
-    def _placed(self) -> Iterator[Part]:
+    def _placed(self) -> Iterator[Segment]:
         end = 0
         for run in runs_of(self.schema):
             own = Schema(tuple(t for t in self.schema.tensors if t.dtype == run.dtype))
             encoding = self.encoding if run.dtype in _ENCODED else pb.ENCODING_WHOLE
             whole = self.encoding == pb.ENCODING_WHOLE
             begin = end if whole else -(-end // _ALIGNMENT) * _ALIGNMENT
-            part = Part(run, begin, encoding, own)
+            part = Segment(run, begin, encoding, own)
             end = part.end
             yield part
 
@@ -100,7 +100,7 @@ def encoding_word(encoding: "pb.Encoding") -> str:
     return pb.Encoding.Name(encoding).removeprefix("ENCODING_").lower()
 
 
-def decoded(part: Part, payload: Buffer, block: slice, out: NDArray[np.float64]) -> NDArray[Any]:
+def decoded(part: Segment, payload: Buffer, block: slice, out: NDArray[np.float64]) -> NDArray[Any]:
     """The elements of one block of the run: its deltas where the part is one of deltas, else its values.
 
     The block begins at a multiple of `SCALE_BLOCK`. Deltas are written to the beginning of `out`,
@@ -137,7 +137,7 @@ def by_scale(
         yield terms[rows * SCALE_BLOCK :][None], scales[rows:, None]
 
 
-def check_wire_values(layout: Layout, payload: Buffer, bounds: Bounds) -> None:
+def check_update(layout: UpdateLayout, payload: Buffer, bounds: Bounds) -> None:
     """Refuse an update that must not be used, as `cairn.model.validation.check_values` does for a model.
 
     Between two values within the bounds, a delta is at most twice the bound. Raises UpdateRefused with
@@ -168,7 +168,7 @@ def check_wire_values(layout: Layout, payload: Buffer, bounds: Bounds) -> None:
             check_values(part.schema, view[part.begin : part.end], bounds)
 
 
-def _check_halves(part: Part, payload: Buffer, limit: float) -> None:
+def _check_halves(part: Segment, payload: Buffer, limit: float) -> None:
     most = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)  # type: ignore[no-untyped-call]  # not annotated
     largest = np.array(min(limit, most)).astype(ml_dtypes.bfloat16)
     highest = int(largest.view(np.uint16)) - int(float(largest) > limit)
@@ -181,7 +181,7 @@ def _check_halves(part: Part, payload: Buffer, limit: float) -> None:
             raise _refusal(part, block.start + element, is_finite=not infinite)
 
 
-def _check_scales(part: Part, payload: Buffer, limit: float) -> None:
+def _check_scales(part: Segment, payload: Buffer, limit: float) -> None:
     scales = part.scales(payload)
     with np.errstate(invalid="ignore"):  # a signalling NaN
         good = ~np.signbit(scales) & (scales.astype(np.float64) * LARGEST_QUANTUM <= limit)
@@ -200,7 +200,7 @@ def _check_scales(part: Part, payload: Buffer, limit: float) -> None:
     raise _refusal(part, element, is_finite=math.isfinite(scale))
 
 
-def _check_plain(part: Part, payload: Buffer, limit: float) -> None:
+def _check_plain(part: Segment, payload: Buffer, limit: float) -> None:
     deltas, most = part.plain_deltas(payload), min(limit, _LARGEST_PLAIN)
     for begin in range(0, len(deltas), BLOCK):
         with np.errstate(invalid="ignore"):  # a signalling NaN
@@ -211,7 +211,7 @@ def _check_plain(part: Part, payload: Buffer, limit: float) -> None:
             raise _refusal(part, part.plain.element(number), is_finite=is_finite)
 
 
-def _check_quanta(part: Part, payload: Buffer) -> None:
+def _check_quanta(part: Segment, payload: Buffer) -> None:
     every = part.quanta(payload)
     for block in part.run.blocks():
         quanta, edges = every[block], part.plain.edges_in(block)
@@ -231,7 +231,7 @@ def _check_quanta(part: Part, payload: Buffer) -> None:
             )
 
 
-def _refusal(part: Part, element: int, *, is_finite: bool) -> UpdateRefused:
+def _refusal(part: Segment, element: int, *, is_finite: bool) -> UpdateRefused:
     name = part.tensor_name(element)
     if not is_finite:
         return UpdateRefused(

@@ -47,7 +47,7 @@ ANY_FINITE = Bounds(value=math.inf, integer=1 << 64)
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class DtypeBlock:
     """All tensors of one type: in the canonical order they lie side by side."""
 
     dtype: str
@@ -68,13 +68,13 @@ class Run:
         return schema.tensors[bisect_right(schema.offsets, position) - 1].name
 
 
-def runs_of(schema: Schema) -> Iterator[Run]:
+def runs_of(schema: Schema) -> Iterator[DtypeBlock]:
     """The runs of a payload, in order."""
     begin = 0
     for dtype, tensors in groupby(schema.tensors, key=lambda tensor: tensor.dtype):
         nbytes = sum(tensor.nbytes for tensor in tensors)
         if nbytes:
-            yield Run(dtype, begin, nbytes // DTYPES[dtype].itemsize)
+            yield DtypeBlock(dtype, begin, nbytes // DTYPES[dtype].itemsize)
         begin += nbytes
 
 
@@ -140,7 +140,7 @@ def clear_negative_zeros(values: NDArray[Any]) -> None:
         values[found] = 0
 
 
-def _check_zeros(schema: Schema, run: Run, block: slice, values: NDArray[Any]) -> None:
+def _check_zeros(schema: Schema, run: DtypeBlock, block: slice, values: NDArray[Any]) -> None:
     found = _negative_zeros(values)
     if found.any():
         name = run.tensor_name(schema, block.start + int(found.argmax()))

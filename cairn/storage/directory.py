@@ -34,7 +34,7 @@ _OF_STATE = (
 
 
 @dataclass(frozen=True)
-class Place:
+class WritableDirectory:
     """`name` is what a sentence calls it, and `elsewhere` how a person chooses another.
 
     `own` are the names of the files and folders that the node makes there, which it then relies on.
@@ -116,8 +116,8 @@ class Place:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
 
 
-def state_directory(path: Path) -> Place:
-    return Place(
+def state_directory(path: Path) -> WritableDirectory:
+    return WritableDirectory(
         path,
         "the state directory",
         "name another directory as `state` in this node's file",
@@ -125,5 +125,5 @@ def state_directory(path: Path) -> Place:
     )
 
 
-def run_folder(path: Path) -> Place:
-    return Place(path, "the run's folder", "choose another --out")
+def run_folder(path: Path) -> WritableDirectory:
+    return WritableDirectory(path, "the run's folder", "choose another --out")

@@ -35,7 +35,7 @@ class TaskFailed(CairnError):
 
 
 @contextmanager
-def own_code(part: str) -> Iterator[None]:
+def task_code(part: str) -> Iterator[None]:
     """Run a part of the task's own code: whatever it raises becomes TaskFailed."""
     try:
         yield
@@ -134,7 +134,7 @@ def _check_file(path: Path) -> None:
 
 def _module_of_package(source: str, name: str) -> ModuleType:
     try:
-        with own_code("module"):
+        with task_code("module"):
             return importlib.import_module(name)
     except TaskFailed as failed:
         missing = failed.__cause__
@@ -160,7 +160,7 @@ def _module_of_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with own_code("file"):
+        with task_code("file"):
             spec.loader.exec_module(module)
     except TaskFailed:
         del sys.modules[name]

@@ -14,19 +14,19 @@ from cairn.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Parts:
+class StateSplit:
     """The entries of a state_dict: those that travel, and those that stay, whatever these are."""
 
     travels: dict[str, Any]
     stays: dict[str, Any]
 
 
-def parts_of(state: Mapping[str, Any], exchanges: Sequence[str] | None) -> Parts:
+def parts_of(state: Mapping[str, Any], exchanges: Sequence[str] | None) -> StateSplit:
     """Part a state_dict. Raises UsageError for a pattern that matches nothing or parts tied weights."""
     if exchanges is None:
-        return Parts(dict(state), {})
+        return StateSplit(dict(state), {})
     names = _chosen(state.keys(), exchanges)
-    parts = Parts(
+    parts = StateSplit(
         {name: value for name, value in state.items() if name in names},
         {name: value for name, value in state.items() if name not in names},
     )
@@ -74,7 +74,7 @@ def _matching(names: Collection[str], pattern: str) -> list[str]:
     return matching
 
 
-def _check_apart(parts: Parts) -> None:
+def _check_apart(parts: StateSplit) -> None:
     """Refuse tied weights of which one name travels: the values of the other would leave with it."""
     spans = sorted(
         (*span, name)

@@ -19,8 +19,8 @@ from cairn.errors import UsageError
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
-from cairn.tasks.loader import TaskFailed, own_code
-from cairn.tasks.partial import Parts, parts_of
+from cairn.tasks.loader import TaskFailed, task_code
+from cairn.tasks.partial import StateSplit, parts_of
 from cairn.tasks.state_dict import (
     WritableBuffer,
     payload_of,
@@ -48,7 +48,7 @@ def first_model(task: Task, seed: int) -> tuple[Schema, bytearray]:
     return payload_of(first_parts(task, seed).travels)
 
 
-def first_parts(task: Task, seed: int) -> Parts:
+def first_parts(task: Task, seed: int) -> StateSplit:
     """Build `task.model()` after `torch.manual_seed(seed)`: what travels of it, and what stays.
 
     Raises as `first_model` does.
@@ -96,7 +96,7 @@ class TaskRunner:
         model = self._loaded_model(schema, base).train()
         data = self._read_data()
         examples = self._checked_examples("examples", data.examples)
-        with own_code("train"):
+        with task_code("train"):
             returned = self._task.train(model, data, replace(this, device=self._device))
         metrics = _checked_metrics("train", returned)
         _write_update(self._task, model, schema, update)
@@ -113,7 +113,7 @@ class TaskRunner:
         model = self._loaded_model(schema, base).eval()
         data = self._read_data()
         examples = self._checked_examples("test_examples", data.test_examples)
-        with own_code("evaluate"), torch.no_grad():
+        with task_code("evaluate"), torch.no_grad():
             returned = self._task.evaluate(model, data, replace(this, device=self._device))
         return Outcome(examples, _checked_metrics("evaluate", returned))
 
@@ -129,7 +129,7 @@ class TaskRunner:
 
     def _read_data(self) -> Data:
         if self._data is None:
-            with own_code("data"):
+            with task_code("data"):
                 data = self._task.data(self._site)
             if not isinstance(data, Data):
                 raise TaskFailed(
@@ -173,7 +173,7 @@ class TaskRunner:
 
 
 def _built(task: Task) -> nn.Module:
-    with own_code("model"):
+    with task_code("model"):
         model = task.model()
     if not isinstance(model, nn.Module):
         raise TaskFailed(
@@ -182,15 +182,15 @@ def _built(task: Task) -> nn.Module:
     return model
 
 
-def _parts(task: Task, model: nn.Module) -> Parts:
-    with own_code("model's state_dict"):
+def _parts(task: Task, model: nn.Module) -> StateSplit:
+    with task_code("model's state_dict"):
         state = model.state_dict()
     return parts_of(state, task.exchanges)
 
 
 def _load(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     """Load exactly these entries; the others stay what they are."""
-    with own_code("model's load_state_dict"):
+    with task_code("model's load_state_dict"):
         loaded = model.load_state_dict(values, strict=False)
     if wrong := [*loaded.unexpected_keys, *(values.keys() & {*loaded.missing_keys})]:
         raise TaskFailed(f"the task's model does not load {wrong[0]}, which its state_dict has")

@@ -28,7 +28,7 @@ class _Line:
         self.calls = 0
 
 
-class RedialledChannel(grpc.Channel):
+class ReloadingChannel(grpc.Channel):
     """Stubs made on it once go on working. Every method may be called from any thread."""
 
     def __init__(
@@ -118,7 +118,7 @@ class _Method:
 
     def __init__(
         self,
-        channel: RedialledChannel,
+        channel: ReloadingChannel,
         shape: str,
         path: str,
         request_serializer: Any = None,
@@ -199,4 +199,4 @@ def dial(
         secrets = grpc.ssl_channel_credentials(trusted, current.key, current.certificate)
         return grpc.secure_channel(address, secrets, options=_DIALLING)
 
-    return RedialledChannel(present, connect)
+    return ReloadingChannel(present, connect)

@@ -10,7 +10,7 @@ from cairn.runtime.timeouts import IDLE_SECONDS
 
 
 @contextmanager
-def ended_when_silent(
+def cancel_when_idle(
     cancel: Callable[[], object], clock: Clock | None = None, most_seconds: float = math.inf
 ) -> Iterator[Callable[[], None]]:
     """Call `cancel` after `IDLE_SECONDS`, or `most_seconds`, in which nobody called what is yielded."""

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cairn.errors import Distrusted, InvalidMessage, Unavailable
+from cairn.errors import InvalidMessage, PeerUntrusted, Unavailable
 from cairn.identity.credentials import Identity, load_pinned
 from cairn.identity.names import Role, node_named_in
-from cairn.identity.reload import Renewal, renewal_of
+from cairn.identity.reload import Reloading, renewal_of
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.transport.distrust import Trust
-from cairn.transport.probe import Unreachable, Way, shown
+from cairn.transport.probe import ProbeTarget, Unreachable, shown
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class CoordinatorTrust:
     def certificates(self) -> bytes:
         """The trusted certificates, as PEM; where none is known yet the peer is looked at.
 
-        Raises Unavailable where it cannot be reached, and Distrusted where it is no coordinator of ours.
+        Raises Unavailable where it cannot be reached, and PeerUntrusted where it is no coordinator of ours.
         """
         if self._pin is not None:
             return self._pin.current().certificates
@@ -73,15 +73,15 @@ class CoordinatorTrust:
         own = self._identity.current()
         trust = Trust(own.authority, Path(own.files.authority), pinned=False)
         try:
-            certificate = shown(Way(self._address, own, trust, CALL_SECONDS))
+            certificate = shown(ProbeTarget(self._address, own, trust, CALL_SECONDS))
         except Unreachable as error:
             raise Unavailable(str(error)) from None
         try:
             node = node_named_in(certificate)
         except InvalidMessage as error:
-            raise Distrusted(self._no_coordinator(f"that of no node: {error}")) from None
+            raise PeerUntrusted(self._no_coordinator(f"that of no node: {error}")) from None
         if (node.federation, node.role) != (own.node.federation, Role.COORDINATOR):
-            raise Distrusted(self._no_coordinator(f"that of {node}"))
+            raise PeerUntrusted(self._no_coordinator(f"that of {node}"))
         return certificate.public_bytes(Encoding.PEM)
 
     def _no_coordinator(self, found: str) -> str:
@@ -92,8 +92,8 @@ class CoordinatorTrust:
         )
 
 
-def _renewal_of(pinned: PinnedCoordinator) -> Renewal[PinnedCoordinator]:
-    return Renewal(
+def _renewal_of(pinned: PinnedCoordinator) -> Reloading[PinnedCoordinator]:
+    return Reloading(
         pinned,
         (pinned.file,),
         lambda: load_pinned_coordinator(pinned.file, pinned.federation, datetime.now(UTC)),

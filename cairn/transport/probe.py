@@ -31,7 +31,7 @@ class NothingListens(Unreachable):
 
 
 @dataclass(frozen=True)
-class Way:
+class ProbeTarget:
     """From this node to a peer: where it is, who we are, what we trust, and how long a step may take."""
 
     address: str
@@ -44,7 +44,7 @@ class Way:
         return Address.parse(self.address).host
 
 
-def reach(way: Way) -> NodeName:
+def probe(way: ProbeTarget) -> NodeName:
     """Return who answers there. Raises Unreachable, which says at which step it failed and why."""
     certificate = shown(way)
     try:
@@ -55,14 +55,14 @@ def reach(way: Way) -> NodeName:
         ) from None
 
 
-def shown(way: Way) -> x509.Certificate:
-    """Return the certificate of who answers there, which is trusted. Raises Unreachable as `reach` does."""
+def shown(way: ProbeTarget) -> x509.Certificate:
+    """Return the certificate of who answers there, which is trusted. Raises Unreachable as `probe` does."""
     _resolve(way)
     with _connect(way) as connection:
         return _shake_hands(way, connection)
 
 
-def _resolve(way: Way) -> None:
+def _resolve(way: ProbeTarget) -> None:
     """The system's resolver knows no deadline, so it is asked in a thread that is left alone."""
     answers: Queue[OSError | None] = Queue()
 
@@ -86,7 +86,7 @@ def _resolve(way: Way) -> None:
         )
 
 
-def _connect(way: Way) -> socket.socket:
+def _connect(way: ProbeTarget) -> socket.socket:
     parts = Address.parse(way.address)
     try:
         return socket.create_connection((parts.host, parts.port), way.seconds)
@@ -103,7 +103,7 @@ def _connect(way: Way) -> socket.socket:
         ) from None
 
 
-def _shake_hands(way: Way, connection: socket.socket) -> x509.Certificate:
+def _shake_hands(way: ProbeTarget, connection: socket.socket) -> x509.Certificate:
     try:
         with _context(way).wrap_socket(connection, server_hostname=way.host) as tls:
             if tls.selected_alpn_protocol() != "h2":
@@ -128,7 +128,7 @@ def _shake_hands(way: Way, connection: socket.socket) -> x509.Certificate:
         ) from None
 
 
-def _context(way: Way) -> ssl.SSLContext:
+def _context(way: ProbeTarget) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a pinned certificate has no issuer here
     context.load_verify_locations(cadata=way.trust.pem.decode())
@@ -142,7 +142,7 @@ def _certificate(tls: ssl.SSLSocket) -> x509.Certificate:
     return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
 
 
-def _await_answer(way: Way, tls: ssl.SSLSocket) -> None:
+def _await_answer(way: ProbeTarget, tls: ssl.SSLSocket) -> None:
     """Wait for the first byte: only then has the peer looked at our certificate (TLS 1.3)."""
     try:
         if tls.recv(1):
@@ -159,7 +159,7 @@ def _await_answer(way: Way, tls: ssl.SSLSocket) -> None:
     )
 
 
-def _distrusted(way: Way, error: ssl.SSLCertVerificationError) -> str:
+def _distrusted(way: ProbeTarget, error: ssl.SSLCertVerificationError) -> str:
     """What is wrong with the certificate there, which is fetched once more to be looked at."""
     try:
         shown = _shown_by(way)
@@ -170,7 +170,7 @@ def _distrusted(way: Way, error: ssl.SSLCertVerificationError) -> str:
     return distrusted(way.address, way.trust, shown, datetime.now(UTC))
 
 
-def _shown_by(way: Way) -> x509.Certificate:
+def _shown_by(way: ProbeTarget) -> x509.Certificate:
     """The certificate that is shown there, trusted or not; ours is not shown, and nothing is sent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

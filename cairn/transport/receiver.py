@@ -6,7 +6,7 @@ from blake3 import blake3
 from cairn.errors import InvalidMessage
 
 
-class Incoming:
+class PayloadReceiver:
     """Bytes on their way in. Where a transfer breaks off, what has arrived stays and the next goes on."""
 
     def __init__(self, total: int, hasher: blake3, into: memoryview | None) -> None:

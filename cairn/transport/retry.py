@@ -15,7 +15,7 @@ from tenacity import (
 )
 from tenacity.nap import sleep_using_event
 
-from cairn.errors import Distrusted, Unavailable
+from cairn.errors import PeerUntrusted, Unavailable
 from cairn.runtime.timeouts import IDLE_SECONDS
 
 T = TypeVar("T")
@@ -30,11 +30,13 @@ _DISTRUSTED_TIMES = 10  # a peer that stops may look like one that refuses us, o
 _DISTRUSTED_WITHIN_SECONDS = _DISTRUSTED_TIMES * IDLE_SECONDS
 
 
-def patiently(call: Callable[[], T], peer: str, seconds: float, stopping: threading.Event) -> T:
+def retry_while_unavailable(
+    call: Callable[[], T], peer: str, seconds: float, stopping: threading.Event
+) -> T:
     """Repeat `call`, which must be safe to repeat, while it raises Unavailable.
 
     Raises Unavailable, with the last trouble, after `seconds` of trouble or once `stopping` is set. Where
-    it was Distrusted again and again for a minute it raises that, however long `seconds` are. Any other error
+    it was PeerUntrusted again and again for a minute it raises that, however long `seconds` are. Any other error
     passes at once.
     """
     trouble = _Trouble(call, peer, seconds, stopping)
@@ -52,7 +54,7 @@ def patiently(call: Callable[[], T], peer: str, seconds: float, stopping: thread
             raise Unavailable(f"stopped while {peer} could not be reached: {last}") from None
         if trouble.lasts:
             seconds = min(seconds, _DISTRUSTED_SECONDS)
-            raise Distrusted(f"gave up on {peer} after {seconds:g} seconds: {last}") from None
+            raise PeerUntrusted(f"gave up on {peer} after {seconds:g} seconds: {last}") from None
         raise Unavailable(f"gave up on {peer} after {seconds:g} seconds: {last}") from None
 
 
@@ -82,7 +84,7 @@ class _Trouble(Generic[T]):
             self._distrusted = []
         while self._distrusted and now - self._distrusted[0] > _DISTRUSTED_WITHIN_SECONDS:
             self._distrusted.pop(0)
-        if isinstance(_last(state), Distrusted):
+        if isinstance(_last(state), PeerUntrusted):
             self._distrusted.append(now)
         return now - self._since >= self._seconds or self.lasts or self._stopping.is_set()
 

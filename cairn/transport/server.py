@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cairn.identity.credentials import Identity
 from cairn.identity.names import Role
-from cairn.identity.reload import Renewal, renewal_of
+from cairn.identity.reload import Reloading, renewal_of
 from cairn.protocol.limits import MAX_ROUND_SECONDS
 from cairn.runtime.clock import Clock
 from cairn.transport.authorization import Admits, Authorization, everybody
@@ -47,7 +47,7 @@ _LISTENING = [
 ]
 
 
-class Listener:
+class Server:
     """A gRPC server on one address with the guard, the health service and two pools."""
 
     def __init__(
@@ -145,7 +145,7 @@ def _served(identity: Identity) -> grpc.ServerCertificateConfiguration:
     )
 
 
-def _fetcher(renewal: Renewal[Identity], served: Identity) -> Callable[[], Any]:
+def _fetcher(renewal: Reloading[Identity], served: Identity) -> Callable[[], Any]:
     """What gRPC asks at each handshake: what to serve from now on, or None for the same as before."""
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:

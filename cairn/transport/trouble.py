@@ -7,7 +7,7 @@ tests/service/test_strangers.py holds them against real listeners.
 
 import re
 
-from cairn.errors import Distrusted, Unavailable
+from cairn.errors import PeerUntrusted, Unavailable
 
 _UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED(?:: (?P<why>[^:]+))?")
 _OUT_OF_DATE = {"certificate has expired", "certificate is not yet valid"}
@@ -22,27 +22,27 @@ _DOCTOR = "`cairn doctor` with this node's file shows what differs"
 
 
 def connection_trouble(text: str) -> Unavailable:
-    """The error for a connection that failed with these details of gRPC's; Distrusted where it lasts."""
+    """The error for a connection that failed with these details of gRPC's; PeerUntrusted where it lasts."""
     untrusted = _UNTRUSTED.search(text)
     if "Hostname Verification" in text:
-        return Distrusted(
+        return PeerUntrusted(
             "the peer's certificate does not hold the host name that this node dials: dial a name that it"
             f" holds, or have it signed again with that name; {_DOCTOR}"
         )
     if untrusted is not None:
-        return Distrusted(_untrusted(untrusted["why"] or "it cannot be verified"))
+        return PeerUntrusted(_untrusted(untrusted["why"] or "it cannot be verified"))
     if any(sign in text for sign in _NO_TLS):
-        return Distrusted(
+        return PeerUntrusted(
             "what listens there does not speak TLS, so it is no node of a federation: correct the"
             f" address; {_DOCTOR}"
         )
     if any(sign in text for sign in _NO_GRPC):
-        return Distrusted(
+        return PeerUntrusted(
             "what listens there speaks TLS but not gRPC, so it is no node of a federation: correct the"
             f" address; {_DOCTOR}"
         )
     if _HUNG_UP.search(text):
-        return Distrusted(
+        return PeerUntrusted(
             "the peer ends the connection when it has seen this node's certificate: it trusts another"
             " authority, or the certificate is out of date; have it signed again by the authority that the"
             f" peer trusts; {_DOCTOR}"

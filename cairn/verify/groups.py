@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cairn.verify.ledger import Copy, Finding, failed, short
+from cairn.verify.ledger import Finding, LedgerCopy, failed, short
 
 
-def check_groups(ledger: Copy) -> Iterator[Finding]:
+def check_groups(ledger: LedgerCopy) -> Iterator[Finding]:
     """Whether each round of a job with groups was opened with owners of one of them.
 
     A release counts owners of its round's cohort and no others (see `check_recorded`), so it counts owners of one

@@ -43,7 +43,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Copy:
+class LedgerCopy:
     """The entries of a ledger, as far as their chain holds, and the name of the file they are from.
 
     `goes_on` says that the ledger may have had more entries than this copy when what is checked against it was
@@ -109,7 +109,7 @@ def attempted(
 
 def check_ledger(
     name: str, entries: Iterable[Entry], *, goes_on: bool = False
-) -> tuple[Copy, Finding]:
+) -> tuple[LedgerCopy, Finding]:
     """Check a chain from its beginning; the copy ends before the first entry that is not good."""
     kept: list[Entry] = []
 
@@ -123,7 +123,7 @@ def check_ledger(
 
     _, complaints = attempted(name, keep, goes_on=goes_on)
     behind = all(complaint.grade is Grade.BEHIND for complaint in complaints)
-    copy = Copy(name, tuple(kept), goes_on and behind)
+    copy = LedgerCopy(name, tuple(kept), goes_on and behind)
     if complaints:
         return copy, complaints[0]
     what = f"the chain of {len(kept)} entries holds; its head is {copy.head.hex()}"
@@ -131,7 +131,7 @@ def check_ledger(
 
 
 def check_head(
-    name: str, key: Ed25519PublicKey, signed: pb.Signed, ledger: Copy
+    name: str, key: Ed25519PublicKey, signed: pb.Signed, ledger: LedgerCopy
 ) -> Iterator[Finding]:
     """Whether the aggregator signed that its ledger goes exactly as far as this copy."""
     head, complaints = attempted(name, lambda: verified_head(key, signed))
@@ -159,7 +159,7 @@ def check_head(
         yield Finding(name, f"the aggregator signed for these {head.number} entries")
 
 
-def check_same_ledger(one: Copy, other: Copy) -> Finding:
+def check_same_ledger(one: LedgerCopy, other: LedgerCopy) -> Finding:
     """Whether two copies are of one ledger: the longer goes on where the shorter ends."""
     for mine, theirs in zip(one.entries, other.entries, strict=False):
         if mine.head != theirs.head:

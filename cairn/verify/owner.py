@@ -25,15 +25,15 @@ from cairn.protocol.messages import parse, reason_of_word, reason_word
 from cairn.protocol.statements import commitment_of, verified_receipt
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import (
-    Copy,
     Finding,
+    LedgerCopy,
     attempted,
     differing,
     failed,
     short,
 )
 from cairn.verify.sent import SentUpdates
-from cairn.verify.statement import Stated, check_recorded, phase_word, title
+from cairn.verify.statement import VerifiedStatement, check_recorded, phase_word, title
 
 _MOST_COMPLAINTS = 1000  # then it is no ledger of an owner, and the rest is not looked at
 _NEVER_LEFT = (
@@ -45,7 +45,7 @@ _NEVER_LEFT = (
 class OwnerRecord:
     """What an owner's ledger shows, under the aggregator's key, read entry by entry."""
 
-    def __init__(self, ledger: Copy, key: Ed25519PublicKey) -> None:
+    def __init__(self, ledger: LedgerCopy, key: Ed25519PublicKey) -> None:
         """Check every entry; `findings` tells what was found."""
         self._name = ledger.name
         self._key = key
@@ -55,7 +55,7 @@ class OwnerRecord:
         self._commitments: dict[str, bytes] = {}  # manifest digest → that of the receipt for it
         self._reasons: dict[str, str] = {}  # manifest digest → why the owner was not counted
         self._met: set[str] = set()  # manifest digests of the rounds whose cohort has the owner
-        self._statements: list[tuple[int, Stated]] = []
+        self._statements: list[tuple[int, VerifiedStatement]] = []
         self._resets: list[str] = []
         self._told: dict[
             str, object
@@ -85,12 +85,12 @@ class OwnerRecord:
             )
             self.findings += [Finding(self._name, reset) for reset in self._resets]
 
-    def check_statements_in(self, aggregators: Copy) -> Iterator[Finding]:
+    def check_statements_in(self, aggregators: LedgerCopy) -> Iterator[Finding]:
         """Whether every statement the owner was given is in the aggregator's ledger."""
         for number, stated in self._statements:
             yield from check_recorded(f"{self._name}, entry {number}", stated, aggregators)
 
-    def note_cohorts(self, aggregators: Copy) -> None:
+    def note_cohorts(self, aggregators: LedgerCopy) -> None:
         """Learn of rounds that the owner may never have been invited to, before `check_counted`."""
         for entry in aggregators.entries:
             cohort = entry.facts.get("cohort")
@@ -183,7 +183,7 @@ class OwnerRecord:
         self._commitments[digest] = commitment_of(signed)
 
     def _released(self, facts: Mapping[str, Any]) -> None:
-        stated = Stated.of(self._key, _signed(facts, "statement"))
+        stated = VerifiedStatement.of(self._key, _signed(facts, "statement"))
         statement = stated.statement
         self._statements.append((facts["entry"], stated))
         self._met.add(statement.manifest_digest.hex())

@@ -17,8 +17,8 @@ from cairn.storage.directory import OWNER_DATABASE
 from cairn.storage.foreign_files import content_of, pieces_of
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.groups import check_groups
-from cairn.verify.ledger import Copy, Finding, Grade, attempted, check_head, check_ledger
-from cairn.verify.statement import Stated, title
+from cairn.verify.ledger import Finding, Grade, LedgerCopy, attempted, check_head, check_ledger
+from cairn.verify.statement import VerifiedStatement, title
 
 
 def no_key() -> UsageError:
@@ -34,7 +34,7 @@ def read_copy(
     *,
     head_expected: bool = False,
     goes_on: bool = False,
-) -> tuple[Copy, list[Finding]]:
+) -> tuple[LedgerCopy, list[Finding]]:
     """An aggregator's ledger, whether it keeps to the groups of its jobs, and whether its signed head agrees.
 
     Where it `goes_on`, it may be shorter than what is checked against it, and its last line may be torn.
@@ -61,9 +61,9 @@ def read_copy(
 
 def read_statement(
     path: Path, key: Ed25519PublicKey, *, goes_on: bool = False
-) -> tuple[Stated | None, list[Finding]]:
+) -> tuple[VerifiedStatement | None, list[Finding]]:
     stated, findings = attempted(
-        path.name, lambda: Stated.of(key, _envelope(path, envelope)), goes_on=goes_on
+        path.name, lambda: VerifiedStatement.of(key, _envelope(path, envelope)), goes_on=goes_on
     )
     if stated is not None:
         signed = f"{title(stated.statement)} is signed by the aggregator"

@@ -8,11 +8,13 @@ from cairn.errors import InvalidMessage
 from cairn.ledger.chain import MAX_ENTRY_VALUES
 from cairn.storage.foreign_files import Incomplete, json_values
 from cairn.v1 import round_pb2 as pb
-from cairn.verify.ledger import Copy, Finding, Grade, attempted, differing, failed
+from cairn.verify.ledger import Finding, Grade, LedgerCopy, attempted, differing, failed
 from cairn.verify.statement import phase_word, title
 
 
-def check_model(name: str, digest: bytes, statement: pb.ReleaseStatement, ledger: Copy) -> Finding:
+def check_model(
+    name: str, digest: bytes, statement: pb.ReleaseStatement, ledger: LedgerCopy
+) -> Finding:
     """Whether the file with this BLAKE3 is the released model."""
     if digest == statement.release_digest:
         return Finding(name, f"it is the release of {title(statement)}")
@@ -30,7 +32,7 @@ def check_model(name: str, digest: bytes, statement: pb.ReleaseStatement, ledger
     )
 
 
-def check_last(name: str, statement: pb.ReleaseStatement, ledger: Copy) -> Iterator[Finding]:
+def check_last(name: str, statement: pb.ReleaseStatement, ledger: LedgerCopy) -> Iterator[Finding]:
     """Whether this is the last release of its job and phase."""
     for entry in ledger.entries[statement.ledger_number + 1 :]:
         later = {"job": statement.job, "phase": phase_word(statement)}
@@ -43,7 +45,7 @@ def check_last(name: str, statement: pb.ReleaseStatement, ledger: Copy) -> Itera
             return
 
 
-def check_no_evaluation(name: str, job: str, ledger: Copy) -> Iterator[Finding]:
+def check_no_evaluation(name: str, job: str, ledger: LedgerCopy) -> Iterator[Finding]:
     """Whether an evaluation may be missing: there was none."""
     for entry in ledger.entries:
         evaluated = {"job": job, "phase": "evaluate"}
@@ -55,7 +57,7 @@ def check_no_evaluation(name: str, job: str, ledger: Copy) -> Iterator[Finding]:
 
 
 def check_evaluation(
-    name: str, evaluation: pb.ReleaseStatement, release: pb.ReleaseStatement, ledger: Copy
+    name: str, evaluation: pb.ReleaseStatement, release: pb.ReleaseStatement, ledger: LedgerCopy
 ) -> Finding:
     """Whether what was evaluated is a release of the job."""
     if evaluation.phase != pb.PHASE_EVALUATE or evaluation.job != release.job:
@@ -72,7 +74,9 @@ def check_evaluation(
     )
 
 
-def check_history(name: str, lines: Iterable[bytes], job: str, ledger: Copy) -> Iterator[Finding]:
+def check_history(
+    name: str, lines: Iterable[bytes], job: str, ledger: LedgerCopy
+) -> Iterator[Finding]:
     """Whether the history has the releases of the job, each once, in order and with their counts.
 
     A run that took up a job which began in another folder has none of the earlier ones, and the finding says so.
@@ -113,7 +117,7 @@ def check_history(name: str, lines: Iterable[bytes], job: str, ledger: Copy) -> 
         yield Finding(name, f"its {seen} rounds are the releases of {job} in {ledger.name}{others}")
 
 
-def _releases_of(job: str, ledger: Copy) -> list[dict[str, Any]]:
+def _releases_of(job: str, ledger: LedgerCopy) -> list[dict[str, Any]]:
     """What a history should say of each, in order."""
     return [
         {"round": facts.get("round"), "contributors": facts.get("contributors")}

@@ -13,23 +13,23 @@ from cairn.ledger.chain import GENESIS
 from cairn.protocol.messages import digest_of
 from cairn.protocol.statements import verified_statement
 from cairn.v1 import round_pb2 as pb
-from cairn.verify.ledger import Copy, Finding, differing, failed, short
+from cairn.verify.ledger import Finding, LedgerCopy, differing, failed, short
 
 
 @dataclass(frozen=True)
-class Stated:
+class VerifiedStatement:
     """A statement whose signature is good, and the SHA-256 of the very bytes that were signed."""
 
     statement: pb.ReleaseStatement
     digest: bytes
 
     @classmethod
-    def of(cls, key: Ed25519PublicKey, signed: pb.Signed) -> "Stated":
+    def of(cls, key: Ed25519PublicKey, signed: pb.Signed) -> "VerifiedStatement":
         """Verify and check it. Raises InvalidMessage."""
         return cls(verified_statement(key, signed), digest_of(signed.body))
 
 
-def check_recorded(name: str, stated: Stated, ledger: Copy) -> Iterator[Finding]:
+def check_recorded(name: str, stated: VerifiedStatement, ledger: LedgerCopy) -> Iterator[Finding]:
     """Whether a statement is in the aggregator's ledger, where it says, and as it says."""
     statement = stated.statement
     number = statement.ledger_number + 1
@@ -64,7 +64,7 @@ def phase_word(statement: pb.ReleaseStatement) -> str:
     return pb.Phase.Name(statement.phase).removeprefix("PHASE_").lower()
 
 
-def _misplaced(statement: pb.ReleaseStatement, ledger: Copy) -> str | None:
+def _misplaced(statement: pb.ReleaseStatement, ledger: LedgerCopy) -> str | None:
     """What is wrong with the place of the statement in the ledger."""
     before = statement.ledger_number
     if (ledger.entries[before - 1].head if before else GENESIS) != statement.ledger_head:
@@ -87,7 +87,7 @@ def _misplaced(statement: pb.ReleaseStatement, ledger: Copy) -> str | None:
     return f"entry {entry.number} of {ledger.name} has {difference}" if difference else None
 
 
-def _misopened(statement: pb.ReleaseStatement, ledger: Copy) -> str | None:
+def _misopened(statement: pb.ReleaseStatement, ledger: LedgerCopy) -> str | None:
     """What is wrong with the opening of the statement's round."""
     entry = ledger.opening(statement.manifest_digest.hex())
     if entry is None or entry.number > statement.ledger_number:
@@ -104,7 +104,7 @@ def _misopened(statement: pb.ReleaseStatement, ledger: Copy) -> str | None:
     return None
 
 
-def _restated(stated: Stated, ledger: Copy) -> str | None:
+def _restated(stated: VerifiedStatement, ledger: LedgerCopy) -> str | None:
     """What is wrong where the entry of the statement is good: it may record other words."""
     entry = ledger.entries[stated.statement.ledger_number]
     recorded = entry.facts.get("statement_digest")

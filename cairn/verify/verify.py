@@ -20,9 +20,9 @@ from cairn.storage.directory import OWNER_DATABASE
 from cairn.storage.foreign_files import content_of, lines_of
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import (
-    Copy,
     Finding,
     Grade,
+    LedgerCopy,
     attempted,
     check_ledger,
     check_same_ledger,
@@ -45,7 +45,7 @@ _LINE_BYTES = 1 << 20  # of a history, which may name every owner and 64 metrics
 
 
 @dataclass(frozen=True)
-class Against:
+class Evidence:
     """What is checked against: the aggregator's key, a copy of its ledger and release statements."""
 
     key: Ed25519PublicKey | None = None
@@ -59,7 +59,7 @@ class Against:
         return self.key
 
 
-def verify(path: Path, against: Against) -> list[Finding]:
+def verify(path: Path, against: Evidence) -> list[Finding]:
     """Check the run's folder, the statement or the ledger at `path`.
 
     Raises UsageError where that is none of these, or where the key is needed and not there.
@@ -85,14 +85,14 @@ def verify(path: Path, against: Against) -> list[Finding]:
     return list(_aggregator(file, against))
 
 
-def _check_unused(against: Against) -> None:
+def _check_unused(against: Evidence) -> None:
     if against.statements:
         raise UsageError(
             "--statement goes with an owner's ledger: it tells which of them counted it"
         )
 
 
-def _run(folder: Path, against: Against) -> Iterator[Finding]:
+def _run(folder: Path, against: Evidence) -> Iterator[Finding]:
     key = against.pinned
     goes_on = not _is_completed(folder)
     ledger, findings = read_copy(folder / LEDGER_FILE, key, head_expected=True, goes_on=goes_on)
@@ -119,7 +119,7 @@ def _run(folder: Path, against: Against) -> Iterator[Finding]:
 
 
 def _evaluation(
-    path: Path, key: Ed25519PublicKey, release: pb.ReleaseStatement, ledger: Copy
+    path: Path, key: Ed25519PublicKey, release: pb.ReleaseStatement, ledger: LedgerCopy
 ) -> Iterator[Finding]:
     if not path.exists():
         yield from check_no_evaluation(path.name, release.job, ledger)
@@ -134,7 +134,7 @@ def _evaluation(
             yield from check_last(path.name, evaluation.statement, ledger)
 
 
-def _statement_file(path: Path, against: Against) -> Iterator[Finding]:
+def _statement_file(path: Path, against: Evidence) -> Iterator[Finding]:
     stated, findings = read_statement(path, against.pinned)
     yield from findings
     if stated is not None and against.ledger is not None:
@@ -143,7 +143,7 @@ def _statement_file(path: Path, against: Against) -> Iterator[Finding]:
         yield from check_recorded(path.name, stated, ledger)
 
 
-def _aggregator(file: Path, against: Against) -> Iterator[Finding]:
+def _aggregator(file: Path, against: Evidence) -> Iterator[Finding]:
     goes_on = file.suffix == ".jsonl" and not _is_completed(file.parent)
     ledger, findings = read_copy(file, against.key, goes_on=goes_on)
     yield from findings
@@ -153,7 +153,7 @@ def _aggregator(file: Path, against: Against) -> Iterator[Finding]:
     yield from _compared(ledger, against)[1]
 
 
-def _compared(ledger: Copy, against: Against) -> tuple[Copy, list[Finding]]:
+def _compared(ledger: LedgerCopy, against: Evidence) -> tuple[LedgerCopy, list[Finding]]:
     """The longer of the two copies, if both are of one ledger, and whether they are."""
     if against.ledger is None:
         return ledger, []
@@ -163,12 +163,12 @@ def _compared(ledger: Copy, against: Against) -> tuple[Copy, list[Finding]]:
     return other if is_longer else ledger, [*findings, same]
 
 
-def _other_copy(path: Path, against: Against) -> tuple[Copy, list[Finding]]:
+def _other_copy(path: Path, against: Evidence) -> tuple[LedgerCopy, list[Finding]]:
     """A copy to compare with: it may have been made before what it is compared with."""
     return read_copy(find_ledger(path), against.key, goes_on=True)
 
 
-def _owner(file: Path, against: Against) -> Iterator[Finding]:
+def _owner(file: Path, against: Evidence) -> Iterator[Finding]:
     ledger, finding = check_ledger(file.name, read_ledger(file))
     yield finding
     record = OwnerRecord(ledger, against.pinned)

@@ -10,7 +10,7 @@ from cairn.protocol.messages import reason_word
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Invited
 from owner_node.receipts import Receipts
-from owner_node.records.history import Past
+from owner_node.records.history import LedgerHistory
 from owner_node.records.ledger import NotRecorded, OwnerLedger, round_facts
 
 log = structlog.get_logger()
@@ -19,7 +19,7 @@ log = structlog.get_logger()
 _MOST_REFUSALS = 1000
 
 
-class Records:
+class DecisionLog:
     """The decisions of one owner. `destination` says the pinned aggregator's fingerprint."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Records:
         self._left_out = 0
 
     @property
-    def past(self) -> Past:
+    def past(self) -> LedgerHistory:
         return self._ledger.past
 
     def refused(self, error: CairnError, invited: Invited | None = None) -> None:

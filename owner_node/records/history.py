@@ -11,7 +11,7 @@ from typing import Any
 
 from cairn.protocol.messages import parse
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Invited, Known, Taken
+from owner_node.policy import Invited, JobHistory, LastRound
 from owner_node.records.budgets import PHASES, Budgets
 
 PHASE_WORDS = {phase: word for word, phase in PHASES.items()}
@@ -35,13 +35,13 @@ class Unsettled:
     round: int
 
 
-class Past:
+class LedgerHistory:
     """Is told every entry of the ledger in order, by `note`."""
 
     def __init__(self) -> None:
         self.unsettled: dict[bytes, Unsettled] = {}
         self.budgets = Budgets()
-        self._last: dict[str, Taken] = {}
+        self._last: dict[str, LastRound] = {}
         self._release: dict[str, tuple[int, bytes]] = {}
         self._released: set[bytes] = set()
         self._sent: defaultdict[bytes, list[Pushed]] = defaultdict(list)
@@ -59,7 +59,7 @@ class Past:
                 self._invited.add(digest)
             case "joined":
                 self._invited.add(digest)
-                self._last[facts["job"]] = Taken(facts["round"], PHASES[facts["phase"]], digest)
+                self._last[facts["job"]] = LastRound(facts["round"], PHASES[facts["phase"]], digest)
             case "sent":
                 self._note_sent(digest, facts)
             case "receipt":
@@ -70,10 +70,10 @@ class Past:
             case "no release":
                 self._settle(digest)
 
-    def known(self, invited: Invited) -> Known:
+    def known(self, invited: Invited) -> JobHistory:
         """What the owner's policy must know before it decides."""
         job = invited.job
-        return Known(
+        return JobHistory(
             last=self._last.get(job.name),
             release=self._release.get(job.name),
             taken=self.budgets.taken(job.task, invited.manifest.phase, besides=invited.digest),

@@ -35,7 +35,7 @@ from cairn.runtime.failpoints import failpoint
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Invited
-from owner_node.records.history import PHASE_WORDS, Past
+from owner_node.records.history import PHASE_WORDS, LedgerHistory
 
 
 class NotRecorded(CairnError):
@@ -50,7 +50,7 @@ class OwnerLedger:
     def __init__(self, state: StateDirectory, clock: Clock) -> None:
         """Read the whole ledger. Raises UsageError where an entry was tampered with."""
         self._state = state
-        self.past = Past()
+        self.past = LedgerHistory()
         number = 0
         try:
             self._ledger = Ledger(state.db, "ledger", clock)

@@ -22,7 +22,7 @@ _CREATE = (
 )
 
 
-class Witness:
+class LedgerHeadTracker:
     """Every public method may be called from any thread."""
 
     def __init__(self, state: StateDirectory, key: Ed25519PublicKey, federation: str) -> None:

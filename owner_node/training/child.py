@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cairn.model.exchanged import Exchanged
-from cairn.runtime.timeouts import PARTING_SECONDS
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 from cairn.tasks.environment import passed_on
 from owner_node.sandbox.choice import Sandbox, furnish
 from owner_node.sandbox.clearing import clear
@@ -97,7 +97,7 @@ def end(child: Child) -> str:
     """Close the socket, which ends an idle process, and say how it ended."""
     child.link.close()
     try:
-        status = child.process.wait(PARTING_SECONDS)
+        status = child.process.wait(SHUTDOWN_SECONDS)
     except subprocess.TimeoutExpired:
         kill(child)
         status = child.process.wait()

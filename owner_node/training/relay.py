@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cairn.runtime.timeouts import PARTING_SECONDS
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 
 _PIECE_BYTES = 1 << 16
 
@@ -33,7 +33,7 @@ class Relay:
 
     def finish(self) -> None:
         """Wait until the last words are out; what outlives the task may hold the pipe open, and is not waited for."""
-        self.thread.join(PARTING_SECONDS)
+        self.thread.join(SHUTDOWN_SECONDS)
 
 
 def _pass_on(read: int, descriptor: int) -> None:

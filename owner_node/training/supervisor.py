@@ -14,7 +14,7 @@ from cairn.tasks.loader import TaskFailed
 from owner_node.training.child import Child, TaskSource, end, kill, spawn
 from owner_node.training.ipc import ModelMemory, schema_message, told_of_model
 
-__all__ = ["TaskFailed", "TaskSource", "Trained", "TrainingProcess", "Work"]
+__all__ = ["TaskFailed", "TaskSource", "Trained", "TrainingSupervisor", "Work"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Trained:
     metrics: dict[str, float]
 
 
-class TrainingProcess:
+class TrainingSupervisor:
     """The training process of one task, started anew whenever it is needed and not there."""
 
     def __init__(self, owner: str, source: TaskSource) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from cairn.errors import UsageError
 from cairn.runtime.malloc import keep_freed_memory
-from cairn.runtime.timeouts import PARTING_SECONDS
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 from cairn.tasks.loader import TaskFailed, load_task, own_traceback
 from cairn.tasks.runner import TaskRunner
 from cairn.tasks.task import Round, Site
@@ -122,7 +122,9 @@ def _listen(link: Link, orders: "queue.SimpleQueue[Order | None]") -> None:
         elif memory is not None:
             orders.put((memory, message))
     orders.put(None)
-    time.sleep(PARTING_SECONDS / 2)  # an idle process is gone by then; the owner's waits for longer
+    time.sleep(
+        SHUTDOWN_SECONDS / 2
+    )  # an idle process is gone by then; the owner's waits for longer
     os.killpg(os.getpid(), signal.SIGKILL)
 
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from cairn.errors import UpdateRefused
 from cairn.model.schema import FLOATS
-from cairn.model.segments import LARGEST_QUANTUM, SCALE_BLOCK, Part
-from cairn.model.update_encoding import Layout, by_scale, decoded, scales_of
+from cairn.model.segments import LARGEST_QUANTUM, SCALE_BLOCK, Segment
+from cairn.model.update_encoding import UpdateLayout, by_scale, decoded, scales_of
 from cairn.model.validation import ANY_FINITE, BLOCK, check_values
 from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
@@ -47,7 +47,7 @@ class Change:
     residual: Residual = field(default_factory=dict)
     factor: float = 1.0
 
-    def of(self, part: Part, block: slice, scratch: Scratch) -> Block:
+    def of(self, part: Segment, block: slice, scratch: Scratch) -> Block:
         """The change of one block of a run of floating-point tensors, in the first row of `scratch`.
 
         Operands are widened by a copy of their own: inside the arithmetic NumPy takes twice as long for it.
@@ -65,7 +65,7 @@ class Change:
         return change
 
 
-def length(layout: Layout, change: Change) -> float:
+def length(layout: UpdateLayout, change: Change) -> float:
     """The L2 norm of the change over all floating-point tensors together."""
     scratch, total = np.empty((2, BLOCK)), 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # `encode` refuses what is not finite
@@ -77,7 +77,7 @@ def length(layout: Layout, change: Change) -> float:
     return math.sqrt(total)
 
 
-def encode(layout: Layout, change: Change, out: bytearray | memoryview) -> None:
+def encode(layout: UpdateLayout, change: Change, out: bytearray | memoryview) -> None:
     """Write the payload in deltas into `out`, which has the layout's size.
 
     Raises UpdateRefused where a value of the update is not finite, or a change is beyond what the encoding
@@ -100,7 +100,10 @@ def encode(layout: Layout, change: Change, out: bytearray | memoryview) -> None:
 
 
 def keep_remainder(
-    layout: Layout, change: Change, payload: Buffer, residual: Mapping[str, NDArray[np.float32]]
+    layout: UpdateLayout,
+    change: Change,
+    payload: Buffer,
+    residual: Mapping[str, NDArray[np.float32]],
 ) -> None:
     """Write into `residual`, which may be the change's own, what of the change the payload does not say."""
     scratch = np.empty((2, BLOCK))
@@ -112,7 +115,7 @@ def keep_remainder(
                 residual[part.run.dtype][block] = terms
 
 
-def _copy(part: Part, change: Change, out: memoryview, scratch: Scratch) -> None:
+def _copy(part: Segment, change: Change, out: memoryview, scratch: Scratch) -> None:
     update, values = part.run.values(change.update), part.values(out)
     check_values(part.schema, update.view(np.uint8).data, ANY_FINITE)
     if change.factor == 1 or part.run.dtype not in FLOATS:
@@ -125,7 +128,9 @@ def _copy(part: Part, change: Change, out: memoryview, scratch: Scratch) -> None
         values[block] = terms.astype(values.dtype)
 
 
-def _write_halves(part: Part, block: slice, terms: Block, scratch: Block, out: memoryview) -> None:
+def _write_halves(
+    part: Segment, block: slice, terms: Block, scratch: Block, out: memoryview
+) -> None:
     magnitudes = np.abs(terms, out=scratch[: len(terms)])
     if not magnitudes.max() <= _BF16_LARGEST:
         raise _refusal(part, block.start + int((~(magnitudes <= _BF16_LARGEST)).argmax()))
@@ -139,7 +144,7 @@ def _write_halves(part: Part, block: slice, terms: Block, scratch: Block, out: m
     part.halves(out)[block] = terms
 
 
-def _take_plain(part: Part, block: slice, terms: Block, out: memoryview) -> None:
+def _take_plain(part: Segment, block: slice, terms: Block, out: memoryview) -> None:
     """Write what is plain, and leave zeros in its place."""
     deltas = part.plain_deltas(out)
     for here, numbers in part.plain.slices(block):
@@ -151,7 +156,9 @@ def _take_plain(part: Part, block: slice, terms: Block, out: memoryview) -> None
         raise _refusal(part, part.plain.element(first + int(good.argmin())))
 
 
-def _write_quanta(part: Part, block: slice, terms: Block, scratch: Block, out: memoryview) -> None:
+def _write_quanta(
+    part: Segment, block: slice, terms: Block, scratch: Block, out: memoryview
+) -> None:
     wanted = scales_of(block)
     exact = np.zeros(wanted.stop - wanted.start)
     magnitudes = np.abs(terms, out=scratch[: len(terms)])
@@ -178,7 +185,7 @@ def _powers_of_two(exact: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.where(exact == 0, 0.0, scales).astype(np.float32)
 
 
-def _refusal(part: Part, element: int) -> UpdateRefused:
+def _refusal(part: Segment, element: int) -> UpdateRefused:
     return UpdateRefused(
         f"tensor {part.tensor_name(element)} has a change that is NaN, infinite or too large to travel",
         pb.REASON_NON_FINITE,

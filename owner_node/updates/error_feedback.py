@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cairn.model.update_encoding import Layout
+from cairn.model.update_encoding import UpdateLayout
 from cairn.v1 import round_pb2 as pb
 from owner_node.updates.encoder import Change, Residual, keep_remainder
 
@@ -26,10 +26,10 @@ class Stream:
 
     task: str
     job: str
-    layout: Layout
+    layout: UpdateLayout
 
 
-class Residuals:
+class ErrorFeedback:
     """The residual of each task, and the memory in which updates are encoded."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Residuals:
         """The update was not accepted: what was to be added to it still is."""
         self._kept[stream.task] = stream, change.residual
 
-    def wire(self, layout: Layout) -> memoryview:
+    def wire(self, layout: UpdateLayout) -> memoryview:
         """The memory for a payload; the same from round to round, as long as its size is."""
         if len(self._wire) != layout.total_bytes:
             self._wire = bytearray(layout.total_bytes)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from cairn.errors import UpdateRefused
 from cairn.model.schema import DIGEST_BYTES
-from cairn.model.update_encoding import Layout
+from cairn.model.update_encoding import UpdateLayout
 from cairn.model.validation import ANY_FINITE, check_values
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Declined, Invited
@@ -18,11 +18,11 @@ from owner_node.records.history import Pushed
 from owner_node.training.supervisor import Trained
 from owner_node.updates.clipping import clip
 from owner_node.updates.encoder import Change, Residual, encode, length
-from owner_node.updates.error_feedback import Residuals, Stream
+from owner_node.updates.error_feedback import ErrorFeedback, Stream
 
 
 @dataclass(frozen=True)
-class LeavingRules:
+class DisclosureRules:
     """What may leave of a task: the metrics by name, and how far an update may be from its base."""
 
     metrics: frozenset[str] = frozenset()
@@ -30,7 +30,7 @@ class LeavingRules:
 
 
 @dataclass(frozen=True)
-class Leaving:
+class OutgoingUpdate:
     """An update as it leaves. `change` is what its payload says, where that is in deltas."""
 
     payload: memoryview
@@ -40,14 +40,14 @@ class Leaving:
     change: Change | None
 
 
-def needs_base(encoding: "pb.Encoding", rules: LeavingRules) -> bool:
+def needs_base(encoding: "pb.Encoding", rules: DisclosureRules) -> bool:
     """Whether what leaves is made of the update and its base, which must then outlive the training."""
     return encoding != pb.ENCODING_WHOLE or rules.clip is not None
 
 
 def rules_beside(
-    rules: LeavingRules, reported: Mapping[str, float], before: frozenset[str] | None
-) -> LeavingRules:
+    rules: DisclosureRules, reported: Mapping[str, float], before: frozenset[str] | None
+) -> DisclosureRules:
     """The rules for what a task reports now, where it reported the metrics `before` the first time.
 
     Which metrics leave is the same in every round, or it would tell of the data. Raises Declined where one is
@@ -66,17 +66,17 @@ def rules_beside(
 
 def stream_of(invited: Invited) -> Stream:
     job = invited.job
-    return Stream(job.task, job.name, Layout(job.schema, invited.manifest.encoding))
+    return Stream(job.task, job.name, UpdateLayout(job.schema, invited.manifest.encoding))
 
 
 def prepared(
     invited: Invited,
     base: memoryview,
     trained: Trained,
-    rules: LeavingRules,
-    residuals: Residuals,
+    rules: DisclosureRules,
+    residuals: ErrorFeedback,
     decided: Callable[[memoryview], object],
-) -> Leaving:
+) -> OutgoingUpdate:
     """Clip the update, encode it and drop what may not leave.
 
     A whole update is clipped in place and leaves from where it is. The base is looked at only where
@@ -102,11 +102,15 @@ def prepared(
     metrics = {name: value for name, value in trained.metrics.items() if name in rules.metrics}
     dropped = tuple(sorted(trained.metrics.keys() - metrics.keys()))
     pushed = Pushed(digest, trained.examples, metrics, salt=secrets.token_bytes(DIGEST_BYTES))
-    return Leaving(payload, pushed, dropped, clipped, change)
+    return OutgoingUpdate(payload, pushed, dropped, clipped, change)
 
 
 def _change(
-    layout: Layout, base: memoryview, trained: Trained, rules: LeavingRules, residual: Residual
+    layout: UpdateLayout,
+    base: memoryview,
+    trained: Trained,
+    rules: DisclosureRules,
+    residual: Residual,
 ) -> Change:
     change = Change(base, trained.payload, residual)
     if rules.clip is None:

@@ -22,7 +22,7 @@ from typing import Self
 import structlog
 
 from cairn.model.schema import CHUNK_BYTES
-from cairn.model.update_encoding import Layout
+from cairn.model.update_encoding import UpdateLayout
 from cairn.storage import fsync
 from cairn.storage.files import is_left_over, sync_directory
 
@@ -32,7 +32,7 @@ _SUFFIX = ".update"
 _UPDATE = re.compile(rf"([0-9a-f]{{64}}){re.escape(_SUFFIX)}")
 
 
-class KeptUpdates:
+class UpdateSpool:
     """The folder. `is_needed` says, of a manifest's digest, whether its update may have to leave again."""
 
     def __init__(self, state: Path, is_needed: Callable[[bytes], bool]) -> None:
@@ -42,13 +42,13 @@ class KeptUpdates:
         self._writing = threading.Lock()  # held while an update is on its way to the disk
         self.tidy()
 
-    def keeping(self, manifest_digest: bytes) -> "Keeping":
+    def keeping(self, manifest_digest: bytes) -> "SpoolWriter":
         """Prepare to keep the update of this round, one at a time."""
         self.tidy()
-        return Keeping(self._file_of(manifest_digest), self._writing)
+        return SpoolWriter(self._file_of(manifest_digest), self._writing)
 
     def find(
-        self, manifest_digest: bytes, layout: Layout, payload_digest: bytes
+        self, manifest_digest: bytes, layout: UpdateLayout, payload_digest: bytes
     ) -> memoryview | None:
         """The payload that was kept for this round, where it is there and has this digest."""
         path = self._file_of(manifest_digest)
@@ -92,7 +92,7 @@ class KeptUpdates:
         return self.path / f"{manifest_digest.hex()}{_SUFFIX}"
 
 
-class Keeping:
+class SpoolWriter:
     """One update on its way to the disk. As a context it ends when the thread has let go of the payload.
 
     A disk that is full or broken does not end the round: then nothing is kept, which the log says.

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cairn.model.schema import Schema, TensorSpec
-from cairn.model.update_encoding import Layout
+from cairn.model.update_encoding import UpdateLayout
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.aggregator_pb2 import UpdateCommit
 from owner_node.updates.encoder import Change, encode
@@ -61,7 +61,7 @@ def test_an_average_of_accuracies_cannot_be_taken_apart_into_those_of_its_owners
 
 LAYOUTS = {
     # Of two models, so that their releases are not compared.
-    weighting: Layout(Schema.of([TensorSpec(name, "F32", (4, 256))]), pb.ENCODING_INT8_DELTAS)
+    weighting: UpdateLayout(Schema.of([TensorSpec(name, "F32", (4, 256))]), pb.ENCODING_INT8_DELTAS)
     for weighting, name in ((pb.WEIGHTING_EQUAL, "equal"), (pb.WEIGHTING_EXAMPLES, "examples"))
 }
 ZEROS = bytes(4 * 4 * 256)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cairn.errors import UsageError
 from cairn.tasks.state_dict import payload_of, read_state
 from owner_node.sandbox.choice import Kind, Sandbox, check_hides, sandbox_for, shown
-from owner_node.training.supervisor import TaskSource, TrainingProcess, Work
+from owner_node.training.supervisor import TaskSource, TrainingSupervisor, Work
 from tests.scenarios.processes import ROOT
 
 # Says of each attempt 1 where it succeeds and 0 where the kernel refuses it.
@@ -128,7 +128,7 @@ def trained(listening: Listening, sandbox: Sandbox | None) -> tuple[dict[str, fl
     source = TaskSource("toy", str(listening["task"]), listening["data"], sandbox=sandbox)
     torch.manual_seed(1)
     schema, base = payload_of(nn.Linear(2, 1).state_dict())
-    with closing(TrainingProcess("bob", source)) as process:
+    with closing(TrainingSupervisor("bob", source)) as process:
         process.base_buffer(schema)[:] = base
         outcome = process.run(Work("job", 1, "train", {}, schema))
         state: dict[str, Tensor] = read_state(schema, outcome.payload)

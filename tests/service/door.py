@@ -15,7 +15,7 @@ from cairn.identity.credentials import Identity, PinnedAggregator, load_identity
 from cairn.identity.credentials import load_pinned_aggregator as load_pin
 from cairn.identity.names import NodeName, Role
 from cairn.transport.channel import dial
-from cairn.transport.server import Listener
+from cairn.transport.server import Server
 from cairn.transport.steps import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
@@ -92,7 +92,7 @@ class Door(
         self.waiting = threading.Semaphore(0)
         self.refused: list[tuple[NodeName | None, str, CairnError]] = []
         gate.setdefault("refused", lambda *what: self.refused.append(what))
-        self.listener = Listener(home.identity(), long_callers=4, **gate)
+        self.listener = Server(home.identity(), long_callers=4, **gate)
         self.listener.add(aggregator_pb2_grpc.add_IntakeServiceServicer_to_server, self)
         self.listener.add(aggregator_pb2_grpc.add_ReleaseServiceServicer_to_server, self)
         self.listener.add(aggregator_pb2_grpc.add_RecordServiceServicer_to_server, self)

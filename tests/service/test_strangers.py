@@ -14,18 +14,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
 
-from cairn.errors import CallerNotAllowed, Distrusted, Unavailable
+from cairn.errors import CallerNotAllowed, PeerUntrusted, Unavailable
 from cairn.identity.credentials import PinnedAggregator
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.transport import retry
 from cairn.transport.channel import dial
 from cairn.transport.health_client import is_serving
-from cairn.transport.retry import patiently
-from cairn.transport.server import Listener
+from cairn.transport.retry import retry_while_unavailable
+from cairn.transport.server import Server
 from cairn.transport.status import translated
 from coordinator.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
-from owner_node.coordinator_session import Attending
+from owner_node.coordinator_session import CoordinatorSession
 from tests.service import strangers
 from tests.service.door import AGGREGATOR, ALICE, COORDINATOR, FEDERATION, Calls, Home, Ward
 
@@ -36,7 +36,7 @@ class OtherPort:
     """A node's listener without any service of its own but its health."""
 
     def __init__(self, home: Home) -> None:
-        self._listener = Listener(home.identity(), long_callers=1)
+        self._listener = Server(home.identity(), long_callers=1)
 
     def __enter__(self) -> str:
         return f"localhost:{self._listener.start('localhost:0')}"
@@ -55,7 +55,7 @@ def attend(ward: Ward, address: str, _shown: bytes, seconds: float) -> None:
     )
     rounds: Any = SimpleNamespace(settle=lambda: None)
     with dial(address, ward.home(ALICE).identity()) as channel:
-        Attending(
+        CoordinatorSession(
             settings,
             lambda: is_serving(channel, CALL_SECONDS),
             CoordinatorClient(channel, lambda: None),
@@ -74,7 +74,7 @@ def join(ward: Ward, address: str, shown: bytes, seconds: float) -> None:
             with translated():
                 calls.join()
 
-        patiently(call, f"the aggregator at {address}", seconds, threading.Event())
+        retry_while_unavailable(call, f"the aggregator at {address}", seconds, threading.Event())
 
 
 def register(ward: Ward, address: str, shown: bytes, seconds: float) -> None:
@@ -148,7 +148,7 @@ def test_what_lasts_is_told_with_its_cure_and_given_up_before_patience_ends(
     with (
         stranger(ward, elsewhere, CONNECTIONS[connect]) as (address, shown),
         capture_logs() as logs,
-        pytest.raises(Distrusted) as raised,
+        pytest.raises(PeerUntrusted) as raised,
     ):
         connect(ward, address, shown, LONG)
     sentence = str(raised.value)

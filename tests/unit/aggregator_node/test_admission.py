@@ -9,9 +9,9 @@ import pytest
 
 from aggregator_node.admission import (
     MAX_ABORTS,
+    AdmissionPolicy,
     Average,
     Opening,
-    Policy,
     Progress,
     check_difference,
     check_opening,
@@ -36,7 +36,7 @@ JOB = JobSpec(
     min_examples=1,
     max_examples=1000,
 )
-POLICY = Policy("clinics", frozenset(OWNERS), floor=3)
+POLICY = AdmissionPolicy("clinics", frozenset(OWNERS), floor=3)
 BASE, RELEASE = bytes(range(32)), bytes(range(32, 64))
 FIRST = Opening(1, pb.PHASE_TRAIN, ("alice", "bob", "carol"), BASE)
 
@@ -82,7 +82,7 @@ def test_a_cohort_is_within_one_group_of_its_job_whole_or_in_part() -> None:
     job = replace(
         JOB, groups=(("alice", "bob", "carol"), ("dora", "erin")), owners=(*OWNERS, "erin")
     )
-    policy = Policy("clinics", job.owners, floor=2)
+    policy = AdmissionPolicy("clinics", job.owners, floor=2)
     for cohort in (("alice", "bob", "carol"), ("alice", "carol"), ("dora", "erin")):
         check_opening(policy, job, Progress(), replace(FIRST, cohort=cohort))
     for mixed in (("alice", "dora"), ("bob", "carol", "erin"), job.owners):

@@ -2,7 +2,7 @@
 
 from aggregator_node.idle_shutdown import Departure
 from cairn.runtime.clock import Clock
-from cairn.runtime.timeouts import PARTING_SECONDS
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 
 PATIENCE = 60.0
 
@@ -22,7 +22,7 @@ def test_an_aggregator_whose_jobs_are_complete_stops_soon_after_the_last_call() 
     with departure.call():
         clock.now += 30
     assert not departure.is_due(completed=True)
-    clock.now += PARTING_SECONDS
+    clock.now += SHUTDOWN_SECONDS
     assert departure.is_due(completed=True)
 
 

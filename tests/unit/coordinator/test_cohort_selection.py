@@ -10,7 +10,7 @@ from cairn.protocol.messages import Manifest
 from cairn.v1 import round_pb2 as pb
 from coordinator.cohort_selection import Gathered, Gathering
 from coordinator.groups import Sampling
-from coordinator.owner_sessions import Attendance, Seat
+from coordinator.owner_sessions import OwnerSessions, OwnerStream
 from coordinator.schedule import Step
 
 FLOOR = 2
@@ -43,9 +43,9 @@ class Hall:
     """The owners of three groups, who come and go, and what is gathered of them."""
 
     def __init__(self, *groups: tuple[str, ...], seconds: float = LONG) -> None:
-        self.attendance = Attendance()
+        self.attendance = OwnerSessions()
         self.gathering = Gathering(SAMPLING, seconds, self.attendance)
-        self.seats: dict[str, Seat] = {}
+        self.seats: dict[str, OwnerStream] = {}
         self.told: list[list[str]] = []
         self.come(*(owner for group in groups for owner in group))
 
@@ -182,7 +182,7 @@ def test_an_owner_that_fails_is_left_out_of_its_groups_turns_and_never_below_the
 
 def test_without_groups_everybody_is_one() -> None:
     everybody = tuple(sorted(A + B))
-    gathering = Gathering(Sampling((everybody,), 0, "job"), SHORT, Attendance())
+    gathering = Gathering(Sampling((everybody,), 0, "job"), SHORT, OwnerSessions())
     gathered = gathering.next(Step(1, pb.PHASE_TRAIN), FLOOR, lambda _: None)
     with pytest.raises(
         CairnError, match=r"^after gather_seconds = 0\.01 only 0 of at least 2 owners attend"
@@ -192,7 +192,7 @@ def test_without_groups_everybody_is_one() -> None:
 
 def test_an_owner_that_is_doubted_has_a_moment_to_come_back() -> None:
     everybody = tuple(sorted(A + B))
-    attendance = Attendance()
+    attendance = OwnerSessions()
     gathering = Gathering(Sampling((everybody,), 0, "job"), LONG, attendance)
     for owner in everybody:
         attendance.enter(owner)

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from cairn.v1 import coordinator_pb2
-from coordinator.owner_sessions import Attendance
+from coordinator.owner_sessions import OwnerSessions
 
 INVITATION = coordinator_pb2.AttendResponse(invitation=coordinator_pb2.Invitation(job_spec=b"job"))
 OUTCOME = coordinator_pb2.AttendResponse(outcome=coordinator_pb2.Outcome(manifest_digest=b"round"))
@@ -11,7 +11,7 @@ LONG = 30.0
 
 
 def test_a_gathering_ends_as_soon_as_the_last_owner_comes() -> None:
-    attendance = Attendance()
+    attendance = OwnerSessions()
     attendance.enter("alice")
     with ThreadPoolExecutor(1) as pool:
         gathered = pool.submit(attendance.gather_all, ["alice", "bob"], LONG)
@@ -20,14 +20,14 @@ def test_a_gathering_ends_as_soon_as_the_last_owner_comes() -> None:
 
 
 def test_a_gathering_ends_in_time_with_those_who_came() -> None:
-    attendance = Attendance()
+    attendance = OwnerSessions()
     attendance.enter("alice")
     attendance.enter("stranger")
     assert attendance.gather_all(["alice", "bob"], 0.01) == ["alice"]
 
 
 def test_a_later_gathering_does_not_wait_for_an_owner_that_was_gone_before() -> None:
-    attendance = Attendance()
+    attendance = OwnerSessions()
     attendance.enter("alice")
     attendance.enter("bob")
     present = attendance.gather(
@@ -37,7 +37,7 @@ def test_a_later_gathering_does_not_wait_for_an_owner_that_was_gone_before() -> 
 
 
 def test_who_is_waited_for_is_told_once_and_the_waiting_ends() -> None:
-    attendance, told = Attendance(), list[list[str]]()
+    attendance, told = OwnerSessions(), list[list[str]]()
     attendance.enter("alice")
     owners = ["alice", "bob", "carol"]
     assert attendance.gather([owners], ["alice"], 2, 0.01, told.append) == ["alice"]
@@ -45,13 +45,13 @@ def test_who_is_waited_for_is_told_once_and_the_waiting_ends() -> None:
 
 
 def test_those_who_come_while_it_is_told_are_gathered() -> None:
-    attendance = Attendance()
+    attendance = OwnerSessions()
     owners = ["alice", "bob"]
     assert attendance.gather([owners], [], 1, LONG, lambda _: attendance.enter("bob")) == ["bob"]
 
 
 def test_nothing_is_told_where_nobody_is_waited_for() -> None:
-    attendance, told = Attendance(), list[list[str]]()
+    attendance, told = OwnerSessions(), list[list[str]]()
     for owner in ("alice", "bob"):
         attendance.enter(owner)
     owners = ["alice", "bob"]
@@ -61,7 +61,7 @@ def test_nothing_is_told_where_nobody_is_waited_for() -> None:
 
 
 def test_an_invitation_is_sent_again_to_an_owner_that_comes_back() -> None:
-    attendance = Attendance()
+    attendance = OwnerSessions()
     first = attendance.enter("alice")
     attendance.invite(["alice", "bob"], INVITATION)
     assert first.next() == INVITATION
@@ -70,7 +70,7 @@ def test_an_invitation_is_sent_again_to_an_owner_that_comes_back() -> None:
 
 
 def test_an_owner_outside_the_cohort_is_not_invited() -> None:
-    attendance = Attendance()
+    attendance = OwnerSessions()
     attendance.invite(["alice", "bob"], INVITATION)
     seat = attendance.enter("carol")
     attendance.tell(["alice", "carol"], OUTCOME)
@@ -78,7 +78,7 @@ def test_an_owner_outside_the_cohort_is_not_invited() -> None:
 
 
 def test_an_ended_rounds_invitation_is_withdrawn() -> None:
-    attendance = Attendance()
+    attendance = OwnerSessions()
     attendance.invite(["alice"], INVITATION)
     attendance.tell(["alice"], OUTCOME)
     seat = attendance.enter("alice")
@@ -87,7 +87,7 @@ def test_an_ended_rounds_invitation_is_withdrawn() -> None:
 
 
 def test_a_second_stream_of_an_owner_ends_the_first() -> None:
-    attendance = Attendance()
+    attendance = OwnerSessions()
     first = attendance.enter("alice")
     second = attendance.enter("alice")
     assert first.next() is None
@@ -97,7 +97,7 @@ def test_a_second_stream_of_an_owner_ends_the_first() -> None:
 
 
 def test_an_owner_that_was_not_heard_of_is_counted_again_when_it_comes_back() -> None:
-    attendance = Attendance()
+    attendance = OwnerSessions()
     seats = {owner: attendance.enter(owner) for owner in ("alice", "bob")}
     assert attendance.unseat(["bob", "carol"]) == {"bob"}
     assert seats["bob"].next() is None
@@ -108,7 +108,7 @@ def test_an_owner_that_was_not_heard_of_is_counted_again_when_it_comes_back() ->
 
 
 def test_dismissal_sends_the_last_event_and_ends_every_stream() -> None:
-    attendance = Attendance()
+    attendance = OwnerSessions()
     seats = [attendance.enter(owner) for owner in ("alice", "bob")]
     attendance.dismiss(OUTCOME, seconds=0.01)
     for seat in seats:
@@ -117,7 +117,7 @@ def test_dismissal_sends_the_last_event_and_ends_every_stream() -> None:
 
 
 def test_waiting_for_owners_ends_when_the_job_is_stopped() -> None:
-    attendance = Attendance()
+    attendance = OwnerSessions()
     with ThreadPoolExecutor(1) as pool:
         gathered = pool.submit(attendance.gather_all, ["alice"], LONG)
         attendance.wake()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cairn.errors import UsageError
-from cairn.model.safetensors_writer import NewModel, write_model
+from cairn.model.safetensors_writer import ModelWriter, write_model
 from cairn.model.schema import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from coordinator.run_directory import Checkpoint, RunFolder
@@ -28,7 +28,7 @@ def values(*numbers: float) -> bytes:
     return torch.tensor(numbers).numpy().tobytes()
 
 
-def arrived(folder: RunFolder) -> NewModel:
+def arrived(folder: RunFolder) -> ModelWriter:
     """A model that has arrived whole and is not kept yet."""
     model = folder.new_model(SCHEMA)
     model.write(values(3.0, 4.0))

@@ -16,7 +16,7 @@ from cairn.errors import (
     WrongState,
 )
 from cairn.v1 import coordinator_pb2
-from owner_node.coordinator_session import Attending
+from owner_node.coordinator_session import CoordinatorSession
 
 LONG = 30.0
 SETTINGS: Any = SimpleNamespace(federation="clinics", coordinator="localhost:1", patience_seconds=5)
@@ -60,7 +60,7 @@ class FakeRounds:
 
 def start(rounds: Any, *events: coordinator_pb2.AttendResponse) -> threading.Thread:
     coordinator: Any = FakeCoordinator(*events)
-    attending = Attending(SETTINGS, lambda: True, coordinator, rounds, threading.Event())
+    attending = CoordinatorSession(SETTINGS, lambda: True, coordinator, rounds, threading.Event())
     running = threading.Thread(target=lambda: attending.run(once=True))
     running.start()
     return running
@@ -127,7 +127,7 @@ def test_an_owner_asks_how_its_rounds_ended_when_the_coordinator_says_no_more() 
 
     rounds, coordinator = FakeRounds(), BreaksOff()
     stopping = threading.Event()
-    attending = Attending(
+    attending = CoordinatorSession(
         SETTINGS, lambda: True, cast("Any", coordinator), cast("Any", rounds), stopping
     )
     running = threading.Thread(target=lambda: attending.run(once=True))
@@ -163,7 +163,7 @@ def test_a_stream_that_breaks_off_again_and_again_during_a_round_keeps_no_invita
             return super().wait(0 if timeout is not None else None)
 
     rounds, coordinator = FakeRounds(), Flapping()
-    attending = Attending(
+    attending = CoordinatorSession(
         SETTINGS, lambda: True, cast("Any", coordinator), cast("Any", rounds), Hasty()
     )
     running = threading.Thread(target=lambda: attending.run(once=True))
@@ -201,7 +201,7 @@ def attend_a_coordinator_that_answers(error: CairnError) -> Stop:
     stopping = Stop()
     coordinator: Any = BrokenCoordinator(error)
     rounds: Any = FakeRounds()
-    Attending(SETTINGS, lambda: True, coordinator, rounds, stopping).run(once=False)
+    CoordinatorSession(SETTINGS, lambda: True, coordinator, rounds, stopping).run(once=False)
     return stopping
 
 

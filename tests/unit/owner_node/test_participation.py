@@ -36,19 +36,19 @@ from cairn.protocol.statements import RECEIPT, STATEMENT, commitment_of, sign
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from cairn.tasks.loader import TaskFailed
-from cairn.transport.receiver import Incoming
+from cairn.transport.receiver import PayloadReceiver
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.participation import Closing, Deciding, Rounds
+from owner_node.participation import Closing, Deciding, Participation
 from owner_node.policy import Declined, Invited, Policy, TaskRules
 from owner_node.receipts import Receipts
-from owner_node.records.decisions import Records
+from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import OwnerLedger
-from owner_node.settlement import Outcomes
-from owner_node.training.supervisor import Trained, TrainingProcess, Work
-from owner_node.updates.prepare import LeavingRules
-from owner_node.updates.spool import KeptUpdates
+from owner_node.settlement import Settlement
+from owner_node.training.supervisor import Trained, TrainingSupervisor, Work
+from owner_node.updates.prepare import DisclosureRules
+from owner_node.updates.spool import UpdateSpool
 from owner_node.upload import Pushing
 from tests.unit.owner_node.test_policy import JOB, LAST_RELEASE, MANIFEST
 
@@ -235,7 +235,7 @@ class FakeTask:
 class FakeCoordinator:
     error: Exception | None = None
 
-    def fetch(self, _digest: bytes, incoming: Incoming, _seconds: float) -> None:
+    def fetch(self, _digest: bytes, incoming: PayloadReceiver, _seconds: float) -> None:
         if self.error is not None:
             raise self.error
         incoming.write(memoryview(BASE))
@@ -256,11 +256,13 @@ class Bench:
         parts = {"_intake": self.stub, "_records": self.stub, "_key": KEY.public_key()}
         parts |= {"_owner": "bob", "_witness": self.witness, "_noting_heads": threading.Lock()}
         vars(aggregator).update(parts)
-        rules = {"tumours": LeavingRules(frozenset({"loss"}), clip)}
+        rules = {"tumours": DisclosureRules(frozenset({"loss"}), clip)}
         self.stopping = stopping = threading.Event()
-        self.records = Records(self.ledger, Receipts(aggregator, self.ledger), lambda: "sha256:00")
-        self.kept = KeptUpdates(path / "state", self.ledger.past.may_leave_again)
-        self.outcomes = Outcomes(aggregator, self.ledger, self.kept, "clinics", "bob", self.clock)
+        self.records = DecisionLog(
+            self.ledger, Receipts(aggregator, self.ledger), lambda: "sha256:00"
+        )
+        self.kept = UpdateSpool(path / "state", self.ledger.past.may_leave_again)
+        self.outcomes = Settlement(aggregator, self.ledger, self.kept, "clinics", "bob", self.clock)
         closing = Closing(
             self.records,
             Pushing(aggregator, self.ledger, self.kept, rules, lambda: "sha256:00", stopping),
@@ -269,7 +271,7 @@ class Bench:
         policy = Policy("clinics", "bob", 3, {"tumours": TaskRules({"lr": (0.0, 1.0)})})
         tasks: Any = {"tumours": self.task}
         coordinator: Any = self.coordinator
-        self.rounds = Rounds(
+        self.rounds = Participation(
             Deciding(policy, 1e9), closing, coordinator, aggregator, tasks, stopping
         )
 
@@ -390,7 +392,7 @@ def test_it_trains_in_place_where_what_leaves_needs_no_base(
     bench = Bench(tmp_path, clip=clip)
     manifest = replace(MANIFEST, phase=phase, encoding=encoding)
     invited = Invited(manifest, digest_of(manifest_to_bytes(manifest)), JOB)
-    bench.rounds._working._train(invited, cast("TrainingProcess", bench.task), None)
+    bench.rounds._working._train(invited, cast("TrainingSupervisor", bench.task), None)
     bench.state.close()
     assert [work.in_place for work in bench.task.works] == [in_place]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aggregator_node.aggregation.buffers import Buffers
+from aggregator_node.aggregation.buffers import BufferPool
 from cairn.errors import Unavailable
 from tests.scenarios.processes import until
 
@@ -17,7 +17,7 @@ NBYTES = 64
 class Owner:
     """An owner that asks for a buffer in a thread of its own, and keeps it until it is told."""
 
-    def __init__(self, buffers: Buffers, name: str) -> None:
+    def __init__(self, buffers: BufferPool, name: str) -> None:
         self.name = name
         self.is_over = False
         self.refused = False
@@ -55,7 +55,7 @@ class Line:
     def __init__(self) -> None:
         self.owners: list[Owner] = []
 
-    def asking(self, buffers: Buffers, *names: str) -> list[Owner]:
+    def asking(self, buffers: BufferPool, *names: str) -> list[Owner]:
         """Let the owners ask, one after the other."""
         came = []
         for name in names:
@@ -73,12 +73,12 @@ def line() -> Iterator[Line]:
         owner.ends()
 
 
-def places(buffers: Buffers, *names: str) -> list[int]:
+def places(buffers: BufferPool, *names: str) -> list[int]:
     return [buffers.place(name) for name in names]
 
 
 def test_as_many_have_a_buffer_as_there_are_and_the_others_stand_in_line(line: Line) -> None:
-    buffers = Buffers(2, NBYTES)
+    buffers = BufferPool(2, NBYTES)
     alice, bob, carol, dave = line.asking(buffers, "alice", "bob", "carol", "dave")
     assert [owner.has.is_set() for owner in (alice, bob, carol, dave)] == [True, True, False, False]
     assert places(buffers, "alice", "bob", "carol", "dave", "erin") == [0, 0, 1, 2, 0]
@@ -89,7 +89,7 @@ def test_as_many_have_a_buffer_as_there_are_and_the_others_stand_in_line(line: L
 
 
 def test_those_in_line_are_served_in_the_order_in_which_they_came(line: Line) -> None:
-    buffers = Buffers(1, NBYTES)
+    buffers = BufferPool(1, NBYTES)
     names = ["first", "e", "d", "a", "c", "b"]
     owners = line.asking(buffers, *names)
     assert places(buffers, *names) == [0, 1, 2, 3, 4, 5]
@@ -101,7 +101,7 @@ def test_those_in_line_are_served_in_the_order_in_which_they_came(line: Line) ->
 
 
 def test_two_owners_never_have_the_same_memory(line: Line) -> None:
-    buffers = Buffers(3, NBYTES)
+    buffers = BufferPool(3, NBYTES)
     owners = line.asking(buffers, "alice", "bob", "carol")
     for number, owner in enumerate(owners, start=1):
         owner.buffer[:] = bytes([number]) * NBYTES
@@ -109,7 +109,7 @@ def test_two_owners_never_have_the_same_memory(line: Line) -> None:
 
 
 def test_who_breaks_off_leaves_the_line_and_those_behind_move_up(line: Line) -> None:
-    buffers = Buffers(1, NBYTES)
+    buffers = BufferPool(1, NBYTES)
     alice, bob, carol, dave = line.asking(buffers, "alice", "bob", "carol", "dave")
     for leaving, left in ((carol, [0, 1, 0, 2]), (bob, [0, 0, 0, 1])):
         leaving.is_over = True
@@ -124,7 +124,7 @@ def test_who_breaks_off_leaves_the_line_and_those_behind_move_up(line: Line) -> 
 
 
 def test_who_has_a_buffer_keeps_it_whatever_is_over(line: Line) -> None:
-    buffers = Buffers(1, NBYTES)
+    buffers = BufferPool(1, NBYTES)
     alice, bob = line.asking(buffers, "alice", "bob")
     alice.is_over = True
     buffers.wake()
@@ -137,7 +137,7 @@ def test_who_has_a_buffer_keeps_it_whatever_is_over(line: Line) -> None:
 
 def test_who_comes_when_it_is_over_gets_no_buffer_although_one_is_free() -> None:
     """Its bytes would stay behind in memory that was erased already, or is another round's."""
-    buffers = Buffers(1, NBYTES)
+    buffers = BufferPool(1, NBYTES)
     with pytest.raises(Unavailable), buffers.one("alice", lambda: True):
         pytest.fail("it has a buffer")
     assert places(buffers, "alice") == [0]
@@ -145,7 +145,7 @@ def test_who_comes_when_it_is_over_gets_no_buffer_although_one_is_free() -> None
 
 
 def test_a_push_that_fails_gives_its_buffer_back() -> None:
-    buffers = Buffers(1, NBYTES)
+    buffers = BufferPool(1, NBYTES)
     for _ in range(3):
         with pytest.raises(OSError, match="broken"), buffers.one("alice", lambda: False):
             raise OSError("broken")
@@ -153,7 +153,7 @@ def test_a_push_that_fails_gives_its_buffer_back() -> None:
 
 
 def test_who_broke_off_may_come_again(line: Line) -> None:
-    buffers = Buffers(1, NBYTES)
+    buffers = BufferPool(1, NBYTES)
     alice, bob, _carol = line.asking(buffers, "alice", "bob", "carol")
     bob.is_over = True
     buffers.wake()
@@ -166,7 +166,7 @@ def test_who_broke_off_may_come_again(line: Line) -> None:
 
 
 def test_erased_buffers_hold_nothing_of_an_update(line: Line) -> None:
-    buffers = Buffers(2, NBYTES)
+    buffers = BufferPool(2, NBYTES)
     owners = line.asking(buffers, "alice", "bob")
     for owner in owners:
         owner.buffer[:] = b"\x55" * NBYTES
@@ -179,7 +179,7 @@ def test_a_buffer_that_does_not_come_back_is_told_and_left_alone(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aggregator_node.aggregation.buffers._RETURN_SECONDS", 0)
-    buffers = Buffers(2, NBYTES)
+    buffers = BufferPool(2, NBYTES)
     alice, bob = line.asking(buffers, "alice", "bob")
     alice.buffer[:] = b"\x55" * NBYTES
     bob.buffer[:] = b"\x55" * NBYTES
@@ -193,7 +193,7 @@ def test_a_buffer_that_does_not_come_back_is_told_and_left_alone(
 def test_between_two_rounds_no_buffer_is_lent(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what a late push writes would stay behind the erasure, or be in the next round's update."""
     monkeypatch.setattr("aggregator_node.aggregation.buffers._RETURN_SECONDS", 0)
-    buffers = Buffers(1, NBYTES)
+    buffers = BufferPool(1, NBYTES)
     (alice,) = line.asking(buffers, "alice")
     bob, carol = line.asking(buffers, "bob", "carol")
     assert not buffers.end()
@@ -212,7 +212,7 @@ def test_between_two_rounds_no_buffer_is_lent(line: Line, monkeypatch: pytest.Mo
 
 
 def test_the_end_of_a_round_waits_for_a_buffer_that_is_on_its_way_back(line: Line) -> None:
-    buffers = Buffers(1, NBYTES)
+    buffers = BufferPool(1, NBYTES)
     (alice,) = line.asking(buffers, "alice")
     alice.buffer[:] = b"\x55" * NBYTES
     ended: list[bool] = []
@@ -227,7 +227,7 @@ def test_the_end_of_a_round_waits_for_a_buffer_that_is_on_its_way_back(line: Lin
 
 def test_to_erase_takes_no_memory_of_the_size_of_a_model() -> None:
     """What the aggregator may have is reckoned without it."""
-    buffers = Buffers(1, 16 << 20)
+    buffers = BufferPool(1, 16 << 20)
     tracemalloc.start()
     try:
         assert buffers.end()
@@ -238,7 +238,7 @@ def test_to_erase_takes_no_memory_of_the_size_of_a_model() -> None:
 
 
 def test_a_buffer_that_nobody_waits_for_is_erased_at_once(line: Line) -> None:
-    buffers = Buffers(1, NBYTES)
+    buffers = BufferPool(1, NBYTES)
     (alice,) = line.asking(buffers, "alice")
     alice.buffer[:] = b"\x55" * NBYTES
     alice.ends()
@@ -246,7 +246,7 @@ def test_a_buffer_that_nobody_waits_for_is_erased_at_once(line: Line) -> None:
 
 
 def test_what_was_left_to_an_owner_that_went_away_is_erased_when_the_round_ends(line: Line) -> None:
-    buffers = Buffers(2, NBYTES)
+    buffers = BufferPool(2, NBYTES)
     alice, bob, carol = line.asking(buffers, "alice", "bob", "carol")
     alice.buffer[:] = bob.buffer[:] = b"\x55" * NBYTES
     carol.is_over = True  # it is not asked before it is woken, by the buffer that comes back
@@ -259,7 +259,7 @@ def test_what_was_left_to_an_owner_that_went_away_is_erased_when_the_round_ends(
 
 
 def test_a_kept_buffer_outlives_its_push_and_holds_up_no_line(line: Line) -> None:
-    buffers = Buffers(1, NBYTES, to_keep=1)
+    buffers = BufferPool(1, NBYTES, to_keep=1)
     alice, bob = line.asking(buffers, "alice", "bob")
     assert not bob.has.is_set()  # what is there to be kept is lent to nobody
     alice.buffer[:] = b"\x55" * NBYTES
@@ -279,7 +279,7 @@ def test_a_kept_buffer_outlives_its_push_and_holds_up_no_line(line: Line) -> Non
 
 def test_a_buffer_that_is_given_back_during_its_push_is_not_given_back_twice(line: Line) -> None:
     """Else two owners would have the same memory: the round may be done with it before its push is."""
-    buffers = Buffers(1, NBYTES, to_keep=1)
+    buffers = BufferPool(1, NBYTES, to_keep=1)
     (alice,) = line.asking(buffers, "alice")
     buffers.keep(alice.buffer)
     buffers.give_back(alice.buffer)
@@ -292,7 +292,7 @@ def test_a_buffer_that_is_given_back_during_its_push_is_not_given_back_twice(lin
 
 
 def test_a_round_that_ends_with_kept_buffers_erases_them(line: Line) -> None:
-    buffers = Buffers(2, NBYTES, to_keep=1)
+    buffers = BufferPool(2, NBYTES, to_keep=1)
     alice, bob = line.asking(buffers, "alice", "bob")
     for owner in (alice, bob):
         owner.buffer[:] = b"\x55" * NBYTES

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator_node.aggregation.exponent_range import Spread, spread_of
+from aggregator_node.aggregation.exponent_range import ExponentRange, spread_of
 from cairn.model.schema import DTYPES
 from cairn.model.validation import SIGNIFICANT_BITS
 
 FLOATS = ["F16", "BF16", "F32", "F64"]
 
 
-def spread(values: list[float], dtype: str = "F32", bits: int | None = None) -> Spread:
+def spread(values: list[float], dtype: str = "F32", bits: int | None = None) -> ExponentRange:
     array = np.array(values, DTYPES[dtype])
     return spread_of(array, bits or SIGNIFICANT_BITS[dtype], np.empty(len(values), np.uint64))
 
@@ -48,7 +48,7 @@ def test_every_value_is_a_multiple_of_the_low_end_and_below_the_high_end(
     weights=st.lists(st.integers(1, 2**31 - 1), min_size=5, max_size=5),
 )
 def test_a_sum_that_is_said_to_be_exact_is(values: list[float], weights: list[int]) -> None:
-    total, exact, all_of_it = 0.0, Fraction(0), Spread(900, 0.0)
+    total, exact, all_of_it = 0.0, Fraction(0), ExponentRange(900, 0.0)
     for value, weight in zip(values, weights, strict=False):
         total += value * weight
         exact += Fraction(value) * weight

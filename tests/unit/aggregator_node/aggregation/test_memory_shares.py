@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator_node.aggregation.memory_shares import MemoryShares
-from cairn.runtime.timeouts import PATIENCE_SECONDS
+from cairn.runtime.timeouts import RECONNECT_TIMEOUT_SECONDS
 
 ALL = 120
 
@@ -43,8 +43,8 @@ def test_one_that_wants_more_than_its_share_holds_nobody_up() -> None:
 def test_one_that_asks_no_more_is_waited_for_a_minute_at_the_most() -> None:
     shares = holding(a=100)
     assert not shares.may_take("b", 60, 0)
-    assert not shares.may_take("a", 20, PATIENCE_SECONDS - 1)
-    assert shares.may_take("a", 20, PATIENCE_SECONDS)
+    assert not shares.may_take("a", 20, RECONNECT_TIMEOUT_SECONDS - 1)
+    assert shares.may_take("a", 20, RECONNECT_TIMEOUT_SECONDS)
 
 
 def test_the_shares_are_those_of_all_that_hold_memory_or_wait_for_it() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from aggregator_node.aggregation.mean import Mean
-from aggregator_node.aggregation.workspace import Memory, Workspace, memory_of_this_machine
-from aggregator_node.rounds.upload import Terms
+from aggregator_node.aggregation.workspace import MemoryBudget, Workspace, memory_of_this_machine
+from aggregator_node.rounds.upload import RoundContext
 from cairn.errors import TooMuch, Unavailable
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
@@ -37,7 +37,7 @@ def terms(
     encoding: "pb.Encoding" = pb.ENCODING_WHOLE,
     most: int = 1,
     share: float = 0.5,
-) -> Terms:
+) -> RoundContext:
     """A round whose updates weigh all the same, or from 1 to `most`."""
     weighting = pb.WEIGHTING_EXAMPLES if most > 1 else pb.WEIGHTING_EQUAL
     manifest = Manifest(
@@ -73,11 +73,11 @@ def terms(
         min_examples=1,
         max_examples=most,
     )
-    return Terms(manifest, job, Bounds(value=1.0, integer=1))
+    return RoundContext(manifest, job, Bounds(value=1.0, integer=1))
 
 
 def workspace_of(
-    memory: Memory, of: Terms, coordinator: str = "model-owner", now: float = 0
+    memory: MemoryBudget, of: RoundContext, coordinator: str = "model-owner", now: float = 0
 ) -> Workspace:
     return memory.lend(coordinator, of, now)
 
@@ -94,7 +94,7 @@ def lent_buffers(workspace: Workspace, count: int) -> Iterator[list[memoryview]]
 def test_a_round_takes_its_sums_and_a_few_updates_however_many_owners_it_has() -> None:
     reckoned = {}
     for owners in (2, 3, 16, 1024):
-        workspace = workspace_of(Memory(Mean, ALWAYS, 2), terms(owners=owners))
+        workspace = workspace_of(MemoryBudget(Mean, ALWAYS, 2), terms(owners=owners))
         assert workspace.buffers.nbytes == UPDATE
         reckoned[owners] = workspace.nbytes, workspace.buffers.count
     assert set(reckoned.values()) == {(SUMS + 2 * UPDATE, 2)}
@@ -104,13 +104,13 @@ def test_a_round_takes_its_sums_and_a_few_updates_however_many_owners_it_has() -
 def test_as_many_updates_are_under_way_as_the_file_says_and_never_more_than_owners(
     in_flight: int, owners: int, count: int
 ) -> None:
-    workspace = workspace_of(Memory(Mean, ALWAYS, in_flight), terms(owners=owners))
+    workspace = workspace_of(MemoryBudget(Mean, ALWAYS, in_flight), terms(owners=owners))
     assert (workspace.buffers.count, workspace.nbytes) == (count, SUMS + count * UPDATE)
 
 
 def test_small_updates_never_wait() -> None:
     small = Schema.of([TensorSpec("t", "F32", (1000,))])
-    workspace = workspace_of(Memory(Mean, ALWAYS, 1), terms(small, owners=1024))
+    workspace = workspace_of(MemoryBudget(Mean, ALWAYS, 1), terms(small, owners=1024))
     assert workspace.buffers.count == 1024
     assert workspace.nbytes == 1024 * 4000 + 8000 + 250
 
@@ -122,24 +122,28 @@ def test_small_updates_never_wait() -> None:
 def test_a_round_whose_weights_may_be_capped_has_buffers_for_what_is_held_back(
     owners: int, share: float, count: int, kept: int
 ) -> None:
-    workspace = workspace_of(Memory(Mean, ALWAYS, 2), terms(owners=owners, most=1000, share=share))
+    workspace = workspace_of(
+        MemoryBudget(Mean, ALWAYS, 2), terms(owners=owners, most=1000, share=share)
+    )
     assert (workspace.buffers.count, workspace.buffers.to_keep) == (count, kept)
     assert workspace.nbytes == SUMS + (count + kept) * UPDATE
 
 
 def test_a_round_whose_updates_weigh_the_same_holds_none_back() -> None:
-    assert workspace_of(Memory(Mean, ALWAYS, 2), terms(owners=9, share=0.1)).buffers.to_keep == 0
+    assert (
+        workspace_of(MemoryBudget(Mean, ALWAYS, 2), terms(owners=9, share=0.1)).buffers.to_keep == 0
+    )
 
 
 def test_small_updates_that_are_held_back_take_no_further_memory() -> None:
     small = Schema.of([TensorSpec("t", "F32", (1000,))])
-    workspace = workspace_of(Memory(Mean, ALWAYS, 1), terms(small, owners=1024, most=1000))
+    workspace = workspace_of(MemoryBudget(Mean, ALWAYS, 1), terms(small, owners=1024, most=1000))
     assert (workspace.buffers.count, workspace.buffers.to_keep) == (1024, 0)
 
 
 def test_the_sums_of_binary64_are_reckoned_with_the_errors_that_nearly_all_have() -> None:
     doubles = Schema.of([TensorSpec("t", "F64", (MIB,))])
-    workspace = workspace_of(Memory(Mean, ALWAYS, 2), terms(doubles, owners=2))
+    workspace = workspace_of(MemoryBudget(Mean, ALWAYS, 2), terms(doubles, owners=2))
     assert workspace.nbytes == 2 * 8 * MIB + (8 + 8) * MIB
 
 
@@ -149,7 +153,7 @@ def far_apart(number: int) -> bytes:
 
 
 def test_sums_that_grow_are_lent_as_much_as_they_take_and_no_more_than_there_is() -> None:
-    memory = Memory(Mean, SUMS + 2 * UPDATE + 100 * MIB, 2)
+    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE + 100 * MIB, 2)
     workspace = workspace_of(memory, terms())
     add_whole(workspace.rule, LARGE, far_apart(0), 1)
     assert workspace.borrowed == 0
@@ -168,7 +172,7 @@ def test_sums_that_grow_are_lent_as_much_as_they_take_and_no_more_than_there_is(
 
 def test_a_round_gets_memory_as_if_no_sums_had_grown_and_ends_those_that_are_in_its_way() -> None:
     """Else whoever asks for memory would read off the answers how far the sums of an open round have grown."""
-    memory = Memory(Mean, SUMS + 2 * UPDATE + 140 * MIB, 2)
+    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE + 140 * MIB, 2)
     workspace, ended = workspace_of(memory, terms()), []
     workspace.end = lambda: ended.append(workspace)
     for number in range(2):
@@ -183,7 +187,7 @@ def test_a_round_gets_memory_as_if_no_sums_had_grown_and_ends_those_that_are_in_
 
 
 def test_a_round_that_fits_beside_sums_that_have_grown_ends_none() -> None:
-    memory = Memory(Mean, 2 * (SUMS + 2 * UPDATE) + 80 * MIB, 2)
+    memory = MemoryBudget(Mean, 2 * (SUMS + 2 * UPDATE) + 80 * MIB, 2)
     workspace, ended = workspace_of(memory, terms()), []
     workspace.end = lambda: ended.append(workspace)
     for number in range(2):
@@ -193,7 +197,7 @@ def test_a_round_that_fits_beside_sums_that_have_grown_ends_none() -> None:
 
 
 def test_sums_that_grow_take_the_memory_that_is_kept_for_later() -> None:
-    memory = Memory(Mean, SUMS + 2 * UPDATE + 100 * MIB, 2)
+    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE + 100 * MIB, 2)
     other = workspace_of(memory, terms(Schema.of([TensorSpec("u", "F32", (5 * MIB,))]), owners=1))
     memory.take_back(other)
     workspace = workspace_of(memory, terms())
@@ -205,7 +209,7 @@ def test_sums_that_grow_take_the_memory_that_is_kept_for_later() -> None:
 
 def test_one_coordinator_does_not_hold_the_memory_that_another_waits_for() -> None:
     """As its rounds end it begins no others beyond its share, until the one that waits has had its own."""
-    memory = Memory(Mean, 4 * (SUMS + UPDATE), 1)
+    memory = MemoryBudget(Mean, 4 * (SUMS + UPDATE), 1)
     greedy = [workspace_of(memory, terms(), "greedy") for _ in range(4)]
     with pytest.raises(Unavailable):
         workspace_of(memory, terms(), "patient")
@@ -223,7 +227,9 @@ def test_one_coordinator_does_not_hold_the_memory_that_another_waits_for() -> No
 
 def test_the_buffers_have_the_size_in_which_updates_travel() -> None:
     by_encoding = {
-        encoding: workspace_of(Memory(Mean, ALWAYS, 2), terms(encoding=encoding)).buffers.nbytes
+        encoding: workspace_of(
+            MemoryBudget(Mean, ALWAYS, 2), terms(encoding=encoding)
+        ).buffers.nbytes
         for encoding in (pb.ENCODING_WHOLE, pb.ENCODING_BF16_DELTAS, pb.ENCODING_INT8_DELTAS)
     }
     scales = 4 * 10 * MIB // 256
@@ -231,10 +237,10 @@ def test_the_buffers_have_the_size_in_which_updates_travel() -> None:
 
 
 def test_a_round_that_can_never_fit_is_refused_for_good_and_says_what_to_change() -> None:
-    memory = Memory(Mean, SUMS + 2 * UPDATE - 1, 2)
+    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE - 1, 2)
     with pytest.raises(TooMuch, match=r"171 MB.*2 updates at a time.*171 MB.*memory_megabytes"):
         workspace_of(memory, terms())
-    workspace = workspace_of(Memory(Mean, SUMS + 2 * UPDATE, 2), terms())
+    workspace = workspace_of(MemoryBudget(Mean, SUMS + 2 * UPDATE, 2), terms())
     assert workspace.nbytes == SUMS + 2 * UPDATE
     assert (
         workspace_of(memory, terms(owners=1)).buffers.count == 1
@@ -242,7 +248,7 @@ def test_a_round_that_can_never_fit_is_refused_for_good_and_says_what_to_change(
 
 
 def test_a_round_for_which_others_have_the_memory_has_to_wait_and_then_fits() -> None:
-    memory = Memory(Mean, 2 * (SUMS + 2 * UPDATE), 2)
+    memory = MemoryBudget(Mean, 2 * (SUMS + 2 * UPDATE), 2)
     first, _second = workspace_of(memory, terms()), workspace_of(memory, terms())
     with pytest.raises(Unavailable, match="lent to other rounds") as refusal:
         workspace_of(memory, terms())
@@ -257,9 +263,9 @@ def test_a_round_for_which_others_have_the_memory_has_to_wait_and_then_fits() ->
 
 def test_what_the_system_refuses_is_not_lent() -> None:
     """Else a few such refusals would leave an aggregator that takes no round until it is restarted."""
-    memory = Memory(Mean, SUMS + 2 * UPDATE, 2)
+    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE, 2)
     full = mock.patch(
-        "aggregator_node.aggregation.workspace.Buffers", side_effect=OSError("cannot allocate")
+        "aggregator_node.aggregation.workspace.BufferPool", side_effect=OSError("cannot allocate")
     )
     with full, pytest.raises(Unavailable) as refusal:
         workspace_of(memory, terms())
@@ -268,7 +274,7 @@ def test_what_the_system_refuses_is_not_lent() -> None:
 
 
 def test_the_memory_of_a_round_serves_the_next_of_its_kind() -> None:
-    memory = Memory(Mean, ALWAYS, 2)
+    memory = MemoryBudget(Mean, ALWAYS, 2)
     first = workspace_of(memory, terms(owners=3))
     memory.take_back(first)
     assert workspace_of(memory, terms(owners=16)) is first
@@ -283,7 +289,7 @@ def test_the_memory_of_a_round_serves_the_next_of_its_kind() -> None:
 
 
 def test_another_kind_of_round_gets_memory_of_its_own() -> None:
-    memory = Memory(Mean, ALWAYS, 2)
+    memory = MemoryBudget(Mean, ALWAYS, 2)
     kept = workspace_of(memory, terms())
     memory.take_back(kept)
     renamed = Schema.of([TensorSpec("u", "F32", (10 * MIB,))])
@@ -300,7 +306,7 @@ def test_another_kind_of_round_gets_memory_of_its_own() -> None:
 
 
 def test_what_is_kept_gives_way_to_a_round_that_needs_the_memory() -> None:
-    memory = Memory(Mean, SUMS + 2 * UPDATE, 2)
+    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE, 2)
     kept = workspace_of(memory, terms())
     memory.take_back(kept)
     other = workspace_of(memory, terms(Schema.of([TensorSpec("u", "F32", (10 * MIB,))])))
@@ -310,7 +316,7 @@ def test_what_is_kept_gives_way_to_a_round_that_needs_the_memory() -> None:
 
 
 def test_the_sums_and_buffers_of_a_round_that_is_over_are_zeroed() -> None:
-    memory = Memory(Mean, ALWAYS, 2)
+    memory = MemoryBudget(Mean, ALWAYS, 2)
     schema = Schema.of([TensorSpec("t", "F32", (1000,)), TensorSpec("n", "I64", (10,))])
     workspace = workspace_of(memory, terms(schema, owners=2))
     update = np.full(1000, 0.375, "<f4")
@@ -327,7 +333,7 @@ def test_the_sums_and_buffers_of_a_round_that_is_over_are_zeroed() -> None:
 
 def test_no_more_than_a_few_workspaces_are_kept() -> None:
     """Each has a few megabytes besides its sums and buffers, and a coordinator may have many jobs."""
-    memory = Memory(Mean, 1 << 40, 2)
+    memory = MemoryBudget(Mean, 1 << 40, 2)
     workspaces = []
     for number in range(10):
         kind = Schema.of([TensorSpec(f"t{number}", "F32", (4,))])
@@ -344,7 +350,7 @@ def test_memory_to_which_a_push_still_writes_is_never_lent_again(
 ) -> None:
     """Else the last bytes of a push that was cancelled would be in another owner's update."""
     monkeypatch.setattr("aggregator_node.aggregation.buffers._RETURN_SECONDS", 0)
-    memory = Memory(Mean, SUMS + 2 * UPDATE, 2)
+    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE, 2)
     workspace = workspace_of(memory, terms())
     with lent_buffers(workspace, 1) as (late,):
         memory.take_back(workspace)
@@ -362,7 +368,7 @@ def test_an_update_that_is_being_added_when_its_round_is_aborted_is_in_no_other_
 ) -> None:
     """The abort does not wait for it: its add may end just after the sums were zeroed."""
     monkeypatch.setattr("aggregator_node.aggregation.buffers._RETURN_SECONDS", 0)
-    memory = Memory(Mean, ALWAYS, 2)
+    memory = MemoryBudget(Mean, ALWAYS, 2)
     schema = Schema.of([TensorSpec("t", "F32", (4,))])
     workspace = workspace_of(memory, terms(schema))
     zero = workspace.rule.reset
@@ -383,7 +389,7 @@ def test_an_update_that_is_being_added_when_its_round_is_aborted_is_in_no_other_
 
 
 def test_an_evaluation_takes_no_memory() -> None:
-    memory = Memory(Mean, SUMS + 2 * UPDATE, 2)
+    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE, 2)
     workspace_of(memory, terms())
     for _ in range(3):
         evaluation = workspace_of(memory, terms(phase=pb.PHASE_EVALUATE))
@@ -397,7 +403,7 @@ EVALUATES = f"""
 import re, sys
 from pathlib import Path
 from aggregator_node.aggregation.mean import Mean
-from aggregator_node.aggregation.workspace import Memory
+from aggregator_node.aggregation.workspace import MemoryBudget
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.aggregation.test_workspace import terms, workspace_of
 from tests.unit.aggregator_node.aggregation.whole import add_whole
@@ -406,7 +412,7 @@ def peak():
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) << 10
 
-memory = Memory(Mean, {ALWAYS}, 2)
+memory = MemoryBudget(Mean, {ALWAYS}, 2)
 before = peak()
 evaluation = workspace_of(memory, terms(phase=pb.PHASE_EVALUATE))
 memory.take_back(evaluation)

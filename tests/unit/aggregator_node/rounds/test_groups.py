@@ -12,9 +12,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator_node.admission import Opening, Policy, Progress, check_opening
-from aggregator_node.rounds.disclosure import Averages
-from aggregator_node.rounds.upload import Terms
+from aggregator_node.admission import AdmissionPolicy, Opening, Progress, check_opening
+from aggregator_node.rounds.disclosure import ReleaseOverlap
+from aggregator_node.rounds.upload import RoundContext
 from cairn.errors import CairnError
 from cairn.protocol.cohorts import Groups
 from cairn.protocol.messages import JobSpec
@@ -88,14 +88,14 @@ def run(
     divided: list[Groups], sequence: list[Asked], *, any_base: bool
 ) -> list[tuple[list[str], bytes]]:
     """What an aggregator releases of the rounds that it is asked for, and from which base."""
-    averages, policy = Averages(any_base=any_base), Policy("clinics", OWNERS, FLOOR)
+    averages, policy = ReleaseOverlap(any_base=any_base), AdmissionPolicy("clinics", OWNERS, FLOOR)
     released = []
     for number, (which, part, dropped, base) in enumerate(sequence, 1):
         job = job_of(divided[which])
         asked = [OWNERS, *job.groups][part % (1 + len(job.groups))]
         counted = [owner for owner in asked if owner not in dropped]
         manifest = replace(TERMS.manifest, base_digest=base, phase=pb.PHASE_TRAIN)
-        terms = Terms(manifest, job, TERMS.bounds)
+        terms = RoundContext(manifest, job, TERMS.bounds)
         try:
             check_opening(policy, job, Progress(), Opening(1, pb.PHASE_TRAIN, tuple(counted), base))
             averages.add(bytes([number]) * 32, terms, counted, has_metrics=True)

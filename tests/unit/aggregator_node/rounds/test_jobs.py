@@ -10,13 +10,13 @@ from unittest import mock
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator_node.admission import Opening, Policy
+from aggregator_node.admission import AdmissionPolicy, Opening
 from aggregator_node.aggregation.mean import Mean
-from aggregator_node.aggregation.workspace import Memory
-from aggregator_node.rounds.disclosure import Averages
-from aggregator_node.rounds.jobs import Jobs
-from aggregator_node.rounds.recorder import Recorder
-from aggregator_node.rounds.registry import LiveRounds
+from aggregator_node.aggregation.workspace import MemoryBudget
+from aggregator_node.rounds.disclosure import ReleaseOverlap
+from aggregator_node.rounds.jobs import JobRegistry
+from aggregator_node.rounds.recorder import RoundRecorder
+from aggregator_node.rounds.registry import RoundRegistry
 from aggregator_node.storage.rows import JobRow, RoundRow
 from aggregator_node.storage.store import Store
 from cairn.errors import Unavailable, UsageError
@@ -50,9 +50,9 @@ class Parts:
     """What opens rounds, on a state of its own. There is memory for one round and no other beside it."""
 
     store: Store
-    recorder: Recorder
-    rounds: LiveRounds
-    jobs: Jobs
+    recorder: RoundRecorder
+    rounds: RoundRegistry
+    jobs: JobRegistry
 
     def open(self, number: int) -> bytes:
         """Open a round; returns its manifest's digest."""
@@ -68,12 +68,14 @@ class Parts:
 def parts(tmp_path: Path) -> Iterator[Parts]:
     clock = Clock()
     store = Store(tmp_path / "state", clock)
-    policy = Policy("clinics", frozenset(OWNERS), floor=2)
+    policy = AdmissionPolicy("clinics", frozenset(OWNERS), floor=2)
     key = Ed25519PrivateKey.generate()
-    averages = Averages(any_base=False)
-    recorder = Recorder(store, key, clock, averages)
-    rounds = LiveRounds(recorder, Memory(Mean, ROUND_BYTES, updates_in_flight=2), key, clock)
-    jobs = Jobs(lambda: policy, 15, store, rounds, averages, clock)
+    averages = ReleaseOverlap(any_base=False)
+    recorder = RoundRecorder(store, key, clock, averages)
+    rounds = RoundRegistry(
+        recorder, MemoryBudget(Mean, ROUND_BYTES, updates_in_flight=2), key, clock
+    )
+    jobs = JobRegistry(lambda: policy, 15, store, rounds, averages, clock)
     jobs.register("coordinator", job_spec_to_bytes(JOB), bytes(32))
     yield Parts(store, recorder, rounds, jobs)
     rounds.abort_all()
@@ -135,7 +137,7 @@ def test_a_state_with_releases_of_another_version_is_refused_with_what_to_do(
     with pytest.raises(
         UsageError, match=r"state has releases of another version .* round 7 of tum"
     ):
-        Recorder(store, key, Clock(), Averages(any_base=False))
+        RoundRecorder(store, key, Clock(), ReleaseOverlap(any_base=False))
     store.close()
 
 

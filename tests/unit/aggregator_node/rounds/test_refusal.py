@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from aggregator_node.rounds.session import LiveRound
+from aggregator_node.rounds.session import RoundSession
 from cairn.errors import UpdateRefused, WrongState
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -14,7 +14,7 @@ from tests.unit.aggregator_node.rounds.test_turns import HEADER, SCHEMA, SetCloc
 
 
 def push(
-    live: LiveRound, value: float, call: FakeCall, before_its_answer: Callable[[], object]
+    live: RoundSession, value: float, call: FakeCall, before_its_answer: Callable[[], object]
 ) -> None:
     """Push an update of this value for alice."""
     payload = np.full(3, value, "<f4").tobytes()

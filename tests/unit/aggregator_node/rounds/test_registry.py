@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from aggregator_node.rounds.registry import LiveRounds
+from aggregator_node.rounds.registry import RoundRegistry
 from cairn.errors import Unavailable
 from cairn.runtime.clock import Clock
 from cairn.v1 import round_pb2 as pb
@@ -17,7 +17,7 @@ def test_a_round_without_memory_is_counted_before_its_coordinator_can_open_anoth
     recorder: Any = SimpleNamespace(abort=lambda *_: None)
     memory: Any = SimpleNamespace(take_back=lambda _workspace: None)
     key: Any = None
-    rounds = LiveRounds(recorder, memory, key, Clock())
+    rounds = RoundRegistry(recorder, memory, key, Clock())
     rounds._coordinators[b"digest"] = "coordinator"
     counted: list[int] = []
     live: Any = SimpleNamespace(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator_node.rounds.state import Ending, Round, Seat
+from aggregator_node.rounds.state import Ending, OwnerState, Round
 from cairn.errors import CairnError, CallerNotAllowed, WrongState
 from cairn.protocol.reasons import DEPENDING_ON_DATA
 from cairn.v1 import round_pb2 as pb
@@ -56,10 +56,10 @@ def test_a_lost_owner_may_come_back_while_the_round_is_open() -> None:
     round_.join("alice", now=10.0)
     round_.join("bob", now=10.0)
     round_.settle(now=LEASE)
-    assert round_.seat("carol") is Seat.LOST
+    assert round_.seat("carol") is OwnerState.LOST
     round_.join("carol", now=LEASE + 1)
     round_.accept("carol")
-    assert round_.seat("carol") is Seat.ACCEPTED
+    assert round_.seat("carol") is OwnerState.ACCEPTED
 
 
 def test_the_deadline_seals_what_is_at_least_the_floor() -> None:
@@ -141,7 +141,7 @@ def test_an_update_is_not_accepted_before_its_owner_has_joined() -> None:
     round_ = opened("alice", "bob")
     with pytest.raises(WrongState):
         round_.accept("alice")
-    assert round_.seat("alice") is Seat.INVITED
+    assert round_.seat("alice") is OwnerState.INVITED
 
 
 def test_a_decline_is_final() -> None:
@@ -151,7 +151,7 @@ def test_a_decline_is_final() -> None:
         round_.join("alice", now=1.0)
     with pytest.raises(WrongState):
         round_.accept("alice")
-    assert round_.seat("alice") is Seat.DECLINED
+    assert round_.seat("alice") is OwnerState.DECLINED
 
 
 def test_a_repeated_join_after_acceptance_changes_nothing() -> None:
@@ -193,11 +193,13 @@ def test_no_sequence_of_events_seals_a_round_below_its_floor(
         except CairnError:
             assert round_.seat(owner) is before
         ending = round_.settle(now)
-        accepted = [name for name in _OWNERS if round_.seat(name) is Seat.ACCEPTED]
+        accepted = [name for name in _OWNERS if round_.seat(name) is OwnerState.ACCEPTED]
         if ending is Ending.SEAL:
             assert len(accepted) >= floor
         if ending is not None:
-            awaited = {n for n in _OWNERS if round_.seat(n) in {Seat.INVITED, Seat.JOINED}}
+            awaited = {
+                n for n in _OWNERS if round_.seat(n) in {OwnerState.INVITED, OwnerState.JOINED}
+            }
             unnamed = awaited if now < DEADLINE else set()
             excluded = round_.exclusions(now)
             assert {name for name, _ in excluded} == set(_OWNERS) - set(accepted) - unnamed

@@ -33,14 +33,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aggregator_node.admission import Opening, Policy
+from aggregator_node.admission import AdmissionPolicy, Opening
 from aggregator_node.aggregation.mean import Mean
-from aggregator_node.aggregation.workspace import Memory
+from aggregator_node.aggregation.workspace import MemoryBudget
 from aggregator_node.rounds import registry
-from aggregator_node.rounds.disclosure import Averages
-from aggregator_node.rounds.jobs import Jobs
-from aggregator_node.rounds.recorder import Recorder
-from aggregator_node.rounds.registry import LiveRounds
+from aggregator_node.rounds.disclosure import ReleaseOverlap
+from aggregator_node.rounds.jobs import JobRegistry
+from aggregator_node.rounds.recorder import RoundRecorder
+from aggregator_node.rounds.registry import RoundRegistry
 from aggregator_node.storage.rows import RoundRow
 from aggregator_node.storage.store import Store
 from cairn.errors import CairnError
@@ -135,11 +135,11 @@ class Aggregator:
 
     def start(self) -> None:
         self.store = Store(self.path / "state", self.clock)
-        policy = Policy("clinics", frozenset(OWNERS), floor=2)
-        averages = Averages(any_base=False)
-        recorder = Recorder(self.store, self.key, self.clock, averages)
-        rounds = LiveRounds(recorder, Memory(Mean, MEMORY, 2), self.key, self.clock)
-        self.jobs = Jobs(lambda: policy, LEASE, self.store, rounds, averages, self.clock)
+        policy = AdmissionPolicy("clinics", frozenset(OWNERS), floor=2)
+        averages = ReleaseOverlap(any_base=False)
+        recorder = RoundRecorder(self.store, self.key, self.clock, averages)
+        rounds = RoundRegistry(recorder, MemoryBudget(Mean, MEMORY, 2), self.key, self.clock)
+        self.jobs = JobRegistry(lambda: policy, LEASE, self.store, rounds, averages, self.clock)
 
     def crash(self) -> None:
         """Everything that is only in memory is gone."""
@@ -546,7 +546,7 @@ def test_a_crash_after_the_owners_are_counted_and_before_the_release_is_recorded
 ) -> None:
     """Nothing was released, so another set may be; and the round stays burnt."""
     lost = mock.patch.object(
-        Recorder, "_state", side_effect=KeyboardInterrupt
+        RoundRecorder, "_state", side_effect=KeyboardInterrupt
     )  # no `except` sees it
     with lost, pytest.raises(KeyboardInterrupt):
         released(aggregator, "one", OWNERS[:3])

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.shares import LargestShare
-from aggregator_node.aggregation.workspace import Memory, Workspace
+from aggregator_node.aggregation.workspace import MemoryBudget, Workspace
 from aggregator_node.rounds.summing import Summing
-from aggregator_node.rounds.upload import Push, Terms
+from aggregator_node.rounds.upload import RoundContext, Upload
 from cairn.errors import Unavailable
 from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.model.validation import Bounds
@@ -32,16 +32,16 @@ weights = st.lists(
 )
 
 
-def round_of(schema: Schema, owners: int, share: float = 0.5) -> Terms:
+def round_of(schema: Schema, owners: int, share: float = 0.5) -> RoundContext:
     return replace(terms(schema, owners, most=MAX_EXAMPLES, share=share), bounds=Bounds())
 
 
 class Sums:
     """A round's sums, and the pushes of owners whose weights are given."""
 
-    def __init__(self, of: Terms) -> None:
+    def __init__(self, of: RoundContext) -> None:
         self.terms = of
-        self.memory = Memory(Mean, 1 << 30, 1)
+        self.memory = MemoryBudget(Mean, 1 << 30, 1)
         self.workspace: Workspace = self.memory.lend("model-owner", of, 0)
         self.summing = Summing(of)
         self.kept: dict[str, memoryview] = {}
@@ -49,7 +49,7 @@ class Sums:
     def push(self, owner: str, payload: bytes, weight: int) -> None:
         header = aggregator_pb2.UpdateHeader(examples=weight, total_bytes=len(payload))
         with self.workspace.buffers.one(owner, lambda: False) as buffer:
-            push = Push(header, self.terms, FakeCall())
+            push = Upload(header, self.terms, FakeCall())
             push.keep_in(buffer, 0.0)
             buffer[:] = payload
             self.kept[owner] = buffer
@@ -67,7 +67,7 @@ def mean_of(schema: Schema, updates: Sequence[bytes], by: Sequence[int], share: 
     for update, weight in zip(updates, by, strict=True):
         mean = sums.workspace.rule
         header = aggregator_pb2.UpdateHeader(examples=1, total_bytes=len(update))
-        push = Push(header, sums.terms, FakeCall())
+        push = Upload(header, sums.terms, FakeCall())
         push.keep_in(memoryview(bytearray(update)), 0.0)
         mean.add_blocks(push.reading(), min(weight, cap))
     return b"".join(bytes(piece) for piece in sums.workspace.rule.result_blocks())

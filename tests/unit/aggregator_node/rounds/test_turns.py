@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
-from aggregator_node.aggregation.buffers import Buffers
+from aggregator_node.aggregation.buffers import BufferPool
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Workspace
-from aggregator_node.rounds.session import LiveRound
-from aggregator_node.rounds.upload import Terms
+from aggregator_node.rounds.session import RoundSession
+from aggregator_node.rounds.upload import RoundContext
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
@@ -27,7 +27,7 @@ from tests.unit.aggregator_node.rounds.test_upload import JOB, MANIFEST
 SECONDS = 60.0
 SCHEMA = Schema.of([TensorSpec("w", "F32", (3,))])
 OWNERS = ("alice", "bob", "carol")
-TERMS = Terms(
+TERMS = RoundContext(
     replace(MANIFEST, cohort=OWNERS, deadline_unix_ms=int(1000 * SECONDS)),
     replace(JOB, owners=OWNERS, schema=SCHEMA),
     Bounds(),
@@ -50,11 +50,11 @@ class SetClock(Clock):
         return int(1000 * self.now)
 
 
-def opened(clock: Clock) -> tuple[LiveRound, Buffers]:
+def opened(clock: Clock) -> tuple[RoundSession, BufferPool]:
     """A round of three owners with memory for one update at a time."""
-    buffers = Buffers(1, SCHEMA.total_bytes)
+    buffers = BufferPool(1, SCHEMA.total_bytes)
     workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
-    live = LiveRound(bytes(32), TERMS, workspace, clock, lambda *_: pb.Signed())
+    live = RoundSession(bytes(32), TERMS, workspace, clock, lambda *_: pb.Signed())
     for owner in OWNERS:
         live.join(owner)
     return live, buffers
@@ -74,7 +74,7 @@ def waiting() -> Iterator[list[threading.Thread]]:
         assert not thread.is_alive()
 
 
-def begin(live: LiveRound, owner: str, taken: list[str]) -> threading.Thread:
+def begin(live: RoundSession, owner: str, taken: list[str]) -> threading.Thread:
     def push() -> None:
         with live.push(owner, HEADER, FakeCall()):
             taken.append(owner)
@@ -111,9 +111,9 @@ def test_a_push_that_nobody_waits_for_may_take_the_whole_round(clock: SetClock) 
 
 
 def test_an_ended_round_lets_its_memory_go_though_its_receipts_stay(clock: SetClock) -> None:
-    buffers = Buffers(1, SCHEMA.total_bytes)
+    buffers = BufferPool(1, SCHEMA.total_bytes)
     workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
-    live = LiveRound(bytes(32), TERMS, workspace, clock, lambda *_: pb.Signed())
+    live = RoundSession(bytes(32), TERMS, workspace, clock, lambda *_: pb.Signed())
     live.join("alice")
     held = weakref.ref(workspace.rule)
     del workspace

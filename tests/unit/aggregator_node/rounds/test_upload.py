@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator_node.rounds.upload import MIN_CHUNK_BYTES, Push, Terms, check_header
+from aggregator_node.rounds.upload import MIN_CHUNK_BYTES, RoundContext, Upload, check_header
 from cairn.errors import CairnError, InvalidMessage, TooMuch, UpdateRefused
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
@@ -49,7 +49,7 @@ JOB = JobSpec(
     min_examples=5,
     max_examples=500,
 )
-TERMS = Terms(MANIFEST, JOB, Bounds(value=100.0, integer=1000))
+TERMS = RoundContext(MANIFEST, JOB, Bounds(value=100.0, integer=1000))
 EVALUATION = replace(TERMS, manifest=replace(MANIFEST, phase=pb.PHASE_EVALUATE))
 LARGE = Schema.of([TensorSpec("w", "F32", (5 * MIN_CHUNK_BYTES // 8,))])  # two and a half chunks
 
@@ -66,9 +66,9 @@ def header(**changes: object) -> aggregator_pb2.UpdateHeader:
     return aggregator_pb2.UpdateHeader(**{**values, **changes})  # type: ignore[arg-type]  # the changes are the test's
 
 
-def push(terms: Terms = TERMS) -> Push:
+def push(terms: RoundContext = TERMS) -> Upload:
     """A push that has its buffer, as one of an update that may be accepted has."""
-    arriving = Push(header(total_bytes=terms.total_bytes), terms, FakeCall())
+    arriving = Upload(header(total_bytes=terms.total_bytes), terms, FakeCall())
     arriving.keep_in(memoryview(bytearray(terms.total_bytes)), turn_ends=math.inf)
     return arriving
 
@@ -116,7 +116,7 @@ def test_a_bad_header_is_refused(
     assert refusal.value.reason == reason
 
 
-def large_push() -> Push:
+def large_push() -> Upload:
     return push(replace(TERMS, job=replace(JOB, schema=LARGE)))
 
 
@@ -201,7 +201,7 @@ def test_an_evaluation_carries_no_tensors() -> None:
     check_header(header(total_bytes=0), EVALUATION)
     with pytest.raises(InvalidMessage, match="its layout has 0"):
         check_header(header(), EVALUATION)
-    arriving = Push(header(total_bytes=0), EVALUATION, FakeCall())
+    arriving = Upload(header(total_bytes=0), EVALUATION, FakeCall())
     assert arriving.finish(aggregator_pb2.UpdateCommit()) == b""
     with pytest.raises(InvalidMessage):
         arriving.finish(commit(GOOD))
@@ -224,7 +224,7 @@ def test_a_value_beyond_the_bounds_is_refused_wherever_it_stands(place: int, val
 
 def test_without_a_buffer_an_update_is_compared_by_its_digest_and_kept_nowhere() -> None:
     """One that is repeated after it was accepted: its values were checked then."""
-    arriving = Push(header(), TERMS, FakeCall())
+    arriving = Upload(header(), TERMS, FakeCall())
     arriving.write(memoryview(GOOD))
     assert arriving.payload is None
     assert arriving.finish(commit(GOOD)) == SCHEMA.digest(GOOD)

@@ -2,15 +2,15 @@
 
 import pytest
 
-from aggregator_node.rounds.uploads import Pushes
+from aggregator_node.rounds.uploads import Uploads
 from cairn.errors import TooMuch
-from cairn.runtime.timeouts import MOMENT_SECONDS
+from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 
 NOW = 1000.0
 
 
 class Called:
-    """The call of a push, as far as `Pushes` looks at it."""
+    """The call of a push, as far as `Uploads` looks at it."""
 
     def __init__(self) -> None:
         self.cancelled = 0
@@ -20,14 +20,14 @@ class Called:
 
 
 class Pushed:
-    """What a push is to `Pushes`."""
+    """What a push is to `Uploads`."""
 
     def __init__(self) -> None:
         self.call = Called()
 
 
-def under_way(*owners: str) -> tuple[Pushes, dict[str, Pushed]]:
-    pushes, of = Pushes(), {owner: Pushed() for owner in owners}
+def under_way(*owners: str) -> tuple[Uploads, dict[str, Pushed]]:
+    pushes, of = Uploads(), {owner: Pushed() for owner in owners}
     for owner, push in of.items():
         pushes.begin(owner, push, NOW)  # type: ignore[arg-type]  # all that it looks at
     return pushes, of
@@ -66,9 +66,13 @@ def test_a_push_that_was_silent_for_a_moment_is_ended_where_its_owner_pushes_ane
     """A connection may be gone that only the owner knows to be gone."""
     pushes, of = under_way("alice")
     pushes.heard("alice", of["alice"], NOW + 10)  # type: ignore[arg-type]  # all that it looks at
-    for seconds, cancelled in ((10, 0), (10 + MOMENT_SECONDS - 0.1, 0), (10 + MOMENT_SECONDS, 1)):
+    for seconds, cancelled in (
+        (10, 0),
+        (10 + SHORT_WAIT_SECONDS - 0.1, 0),
+        (10 + SHORT_WAIT_SECONDS, 1),
+    ):
         with pytest.raises(TooMuch):
             pushes.check_free("alice", NOW + seconds)
         assert of["alice"].call.cancelled == cancelled
     pushes.end("alice", of["alice"])  # type: ignore[arg-type]  # all that it looks at
-    pushes.check_free("alice", NOW + 10 + MOMENT_SECONDS)
+    pushes.check_free("alice", NOW + 10 + SHORT_WAIT_SECONDS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aggregator_node.storage.refusals import Audit
+from aggregator_node.storage.refusals import RefusalLog
 from aggregator_node.storage.store import Store
 from cairn.errors import TooMuch, UpdateRefused
 from cairn.identity.names import NodeName, Role
@@ -52,8 +52,8 @@ def test_a_refusal_is_recorded_by_its_caller_and_reason_without_its_sentence(
     store: Store, clock: SetClock
 ) -> None:
     error = UpdateRefused("tensor w has a value that is NaN", pb.REASON_NON_FINITE)
-    Audit(store, clock).refused(ALICE, METHOD, error)
-    Audit(store, clock).refused(None, METHOD, TooMuch("x"))
+    RefusalLog(store, clock).refused(ALICE, METHOD, error)
+    RefusalLog(store, clock).refused(None, METHOD, TooMuch("x"))
     first, second = recorded(store)
     del first["unix_ms"]
     assert first == {
@@ -68,7 +68,7 @@ def test_a_refusal_is_recorded_by_its_caller_and_reason_without_its_sentence(
 def test_the_same_refusal_is_written_once_an_hour_and_then_counted(
     store: Store, clock: SetClock
 ) -> None:
-    audit = Audit(store, clock)
+    audit = RefusalLog(store, clock)
     for _ in range(100):
         audit.refused(ALICE, METHOD, TooMuch("x"))
     audit.refused(BOB, METHOD, TooMuch("x"))
@@ -89,7 +89,7 @@ def test_the_same_refusal_is_written_once_an_hour_and_then_counted(
 def test_one_caller_has_sixty_entries_an_hour_and_cannot_take_anothers(
     store: Store, clock: SetClock
 ) -> None:
-    audit = Audit(store, clock)
+    audit = RefusalLog(store, clock)
     for number in range(100):
         audit.refused(ALICE, f"{METHOD}{number}", TooMuch("x"))
     audit.refused(BOB, METHOD, TooMuch("x"))
@@ -102,7 +102,7 @@ def test_one_caller_has_sixty_entries_an_hour_and_cannot_take_anothers(
 def test_all_callers_together_have_three_hundred_entries_an_hour_and_the_rest_is_counted(
     store: Store, clock: SetClock
 ) -> None:
-    audit = Audit(store, clock)
+    audit = RefusalLog(store, clock)
     for number in range(1000):
         for _ in range(2):
             node = NodeName("clinics", Role.OWNER, f"owner-{number}")
@@ -120,4 +120,4 @@ def test_all_callers_together_have_three_hundred_entries_an_hour_and_the_rest_is
 
 def test_what_cannot_be_recorded_is_refused_all_the_same(store: Store, clock: SetClock) -> None:
     store._db.execute("DROP TABLE refusals")
-    Audit(store, clock).refused(ALICE, METHOD, TooMuch("x"))
+    RefusalLog(store, clock).refused(ALICE, METHOD, TooMuch("x"))

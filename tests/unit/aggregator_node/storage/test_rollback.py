@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator_node.storage.rollback import EVIDENCE, Witness
+from aggregator_node.storage.rollback import EVIDENCE, RollbackDetector
 from aggregator_node.storage.store import Store
 from cairn.errors import InvalidMessage, UsageError, WrongState
 from cairn.protocol.statements import HEAD, MANIFEST, sign, verified_head
@@ -29,8 +29,8 @@ def stops() -> list[bool]:
 
 
 @pytest.fixture
-def witness(store: Store, stops: list[bool]) -> Witness:
-    return Witness("clinics", store, KEY, lambda: stops.append(True))
+def witness(store: Store, stops: list[bool]) -> RollbackDetector:
+    return RollbackDetector("clinics", store, KEY, lambda: stops.append(True))
 
 
 def head(number: int, head: bytes, federation: str = "clinics") -> pb.Signed:
@@ -38,7 +38,7 @@ def head(number: int, head: bytes, federation: str = "clinics") -> pb.Signed:
     return sign(KEY, HEAD, message.SerializeToString())
 
 
-def test_the_signed_head_follows_the_ledger(store: Store, witness: Witness) -> None:
+def test_the_signed_head_follows_the_ledger(store: Store, witness: RollbackDetector) -> None:
     for number in range(3):
         signed = verified_head(KEY.public_key(), witness.head())
         assert (signed.number, signed.head) == (number, store.ledger_head()[1])
@@ -47,7 +47,7 @@ def test_the_signed_head_follows_the_ledger(store: Store, witness: Witness) -> N
 
 
 def test_every_head_that_the_ledger_had_is_good_for_ever(
-    store: Store, witness: Witness, stops: list[bool]
+    store: Store, witness: RollbackDetector, stops: list[bool]
 ) -> None:
     seen = [witness.head()]
     for number in range(3):
@@ -61,7 +61,7 @@ def test_every_head_that_the_ledger_had_is_good_for_ever(
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 2**63 - 1])
 def test_a_head_that_the_ledger_does_not_hold_stops_the_node(
-    store: Store, witness: Witness, stops: list[bool], number: int
+    store: Store, witness: RollbackDetector, stops: list[bool], number: int
 ) -> None:
     store.append("open", {"round": 1})
     store.append("abort", {"round": 1})
@@ -72,11 +72,11 @@ def test_a_head_that_the_ledger_does_not_hold_stops_the_node(
     with pytest.raises(WrongState):
         witness.check(witness.head())  # from then on nobody is served
     with pytest.raises(UsageError, match="behind a head"):
-        Witness("clinics", store, KEY, lambda: None)
+        RollbackDetector("clinics", store, KEY, lambda: None)
 
 
 def test_when_the_ledger_is_back_the_node_starts_and_forgets_the_evidence(
-    store: Store, witness: Witness
+    store: Store, witness: RollbackDetector
 ) -> None:
     store.append("open", {"round": 1})
     newest = witness.head()
@@ -84,12 +84,12 @@ def test_when_the_ledger_is_back_the_node_starts_and_forgets_the_evidence(
     with pytest.raises(WrongState):
         witness.check(newest)
     with pytest.raises(UsageError):
-        Witness("clinics", store, KEY, lambda: None)
+        RollbackDetector("clinics", store, KEY, lambda: None)
     store._db.execute(
         "INSERT INTO ledger VALUES (1, 'open', x'7b7d', ?)",
         (pb.LedgerHead.FromString(newest.body).head,),
     )
-    Witness("clinics", store, KEY, lambda: None).check(newest)
+    RollbackDetector("clinics", store, KEY, lambda: None).check(newest)
     assert not (store.path / EVIDENCE).exists()
 
 
@@ -97,11 +97,11 @@ def test_when_the_ledger_is_back_the_node_starts_and_forgets_the_evidence(
 def test_evidence_that_cannot_be_read_does_not_let_the_node_start(store: Store, text: str) -> None:
     (store.path / EVIDENCE).write_text(text)
     with pytest.raises(UsageError, match="cannot be read"):
-        Witness("clinics", store, KEY, lambda: None)
+        RollbackDetector("clinics", store, KEY, lambda: None)
 
 
 def test_what_the_aggregator_did_not_sign_as_a_head_stops_nothing(
-    store: Store, witness: Witness, stops: list[bool]
+    store: Store, witness: RollbackDetector, stops: list[bool]
 ) -> None:
     newer = head(9, bytes(32))
     other = Ed25519PrivateKey.generate()

@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cairn.errors import UsageError
-from cairn.identity.reload import Renewal
+from cairn.identity.reload import Reloading
 
 
 @pytest.fixture
@@ -16,14 +16,14 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def number_in(file: Path) -> Renewal[int]:
+def number_in(file: Path) -> Reloading[int]:
     def read() -> int:
         number = int(file.read_text())
         if number < 0:
             raise UsageError(f"{file}: {number} is below zero")
         return number
 
-    return Renewal(1, [file], read)
+    return Reloading(1, [file], read)
 
 
 def test_it_is_what_the_file_says_now(file: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_change_between_the_first_reading_and_the_first_question_is_seen(file:
 
 def test_an_unchanged_file_is_not_parsed_again(file: Path) -> None:
     answers = iter([1])  # to ask a second time raises, which is logged
-    renewal = Renewal(1, [file], lambda: next(answers))
+    renewal = Reloading(1, [file], lambda: next(answers))
     with capture_logs() as logs:
         for _ in range(5):
             assert renewal.current() == 1
@@ -77,5 +77,5 @@ def test_what_can_be_read_later_without_a_change_is_taken_then(file: Path) -> No
             raise trouble.pop()
         return 2
 
-    renewal = Renewal(1, [file], read)
+    renewal = Reloading(1, [file], read)
     assert [renewal.current() for _ in range(3)] == [1, 1, 2]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from cairn.errors import InvalidMessage
-from cairn.model.safetensors_writer import NewModel, write_model
+from cairn.model.safetensors_writer import ModelWriter, write_model
 from cairn.model.schema import CHUNK_BYTES, Schema, TensorSpec
 from cairn.storage.files import write_atomically
 from tests.scenarios.processes import until
@@ -63,7 +63,7 @@ def test_the_file_and_its_digest_are_those_of_safetensors(path: Path) -> None:
 
 @pytest.mark.parametrize("step", [1, 5, len(VALUES)])
 def test_a_model_that_arrives_in_pieces_is_the_same_file(path: Path, step: int) -> None:
-    with NewModel(path, SCHEMA) as new:
+    with ModelWriter(path, SCHEMA) as new:
         for begin in range(0, len(VALUES), step):
             assert (new.written, new.missing) == (begin, len(VALUES) - begin)
             new.write(memoryview(VALUES)[begin : begin + step])
@@ -87,7 +87,7 @@ def test_a_model_without_bytes_is_a_file_too(path: Path) -> None:
 
 
 def test_until_it_is_kept_the_path_holds_what_it_held_before(path: Path) -> None:
-    with NewModel(path, SCHEMA) as new:
+    with ModelWriter(path, SCHEMA) as new:
         new.write(VALUES)
         assert new.digest() == blake3(FILE).digest()
         assert path.read_bytes() == OLD
@@ -97,17 +97,17 @@ def test_until_it_is_kept_the_path_holds_what_it_held_before(path: Path) -> None
 
 
 def test_what_is_not_kept_leaves_nothing_behind(path: Path) -> None:
-    with NewModel(path, SCHEMA) as new:
+    with ModelWriter(path, SCHEMA) as new:
         new.write(VALUES)
     assert only(path) == OLD
-    broken = NewModel(path, SCHEMA)
+    broken = ModelWriter(path, SCHEMA)
     with pytest.raises(OSError, match="broken"), broken:
         raise OSError("broken")
     assert only(path) == OLD
 
 
 def test_to_discard_it_after_it_was_kept_does_nothing(path: Path) -> None:
-    new = NewModel(path, SCHEMA)
+    new = ModelWriter(path, SCHEMA)
     new.write(VALUES)
     new.keep()
     new.discard()
@@ -116,7 +116,7 @@ def test_to_discard_it_after_it_was_kept_does_nothing(path: Path) -> None:
 
 
 def test_more_bytes_than_the_schema_has_are_refused(path: Path) -> None:
-    with NewModel(path, SCHEMA) as new:
+    with ModelWriter(path, SCHEMA) as new:
         new.write(VALUES[:-1])
         with pytest.raises(InvalidMessage, match="more bytes than its schema"):
             new.write(b"..")
@@ -128,7 +128,7 @@ def test_more_bytes_than_the_schema_has_are_refused(path: Path) -> None:
 
 
 def test_fewer_bytes_than_the_schema_has_are_not_kept(path: Path) -> None:
-    with NewModel(path, SCHEMA) as new:
+    with ModelWriter(path, SCHEMA) as new:
         new.write(VALUES[:-1])
         with pytest.raises(InvalidMessage, match="lacks 1 bytes"):
             new.keep()
@@ -194,7 +194,7 @@ def test_what_arrives_while_the_disk_is_slow_is_written_meanwhile(path: Path) ->
         is_slow.set()
         assert wrote_on.wait(30)
 
-    with mock.patch.object(os, "fdatasync", fdatasync), NewModel(path, SCHEMA) as new:
+    with mock.patch.object(os, "fdatasync", fdatasync), ModelWriter(path, SCHEMA) as new:
         new.write(VALUES[:4])
         assert is_slow.wait(30)
         new.write(VALUES[4:])
@@ -209,7 +209,7 @@ def test_a_disk_that_is_full_beside_the_writing_is_told_and_leaves_the_old_file(
     path: Path, more: str
 ) -> None:
     fails = mock.patch.object(os, "fdatasync", side_effect=OSError(errno.ENOSPC, "it is full"))
-    with fails, NewModel(path, SCHEMA) as new:
+    with fails, ModelWriter(path, SCHEMA) as new:
         new.write(VALUES[: 4 if more == "a later write" else None])
         until(lambda: new._syncing is not None and new._syncing.done(), "the sync is over")
         with pytest.raises(OSError, match="it is full"):
@@ -217,7 +217,7 @@ def test_a_disk_that_is_full_beside_the_writing_is_told_and_leaves_the_old_file(
     assert only(path) == OLD
 
 
-def _go_on(new: NewModel, more: str) -> None:
+def _go_on(new: ModelWriter, more: str) -> None:
     if more == "keep":
         new.keep()
     else:
@@ -236,7 +236,7 @@ def test_a_file_that_is_discarded_is_not_closed_under_the_disk(path: Path) -> No
         order.append("synced")
 
     with mock.patch.object(os, "fdatasync", fdatasync):
-        new = NewModel(path, SCHEMA)
+        new = ModelWriter(path, SCHEMA)
         new.write(VALUES[:4])
         assert begun.wait(30)
         discarding = threading.Thread(target=new.discard)

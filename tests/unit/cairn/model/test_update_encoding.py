@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cairn.errors import UpdateRefused
 from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.model.segments import SCALE_BLOCK
-from cairn.model.update_encoding import WORDS, Layout, check_wire_values, decoded, encoding_word
+from cairn.model.update_encoding import WORDS, UpdateLayout, check_update, decoded, encoding_word
 from cairn.model.validation import BLOCK, Bounds
 from cairn.v1 import round_pb2 as pb
 
@@ -38,7 +38,7 @@ def schema_of(**counts: int) -> Schema:
     return Schema.of([TensorSpec(dtype, dtype, (1, count)) for dtype, count in counts.items()])
 
 
-def all_decoded(layout: Layout, payload: bytes | bytearray) -> dict[str, NDArray[Any]]:
+def all_decoded(layout: UpdateLayout, payload: bytes | bytearray) -> dict[str, NDArray[Any]]:
     scratch = np.empty(BLOCK)
     return {
         part.run.dtype: np.concatenate(
@@ -48,9 +48,9 @@ def all_decoded(layout: Layout, payload: bytes | bytearray) -> dict[str, NDArray
     }
 
 
-def reason_for(layout: Layout, payload: bytes, bounds: Bounds = BOUNDS) -> tuple[str, str]:
+def reason_for(layout: UpdateLayout, payload: bytes, bounds: Bounds = BOUNDS) -> tuple[str, str]:
     with pytest.raises(UpdateRefused) as caught:
-        check_wire_values(layout, payload, bounds)
+        check_update(layout, payload, bounds)
     return pb.Reason.Name(caught.value.reason).removeprefix("REASON_"), str(caught.value)
 
 
@@ -62,7 +62,7 @@ BOOLS = np.array([1, 0, 1, 1, 0], np.uint8)
 
 
 def test_a_whole_update_is_the_models_payload_and_has_the_digest_of_its_file() -> None:
-    layout = Layout(MIXED, WHOLE)
+    layout = UpdateLayout(MIXED, WHOLE)
     payload = bytes(range(256)) * 9
     payload = payload[: MIXED.total_bytes]
     assert layout.total_bytes == MIXED.total_bytes
@@ -76,9 +76,9 @@ def test_bfloat16_deltas_lie_where_the_layout_says_between_the_values_of_other_t
     f32 = np.array([1.5, -0.25], ml_dtypes.bfloat16)
     pieces: list[NDArray[Any]] = [I64S, f64, f32, HALVES, F16S, BOOLS]
     payload = padded(*(piece.tobytes() for piece in pieces))
-    layout = Layout(MIXED, BF16)
+    layout = UpdateLayout(MIXED, BF16)
     assert layout.total_bytes == len(payload)
-    check_wire_values(layout, payload, BOUNDS)
+    check_update(layout, payload, BOUNDS)
     for found, expected in zip(all_decoded(layout, payload).values(), pieces, strict=True):
         np.testing.assert_array_equal(found.astype(np.float64), expected.astype(np.float64))
 
@@ -94,9 +94,9 @@ def test_int8_deltas_lie_after_the_scales_of_every_256() -> None:
         F16S.tobytes(),
         BOOLS.tobytes(),
     )
-    layout = Layout(MIXED, INT8)
+    layout = UpdateLayout(MIXED, INT8)
     assert layout.total_bytes == len(padded(*pieces))
-    check_wire_values(layout, padded(*pieces), BOUNDS)
+    check_update(layout, padded(*pieces), BOUNDS)
     found = all_decoded(layout, padded(*pieces))
     exact = [Fraction(float(scales[i // 256])) * int(q) for i, q in enumerate(f64)]
     assert [Fraction(value) for value in found["F64"]] == exact
@@ -131,10 +131,10 @@ def payload_of_many_shapes() -> tuple[NDArray[np.float32], NDArray[np.float32], 
 
 def test_deltas_of_tensors_of_fewer_than_two_dimensions_lie_plainly_before_the_quanta() -> None:
     scales, plain, quanta = payload_of_many_shapes()
-    layout = Layout(MANY_SHAPES, INT8)
+    layout = UpdateLayout(MANY_SHAPES, INT8)
     payload = b"".join(piece.tobytes() for piece in (scales, plain, quanta))
     assert layout.total_bytes == len(payload) == 2 * 4 + 10 * 4 + 315
-    check_wire_values(layout, payload, Bounds())
+    check_update(layout, payload, Bounds())
     found = [Fraction(float(value)) for value in all_decoded(layout, payload)["F32"]]
     exact = [Fraction(float(scales[i // 256])) * int(q) for i, q in enumerate(quanta)]
     told = [Fraction(float(value)) for value in plain]
@@ -147,7 +147,7 @@ def test_deltas_of_tensors_of_fewer_than_two_dimensions_lie_plainly_before_the_q
 def test_a_model_of_no_tensor_of_two_dimensions_has_no_quantum_but_zeros(
     dtype: str, shape: tuple[int, ...]
 ) -> None:
-    layout, count = Layout(Schema.of([TensorSpec("t", dtype, shape)]), INT8), math.prod(shape)
+    layout, count = UpdateLayout(Schema.of([TensorSpec("t", dtype, shape)]), INT8), math.prod(shape)
     plain = np.array([1e-30, 2e30], np.float32)[:count]
     payload = bytes(4) + plain.tobytes() + bytes(count)
     found = all_decoded(layout, payload)[dtype]
@@ -160,7 +160,7 @@ def test_plain_deltas_that_lie_across_the_edge_of_a_block_are_read_in_their_plac
     edge: int,
 ) -> None:
     shapes = {"a": (1, edge), "b": (BLOCK + 3,), "c": (1, 2), "d": (BLOCK,)}
-    layout = Layout(Schema.of(TensorSpec(k, "F32", v) for k, v in shapes.items()), INT8)
+    layout = UpdateLayout(Schema.of(TensorSpec(k, "F32", v) for k, v in shapes.items()), INT8)
     count = edge + BLOCK + 3 + 2 + BLOCK
     is_plain = np.ones(count, bool)
     is_plain[:edge] = is_plain[edge + BLOCK + 3 :][:2] = False
@@ -170,7 +170,7 @@ def test_plain_deltas_that_lie_across_the_edge_of_a_block_are_read_in_their_plac
     payload = b"".join(
         piece.tobytes() for piece in (scales, values[is_plain].astype(np.float32), quanta)
     )
-    check_wire_values(layout, payload, Bounds())
+    check_update(layout, payload, Bounds())
     np.testing.assert_array_equal(all_decoded(layout, payload)["F32"], values)
 
 
@@ -193,16 +193,19 @@ def test_a_plain_delta_that_must_not_be_used_is_refused_by_name(
     scales, plain, quanta = payload_of_many_shapes()
     plain[0] = 200  # twice the bound
     payload = b"".join(piece.tobytes() for piece in (scales, plain, quanta))
-    check_wire_values(Layout(MANY_SHAPES, INT8), payload, BOUNDS)
+    check_update(UpdateLayout(MANY_SHAPES, INT8), payload, BOUNDS)
     plain[number] = value
     payload = b"".join(piece.tobytes() for piece in (scales, plain, quanta))
-    assert reason_for(Layout(MANY_SHAPES, INT8), payload) == (reason, f"tensor {name} {words}")
+    assert reason_for(UpdateLayout(MANY_SHAPES, INT8), payload) == (
+        reason,
+        f"tensor {name} {words}",
+    )
 
 
 def test_a_plain_delta_is_finite_whatever_the_bound() -> None:
-    layout, bounds = Layout(Schema.of([TensorSpec("t", "F32", (2,))]), INT8), Bounds(math.inf)
+    layout, bounds = UpdateLayout(Schema.of([TensorSpec("t", "F32", (2,))]), INT8), Bounds(math.inf)
     largest = np.array([np.finfo(np.float32).max, -np.finfo(np.float32).max], np.float32)
-    check_wire_values(layout, bytes(4) + largest.tobytes() + bytes(2), bounds)
+    check_update(layout, bytes(4) + largest.tobytes() + bytes(2), bounds)
     for bits in (
         0x7F800000,
         0xFF800000,
@@ -215,7 +218,7 @@ def test_a_plain_delta_is_finite_whatever_the_bound() -> None:
 
 def test_a_plain_delta_beyond_the_first_block_is_refused_by_name() -> None:
     shapes = {"a": (BLOCK - 1,), "b": (1, 1), "c": (2,), "d": (2,)}
-    layout = Layout(Schema.of(TensorSpec(k, "F64", v) for k, v in shapes.items()), INT8)
+    layout = UpdateLayout(Schema.of(TensorSpec(k, "F64", v) for k, v in shapes.items()), INT8)
     payload = bytearray(layout.total_bytes)
     layout.parts[0].plain_deltas(payload)[BLOCK + 1] = math.nan
     assert reason_for(layout, bytes(payload)) == (
@@ -242,7 +245,7 @@ def test_a_quantum_beside_a_plain_delta_is_refused_by_name(
     scales, plain, quanta = payload_of_many_shapes()
     quanta[element] = quantum
     payload = b"".join(piece.tobytes() for piece in (scales, plain, quanta))
-    assert reason_for(Layout(MANY_SHAPES, INT8), payload, Bounds()) == (
+    assert reason_for(UpdateLayout(MANY_SHAPES, INT8), payload, Bounds()) == (
         "CORRUPT_UPDATE",
         f"tensor {name} has deltas beside its plain ones",
     )
@@ -250,7 +253,7 @@ def test_a_quantum_beside_a_plain_delta_is_refused_by_name(
 
 @pytest.mark.parametrize("element", [0, BLOCK - 1, BLOCK, 2 * BLOCK])
 def test_a_quantum_beside_a_plain_delta_is_refused_in_every_block(element: int) -> None:
-    layout = Layout(Schema.of([TensorSpec("t", "F64", (2 * BLOCK + 1,))]), INT8)
+    layout = UpdateLayout(Schema.of([TensorSpec("t", "F64", (2 * BLOCK + 1,))]), INT8)
     payload = bytearray(layout.total_bytes)
     payload[layout.total_bytes - (2 * BLOCK + 1) + element] = 1
     assert reason_for(layout, bytes(payload))[0] == "CORRUPT_UPDATE"
@@ -261,7 +264,7 @@ def test_a_scale_is_refused_by_the_name_of_a_tensor_that_has_it() -> None:
     plain[:] = 0
     scales[0] = np.nan
     payload = b"".join(piece.tobytes() for piece in (scales, plain, quanta))
-    _, words = reason_for(Layout(MANY_SHAPES, INT8), payload)
+    _, words = reason_for(UpdateLayout(MANY_SHAPES, INT8), payload)
     assert words == "tensor b.weight has a delta that is NaN or infinite"
 
 
@@ -271,7 +274,7 @@ def test_a_scale_is_refused_by_the_name_of_a_tensor_that_has_it() -> None:
     count=st.integers(1, 3 * SCALE_BLOCK),
 )
 def test_a_quantum_times_its_scale_is_exact(q: int, scale: float, count: int) -> None:
-    layout = Layout(schema_of(F32=count), INT8)
+    layout = UpdateLayout(schema_of(F32=count), INT8)
     scales = np.full(-(-count // 256), scale, np.float32)
     payload = scales.tobytes() + np.full(count, q, np.int8).tobytes()
     found = all_decoded(layout, payload)["F32"]
@@ -279,7 +282,7 @@ def test_a_quantum_times_its_scale_is_exact(q: int, scale: float, count: int) ->
 
 
 def test_what_is_no_delta_is_read_in_place() -> None:
-    layout = Layout(MIXED, INT8)
+    layout = UpdateLayout(MIXED, INT8)
     payload = bytearray(layout.total_bytes)
     part = layout.parts[0]
     values = decoded(part, payload, slice(0, 3), np.empty(BLOCK))
@@ -290,7 +293,7 @@ def test_what_is_no_delta_is_read_in_place() -> None:
 @pytest.mark.parametrize("encoding", DELTAS)
 def test_deltas_beyond_one_block_are_read_block_by_block(encoding: "pb.Encoding") -> None:
     count = BLOCK + 300
-    layout = Layout(schema_of(F32=count), encoding)
+    layout = UpdateLayout(schema_of(F32=count), encoding)
     quanta = (np.arange(count) % 251 - 125).astype(np.int8)
     scales = (np.arange(-(-count // 256)) + 1).astype(np.float32)
     if encoding == INT8:
@@ -316,7 +319,7 @@ def test_every_layout_is_aligned_without_overlap_and_takes_zeros(
     schema = Schema.of(
         TensorSpec(f"t{i}", dtype, tuple(shape)) for i, (dtype, shape) in enumerate(specs)
     )
-    layout, end = Layout(schema, encoding), 0
+    layout, end = UpdateLayout(schema, encoding), 0
     for part in layout.parts:
         assert part.begin % 8 == 0
         assert 0 <= part.begin - end < 8
@@ -329,19 +332,19 @@ def test_every_layout_is_aligned_without_overlap_and_takes_zeros(
         assert part.end - part.begin == part.run.count * wide + beside
         assert part.is_delta == (part.run.dtype in {"F32", "F64"})
     assert layout.total_bytes == end
-    check_wire_values(layout, bytes(end), BOUNDS)
+    check_update(layout, bytes(end), BOUNDS)
 
 
 def test_no_two_encodings_and_no_two_models_share_a_digest() -> None:
     schemas = [schema_of(F32=0), schema_of(F64=0)]
-    digests = {Layout(schema, e).digest(b"") for schema in schemas for e in WORDS.values()}
+    digests = {UpdateLayout(schema, e).digest(b"") for schema in schemas for e in WORDS.values()}
     assert len(digests) == 6
     header = b"int8_deltas\n" + schemas[0].header()
-    assert Layout(schemas[0], INT8).digest(b"") == blake3(header).digest()
+    assert UpdateLayout(schemas[0], INT8).digest(b"") == blake3(header).digest()
 
 
 def test_a_digest_is_that_of_the_words_the_header_and_the_payload() -> None:
-    layout = Layout(schema_of(F32=3), BF16)
+    layout = UpdateLayout(schema_of(F32=3), BF16)
     header = b"bf16_deltas\n" + layout.schema.header()
     assert layout.digest(b"\1\2" * 3) == blake3(header + b"\1\2" * 3).digest()
 
@@ -354,13 +357,13 @@ def test_every_encoding_of_the_contract_has_a_word() -> None:
 @pytest.mark.parametrize("encoding", WORDS.values())
 @pytest.mark.parametrize("change", [-1, 1])
 def test_an_update_of_another_length_is_refused(encoding: "pb.Encoding", change: int) -> None:
-    layout = Layout(MIXED, encoding)
+    layout = UpdateLayout(MIXED, encoding)
     assert reason_for(layout, bytes(layout.total_bytes + change))[0] == "CORRUPT_UPDATE"
 
 
 @pytest.mark.parametrize("encoding", DELTAS)
 def test_no_byte_between_the_runs_can_carry_anything(encoding: "pb.Encoding") -> None:
-    layout = Layout(MIXED, encoding)
+    layout = UpdateLayout(MIXED, encoding)
     gaps = list(layout.gaps())
     assert gaps
     for position in (position for gap in gaps for position in range(gap.start, gap.stop)):
@@ -378,7 +381,7 @@ def test_a_bfloat16_delta_that_is_not_finite_is_refused_by_name(
     payload = np.zeros(BLOCK + 3, ml_dtypes.bfloat16)
     payload[position] = value
     name = "a" if position < 2 else "b"
-    assert reason_for(Layout(schema, BF16), payload.tobytes()) == (
+    assert reason_for(UpdateLayout(schema, BF16), payload.tobytes()) == (
         "NON_FINITE",
         f"tensor {name} has a delta that is NaN or infinite",
     )
@@ -389,10 +392,10 @@ def test_a_bfloat16_delta_that_is_not_finite_is_refused_by_name(
 def test_a_bfloat16_delta_is_refused_from_the_first_beyond_twice_the_bound_on(
     limit: float, sign: int
 ) -> None:
-    layout, bounds = Layout(schema_of(F32=1), BF16), Bounds(value=limit)
+    layout, bounds = UpdateLayout(schema_of(F32=1), BF16), Bounds(value=limit)
     every = np.arange(0x7F80, dtype=np.uint16).view(ml_dtypes.bfloat16)
     within = every[every.astype(np.float64) <= 2 * limit]
-    check_wire_values(layout, (sign * within[-1:]).tobytes(), bounds)
+    check_update(layout, (sign * within[-1:]).tobytes(), bounds)
     beyond = every[len(within) : len(within) + 1]
     reason, _ = reason_for(layout, (sign * beyond).astype(ml_dtypes.bfloat16).tobytes(), bounds)
     assert reason == "MAGNITUDE_REFUSED"
@@ -400,9 +403,9 @@ def test_a_bfloat16_delta_is_refused_from_the_first_beyond_twice_the_bound_on(
 
 def test_a_bound_beyond_all_of_bfloat16_lets_every_finite_delta_pass() -> None:
     every = np.arange(0x7F80, dtype=np.uint16)
-    layout = Layout(schema_of(F32=2 * len(every)), BF16)
+    layout = UpdateLayout(schema_of(F32=2 * len(every)), BF16)
     payload = np.concatenate([every, every | 0x8000]).tobytes()
-    check_wire_values(layout, payload, Bounds(value=math.inf))
+    check_update(layout, payload, Bounds(value=math.inf))
 
 
 @pytest.mark.parametrize(
@@ -425,18 +428,18 @@ def test_a_scale_that_no_owner_writes_is_refused_by_name(
 ) -> None:
     schema = Schema.of([TensorSpec("a", "F32", (16, 16)), TensorSpec("b", "F32", (16, 16))])
     good = np.array([0.0, 200 / 127 * 0.999999], np.float32)
-    check_wire_values(Layout(schema, INT8), good.tobytes() + bytes(512), BOUNDS)
+    check_update(UpdateLayout(schema, INT8), good.tobytes() + bytes(512), BOUNDS)
     scales = np.array([1.0, scale], np.float32)
-    assert reason_for(Layout(schema, INT8), scales.tobytes() + bytes(512)) == (reason, words)
+    assert reason_for(UpdateLayout(schema, INT8), scales.tobytes() + bytes(512)) == (reason, words)
 
 
 @pytest.mark.parametrize("position", [0, 255, BLOCK, BLOCK + 2])
 def test_a_quantum_of_minus_128_is_refused(position: int) -> None:
-    layout = Layout(schema_of(F64=BLOCK + 3), INT8)
+    layout = UpdateLayout(schema_of(F64=BLOCK + 3), INT8)
     payload = bytearray(layout.total_bytes)
     begin = layout.total_bytes - (BLOCK + 3)
     payload[begin + position] = 0x81  # -127
-    check_wire_values(layout, payload, BOUNDS)
+    check_update(layout, payload, BOUNDS)
     payload[begin + position] = 0x80
     assert reason_for(layout, bytes(payload)) == (
         "CORRUPT_UPDATE",
@@ -448,7 +451,7 @@ def test_a_quantum_of_minus_128_is_refused(position: int) -> None:
 def test_values_that_travel_as_they_are_keep_to_the_bounds_of_values(
     encoding: "pb.Encoding",
 ) -> None:
-    layout = Layout(MIXED, encoding)
+    layout = UpdateLayout(MIXED, encoding)
     payload = bytearray(layout.total_bytes)
     by_type = {part.run.dtype: part for part in layout.parts}
     by_type["I64"].values(payload)[2] = 1001

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cairn.errors import UsageError
-from cairn.tasks.loader import TaskFailed, load_task, own_code, own_traceback
+from cairn.tasks.loader import TaskFailed, load_task, own_traceback, task_code
 from cairn.tasks.task import Task
 
 GOOD = """
@@ -95,12 +95,12 @@ def test_a_file_that_failed_can_be_mended_and_loaded_again(tmp_path: Path) -> No
 
 
 def test_code_that_leaves_the_process_has_failed() -> None:
-    with pytest.raises(TaskFailed, match="SystemExit"), own_code("train"):
+    with pytest.raises(TaskFailed, match="SystemExit"), task_code("train"):
         sys.exit(3)
 
 
 def test_the_text_for_others_has_no_word_of_what_the_task_said() -> None:
-    with pytest.raises(TaskFailed) as caught, own_code("train"):
+    with pytest.raises(TaskFailed) as caught, task_code("train"):
         raise ValueError("patient 7")
     assert "patient" not in str(caught.value)
     assert "patient 7" in own_traceback(caught.value)

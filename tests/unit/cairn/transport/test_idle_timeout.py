@@ -8,7 +8,7 @@ import pytest
 
 from cairn.runtime.clock import Clock
 from cairn.transport import idle_timeout
-from cairn.transport.idle_timeout import ended_when_silent
+from cairn.transport.idle_timeout import cancel_when_idle
 from tests.scenarios.processes import until
 
 REAL_WAIT = 0.001  # of the thread that watches, while the fake clock stands still
@@ -67,7 +67,7 @@ def test_a_transfer_that_brings_nothing_for_long_enough_is_cancelled_once(
     clock: FakeClock, idle_seconds: float
 ) -> None:
     transfer = Transfer()
-    with no_watch_is_left(), ended_when_silent(transfer.cancel, clock):
+    with no_watch_is_left(), cancel_when_idle(transfer.cancel, clock):
         clock.is_looked_at()
         assert transfer.times == 0
         clock.now = idle_seconds
@@ -78,7 +78,7 @@ def test_a_transfer_that_brings_nothing_for_long_enough_is_cancelled_once(
 
 def test_a_transfer_with_less_time_than_others_is_cancelled_earlier(clock: FakeClock) -> None:
     transfer = Transfer()
-    with no_watch_is_left(), ended_when_silent(transfer.cancel, clock, REAL_WAIT):
+    with no_watch_is_left(), cancel_when_idle(transfer.cancel, clock, REAL_WAIT):
         clock.is_looked_at()
         assert transfer.times == 0
         clock.now = REAL_WAIT
@@ -87,7 +87,7 @@ def test_a_transfer_with_less_time_than_others_is_cancelled_earlier(clock: FakeC
 
 def test_nobody_has_more_time_than_others(clock: FakeClock, idle_seconds: float) -> None:
     transfer = Transfer()
-    with no_watch_is_left(), ended_when_silent(transfer.cancel, clock, 1e6):
+    with no_watch_is_left(), cancel_when_idle(transfer.cancel, clock, 1e6):
         clock.now = idle_seconds
         assert transfer.cancelled.acquire(timeout=60)
 
@@ -96,7 +96,7 @@ def test_a_transfer_that_is_heard_of_lasts_as_long_as_it_likes(
     clock: FakeClock, idle_seconds: float
 ) -> None:
     transfer = Transfer()
-    with no_watch_is_left(), ended_when_silent(transfer.cancel, clock) as heard:
+    with no_watch_is_left(), cancel_when_idle(transfer.cancel, clock) as heard:
         for _ in range(20):
             clock.now += 0.75 * idle_seconds
             heard()
@@ -108,9 +108,9 @@ def test_a_transfer_that_is_heard_of_lasts_as_long_as_it_likes(
 
 def test_a_transfer_that_has_ended_is_not_cancelled(clock: FakeClock) -> None:
     transfer = Transfer()
-    with no_watch_is_left(), ended_when_silent(transfer.cancel, clock):
+    with no_watch_is_left(), cancel_when_idle(transfer.cancel, clock):
         pass
-    watched = ended_when_silent(transfer.cancel, clock)
+    watched = cancel_when_idle(transfer.cancel, clock)
     with no_watch_is_left(), pytest.raises(OSError, match="broken"), watched:
         raise OSError("broken")
     clock.now = 1e9

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from cairn.errors import Distrusted, Unavailable, WrongState
+from cairn.errors import PeerUntrusted, Unavailable, WrongState
 from cairn.transport import retry
-from cairn.transport.retry import patiently
+from cairn.transport.retry import retry_while_unavailable
 
 LONG = 30.0
 
@@ -22,7 +22,7 @@ def test_a_call_is_repeated_until_it_succeeds() -> None:
             raise Unavailable("no")
         return "yes"
 
-    assert patiently(call, "the peer", LONG, threading.Event()) == "yes"
+    assert retry_while_unavailable(call, "the peer", LONG, threading.Event()) == "yes"
 
 
 def test_patience_ends_with_the_peer_the_seconds_and_the_last_trouble() -> None:
@@ -30,7 +30,7 @@ def test_patience_ends_with_the_peer_the_seconds_and_the_last_trouble() -> None:
         raise Unavailable("nothing listens there")
 
     with pytest.raises(Unavailable, match=r"the peer after 0\.05 seconds: nothing listens"):
-        patiently(call, "the peer", 0.05, threading.Event())
+        retry_while_unavailable(call, "the peer", 0.05, threading.Event())
 
 
 def test_waiting_ends_when_the_node_is_told_to_stop() -> None:
@@ -41,7 +41,7 @@ def test_waiting_ends_when_the_node_is_told_to_stop() -> None:
         raise Unavailable("nothing listens there")
 
     with pytest.raises(Unavailable, match="stopped"):
-        patiently(call, "the peer", LONG, stopping)
+        retry_while_unavailable(call, "the peer", LONG, stopping)
 
 
 def test_an_error_that_waiting_does_not_mend_passes_at_once() -> None:
@@ -52,7 +52,7 @@ def test_an_error_that_waiting_does_not_mend_passes_at_once() -> None:
         raise WrongState("the round has ended")
 
     with pytest.raises(WrongState):
-        patiently(call, "the peer", LONG, threading.Event())
+        retry_while_unavailable(call, "the peer", LONG, threading.Event())
     assert len(calls) == 1
 
 
@@ -63,7 +63,7 @@ def test_a_peer_that_stays_away_is_told_of(monkeypatch: pytest.MonkeyPatch) -> N
         raise Unavailable("nothing listens there")
 
     with capture_logs() as logs, pytest.raises(Unavailable):
-        patiently(call, "the peer", 0.05, threading.Event())
+        retry_while_unavailable(call, "the peer", 0.05, threading.Event())
     assert logs[0]["peer"] == "the peer"
     assert logs[0]["trouble"] == "nothing listens there"
 
@@ -80,7 +80,7 @@ def test_patience_begins_anew_after_a_call_that_had_reached_its_peer(
             raise Unavailable("the stream broke off")
         return "the end"
 
-    assert patiently(call, "the peer", 0.001, threading.Event()) == "the end"
+    assert retry_while_unavailable(call, "the peer", 0.001, threading.Event()) == "the end"
 
 
 class Pauses(threading.Event):
@@ -111,7 +111,7 @@ def test_pauses_are_drawn_at_random_and_never_longer_than_a_second(pauses: Pause
         raise Unavailable("nothing listens there")
 
     with pytest.raises(Unavailable, match="after 3600 seconds"):
-        patiently(call, "the peer", 3600.0, pauses)
+        retry_while_unavailable(call, "the peer", 3600.0, pauses)
     assert 3600 <= pauses.now <= 3601
     first, later = pauses.pauses[:4], sorted(pauses.pauses[4:])
     assert all(pause <= 0.1 * 2**tried for tried, pause in enumerate(first))
@@ -124,10 +124,10 @@ def test_a_peer_that_does_not_fit_is_given_up_after_a_minute_however_long_patien
     pauses: Pauses,
 ) -> None:
     def call() -> None:
-        raise Distrusted("another certificate")
+        raise PeerUntrusted("another certificate")
 
-    with pytest.raises(Distrusted, match="the peer after 60 seconds: another certificate"):
-        patiently(call, "the peer", 3600.0, pauses)
+    with pytest.raises(PeerUntrusted, match="the peer after 60 seconds: another certificate"):
+        retry_while_unavailable(call, "the peer", 3600.0, pauses)
     assert 60 <= pauses.now <= 62
 
 
@@ -138,28 +138,28 @@ def test_a_peer_that_stops_now_and_then_is_none_that_does_not_fit(pauses: Pauses
     def call() -> None:
         if stopped and pauses.now >= stopped[0]:
             stopped.pop(0)
-            raise Distrusted("the peer hung up")
+            raise PeerUntrusted("the peer hung up")
         raise Unavailable("nothing listens there")
 
     with pytest.raises(Unavailable, match="after 3600 seconds: nothing listens there"):
-        patiently(call, "the peer", 3600.0, pauses)
+        retry_while_unavailable(call, "the peer", 3600.0, pauses)
 
 
 def test_short_patience_ends_before_the_minute_is_over(pauses: Pauses) -> None:
     def call() -> None:
-        raise Distrusted("another certificate")
+        raise PeerUntrusted("another certificate")
 
     with pytest.raises(Unavailable, match="after 5 seconds: another certificate"):
-        patiently(call, "the peer", 5.0, pauses)
+        retry_while_unavailable(call, "the peer", 5.0, pauses)
 
 
 def test_certificates_that_are_renewed_one_after_the_other_cost_no_node(pauses: Pauses) -> None:
     def call() -> str:
         if pauses.now < 50:
-            raise Distrusted("another certificate")
+            raise PeerUntrusted("another certificate")
         return "accepted"
 
-    assert patiently(call, "the peer", 3600.0, pauses) == "accepted"
+    assert retry_while_unavailable(call, "the peer", 3600.0, pauses) == "accepted"
 
 
 def test_a_peer_that_refuses_us_only_while_it_stops_is_waited_for(pauses: Pauses) -> None:
@@ -171,8 +171,8 @@ def test_a_peer_that_refuses_us_only_while_it_stops_is_waited_for(pauses: Pauses
         nonlocal due
         if pauses.now >= due:
             due = next(stops, 1 << 30)
-            raise Distrusted("it ended the connection")
+            raise PeerUntrusted("it ended the connection")
         raise Unavailable("nothing listens there")
 
     with pytest.raises(Unavailable, match="after 3600 seconds: nothing listens"):
-        patiently(call, "the peer", 3600.0, pauses)
+        retry_while_unavailable(call, "the peer", 3600.0, pauses)

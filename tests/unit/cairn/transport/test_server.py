@@ -32,11 +32,11 @@ def test_no_node_hangs_up_for_another_ones_pings() -> None:
 def test_every_error_that_a_call_can_raise_has_a_status_of_its_own_meaning() -> None:
     """What has none would be answered INTERNAL.
 
-    A UsageError is raised only before a node listens, and Distrusted only by the side that dials.
+    A UsageError is raised only before a node listens, and PeerUntrusted only by the side that dials.
     """
     kinds = {kind for kind in vars(errors).values() if isinstance(kind, type)}
     kinds = {kind for kind in kinds if issubclass(kind, errors.CairnError)}
-    assert kinds - set(STATUS) == {errors.CairnError, errors.UsageError, errors.Distrusted}
+    assert kinds - set(STATUS) == {errors.CairnError, errors.UsageError, errors.PeerUntrusted}
     assert grpc.StatusCode.INTERNAL not in STATUS.values()
 
 

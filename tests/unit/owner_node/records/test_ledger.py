@@ -12,7 +12,7 @@ from cairn.errors import UsageError
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Invited, Taken
+from owner_node.policy import Invited, LastRound
 from owner_node.records.history import Pushed
 from owner_node.records.ledger import NotRecorded, OwnerLedger, round_facts
 from tests.unit.owner_node.test_policy import DIGEST, JOB, MANIFEST
@@ -51,7 +51,7 @@ def test_after_a_restart_it_knows_what_it_knew(state: StateDirectory) -> None:
         past = ledger.past
         later = replace(INVITED, digest=b"n" * 32)
         known = past.known(later)
-        assert known.last == Taken(4, pb.PHASE_TRAIN, DIGEST)
+        assert known.last == LastRound(4, pb.PHASE_TRAIN, DIGEST)
         assert known.taken == 1
         assert past.known(INVITED).taken == 0  # the round itself does not count against itself
         assert past.sent(DIGEST) == [Pushed(b"\xab" * 32, 5, {"loss": 0.1}, b"\xcd" * 32)]

@@ -10,7 +10,7 @@ from cairn.errors import InvalidMessage, UsageError
 from cairn.protocol.statements import HEAD, sign
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
-from owner_node.records.ledger_head import Witness
+from owner_node.records.ledger_head import LedgerHeadTracker
 
 KEY = Ed25519PrivateKey.generate()
 
@@ -29,8 +29,8 @@ def head(
     return sign(key, HEAD, message.SerializeToString())
 
 
-def witness(state: StateDirectory) -> Witness:
-    return Witness(state, KEY.public_key(), "clinics")
+def witness(state: StateDirectory) -> LedgerHeadTracker:
+    return LedgerHeadTracker(state, KEY.public_key(), "clinics")
 
 
 def test_it_keeps_the_furthest_head_also_over_a_restart(state: StateDirectory) -> None:
@@ -74,4 +74,4 @@ def test_a_head_that_is_not_this_aggregators_is_not_kept(
 def test_a_state_of_another_aggregator_is_named_at_the_start(state: StateDirectory) -> None:
     witness(state).note(head(8))
     with pytest.raises(UsageError, match="keeps a head of another aggregator's ledger"):
-        Witness(state, Ed25519PrivateKey.generate().public_key(), "clinics")
+        LedgerHeadTracker(state, Ed25519PrivateKey.generate().public_key(), "clinics")

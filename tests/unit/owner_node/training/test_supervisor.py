@@ -26,7 +26,7 @@ from owner_node.training.supervisor import (
     TaskFailed,
     TaskSource,
     Trained,
-    TrainingProcess,
+    TrainingSupervisor,
     Work,
 )
 
@@ -47,7 +47,7 @@ def evaluate(model, data, round):
 
 task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
 """
-Start = Callable[[str], TrainingProcess]
+Start = Callable[[str], TrainingSupervisor]
 
 
 def a_model() -> nn.Module:
@@ -70,12 +70,12 @@ def work(
 IN_PLACE = work(in_place=True)
 
 
-def run(process: TrainingProcess, order: Work | None = None) -> Trained:
+def run(process: TrainingSupervisor, order: Work | None = None) -> Trained:
     process.base_buffer(SCHEMA)[:] = BASE
     return process.run(order or work())
 
 
-def failure(process: TrainingProcess) -> tuple[str, str]:
+def failure(process: TrainingSupervisor) -> tuple[str, str]:
     with pytest.raises(TaskFailed) as caught:
         run(process)
     return pb.Reason.Name(caught.value.reason), str(caught.value)
@@ -83,12 +83,12 @@ def failure(process: TrainingProcess) -> tuple[str, str]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    started: list[TrainingProcess] = []
+    started: list[TrainingSupervisor] = []
 
-    def start(train: str) -> TrainingProcess:
+    def start(train: str) -> TrainingSupervisor:
         (tmp_path / "task.py").write_text(TASK.format(train=train.replace("\n", "\n    ")))
         source = TaskSource("toy", str(tmp_path / "task.py"), tmp_path)
-        started.append(TrainingProcess("bob", source))
+        started.append(TrainingSupervisor("bob", source))
         return started[-1]
 
     yield start
@@ -208,7 +208,7 @@ def test_a_model_trained_in_place_takes_its_memory_once_and_one_trained_apart_tw
         "task = cairn.Task(model=model, data=data, train=train)\n"
     )
     schema, payload = payload_of({"weight": torch.ones(1024, 1024)})
-    process = TrainingProcess("bob", TaskSource("big", str(tmp_path / "task.py"), tmp_path))
+    process = TrainingSupervisor("bob", TaskSource("big", str(tmp_path / "task.py"), tmp_path))
     try:
         for _ in range(3):
             process.base_buffer(schema)[:] = payload
@@ -405,7 +405,7 @@ def test_a_model_larger_than_the_sockets_buffers_is_no_matter(tmp_path: Path) ->
     state = {f"{n:04}": torch.full((500,), n / 7) for n in range(4000)}
     schema, payload = payload_of(state)
     state["3999"] += 1
-    process = TrainingProcess("bob", TaskSource("big", str(tmp_path / "task.py"), tmp_path))
+    process = TrainingSupervisor("bob", TaskSource("big", str(tmp_path / "task.py"), tmp_path))
     try:
         process.base_buffer(schema)[:] = payload
         trained = process.run(work(schema=schema))
@@ -516,7 +516,7 @@ def test_the_training_process_dies_with_the_owners_process_even_while_it_trains(
         "from cairn.model.schema import Schema, TensorSpec\n"
         "from owner_node.training.supervisor import *\n"
         f"schema = Schema.of(TensorSpec(n, d, tuple(s)) for n, d, s in {specs(SCHEMA)})\n"
-        "process = TrainingProcess('bob', TaskSource('toy', sys.argv[1], Path(sys.argv[2])))\n"
+        "process = TrainingSupervisor('bob', TaskSource('toy', sys.argv[1], Path(sys.argv[2])))\n"
         "process.run(Work('job', 1, 'train', {}, schema))\n"
     )
     arguments = [sys.executable, "-c", script, str(tmp_path / "task.py"), str(tmp_path)]
@@ -594,7 +594,7 @@ def test_the_task_gets_no_variable_that_is_not_known_to_be_harmless_or_named(
     source = TaskSource(
         "toy", str(tmp_path / "task.py"), tmp_path, environment=("WARD_NUMBER", "NOT_SET")
     )
-    with closing(TrainingProcess("bob", source)) as process:
+    with closing(TrainingSupervisor("bob", source)) as process:
         assert run(process).metrics == {
             "secrets": 0.0,
             "named": 1.0,
@@ -663,7 +663,7 @@ def test_a_model_that_cannot_be_built_is_asked_for_again_once_the_task_is_mended
 ) -> None:
     file = tmp_path / "task.py"
     file.write_text("1 / 0")
-    process = TrainingProcess("bob", TaskSource("task", str(file), tmp_path))
+    process = TrainingSupervisor("bob", TaskSource("task", str(file), tmp_path))
     try:
         for _ in range(2):
             with pytest.raises(TaskFailed, match="raised ZeroDivisionError"):
@@ -679,7 +679,7 @@ def test_the_wait_for_what_the_process_says_of_its_model_can_be_cancelled(tmp_pa
     os.mkfifo(gate)
     file = tmp_path / "task.py"
     file.write_text(f"open({str(gate)!r}).read()")
-    process = TrainingProcess("bob", TaskSource("task", str(file), tmp_path))
+    process = TrainingSupervisor("bob", TaskSource("task", str(file), tmp_path))
     over = threading.Event()
 
     def cancel() -> None:
@@ -703,7 +703,7 @@ def test_to_say_it_changes_no_random_number_of_a_task_that_seeds_when_it_is_impo
     file = tmp_path / "task.py"
     train = "return {'drawn': torch.rand(()).item()}"
     file.write_text(TASK.format(train=train) + "torch.manual_seed(7)\n")
-    process = TrainingProcess("bob", TaskSource("task", str(file), tmp_path))
+    process = TrainingSupervisor("bob", TaskSource("task", str(file), tmp_path))
     try:
         process.model()
         drawn = run(process).metrics["drawn"]

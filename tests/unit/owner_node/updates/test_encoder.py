@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cairn.errors import UpdateRefused
 from cairn.model.schema import DTYPES, Schema, TensorSpec
-from cairn.model.update_encoding import WORDS, Layout, check_wire_values, decoded
+from cairn.model.update_encoding import WORDS, UpdateLayout, check_update, decoded
 from cairn.model.validation import BLOCK, Bounds
 from cairn.v1 import round_pb2 as pb
 from owner_node.updates.encoder import Change, encode, length
@@ -38,15 +38,15 @@ def schema_of(values: Values) -> Schema:
 
 def sent(
     encoding: "pb.Encoding", base: Values, update: Values, factor: float = 1.0
-) -> tuple[Layout, bytearray]:
-    layout = Layout(schema_of(base), encoding)
+) -> tuple[UpdateLayout, bytearray]:
+    layout = UpdateLayout(schema_of(base), encoding)
     out = bytearray(b"\xaa" * layout.total_bytes)  # what an earlier round has left there
     encode(layout, Change(payload_of(base), payload_of(update), factor=factor), out)
-    check_wire_values(layout, out, Bounds(value=1e38, integer=1 << 62))
+    check_update(layout, out, Bounds(value=1e38, integer=1 << 62))
     return layout, out
 
 
-def said(layout: Layout, payload: bytearray) -> Values:
+def said(layout: UpdateLayout, payload: bytearray) -> Values:
     scratch = np.empty(BLOCK)
     return {
         part.run.dtype: np.concatenate(
@@ -103,11 +103,11 @@ def test_large_statistics_and_small_weights_come_back_each_within_its_own_error(
         "output.weight": random.standard_normal((16, 30)) * 1e-3,
     }
     schema = Schema.of([TensorSpec(name, "F64", values.shape) for name, values in parts.items()])
-    layout = Layout(schema, INT8)
+    layout = UpdateLayout(schema, INT8)
     update = b"".join(parts[spec.name].tobytes() for spec in schema.tensors)
     payload = bytearray(layout.total_bytes)
     encode(layout, Change(bytes(len(update)), update), payload)
-    check_wire_values(layout, payload, Bounds())
+    check_update(layout, payload, Bounds())
     found = said(layout, payload)["F64"]
     assert found[:61].tolist() == np.frombuffer(update)[:61].astype(np.float32).tolist()
     weights = parts["output.weight"].ravel()
@@ -117,7 +117,7 @@ def test_large_statistics_and_small_weights_come_back_each_within_its_own_error(
 
 def test_a_plain_delta_is_the_exact_difference_rounded_once() -> None:
     values = [1 + 2**-24, 1 + 2**-24 + 2**-50, 1 + 3 * 2**-24, -1e-45, 3e38]
-    layout = Layout(Schema.of([TensorSpec("t", "F64", (5,))]), INT8)
+    layout = UpdateLayout(Schema.of([TensorSpec("t", "F64", (5,))]), INT8)
     payload = bytearray(layout.total_bytes)
     encode(layout, Change(bytes(40), np.array(values).tobytes()), payload)
     expected = [1.0, 1 + 2**-23, 1 + 2**-22, -(2.0**-149), float(np.float32(3e38))]
@@ -153,10 +153,10 @@ def test_tensors_of_every_type_and_size_come_out_as_they_went_in_but_for_the_rou
         )
         for _ in range(2)
     )
-    layout = Layout(schema, encoding)
+    layout = UpdateLayout(schema, encoding)
     out = bytearray(layout.total_bytes)
     encode(layout, Change(base, update), out)
-    check_wire_values(layout, out, Bounds())
+    check_update(layout, out, Bounds())
     for part, found in zip(layout.parts, said(layout, out).values(), strict=True):
         before, after = part.run.values(base), part.run.values(update)
         if not part.is_delta:
@@ -177,7 +177,7 @@ def test_encoding_needs_the_memory_of_a_few_blocks_however_large_the_model(
     encoding: "pb.Encoding",
 ) -> None:
     count = 40 * BLOCK
-    layout = Layout(
+    layout = UpdateLayout(
         Schema.of(
             [TensorSpec("w", "F32", (count // 80, 40)), TensorSpec("x", "F32", (count // 2,))]
         ),
@@ -283,7 +283,7 @@ def test_a_value_that_is_not_finite_does_not_travel(
     update = base.copy()
     update[position] = value
     change = Change(base.tobytes(), update.tobytes())
-    layout = Layout(schema, encoding)
+    layout = UpdateLayout(schema, encoding)
     with pytest.raises(UpdateRefused, match=f"tensor {'ab'[position >= BLOCK]} has") as caught:
         encode(layout, change, bytearray(layout.total_bytes))
     assert caught.value.reason == pb.REASON_NON_FINITE
@@ -292,7 +292,7 @@ def test_a_value_that_is_not_finite_does_not_travel(
 @pytest.mark.parametrize("encoding", DELTAS)
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_a_nan_of_any_bits_does_not_travel(encoding: "pb.Encoding", shape: tuple[int, ...]) -> None:
-    layout = Layout(Schema.of([TensorSpec("w", "F32", shape)]), encoding)
+    layout = UpdateLayout(Schema.of([TensorSpec("w", "F32", shape)]), encoding)
     for bits in (0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FC00000):
         update = np.array([bits], np.uint32).tobytes()
         with pytest.raises(UpdateRefused):
@@ -305,7 +305,7 @@ def test_a_nan_of_any_bits_does_not_travel(encoding: "pb.Encoding", shape: tuple
 def test_a_change_that_the_encoding_cannot_say_does_not_travel(
     encoding: "pb.Encoding", far: float, shape: tuple[int, ...]
 ) -> None:
-    layout = Layout(Schema.of([TensorSpec("w", "F64", shape)]), encoding)
+    layout = UpdateLayout(Schema.of([TensorSpec("w", "F64", shape)]), encoding)
     base, update = np.array([0.0, -far]), np.array([0.0, far])
     change = Change(base.tobytes(), update.tobytes())
     with pytest.raises(UpdateRefused, match="tensor w has a change") as caught:
@@ -315,7 +315,7 @@ def test_a_change_that_the_encoding_cannot_say_does_not_travel(
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 def test_a_value_that_is_not_finite_does_not_travel_as_it_is_either(dtype: str) -> None:
-    layout = Layout(Schema.of([TensorSpec("w", dtype, (3,))]), INT8)
+    layout = UpdateLayout(Schema.of([TensorSpec("w", dtype, (3,))]), INT8)
     update = np.array([0, math.nan, 0], DTYPES[dtype]).tobytes()
     with pytest.raises(UpdateRefused, match="tensor w has a value that is NaN"):
         encode(layout, Change(bytes(6), update), bytearray(layout.total_bytes))
@@ -334,7 +334,7 @@ def test_a_length_is_that_of_all_changes_together_with_what_is_added_to_them() -
     update["I64"][0] = 10**6
     residual = {"F32": np.array([0, 4, 0], np.float32)}
     change = Change(payload_of(base), payload_of(update), residual)
-    assert length(Layout(schema_of(base), INT8), change) == 13.0
+    assert length(UpdateLayout(schema_of(base), INT8), change) == 13.0
 
 
 @pytest.mark.parametrize("encoding", DELTAS)

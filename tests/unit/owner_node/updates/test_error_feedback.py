@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from cairn.errors import CairnError, Conflict, Unavailable, UpdateRefused
 from cairn.model.schema import DTYPES, Schema, TensorSpec
-from cairn.model.update_encoding import Layout, decoded
+from cairn.model.update_encoding import UpdateLayout, decoded
 from cairn.model.validation import BLOCK
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Declined, Invited
-from owner_node.records.history import Past
+from owner_node.records.history import LedgerHistory
 from owner_node.training.supervisor import Trained
 from owner_node.updates.encoder import Change, encode
-from owner_node.updates.error_feedback import Residuals, Stream
-from owner_node.updates.prepare import LeavingRules
+from owner_node.updates.error_feedback import ErrorFeedback, Stream
+from owner_node.updates.prepare import DisclosureRules
 from owner_node.upload import Pushing
 from tests.unit.owner_node import test_policy
 from tests.unit.owner_node.test_policy import MANIFEST
@@ -36,10 +36,10 @@ INT8 = pb.ENCODING_INT8_DELTAS
 
 
 def stream_of(dtype: str, count: int, encoding: "pb.Encoding" = INT8, job: str = "j") -> Stream:
-    return Stream("t", job, Layout(Schema.of([TensorSpec("w", dtype, (1, count))]), encoding))
+    return Stream("t", job, UpdateLayout(Schema.of([TensorSpec("w", dtype, (1, count))]), encoding))
 
 
-def said(layout: Layout, payload: memoryview) -> Floats:
+def said(layout: UpdateLayout, payload: memoryview) -> Floats:
     (part,) = layout.parts
     scratch = np.empty(BLOCK)
     blocks = [decoded(part, payload, block, scratch).copy() for block in part.run.blocks()]
@@ -47,7 +47,7 @@ def said(layout: Layout, payload: memoryview) -> Floats:
 
 
 def accept(
-    residuals: Residuals, stream: Stream, delta: NDArray[Any], factor: float = 1.0
+    residuals: ErrorFeedback, stream: Stream, delta: NDArray[Any], factor: float = 1.0
 ) -> Floats:
     """A round whose update is accepted; returns what it said."""
     base = np.zeros_like(delta).tobytes()
@@ -59,7 +59,7 @@ def accept(
     return said(stream.layout, wire)
 
 
-def left(residuals: Residuals, stream: Stream) -> Floats:
+def left(residuals: ErrorFeedback, stream: Stream) -> Floats:
     (values,) = residuals.of(stream).values()
     return values.astype(np.float64)
 
@@ -70,7 +70,11 @@ def test_all_that_was_sent_and_the_last_residual_are_all_that_was_to_be_sent(
     seed: int, count: int, rounds: int
 ) -> None:
     """Exactly: the numbers are chosen so that binary64 and binary32 hold every step of it."""
-    random, residuals, stream = np.random.default_rng(seed), Residuals(), stream_of("F32", count)
+    random, residuals, stream = (
+        np.random.default_rng(seed),
+        ErrorFeedback(),
+        stream_of("F32", count),
+    )
     sums, wanted = np.zeros(count), np.zeros(count)
     for _ in range(rounds):
         delta = (random.integers(-(1 << 10), 1 << 10, count) / (1 << 10)).astype(np.float32)
@@ -83,7 +87,7 @@ def test_all_that_was_sent_and_the_last_residual_are_all_that_was_to_be_sent(
 
 @pytest.mark.parametrize("dtype", ["F32", "F64"])
 def test_any_numbers_add_up_to_within_the_rounding_of_the_residuals(dtype: str) -> None:
-    random, residuals = np.random.default_rng(5), Residuals()
+    random, residuals = np.random.default_rng(5), ErrorFeedback()
     count, rounds = BLOCK + 300, 20
     stream = stream_of(dtype, count)
     sums, wanted, rounding = np.zeros(count), np.zeros(count), np.zeros(count)
@@ -97,29 +101,29 @@ def test_any_numbers_add_up_to_within_the_rounding_of_the_residuals(dtype: str) 
 
 def test_what_is_too_small_for_one_update_is_said_by_several() -> None:
     delta = np.array([127.0, 0.3], np.float32)
-    residuals, stream = Residuals(), stream_of("F32", 2)
+    residuals, stream = ErrorFeedback(), stream_of("F32", 2)
     assert said_in(residuals, stream, delta, rounds=10) == [0, 1, 0, 0, 1, 0, 0, 0, 1, 0]
-    forgetful = [accept(Residuals(), stream, delta)[1] for _ in range(10)]
+    forgetful = [accept(ErrorFeedback(), stream, delta)[1] for _ in range(10)]
     assert forgetful == [0.0] * 10  # without what is kept it would never be said
 
 
 def said_in(
-    residuals: Residuals, stream: Stream, delta: NDArray[np.float32], *, rounds: int
+    residuals: ErrorFeedback, stream: Stream, delta: NDArray[np.float32], *, rounds: int
 ) -> list[float]:
     return [float(accept(residuals, stream, delta)[1]) for _ in range(rounds)]
 
 
 def test_what_a_plain_delta_rounds_off_is_said_later_too() -> None:
     """A binary64 tensor of one dimension travels in binary32, which has 1 + 2**-24 as 1."""
-    layout = Layout(Schema.of([TensorSpec("b", "F64", (1,))]), INT8)
-    residuals, stream = Residuals(), Stream("t", "j", layout)
+    layout = UpdateLayout(Schema.of([TensorSpec("b", "F64", (1,))]), INT8)
+    residuals, stream = ErrorFeedback(), Stream("t", "j", layout)
     delta = np.array([1 + 2**-24])
     assert [float(accept(residuals, stream, delta)[0]) for _ in range(2)] == [1, 1 + 2**-23]
     assert left(residuals, stream).tolist() == [0.0]
 
 
 def test_what_was_clipped_off_is_not_sent_later() -> None:
-    residuals, stream = Residuals(), stream_of("F32", 2)
+    residuals, stream = ErrorFeedback(), stream_of("F32", 2)
     assert accept(residuals, stream, np.array([127, 0], np.float32), factor=0.5)[0] == 63.5
     assert left(residuals, stream).tolist() == [0.0, 0.0]
 
@@ -134,7 +138,7 @@ def test_what_was_clipped_off_is_not_sent_later() -> None:
     ],
 )
 def test_what_is_kept_is_dropped_where_job_model_or_encoding_change(other: Stream) -> None:
-    residuals, stream = Residuals(), stream_of("F32", 2)
+    residuals, stream = ErrorFeedback(), stream_of("F32", 2)
     accept(residuals, stream, np.array([127, 0.3], np.float32))
     assert left(residuals, stream).any()
     assert residuals.of(other) == {}
@@ -142,20 +146,20 @@ def test_what_is_kept_is_dropped_where_job_model_or_encoding_change(other: Strea
 
 
 def test_tasks_do_not_share_what_is_kept() -> None:
-    residuals, stream = Residuals(), stream_of("F32", 2)
+    residuals, stream = ErrorFeedback(), stream_of("F32", 2)
     accept(residuals, stream, np.array([127, 0.3], np.float32))
     assert residuals.of(replace(stream, task="another")) == {}
     assert left(residuals, stream).any()
 
 
 def test_nothing_is_kept_of_bfloat16() -> None:
-    residuals, stream = Residuals(), stream_of("F32", 2, pb.ENCODING_BF16_DELTAS)
+    residuals, stream = ErrorFeedback(), stream_of("F32", 2, pb.ENCODING_BF16_DELTAS)
     accept(residuals, stream, np.array([1, 0.3], np.float32))
     assert residuals.of(stream) == {}
 
 
 def test_updates_of_one_size_are_encoded_in_the_same_memory() -> None:
-    residuals = Residuals()
+    residuals = ErrorFeedback()
     first = residuals.wire(stream_of("F32", 1000).layout)
     first[0] = 7
     assert residuals.wire(stream_of("F32", 1000).layout)[0] == 7
@@ -199,7 +203,7 @@ class NotKept:
 class Ledger:
     def __init__(self) -> None:
         self.entries: list[tuple[str, dict[str, Any]]] = []
-        self.past = Past()
+        self.past = LedgerHistory()
 
     def record(self, kind: str, facts: dict[str, Any]) -> None:
         self.entries.append((kind, facts))
@@ -213,7 +217,7 @@ class Owner:
         self.stopping = threading.Event()
         aggregator: Any = self.aggregator
         ledger: Any = self.ledger
-        rules = {"tumours": LeavingRules(clip=clip)}
+        rules = {"tumours": DisclosureRules(clip=clip)}
         kept: Any = NotKept()
         self.pushing = Pushing(aggregator, ledger, kept, rules, lambda: "sha256:00", self.stopping)
         self.update = np.array([127, 0.3], np.float32)
@@ -225,7 +229,7 @@ class Owner:
         self.pushing.push(invited, base, trained, time.monotonic() + 30, lambda: None)
 
     def said(self) -> list[list[float]]:
-        layout = Layout(JOB.schema, INT8)
+        layout = UpdateLayout(JOB.schema, INT8)
         return [said(layout, memoryview(payload)).tolist() for payload, _ in self.aggregator.pushed]
 
 
@@ -307,7 +311,7 @@ def test_the_ledger_says_how_an_update_travelled_and_how_large_it_was(
     payload, digest = owner.aggregator.pushed[0]
     assert (kind, facts["encoding"], facts["bytes"]) == ("sent", word, nbytes)
     assert len(payload) == nbytes
-    expected = Layout(JOB.schema, encoding).digest(payload)
+    expected = UpdateLayout(JOB.schema, encoding).digest(payload)
     assert facts["payload_digest"] == digest.hex() == expected.hex()
 
 

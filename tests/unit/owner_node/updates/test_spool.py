@@ -12,11 +12,11 @@ import pytest
 
 from cairn.errors import NotFound
 from cairn.model.schema import Schema, TensorSpec
-from cairn.model.update_encoding import Layout
+from cairn.model.update_encoding import UpdateLayout
 from cairn.protocol.messages import Manifest, digest_of, manifest_to_bytes
 from cairn.v1 import round_pb2 as pb
 from owner_node.updates import spool
-from owner_node.updates.spool import KeptUpdates
+from owner_node.updates.spool import UpdateSpool
 from tests.unit.owner_node.test_participation import (
     DIGEST,
     UPDATE,
@@ -28,13 +28,13 @@ from tests.unit.owner_node.test_participation import (
 from tests.unit.owner_node.test_policy import JOB, MANIFEST
 
 ROUND, OTHER = b"r" * 32, b"o" * 32
-LAYOUT = Layout(Schema.of([TensorSpec("w", "F32", (300_000,))]), pb.ENCODING_WHOLE)
+LAYOUT = UpdateLayout(Schema.of([TensorSpec("w", "F32", (300_000,))]), pb.ENCODING_WHOLE)
 PAYLOAD = np.arange(300_000, dtype=np.float32).tobytes()
 SAID = LAYOUT.digest(PAYLOAD)
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-def keep(kept: KeptUpdates, manifest_digest: bytes = ROUND, payload: bytes = PAYLOAD) -> Path:
+def keep(kept: UpdateSpool, manifest_digest: bytes = ROUND, payload: bytes = PAYLOAD) -> Path:
     with kept.keeping(manifest_digest) as keeping:
         keeping.write(memoryview(payload))
     return kept.path / f"{manifest_digest.hex()}.update"
@@ -44,17 +44,17 @@ def files(path: Path) -> list[str]:
     return sorted(file.name for file in path.iterdir())
 
 
-def found(kept: KeptUpdates, layout: Layout = LAYOUT, said: bytes = SAID) -> bytes | None:
+def found(kept: UpdateSpool, layout: UpdateLayout = LAYOUT, said: bytes = SAID) -> bytes | None:
     payload = kept.find(ROUND, layout, said)
     return None if payload is None else bytes(payload)
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> KeptUpdates:
-    return KeptUpdates(tmp_path, lambda digest: digest == ROUND)
+def kept(tmp_path: Path) -> UpdateSpool:
+    return UpdateSpool(tmp_path, lambda digest: digest == ROUND)
 
 
-def test_a_kept_update_is_the_payload_and_nobody_elses_to_read(kept: KeptUpdates) -> None:
+def test_a_kept_update_is_the_payload_and_nobody_elses_to_read(kept: UpdateSpool) -> None:
     path = keep(kept)
     assert path.read_bytes() == PAYLOAD
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -63,14 +63,14 @@ def test_a_kept_update_is_the_payload_and_nobody_elses_to_read(kept: KeptUpdates
     assert found(kept) == PAYLOAD
 
 
-def test_an_update_without_bytes_is_kept_too(kept: KeptUpdates) -> None:
-    layout = Layout(Schema.of([TensorSpec("w", "F32", (0,))]), pb.ENCODING_WHOLE)
+def test_an_update_without_bytes_is_kept_too(kept: UpdateSpool) -> None:
+    layout = UpdateLayout(Schema.of([TensorSpec("w", "F32", (0,))]), pb.ENCODING_WHOLE)
     keep(kept, payload=b"")
     assert found(kept, layout, layout.digest(b"")) == b""
 
 
 @pytest.mark.parametrize("damage", ["a bit", "its end", "more", "all", "another's"])
-def test_a_damaged_file_is_not_found(kept: KeptUpdates, damage: str) -> None:
+def test_a_damaged_file_is_not_found(kept: UpdateSpool, damage: str) -> None:
     path, said = keep(kept), SAID
     match damage:
         case "a bit":
@@ -86,28 +86,28 @@ def test_a_damaged_file_is_not_found(kept: KeptUpdates, damage: str) -> None:
     assert found(kept, said=said) is None
 
 
-def test_another_rounds_file_is_never_found(kept: KeptUpdates) -> None:
+def test_another_rounds_file_is_never_found(kept: UpdateSpool) -> None:
     keep(kept, OTHER)
     assert found(kept) is None
 
 
 def test_at_the_start_all_of_its_own_is_removed_but_what_may_have_to_leave_again(
-    kept: KeptUpdates,
+    kept: UpdateSpool,
 ) -> None:
     path = keep(kept)
     strangers = ["no-digest.update", "notes.txt", ROUND.hex()]
     for name in (f"{OTHER.hex()}.update", ".cairn-0123456789abcdef.tmp", *strangers):
         (kept.path / name).write_bytes(PAYLOAD)
-    again = KeptUpdates(kept.path.parent, lambda digest: digest == ROUND)
+    again = UpdateSpool(kept.path.parent, lambda digest: digest == ROUND)
     assert files(kept.path) == sorted([path.name, *strangers])
     assert found(again) == PAYLOAD
-    KeptUpdates(kept.path.parent, lambda _: False)
+    UpdateSpool(kept.path.parent, lambda _: False)
     assert files(kept.path) == sorted(strangers)
 
 
 @pytest.mark.parametrize("fails", ["owner_node.updates.spool._write_all", "os.fsync"])
 def test_on_a_full_disk_nothing_is_kept_and_nothing_raised(
-    kept: KeptUpdates, monkeypatch: pytest.MonkeyPatch, fails: str
+    kept: UpdateSpool, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     def full(*_: Any) -> int:
         raise FULL
