@@ -19,8 +19,8 @@ from pydantic import (
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.protocol.limits import MAX_ROUND_SECONDS, NAME_PATTERN
+from cairn.runtime.foreign_files import Incomplete, content_of
 from cairn.runtime.quoting import quoted
-from cairn.storage.foreign_files import Incomplete, content_of
 
 _FILE_BYTES = 1 << 20
 _MOST_DOTS_SQUARED = 10_000_000  # of a line; a thousand dots in one are a million

@@ -24,9 +24,9 @@ from cairn.ledger.files import (
 from cairn.protocol.messages import parse
 from cairn.protocol.statements import from_envelope
 from cairn.runtime.failpoints import failpoint
+from cairn.runtime.foreign_files import Incomplete, content_of
 from cairn.storage import fsync
 from cairn.storage.files import write_atomically
-from cairn.storage.foreign_files import Incomplete, content_of
 from cairn.v1 import round_pb2 as pb
 from coordinator.record_client import Page
 

@@ -28,11 +28,11 @@ from cairn.model.validation import has_negative_zeros, pieces_without_negative_z
 from cairn.protocol.statements import envelope
 from cairn.runtime.buffer import Buffer
 from cairn.runtime.failpoints import failpoint
+from cairn.runtime.foreign_files import Incomplete, content_of
 from cairn.runtime.quoting import quoted
 from cairn.storage import fsync
 from cairn.storage.directory import run_folder
 from cairn.storage.files import clear_left_overs, write_atomically
-from cairn.storage.foreign_files import Incomplete, content_of
 from cairn.v1 import round_pb2 as pb
 from coordinator.backoff import Failing
 

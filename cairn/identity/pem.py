@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cairn.errors import InvalidMessage, UsageError
-from cairn.storage.foreign_files import opened
+from cairn.runtime.foreign_files import opened
 
 MAX_PEM_BYTES = 1 << 20
 PRIVATE = 0o600

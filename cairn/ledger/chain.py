@@ -14,7 +14,7 @@ from typing import Any
 
 from cairn.errors import InvalidMessage
 from cairn.runtime.clock import Clock
-from cairn.storage.foreign_files import json_values
+from cairn.runtime.foreign_files import json_values
 
 GENESIS = bytes(32)
 MAX_ENTRY_BYTES = 1 << 20  # of a body; the longest names every owner of a large federation

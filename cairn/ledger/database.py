@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import MAX_ENTRY_BYTES, Entry
+from cairn.runtime.foreign_files import opened, pieces_of
 from cairn.runtime.quoting import quoted
-from cairn.storage.foreign_files import opened, pieces_of
 
 MAX_DATABASE_BYTES = 1 << 30
 _MEMORY_BYTES = 1 << 26

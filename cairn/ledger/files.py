@@ -17,8 +17,8 @@ from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.chain import MAX_ENTRY_BYTES, Entry
 from cairn.ledger.database import rows_of
 from cairn.protocol.messages import parse
+from cairn.runtime.foreign_files import Incomplete, lines_of
 from cairn.storage.directory import AGGREGATOR_DATABASE, OWNER_DATABASE
-from cairn.storage.foreign_files import Incomplete, lines_of
 from cairn.v1 import round_pb2 as pb
 
 LEDGER_FILE = "ledger.jsonl"

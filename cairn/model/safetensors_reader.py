@@ -14,8 +14,8 @@ from typing import Any, Self
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.model.schema import CHUNK_BYTES, MAX_TENSORS, Schema, TensorSpec
+from cairn.runtime.foreign_files import json_values
 from cairn.runtime.quoting import quoted
-from cairn.storage.foreign_files import json_values
 
 MAX_HEADER_BYTES = 1 << 26
 _LENGTH_BYTES = 8

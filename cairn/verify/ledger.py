@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import GENESIS, Entry, check_chain
 from cairn.protocol.statements import verified_head
-from cairn.storage.foreign_files import Incomplete
+from cairn.runtime.foreign_files import Incomplete
 from cairn.v1 import round_pb2 as pb
 
 T = TypeVar("T")

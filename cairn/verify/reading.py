@@ -13,8 +13,8 @@ from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.files import HEAD_FILE, head_envelope, read_ledger
 from cairn.model.schema import MAX_MODEL_BYTES
 from cairn.protocol.statements import envelope, from_envelope
+from cairn.runtime.foreign_files import content_of, pieces_of
 from cairn.storage.directory import OWNER_DATABASE
-from cairn.storage.foreign_files import content_of, pieces_of
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.groups import check_groups
 from cairn.verify.ledger import Finding, Grade, LedgerCopy, attempted, check_head, check_ledger

@@ -6,7 +6,7 @@ from typing import Any
 
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import MAX_ENTRY_VALUES
-from cairn.storage.foreign_files import Incomplete, json_values
+from cairn.runtime.foreign_files import Incomplete, json_values
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import Finding, Grade, LedgerCopy, attempted, differing, failed
 from cairn.verify.statement import phase_word, title

@@ -16,8 +16,8 @@ from cairn.ledger.files import (
     read_ledger,
     read_refusals,
 )
+from cairn.runtime.foreign_files import content_of, lines_of
 from cairn.storage.directory import OWNER_DATABASE
-from cairn.storage.foreign_files import content_of, lines_of
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import (
     Finding,
