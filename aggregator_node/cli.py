@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cairn import __version__
-from cairn.allocator import keep_freed_memory
+from cairn.runtime.malloc import keep_freed_memory
 
 
 @click.command()
@@ -26,15 +26,15 @@ def main(*, config: Path, once: bool) -> None:
     Stops on SIGTERM or Ctrl-C. Exit codes: 0 stopped, 1 failed, 2 a mistake in a file.
     """
     # Imported here, so that --help answers at once.
-    from aggregator_node.erasure import erase_freed_memory, harden_process
+    from aggregator_node.hardening import erase_freed_memory, harden_process
 
     erases = erase_freed_memory()  # before the rest is imported: it may start the process anew
     keep_freed_memory()
 
     from aggregator_node.node import AggregatorNode
     from aggregator_node.settings import AggregatorSettings
-    from cairn.clock import Clock
-    from cairn.process import allow_many_connections, begin, exit_with, run_node
+    from cairn.runtime.clock import Clock
+    from cairn.runtime.process import allow_many_connections, begin, exit_with, run_node
 
     def run() -> int:
         settings = AggregatorSettings.load(config)

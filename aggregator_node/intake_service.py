@@ -5,24 +5,24 @@ from collections.abc import Iterator
 
 import grpc
 
-from aggregator_node.jobs import Jobs
-from aggregator_node.live_round import LiveRound
-from aggregator_node.push import Push
-from aggregator_node.receipts import Receipts
 from aggregator_node.roster import Roster
-from aggregator_node.witness import Witness
-from cairn.certified import Certified
-from cairn.clock import Clock
+from aggregator_node.rounds.jobs import JobRegistry
+from aggregator_node.rounds.receipts import Receipts
+from aggregator_node.rounds.session import RoundSession
+from aggregator_node.rounds.upload import Upload
+from aggregator_node.storage.rollback import RollbackDetector
 from cairn.errors import InvalidMessage, Unavailable
-from cairn.failpoint import failpoint
-from cairn.messages import check_digest, check_protocol, known
-from cairn.silence import ended_when_silent
-from cairn.steps import caller, certified_caller
-from cairn.timeouts import rest
+from cairn.identity.certified import Certified
+from cairn.protocol.messages import check_digest, check_protocol, known
+from cairn.runtime.clock import Clock
+from cairn.runtime.failpoints import failpoint
+from cairn.runtime.timeouts import rest
+from cairn.transport.idle_timeout import cancel_when_idle
+from cairn.transport.steps import caller, certified_caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
-# Of an update's stream; the chunks come as they are (cairn/frames.py).
+# Of an update's stream; the chunks come as they are (cairn/transport/framing.py).
 Part = aggregator_pb2.SubmitUpdateRequest | memoryview
 
 
@@ -30,7 +30,12 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
     """An owner is who its certificate says; no message names one."""
 
     def __init__(
-        self, jobs: Jobs, receipts: Receipts, roster: Roster, witness: Witness, clock: Clock
+        self,
+        jobs: JobRegistry,
+        receipts: Receipts,
+        roster: Roster,
+        witness: RollbackDetector,
+        clock: Clock,
     ) -> None:
         self._jobs = jobs
         self._receipts = receipts
@@ -100,11 +105,11 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
             return aggregator_pb2.SubmitUpdateResponse(receipt=receipt)
 
     def _receive(
-        self, live: LiveRound, owner: str, push: Push, requests: Iterator[Part]
+        self, live: RoundSession, owner: str, push: Upload, requests: Iterator[Part]
     ) -> aggregator_pb2.UpdateCommit:
         # Who is silent for all of its turn keeps others waiting, however short the round is.
         turn = rest(push.turn_ends - self._clock.monotonic())
-        with ended_when_silent(push.call.cancel, self._clock, turn) as heard:
+        with cancel_when_idle(push.call.cancel, self._clock, turn) as heard:
             while isinstance(part := next(requests, None), memoryview):
                 push.write(part)
                 heard()
@@ -114,7 +119,7 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
                 raise InvalidMessage("something follows the commit")
         return commit
 
-    def _live(self, manifest_digest: bytes) -> LiveRound:
+    def _live(self, manifest_digest: bytes) -> RoundSession:
         return self._jobs.live(check_digest(manifest_digest, "manifest_digest"))
 
 

@@ -7,30 +7,33 @@ from datetime import UTC, datetime
 
 import structlog
 
-from aggregator_node.audit import Audit
-from aggregator_node.averages import Averages
-from aggregator_node.averaging import Mean
-from aggregator_node.departure import Departure
-from aggregator_node.doctor import node_of
+from aggregator_node.aggregation.mean import Mean
+from aggregator_node.aggregation.workspace import MemoryBudget
+from aggregator_node.diagnostics import node_of
+from aggregator_node.idle_shutdown import Departure
 from aggregator_node.intake_service import IntakeService
-from aggregator_node.jobs import Jobs
-from aggregator_node.live_rounds import LiveRounds
-from aggregator_node.memory import Memory
-from aggregator_node.receipts import Receipts
 from aggregator_node.record_service import RecordService
-from aggregator_node.recording import Recorder
 from aggregator_node.release_service import ReleaseService
 from aggregator_node.roster import Roster
+from aggregator_node.rounds.disclosure import ReleaseOverlap
+from aggregator_node.rounds.jobs import JobRegistry
+from aggregator_node.rounds.receipts import Receipts
+from aggregator_node.rounds.recorder import RoundRecorder
+from aggregator_node.rounds.registry import RoundRegistry
 from aggregator_node.settings import AggregatorSettings
-from aggregator_node.store import Store
-from aggregator_node.witness import Witness
-from cairn.clock import Clock
-from cairn.identity import Identity, NodeName, Role, load_identity, load_signing_key
-from cairn.node_thread import NodeThread
-from cairn.preflight import preflight
-from cairn.process import MOST_CONNECTIONS
-from cairn.rpc import JOB_MESSAGE_BYTES, Listener
-from cairn.timeouts import PARTING_SECONDS
+from aggregator_node.storage.refusals import RefusalLog
+from aggregator_node.storage.rollback import RollbackDetector
+from aggregator_node.storage.store import Store
+from cairn.diagnostics.preflight import preflight
+from cairn.identity.credentials import Identity, load_identity
+from cairn.identity.names import NodeName, Role
+from cairn.identity.signing_keys import load_signing_key
+from cairn.runtime.clock import Clock
+from cairn.runtime.node_thread import NodeThread
+from cairn.runtime.process import MOST_CONNECTIONS
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
+from cairn.transport.parsing import JOB_MESSAGE_BYTES
+from cairn.transport.server import Server
 from cairn.v1.aggregator_pb2_grpc import (
     add_IntakeServiceServicer_to_server,
     add_RecordServiceServicer_to_server,
@@ -54,12 +57,12 @@ class _Parts:
     identity: Identity
     store: Store
     roster: Roster
-    witness: Witness
-    jobs: Jobs
-    rounds: LiveRounds
+    witness: RollbackDetector
+    jobs: JobRegistry
+    rounds: RoundRegistry
     receipts: Receipts
     departure: Departure
-    audit: Audit
+    audit: RefusalLog
     clock: Clock
 
 
@@ -114,7 +117,7 @@ class AggregatorNode:
         """Have it abort the open rounds and end. From any thread; returns at once."""
         self._stopping.set()
 
-    def _serve(self, parts: _Parts, listeners: Sequence[Listener]) -> int:
+    def _serve(self, parts: _Parts, listeners: Sequence[Server]) -> int:
         while not self._stopping.wait(_LOOK_EVERY_SECONDS):
             parts.roster.look()  # so that trouble with the file is logged though nobody calls
             parts.audit.count()
@@ -123,7 +126,7 @@ class AggregatorNode:
         log.info("aggregator is stopping")
         parts.rounds.abort_all()
         for listener in listeners:
-            listener.stop(PARTING_SECONDS)
+            listener.stop(SHUTDOWN_SECONDS)
         parts.audit.count(at_end=True)
         parts.store.close()
         return 1 if parts.witness.rolled_back else 0
@@ -136,13 +139,13 @@ def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Ev
     roster = Roster(settings.file, lambda path: AggregatorSettings.load(path).listed(), clock)
     store = Store(settings.state, clock)
     # Before the jobs, which write to the ledger: not to one that was rolled back.
-    witness = Witness(settings.federation, store, signing_key, stopping.set)
+    witness = RollbackDetector(settings.federation, store, signing_key, stopping.set)
     rules = settings.policy()
-    averages = Averages(any_base=settings.compare_releases == "same_model")
-    recorder = Recorder(store, signing_key, clock, averages)
-    memory = Memory(Mean, settings.memory_bytes, settings.updates_in_flight)
-    rounds = LiveRounds(recorder, memory, signing_key, clock)
-    jobs = Jobs(
+    averages = ReleaseOverlap(any_base=settings.compare_releases == "same_model")
+    recorder = RoundRecorder(store, signing_key, clock, averages)
+    memory = MemoryBudget(Mean, settings.memory_bytes, settings.updates_in_flight)
+    rounds = RoundRegistry(recorder, memory, signing_key, clock)
+    jobs = JobRegistry(
         lambda: replace(rules, owners=roster.owners()),
         settings.lease_seconds,
         store,
@@ -159,14 +162,14 @@ def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Ev
         rounds=rounds,
         receipts=Receipts(rounds.find, store, signing_key),
         departure=Departure(settings.patience_seconds, clock),
-        audit=Audit(store, clock),
+        audit=RefusalLog(store, clock),
         clock=clock,
     )
 
 
-def _intake(parts: _Parts, owners: int, connections: int) -> Listener:
+def _intake(parts: _Parts, owners: int, connections: int) -> Server:
     """The owners' door."""
-    intake = Listener(
+    intake = Server(
         parts.identity,
         long_callers=owners,
         callers=owners + _COORDINATORS,
@@ -184,9 +187,9 @@ def _intake(parts: _Parts, owners: int, connections: int) -> Listener:
     return intake
 
 
-def _release(parts: _Parts, owners: int, connections: int) -> Listener:
+def _release(parts: _Parts, owners: int, connections: int) -> Server:
     """The coordinators' door."""
-    release = Listener(
+    release = Server(
         parts.identity,
         long_callers=_COORDINATORS,
         callers=owners + _COORDINATORS,  # an owner may ask for its health

@@ -2,12 +2,12 @@
 
 import grpc
 
-from aggregator_node.store import Store
-from aggregator_node.witness import Witness
+from aggregator_node.storage.rollback import RollbackDetector
+from aggregator_node.storage.store import Store
 from cairn.errors import CallerNotAllowed, NotFound
-from cairn.identity import NodeName, Role
-from cairn.messages import check_digest, manifest_from_bytes, within
-from cairn.steps import caller
+from cairn.identity.names import NodeName, Role
+from cairn.protocol.messages import check_digest, manifest_from_bytes, within
+from cairn.transport.steps import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
@@ -23,7 +23,7 @@ _FRAME_BYTES = 128  # of an entry, beside its body
 class RecordService(aggregator_pb2_grpc.RecordServiceServicer):
     """Statements and ledger entries; no weights."""
 
-    def __init__(self, store: Store, witness: Witness) -> None:
+    def __init__(self, store: Store, witness: RollbackDetector) -> None:
         self._store = store
         self._witness = witness
 

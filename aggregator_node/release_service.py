@@ -7,20 +7,20 @@ from collections.abc import Iterator
 
 import grpc
 
-from aggregator_node.departure import Departure
-from aggregator_node.jobs import Jobs
-from aggregator_node.live_round import ENDED
-from aggregator_node.live_rounds import LiveRounds
-from aggregator_node.policy import Opening
-from aggregator_node.rows import RoundRow
-from aggregator_node.store import Store
+from aggregator_node.admission import Opening
+from aggregator_node.idle_shutdown import Departure
+from aggregator_node.rounds.jobs import JobRegistry
+from aggregator_node.rounds.registry import RoundRegistry
+from aggregator_node.rounds.session import ENDED
+from aggregator_node.storage.rows import RoundRow
+from aggregator_node.storage.store import Store
 from cairn.errors import InvalidMessage, NotFound, WrongState
-from cairn.failpoint import failpoint
-from cairn.messages import check_digest, check_protocol, known
-from cairn.model_files import StoredValues
-from cairn.owners import check_owners
-from cairn.steps import caller
-from cairn.timeouts import PARTING_SECONDS
+from cairn.model.safetensors_reader import ModelReader
+from cairn.protocol.cohorts import check_owners
+from cairn.protocol.messages import check_digest, check_protocol, known
+from cairn.runtime.failpoints import failpoint
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
+from cairn.transport.steps import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
@@ -30,7 +30,9 @@ _LOOK_EVERY_SECONDS = 5  # whether a watcher has left
 class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
     """A coordinator sees its own jobs and nobody else's."""
 
-    def __init__(self, jobs: Jobs, rounds: LiveRounds, store: Store, departure: Departure) -> None:
+    def __init__(
+        self, jobs: JobRegistry, rounds: RoundRegistry, store: Store, departure: Departure
+    ) -> None:
         self._jobs = jobs
         self._rounds = rounds
         self._store = store
@@ -116,12 +118,12 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         digest = check_digest(request.manifest_digest, "manifest_digest")
         live = self._jobs.abort(caller(context).name, request.epoch, digest)
         if live is not None:
-            live.wait_for_end(PARTING_SECONDS)  # on the disk: the next round can be opened
+            live.wait_for_end(SHUTDOWN_SECONDS)  # on the disk: the next round can be opened
         return aggregator_pb2.AbortRoundResponse()
 
-    def _values(self, row: RoundRow) -> StoredValues:
+    def _values(self, row: RoundRow) -> ModelReader:
         try:
-            return StoredValues(self._store.release_path(row.manifest_digest))
+            return ModelReader(self._store.release_path(row.manifest_digest))
         except FileNotFoundError:
             raise NotFound("a later release has replaced this one") from None
 

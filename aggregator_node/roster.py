@@ -12,10 +12,11 @@ from pathlib import Path
 
 import structlog
 
-from cairn.certified import Certified
-from cairn.clock import Clock
 from cairn.errors import CallerNotAllowed, Unavailable, UsageError
-from cairn.identity import RENEW, Role
+from cairn.identity.certified import Certified
+from cairn.identity.credentials import RENEW
+from cairn.identity.names import Role
+from cairn.runtime.clock import Clock
 from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()

@@ -6,13 +6,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from aggregator_node.memory import memory_of_this_machine
-from aggregator_node.policy import Policy
+from aggregator_node.admission import AdmissionPolicy
+from aggregator_node.aggregation.workspace import memory_of_this_machine
 from aggregator_node.roster import Listed
-from cairn.limits import LARGEST_SHARE, MAX_COHORT, MIN_COHORT
-from cairn.settings import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
-from cairn.timeouts import LEASE_SECONDS, STANDBY_SECONDS
-from cairn.values import Bounds
+from cairn.config import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
+from cairn.model.validation import Bounds
+from cairn.protocol.limits import LARGEST_SHARE, MAX_COHORT, MIN_COHORT
+from cairn.runtime.timeouts import LEASE_SECONDS, STANDBY_TIMEOUT_SECONDS
 
 
 def _fingerprint(text: str) -> str:
@@ -68,7 +68,7 @@ class AggregatorSettings(Settings):
     revoked: tuple[Fingerprint, ...] = ()
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3
     lease_seconds: Seconds = LEASE_SECONDS
-    patience_seconds: Seconds = STANDBY_SECONDS
+    patience_seconds: Seconds = STANDBY_TIMEOUT_SECONDS
     largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
     largest_integer: Annotated[int, Field(ge=1, lt=1 << 63)] = 1 << 53
     largest_share: Annotated[float, Field(gt=0, le=LARGEST_SHARE)] = LARGEST_SHARE
@@ -96,9 +96,9 @@ class AggregatorSettings(Settings):
         """Whom this file admits."""
         return Listed(frozenset(self.owners), frozenset(self.revoked))
 
-    def policy(self) -> Policy:
+    def policy(self) -> AdmissionPolicy:
         """What this file allows of jobs and rounds."""
-        return Policy(
+        return AdmissionPolicy(
             federation=self.federation,
             owners=frozenset(self.owners),
             floor=self.floor,

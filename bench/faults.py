@@ -186,7 +186,7 @@ def _rounds(history: Path) -> int:
 
 
 def _write(home: Path) -> None:
-    from cairn.federation import FederationPlan, write_federation
+    from cairn.provisioning.create import FederationPlan, write_federation
 
     (home / "task.py").write_text(_TASK, encoding="utf-8")
     (home / "tasks.toml").write_text(_TASKS, encoding="utf-8")

@@ -80,7 +80,7 @@ def commands_of(home: Path, owners: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _write_nodes(directory: Path, tasks: Path, work: Work) -> None:
-    from cairn.federation import FederationPlan, write_federation
+    from cairn.provisioning.create import FederationPlan, write_federation
 
     coordinator, intake, release = (f"localhost:{port}" for port in free_ports(3))
     plan = FederationPlan(

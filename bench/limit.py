@@ -149,8 +149,8 @@ def _throw_away_identity(directory: Path) -> Path:
     """Make a certificate for all parties; returns its directory."""
     from datetime import UTC, datetime
 
-    from cairn.authority import Subject, issue, new_authority, new_key, new_request
-    from cairn.identity import NodeName, Role
+    from cairn.identity.authority import Subject, issue, new_authority, new_key, new_request
+    from cairn.identity.names import NodeName, Role
 
     now = datetime.now(UTC)
     authority, key = new_authority("bench", now), new_key()

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench.streams import Receiver, Sender, TcpStream, TlsStream, tls_context
-from cairn.allocator import keep_freed_memory
+from cairn.runtime.malloc import keep_freed_memory
 
 SOCKET_KINDS = ("tcp", "tls")
 KINDS = (*SOCKET_KINDS, "grpc")

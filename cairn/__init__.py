@@ -2,7 +2,7 @@
 
 import os
 
-from cairn.task import Data, Round, Site, Task
+from cairn.tasks.task import Data, Round, Site, Task
 
 __all__ = ["Data", "Round", "Site", "Task", "__version__"]
 

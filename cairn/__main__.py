@@ -1,5 +1,5 @@
 """Lets `python -m cairn` do what `cairn` does."""
 
-from cairn.cli import main
+from cairn.cli.main import main
 
 main()

@@ -11,9 +11,9 @@
      ├── Conflict              something else was accepted under the same name
      ├── TooMuch               beyond an agreed limit
      └── Unavailable           the peer cannot be reached now
-          └── Distrusted       nor later, until a certificate or an address is mended
+          └── PeerUntrusted       nor later, until a certificate or an address is mended
 
-Pure code raises these; `cairn/guard.py` maps them to gRPC statuses and `cairn/rpc.py` back. Each
+Pure code raises these; `cairn/guard.py` maps them to gRPC statuses and `cairn/transport/server.py` back. Each
 carries a reason of the fixed list in `round.proto`: its kind's own where none is given.
 """
 
@@ -85,5 +85,5 @@ class Unavailable(CairnError):
     """The peer cannot be reached, or broke off; to repeat the call may help."""
 
 
-class Distrusted(Unavailable):
+class PeerUntrusted(Unavailable):
     """One of the two does not accept the other: to repeat the call helps once somebody has mended it."""

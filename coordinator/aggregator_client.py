@@ -16,18 +16,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn import __version__
 from cairn.errors import CairnError, InvalidMessage, Unavailable
-from cairn.limits import MAX_ROUND_SECONDS
-from cairn.messages import PROTOCOL, Manifest, digest_of, known, manifest_from_bytes
-from cairn.model_writing import NewModel
-from cairn.patience import patiently
-from cairn.rpc import translated
-from cairn.statements import MANIFEST, verified, verified_statement
-from cairn.tensors import Schema
-from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS, PARTING_SECONDS
+from cairn.model.safetensors_writer import ModelWriter
+from cairn.model.schema import Schema
+from cairn.protocol.limits import MAX_ROUND_SECONDS
+from cairn.protocol.messages import PROTOCOL, Manifest, digest_of, known, manifest_from_bytes
+from cairn.protocol.statements import MANIFEST, verified, verified_statement
+from cairn.runtime.timeouts import CALL_SECONDS, IDLE_SECONDS, SHUTDOWN_SECONDS
+from cairn.transport.retry import retry_while_unavailable
+from cairn.transport.status import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
-from coordinator.campaign import Step
-from coordinator.collecting import Collecting, Release, Wanted
+from coordinator.release_download import Collecting, Release, Wanted
+from coordinator.schedule import Step
 
 T = TypeVar("T")
 
@@ -144,7 +144,7 @@ class AggregatorClient:
         return self._call(follow)
 
     def collect(
-        self, manifest_digest: bytes, schema: Schema, begin: Callable[[Schema], NewModel]
+        self, manifest_digest: bytes, schema: Schema, begin: Callable[[Schema], ModelWriter]
     ) -> Release:
         """Fetch a release into the file that `begin` begins, and verify its statement and its bytes."""
         wanted = Wanted(manifest_digest, self._epoch)
@@ -161,13 +161,15 @@ class AggregatorClient:
 
         def end() -> None:
             with translated():
-                self._stub.AbortRound(request, timeout=PARTING_SECONDS)
+                self._stub.AbortRound(request, timeout=SHUTDOWN_SECONDS)
 
-        patiently(end, self._peer, PARTING_SECONDS, threading.Event())
+        retry_while_unavailable(end, self._peer, SHUTDOWN_SECONDS, threading.Event())
 
     def _call(self, call: Callable[[], T]) -> T:
         def translated_call() -> T:
             with translated():
                 return call()
 
-        return patiently(translated_call, self._peer, self._patience_seconds, self._stopping)
+        return retry_while_unavailable(
+            translated_call, self._peer, self._patience_seconds, self._stopping
+        )

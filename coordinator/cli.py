@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cairn import __version__
-from cairn.allocator import keep_freed_memory
+from cairn.runtime.malloc import keep_freed_memory
 
 
 @click.group()
@@ -60,7 +60,7 @@ def run(
     """
     keep_freed_memory()
     # Imported here, so that --help answers at once.
-    from cairn.process import allow_many_connections, begin, exit_with, run_node
+    from cairn.runtime.process import allow_many_connections, begin, exit_with, run_node
     from coordinator.console import show
     from coordinator.node import Coordinator
     from coordinator.settings import CoordinatorSettings, JobSettings

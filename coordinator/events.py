@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cairn.messages import JobSpec
+from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
-from coordinator.campaign import Step
+from coordinator.schedule import Step
 
 
 @dataclass(frozen=True)

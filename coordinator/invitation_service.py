@@ -6,19 +6,19 @@ from collections.abc import Collection, Iterator
 import grpc
 
 from cairn.errors import InvalidMessage, NotFound, WrongState
-from cairn.failpoint import failpoint
-from cairn.frames import chunks_of
-from cairn.messages import check_digest, check_protocol
-from cairn.steps import caller
+from cairn.protocol.messages import check_digest, check_protocol
+from cairn.runtime.failpoints import failpoint
+from cairn.transport.framing import chunks_of
+from cairn.transport.steps import caller
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
-from coordinator.attendance import Attendance
+from coordinator.owner_sessions import OwnerSessions
 
 
 class InvitationService(coordinator_pb2_grpc.InvitationServiceServicer):
     """Serves the owners of one job."""
 
     def __init__(
-        self, federation: str, job: str, owners: Collection[str], attendance: Attendance
+        self, federation: str, job: str, owners: Collection[str], attendance: OwnerSessions
     ) -> None:
         self._federation = federation
         self._job = job

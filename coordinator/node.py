@@ -7,37 +7,33 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cairn.encoding import WORDS
+from cairn.diagnostics.preflight import preflight
 from cairn.errors import CairnError, Fenced, UsageError
-from cairn.identity import (
-    Identity,
-    NodeName,
-    Role,
-    load_identity,
-    load_pinned_aggregator,
-    parse_signing_key_text,
-)
-from cairn.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
-from cairn.node_thread import NodeThread
-from cairn.preflight import preflight
-from cairn.process import MOST_CONNECTIONS
-from cairn.rpc import Listener, dial
-from cairn.tensors import Schema
-from cairn.timeouts import MOMENT_SECONDS, PARTING_SECONDS
+from cairn.identity.credentials import Identity, load_identity, load_pinned_aggregator
+from cairn.identity.names import NodeName, Role
+from cairn.identity.signing_keys import parse_signing_key_text
+from cairn.model.schema import Schema
+from cairn.model.update_encoding import WORDS
+from cairn.protocol.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
+from cairn.runtime.node_thread import NodeThread
+from cairn.runtime.process import MOST_CONNECTIONS
+from cairn.runtime.timeouts import SHORT_WAIT_SECONDS, SHUTDOWN_SECONDS
+from cairn.transport.channel import dial
+from cairn.transport.server import Server
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.aggregator_client import AggregatorClient
-from coordinator.attendance import Attendance
-from coordinator.doctor import node_of
-from coordinator.driver import Driver
+from coordinator.diagnostics import node_of
 from coordinator.events import JobFinished, Observer, ignore
-from coordinator.first_model import first_model
+from coordinator.groups import Sampling, groups_of
+from coordinator.initial_model import first_model
 from coordinator.invitation_service import InvitationService
+from coordinator.job_runner import Driver
+from coordinator.owner_sessions import OwnerSessions
 from coordinator.record_client import RecordClient
-from coordinator.rounds import Job, Rounds
-from coordinator.run_folder import Checkpoint, RunFolder
-from coordinator.sampling import Sampling, groups_of
+from coordinator.round_runner import Job, Rounds
+from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.settings import CoordinatorSettings, JobSettings
 
 _OTHERS = 4  # who ask for its health, such as its own container
@@ -107,7 +103,7 @@ class Coordinator:
             return
         serving.attendance.wake()
         serving.rounds.abort_open_round()
-        if not self._ended.wait(PARTING_SECONDS):
+        if not self._ended.wait(SHUTDOWN_SECONDS):
             serving.hang_up()  # whatever still waits for the aggregator ends now
 
     def _taken_up(self, folder: RunFolder) -> tuple[Job, Checkpoint]:
@@ -137,11 +133,11 @@ class Coordinator:
         patience = settings.patience_seconds
         aggregator = AggregatorClient(channel, settings.aggregator, key, patience, stopping)
         records = RecordClient(channel, settings.aggregator, key, patience, stopping)
-        attendance = Attendance()
+        attendance = OwnerSessions()
         service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
         rounds = Rounds(job, aggregator, attendance, service, folder.new_model, stopping)
         owners = len(job.spec.owners)
-        listener = Listener(
+        listener = Server(
             identity,
             long_callers=owners,
             callers=owners + _OTHERS,
@@ -182,7 +178,7 @@ class Coordinator:
             # A job that was only stopped, or is another's now, goes on: its owners stay.
             goes_on |= self._stopping.is_set()
             last = None if goes_on else coordinator_pb2.AttendResponse(finished=finished)
-            attendance.dismiss(last, MOMENT_SECONDS)
+            attendance.dismiss(last, SHORT_WAIT_SECONDS)
             serving.listener.stop(0.0)
 
 
@@ -192,9 +188,9 @@ class _Serving:
 
     job: Job
     hang_up: Callable[[], None]  # on the aggregator
-    attendance: Attendance
+    attendance: OwnerSessions
     rounds: Rounds
-    listener: Listener
+    listener: Server
     driver: Driver
 
 

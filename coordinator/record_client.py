@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from cairn.ledger import Entry
-from cairn.patience import patiently
-from cairn.rpc import translated
-from cairn.statements import verified_head
-from cairn.timeouts import CALL_SECONDS
+from cairn.ledger.chain import Entry
+from cairn.protocol.statements import verified_head
+from cairn.runtime.timeouts import CALL_SECONDS
+from cairn.transport.retry import retry_while_unavailable
+from cairn.transport.status import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
@@ -54,6 +54,6 @@ class RecordClient:
                 )
             return answer
 
-        answer = patiently(ask, self._peer, self._patience_seconds, self._stopping)
+        answer = retry_while_unavailable(ask, self._peer, self._patience_seconds, self._stopping)
         entries = tuple(Entry(e.number, e.kind, e.body, e.head) for e in answer.entries)
         return Page(entries, verified_head(self._key, answer.head), answer.head)

@@ -5,8 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cairn.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
-from cairn.settings import (
+from cairn.config import (
     Address,
     FilePath,
     Name,
@@ -16,8 +15,9 @@ from cairn.settings import (
     Settings,
     SigningKeyText,
 )
-from cairn.timeouts import GATHER_SECONDS, PATIENCE_SECONDS, ROUND_DEADLINE_SECONDS
-from coordinator.sampling import group_count
+from cairn.protocol.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
+from cairn.runtime.timeouts import GATHER_SECONDS, RECONNECT_TIMEOUT_SECONDS, ROUND_DEADLINE_SECONDS
+from coordinator.groups import group_count
 
 _Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
 
@@ -34,7 +34,7 @@ class CoordinatorSettings(Settings):
     listen: Address
     aggregator: Address
     aggregator_signing_key: SigningKeyText
-    patience_seconds: Seconds = PATIENCE_SECONDS
+    patience_seconds: Seconds = RECONNECT_TIMEOUT_SECONDS
     identity: PinnedIdentityFiles
 
 
@@ -62,7 +62,9 @@ class JobSettings(Settings):
     fraction: Annotated[float, Field(gt=0, le=1)] = 1
     weighting: Literal["equal", "examples"] = "equal"
     examples: tuple[_Examples, _Examples] = (1, MAX_EXAMPLES)
-    updates: Literal["whole", "bf16_deltas", "int8_deltas"] = "whole"  # cairn.encoding.WORDS
+    updates: Literal["whole", "bf16_deltas", "int8_deltas"] = (
+        "whole"  # cairn.model.update_encoding.WORDS
+    )
     evaluate: bool = False
     round_deadline_seconds: Seconds = ROUND_DEADLINE_SECONDS
     gather_seconds: Seconds = GATHER_SECONDS

@@ -9,30 +9,30 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn import __version__
 from cairn.errors import CairnError, InvalidMessage, NotFound, Unavailable
-from cairn.failpoint import failpoint
-from cairn.frames import chunks_of
-from cairn.messages import PROTOCOL, Manifest, digest_of, manifest_from_bytes
-from cairn.reasons import DEPENDING_ON_DATA
-from cairn.rpc import translated
-from cairn.statements import (
+from cairn.model.schema import CHUNK_BYTES
+from cairn.protocol.messages import PROTOCOL, Manifest, digest_of, manifest_from_bytes
+from cairn.protocol.reasons import DEPENDING_ON_DATA
+from cairn.protocol.statements import (
     MANIFEST,
     verified,
     verified_receipt,
     verified_statement,
 )
-from cairn.tensors import CHUNK_BYTES
-from cairn.timeouts import CALL_SECONDS
+from cairn.runtime.failpoints import failpoint
+from cairn.runtime.timeouts import CALL_SECONDS
+from cairn.transport.framing import chunks_of
+from cairn.transport.status import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
-from owner_node.past import Pushed
-from owner_node.witness import Witness
+from owner_node.records.history import Pushed
+from owner_node.records.ledger_head import LedgerHeadTracker
 
 
 class AggregatorClient:
     """Speaks to the one aggregator whose certificate and signing key this owner has pinned."""
 
     def __init__(
-        self, channel: grpc.Channel, key: Ed25519PublicKey, owner: str, witness: Witness
+        self, channel: grpc.Channel, key: Ed25519PublicKey, owner: str, witness: LedgerHeadTracker
     ) -> None:
         self._intake = aggregator_pb2_grpc.IntakeServiceStub(channel)
         self._records = aggregator_pb2_grpc.RecordServiceStub(channel)

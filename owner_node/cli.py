@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cairn import __version__
-from cairn.allocator import keep_freed_memory
+from cairn.runtime.malloc import keep_freed_memory
 
 
 @click.command()
@@ -26,8 +26,8 @@ def main(*, config: Path, once: bool) -> None:
     """
     keep_freed_memory()
     # Imported here, so that --help answers at once.
-    from cairn.clock import Clock
-    from cairn.process import begin, exit_with, run_node
+    from cairn.runtime.clock import Clock
+    from cairn.runtime.process import begin, exit_with, run_node
     from owner_node.node import OwnerNode
     from owner_node.settings import OwnerSettings
 

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 import grpc
 
 from cairn import __version__
-from cairn.errors import Distrusted, InvalidMessage, Unavailable
-from cairn.failpoint import failpoint
-from cairn.incoming import Incoming
-from cairn.messages import PROTOCOL
-from cairn.rpc import translated
-from cairn.silence import ended_when_silent
-from cairn.tensors import CHUNK_BYTES
+from cairn.errors import InvalidMessage, PeerUntrusted, Unavailable
+from cairn.model.schema import CHUNK_BYTES
+from cairn.protocol.messages import PROTOCOL
+from cairn.runtime.failpoints import failpoint
+from cairn.transport.idle_timeout import cancel_when_idle
+from cairn.transport.receiver import PayloadReceiver
+from cairn.transport.status import translated
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 
 _NEW_STREAM_EVERY_SECONDS = 3600
@@ -46,7 +46,7 @@ class CoordinatorClient:
         with self._translated():
             yield from stream
 
-    def fetch(self, digest: bytes, incoming: Incoming, seconds: float) -> None:
+    def fetch(self, digest: bytes, incoming: PayloadReceiver, seconds: float) -> None:
         """Fetch the model of this digest, from where an earlier call broke off.
 
         Raises Unavailable where this one breaks off, and InvalidMessage where the bytes are not that model.
@@ -54,7 +54,7 @@ class CoordinatorClient:
         request = coordinator_pb2.FetchModelRequest(digest=digest, offset=incoming.offset)
         with self._translated():
             parts = self._stub.FetchModel(request, timeout=seconds)
-            with ended_when_silent(parts.cancel) as heard:
+            with cancel_when_idle(parts.cancel) as heard:
                 first = next(parts, None)
                 if isinstance(first, memoryview) or not (first and first.HasField("header")):
                     raise InvalidMessage("the model does not begin with its header")
@@ -78,7 +78,7 @@ class CoordinatorClient:
         try:
             with translated():
                 yield
-        except Distrusted:
+        except PeerUntrusted:
             self._distrusted()
             raise
 

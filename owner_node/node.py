@@ -10,44 +10,43 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cairn.clock import Clock
-from cairn.encoding import WORDS
-from cairn.health_client import is_serving
-from cairn.identity import (
+from cairn.diagnostics.preflight import preflight
+from cairn.identity.credentials import (
     Identity,
-    NodeName,
     PinnedAggregator,
-    Role,
     fingerprint,
     load_identity,
     load_pinned_aggregator,
-    parse_signing_key_text,
 )
-from cairn.ledger_files import OWNER_DATABASE
-from cairn.looking import CoordinatorTrust, load_pinned_coordinator
-from cairn.node_thread import NodeThread
-from cairn.preflight import preflight
-from cairn.renewal import Renewal, renewal_of_pin
-from cairn.rpc import dial
-from cairn.state_directory import StateDirectory
-from cairn.timeouts import CALL_SECONDS, PARTING_SECONDS
+from cairn.identity.names import NodeName, Role
+from cairn.identity.reload import Reloading, renewal_of_pin
+from cairn.identity.signing_keys import parse_signing_key_text
+from cairn.model.update_encoding import WORDS
+from cairn.runtime.clock import Clock
+from cairn.runtime.node_thread import NodeThread
+from cairn.runtime.timeouts import CALL_SECONDS, SHUTDOWN_SECONDS
+from cairn.storage.database import StateDirectory
+from cairn.storage.directory import OWNER_DATABASE
+from cairn.transport.channel import dial
+from cairn.transport.health_client import is_serving
+from cairn.transport.pinning import CoordinatorTrust, load_pinned_coordinator
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient
-from owner_node.doctor import node_of, sandbox_of
-from owner_node.kept_updates import KeptUpdates
-from owner_node.leaving import LeavingRules
-from owner_node.ledger import OwnerLedger
-from owner_node.outcomes import Outcomes
+from owner_node.coordinator_session import CoordinatorSession
+from owner_node.diagnostics import node_of, sandbox_of
+from owner_node.participation import Closing, Deciding, Participation
 from owner_node.policy import Policy, TaskRules
-from owner_node.pushing import Pushing
 from owner_node.receipts import Receipts
-from owner_node.records import Records
-from owner_node.rounds import Closing, Deciding, Rounds
+from owner_node.records.decisions import DecisionLog
+from owner_node.records.ledger import OwnerLedger
+from owner_node.records.ledger_head import LedgerHeadTracker
 from owner_node.settings import OwnerSettings
-from owner_node.training_process import TaskSource, TrainingProcess
+from owner_node.settlement import Settlement
+from owner_node.training.supervisor import TaskSource, TrainingSupervisor
+from owner_node.updates.prepare import DisclosureRules
+from owner_node.updates.spool import UpdateSpool
+from owner_node.upload import Pushing
 from owner_node.watching import Watching
-from owner_node.witness import Witness
 
 log = structlog.get_logger()
 
@@ -63,7 +62,7 @@ class OwnerNode:
         self._clock = clock
         self._once = once
         self._stopping = threading.Event()
-        self._rounds: Rounds | None = None
+        self._rounds: Participation | None = None
         self._coordinator: CoordinatorClient | None = None
         self._thread: NodeThread | None = None
 
@@ -79,15 +78,19 @@ class OwnerNode:
         with ExitStack() as opened:
             state = StateDirectory(settings.state, OWNER_DATABASE)
             opened.callback(state.close)
-            witness = Witness(state, key, settings.federation)
+            witness = LedgerHeadTracker(state, key, settings.federation)
             coordinator, coordinator_serves = _coordinator(settings, identity)
             channel = opened.enter_context(dial(settings.aggregator, identity, pin))
             aggregator = AggregatorClient(channel, key, settings.name, witness)
             ledger, renewal = OwnerLedger(state, self._clock), renewal_of_pin(pin)
             closing = _closing(settings, aggregator, ledger, renewal, self._clock, self._stopping)
             deciding, tasks = Deciding(_policy(settings), settings.largest_value), _tasks(settings)
-            rounds = Rounds(deciding, closing, coordinator, aggregator, tasks, self._stopping)
-            attending = Attending(settings, coordinator_serves, coordinator, rounds, self._stopping)
+            rounds = Participation(
+                deciding, closing, coordinator, aggregator, tasks, self._stopping
+            )
+            attending = CoordinatorSession(
+                settings, coordinator_serves, coordinator, rounds, self._stopping
+            )
             self._rounds, self._coordinator = rounds, coordinator
             parts = _Parts(rounds, closing, attending, tasks, identity, channel.close, state)
             opened.pop_all()
@@ -108,7 +111,7 @@ class OwnerNode:
             parts.closing.records.close()
             parts.hang_up()  # whoever still waits for the aggregator ends now
             threads = (parts.attending, watching)
-            if all(thread.has_ended(PARTING_SECONDS) for thread in threads):
+            if all(thread.has_ended(SHUTDOWN_SECONDS) for thread in threads):
                 parts.state.close()
         return 0
 
@@ -129,10 +132,10 @@ class OwnerNode:
 class _Parts:
     """What an owner's node is made of, and what it has opened."""
 
-    rounds: Rounds
+    rounds: Participation
     closing: Closing
-    attending: Attending
-    tasks: Mapping[str, TrainingProcess]
+    attending: CoordinatorSession
+    tasks: Mapping[str, TrainingSupervisor]
     identity: Identity
     hang_up: Callable[[], None]  # on the aggregator
     state: StateDirectory
@@ -159,11 +162,11 @@ def _coordinator(
     return CoordinatorClient(channel, trust.forget), serves
 
 
-def _tasks(settings: OwnerSettings) -> dict[str, TrainingProcess]:
+def _tasks(settings: OwnerSettings) -> dict[str, TrainingSupervisor]:
     if not settings.tasks:
         log.warning("no task is configured: every invitation will be declined")
     return {
-        name: TrainingProcess(
+        name: TrainingSupervisor(
             settings.name,
             TaskSource(
                 name, task.file, task.data, task.min_examples, task.environment, sandbox_of(task)
@@ -174,7 +177,7 @@ def _tasks(settings: OwnerSettings) -> dict[str, TrainingProcess]:
 
 
 @contextmanager
-def _started(processes: Collection[TrainingProcess]) -> Iterator[None]:
+def _started(processes: Collection[TrainingSupervisor]) -> Iterator[None]:
     try:
         for process in processes:
             process.start()
@@ -210,7 +213,7 @@ def _closing(
     settings: OwnerSettings,
     aggregator: AggregatorClient,
     ledger: OwnerLedger,
-    pinned: Renewal[PinnedAggregator],
+    pinned: Reloading[PinnedAggregator],
     clock: Clock,
     stopping: threading.Event,
 ) -> Closing:
@@ -218,14 +221,14 @@ def _closing(
         return _fingerprints(pinned.current())
 
     rules = {
-        name: LeavingRules(frozenset(task.metrics), task.clip)
+        name: DisclosureRules(frozenset(task.metrics), task.clip)
         for name, task in settings.tasks.items()
     }
-    kept = KeptUpdates(settings.state, ledger.past.may_leave_again)
+    kept = UpdateSpool(settings.state, ledger.past.may_leave_again)
     return Closing(
-        Records(ledger, Receipts(aggregator, ledger), destination),
+        DecisionLog(ledger, Receipts(aggregator, ledger), destination),
         Pushing(aggregator, ledger, kept, rules, destination, stopping),
-        Outcomes(aggregator, ledger, kept, settings.federation, settings.name, clock),
+        Settlement(aggregator, ledger, kept, settings.federation, settings.name, clock),
     )
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cairn.encoding import WORDS, encoding_word
 from cairn.errors import CairnError, InvalidMessage
-from cairn.limits import LARGEST_SHARE
-from cairn.messages import JobSpec, Manifest
-from cairn.owners import are_of_one_group
+from cairn.model.update_encoding import WORDS, encoding_word
+from cairn.protocol.cohorts import are_of_one_group
+from cairn.protocol.limits import LARGEST_SHARE
+from cairn.protocol.messages import JobSpec, Manifest
 from cairn.v1 import round_pb2 as pb
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -36,7 +36,7 @@ class Invited:
 
 
 @dataclass(frozen=True)
-class Taken:
+class LastRound:
     """A round that this owner took part in."""
 
     round: int
@@ -45,7 +45,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Known:
+class JobHistory:
     """What this owner's ledger says of the job and of the task before the invitation.
 
     `last` is the last round of the job that it took part in and `release` the latest release of the
@@ -54,7 +54,7 @@ class Known:
     a cause that may depend on its data, since the last reset.
     """
 
-    last: Taken | None = None
+    last: LastRound | None = None
     release: tuple[int, bytes] | None = None
     taken: int = 0
     failures: int = 0
@@ -87,7 +87,7 @@ class Policy:
     largest_share: float = LARGEST_SHARE
     largest_model_bytes: int = 1 << 33
 
-    def check(self, invited: Invited, known: Known) -> None:
+    def check(self, invited: Invited, known: JobHistory) -> None:
         """Raise InvalidMessage for an invitation that is not for us, Declined for one we refuse."""
         self._check_addressee(invited)
         self._check_cohort(invited.manifest)
@@ -140,7 +140,7 @@ class Policy:
                 pb.REASON_SETTING_REFUSED,
             )
 
-    def _check_task(self, invited: Invited, known: Known) -> None:
+    def _check_task(self, invited: Invited, known: JobHistory) -> None:
         job = invited.job
         rules = self.tasks.get(job.task)
         if rules is None:
@@ -160,7 +160,7 @@ class Policy:
         _check_budgets(invited, rules, known)
 
 
-def _check_budgets(invited: Invited, rules: TaskRules, known: Known) -> None:
+def _check_budgets(invited: Invited, rules: TaskRules, known: JobHistory) -> None:
     job = invited.job
     if known.failures >= rules.max_failures:
         raise Declined(
@@ -192,7 +192,7 @@ def _check_group(invited: Invited) -> None:
         )
 
 
-def _check_order(invited: Invited, last: Taken | None) -> None:
+def _check_order(invited: Invited, last: LastRound | None) -> None:
     if last is None or invited.digest == last.manifest_digest:
         return
     manifest = invited.manifest

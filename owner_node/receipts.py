@@ -7,7 +7,7 @@ import structlog
 from cairn.errors import CairnError, Unavailable
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.ledger import NotRecorded, OwnerLedger
+from owner_node.records.ledger import NotRecorded, OwnerLedger
 
 log = structlog.get_logger()
 

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from cairn.clock import Clock
 from cairn.errors import UsageError
-from cairn.ledger_files import OWNER_DATABASE
-from cairn.place import state_directory
-from cairn.state_directory import StateDirectory, is_in_use
-from owner_node.ledger import OwnerLedger
+from cairn.runtime.clock import Clock
+from cairn.storage.database import StateDirectory, is_in_use
+from cairn.storage.directory import OWNER_DATABASE, state_directory
+from owner_node.records.ledger import OwnerLedger
 from owner_node.settings import OwnerSettings
 
 

@@ -5,16 +5,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from cairn.limits import (
-    LARGEST_SHARE,
-    MAX_COHORT,
-    MAX_EXAMPLES,
-    MAX_METRIC_NAME_BYTES,
-    MAX_METRICS,
-    MAX_ROUND_SECONDS,
-    MIN_COHORT,
-)
-from cairn.settings import (
+from cairn.config import (
     Address,
     FilePath,
     Name,
@@ -24,7 +15,16 @@ from cairn.settings import (
     Settings,
     SigningKeyText,
 )
-from cairn.timeouts import STANDBY_SECONDS
+from cairn.protocol.limits import (
+    LARGEST_SHARE,
+    MAX_COHORT,
+    MAX_EXAMPLES,
+    MAX_METRIC_NAME_BYTES,
+    MAX_METRICS,
+    MAX_ROUND_SECONDS,
+    MIN_COHORT,
+)
+from cairn.runtime.timeouts import STANDBY_TIMEOUT_SECONDS
 from owner_node.policy import MAX_FAILURES, MAX_ROUNDS
 
 
@@ -43,7 +43,9 @@ def _metric(name: str) -> str:
 
 
 TaskSourceText = Annotated[str, AfterValidator(_task_source)]
-EncodingWord = Literal["whole", "bf16_deltas", "int8_deltas"]  # those of cairn.encoding.WORDS
+EncodingWord = Literal[
+    "whole", "bf16_deltas", "int8_deltas"
+]  # those of cairn.model.update_encoding.WORDS
 VariableName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 MetricName = Annotated[str, AfterValidator(_metric)]
 
@@ -122,6 +124,6 @@ class OwnerSettings(Settings):
     largest_share: Annotated[float, Field(gt=0, le=LARGEST_SHARE)] = LARGEST_SHARE
     largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
     largest_model_megabytes: Annotated[int, Field(ge=1, le=1 << 26)] = 8192
-    patience_seconds: Seconds = STANDBY_SECONDS
+    patience_seconds: Seconds = STANDBY_TIMEOUT_SECONDS
     identity: PinnedIdentityFiles
     tasks: dict[Name, TaskSettings] = Field(default_factory=dict)

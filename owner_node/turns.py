@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import structlog
 
 from cairn.errors import CairnError, Unavailable
-from cairn.timeouts import CALL_SECONDS
+from cairn.runtime.timeouts import CALL_SECONDS
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.outcomes import ASK_EVERY_SECONDS
-from owner_node.past import Past
 from owner_node.policy import Invited
+from owner_node.records.history import LedgerHistory
+from owner_node.settlement import ASK_EVERY_SECONDS
 
 log = structlog.get_logger()
 
@@ -31,7 +31,9 @@ class _Joined:
 class Turns:
     """Is asked and told by the one thread that takes part in rounds."""
 
-    def __init__(self, aggregator: AggregatorClient, past: Past, stopping: threading.Event) -> None:
+    def __init__(
+        self, aggregator: AggregatorClient, past: LedgerHistory, stopping: threading.Event
+    ) -> None:
         self._aggregator = aggregator
         self._past = past
         self._stopping = stopping

@@ -8,8 +8,8 @@ from typing import Self
 
 import structlog
 
-from owner_node.outcomes import Outcomes
-from owner_node.rounds import Rounds
+from owner_node.participation import Participation
+from owner_node.settlement import Settlement
 
 log = structlog.get_logger()
 
@@ -17,7 +17,9 @@ log = structlog.get_logger()
 class Watching:
     """Asks while the block runs that it is the context of."""
 
-    def __init__(self, rounds: Rounds, outcomes: Outcomes, stopping: threading.Event) -> None:
+    def __init__(
+        self, rounds: Participation, outcomes: Settlement, stopping: threading.Event
+    ) -> None:
         self._rounds = rounds
         self._outcomes = outcomes
         self._stopping = stopping

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from cairn.task_loading import TaskFailed
+from cairn.tasks.loader import TaskFailed
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Declined
 

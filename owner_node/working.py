@@ -4,12 +4,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cairn.failpoint import failpoint
-from cairn.task_loading import TaskFailed
+from cairn.runtime.failpoints import failpoint
+from cairn.tasks.loader import TaskFailed
 from owner_node.deadline import Deadline
 from owner_node.policy import Invited
-from owner_node.pushing import Pushing
-from owner_node.training_process import Trained, TrainingProcess, Work
+from owner_node.training.supervisor import Trained, TrainingSupervisor, Work
+from owner_node.upload import Pushing
 from owner_node.work_time import WorkTime
 
 
@@ -33,7 +33,7 @@ class Working:
     def work(
         self,
         invited: Invited,
-        process: TrainingProcess,
+        process: TrainingSupervisor,
         deadline: Deadline,
         seconds: float | None,
         progress: Progress,
@@ -54,7 +54,7 @@ class Working:
             self._pushing.push(invited, base, trained, deadline.latest, may_leave)
 
     def _train(
-        self, invited: Invited, process: TrainingProcess, progress: Progress | None
+        self, invited: Invited, process: TrainingSupervisor, progress: Progress | None
     ) -> Trained:
         """Train or evaluate, to the end of it or of the round whose progress this is."""
         trains = invited.manifest.trains

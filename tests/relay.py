@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import grpc
 from grpc_health.v1 import health_pb2
 
-from cairn.certified import certified
+from cairn.identity.certified import certified
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 
 # Where a call breaks off. REQUEST: the callee never sees it. FIRST: the callee has begun to answer, and

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from cairn.identity import load_signing_key
-from cairn.verify_files import Against, verify
-from cairn.verify_key import pinned_key
+from cairn.cli.verify_key import pinned_key
+from cairn.identity.signing_keys import load_signing_key
+from cairn.verify.verify import Evidence, verify
 from tests.chaos.marking import COLUMNS, OWNERS
 from tests.chaos.stage import Stage
 from tests.hostile.audit import Round, check_books, rounds_in
@@ -85,8 +85,8 @@ def check_verified(stage: Stage) -> None:
     """`cairn verify` finds nothing wrong with the run and with any node's ledger."""
     key = pinned_key(None, stage.files / "coordinator.toml")
     release = (stage.out / "release.json",)
-    checks = [(stage.out, Against(key, None, ()))]
-    checks += [(stage.state_of(o), Against(key, stage.out, release)) for o in OWNERS]
+    checks = [(stage.out, Evidence(key, None, ()))]
+    checks += [(stage.state_of(o), Evidence(key, stage.out, release)) for o in OWNERS]
     for path, against in checks:
         findings = list(verify(path, against))
         assert findings

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import grpc
 
-from cairn.messages import job_spec_to_bytes
+from cairn.protocol.messages import job_spec_to_bytes
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.chaos.puppet import LEASE_SECONDS, Puppet

@@ -9,8 +9,8 @@ from itertools import count
 
 import numpy as np
 
-from cairn.statements import HEAD, RECEIPT, STATEMENT, verified
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.statements import HEAD, RECEIPT, STATEMENT, verified
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.chaos.puppet import Puppet

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from cairn.failpoint import ACTING, LOGGING, PERMITTING
+from cairn.runtime.failpoints import ACTING, LOGGING, PERMITTING
 from tests.chaos.marking import COLUMNS, OWNERS, Table
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import BIN, PATIENCE, Node, descendants_of, is_alive, until

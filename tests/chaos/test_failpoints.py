@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cairn.failpoint import NAMES
+from cairn.runtime.failpoints import NAMES
 from tests.chaos.conftest import Faultless
 from tests.chaos.invariants import check, check_nothing_half_written
 from tests.chaos.stage import Stage

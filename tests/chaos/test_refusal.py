@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cairn.failpoint import NAMES
+from cairn.runtime.failpoints import NAMES
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import BIN, Node
 

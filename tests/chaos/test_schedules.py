@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from cairn.failpoint import NAMES
+from cairn.runtime.failpoints import NAMES
 from tests.chaos.invariants import check, check_nothing_half_written
 from tests.chaos.marking import OWNERS
 from tests.chaos.stage import LEASE_SECONDS, Stage, is_frozen

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from cairn.failpoint import NAMES
+from cairn.runtime.failpoints import NAMES
 from tests.chaos.puppet import LEASE_SECONDS, Puppet
 from tests.chaos.scene import DEADLINE_SECONDS, MEMBERS, Scene
 from tests.service.network import OWNERS

@@ -11,8 +11,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from cairn import failpoint
-from cairn.clock import Clock
+from cairn.runtime import failpoints
+from cairn.runtime.clock import Clock
 
 CONTROL = Path(sys.argv[1])
 _LOOK_SECONDS = 0.01  # how soon a round notices that the clock was put on
@@ -34,12 +34,12 @@ def reach(name: str) -> None:
         armed, action = (CONTROL / "armed").read_text().split("=")
         if armed == name:
             (CONTROL / "armed").rename(CONTROL / "acted")
-            failpoint._ACTIONS[action](name)
+            failpoints._ACTIONS[action](name)
 
 
 def let_rounds_follow(clock: Clock) -> None:
     """A round that waits for its next event looks at the clock again and again, because no real time passes."""
-    from aggregator_node.round import Ending, Round
+    from aggregator_node.rounds.state import Ending, Round
 
     settle, next_event = Round.settle, Round.next_event
 
@@ -60,13 +60,13 @@ def let_rounds_follow(clock: Clock) -> None:
 def main() -> None:
     from aggregator_node import node
     from aggregator_node.cli import main as run
-    from aggregator_node.erasure import erase_freed_memory
+    from aggregator_node.hardening import erase_freed_memory
 
     erase_freed_memory()  # which starts the process anew, before anything is changed
     clock = PutClock()
     vars(node)["Clock"] = lambda: clock
     let_rounds_follow(clock)
-    failpoint._reach = reach
+    failpoints._reach = reach
     del sys.argv[1]
     run()
 

@@ -15,7 +15,7 @@ from ipaddress import ip_network
 from itertools import islice
 from pathlib import Path
 
-from cairn.failpoint import ACTING, PERMITTING
+from cairn.runtime.failpoints import ACTING, PERMITTING
 from tests.chaos.marking import OWNERS, Table
 from tests.chaos.stage import Stage
 from tests.containers.compose import DOCKER, docker

@@ -10,11 +10,11 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
 CALL = """
 from datetime import UTC, datetime
 from pathlib import Path
-import cairn.rpc
+import cairn.transport.server
 from cairn.errors import CairnError
-from cairn.identity import load_identity, node_named_in
-from cairn.pem import load_certificate
-from cairn.settings import IdentityFiles
+from cairn.identity.names import node_named_in; from cairn.identity.credentials import load_identity
+from cairn.identity.pem import load_certificate
+from cairn.config import IdentityFiles
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 home = Path("/nodes/{node}/{node}")
 files = IdentityFiles(
@@ -22,9 +22,9 @@ files = IdentityFiles(
 )
 node = node_named_in(load_certificate(files.certificate))
 identity = load_identity(files, node, datetime.now(UTC))
-channel = cairn.rpc.dial("aggregator:{port}", identity)
+channel = cairn.transport.channel.dial("aggregator:{port}", identity)
 try:
-    with cairn.rpc.translated():
+    with cairn.transport.status.translated():
         stub = aggregator_pb2_grpc.{service}Stub(channel)
         print(stub.{method}(aggregator_pb2.{method}Request(), timeout=10))
 except CairnError as error:

@@ -43,12 +43,14 @@ def test_nothing_can_be_installed_into_an_image_and_no_test_or_key_is_in_it(imag
 
 
 def test_the_health_command_imports_no_pytorch() -> None:
-    code = "import sys, cairn.cli_health, cairn.health; print('torch' in sys.modules)"
+    code = "import sys, cairn.cli.health, cairn.cli.health_check; print('torch' in sys.modules)"
     assert inside("cairn-node", "python", "-c", code).stdout.strip() == "False"
 
 
 def test_an_aggregator_reckons_with_the_memory_of_its_container_and_not_of_the_machine() -> None:
-    code = "from aggregator_node.memory import memory_of_this_machine as m; print(m())"
+    code = (
+        "from aggregator_node.aggregation.workspace import memory_of_this_machine as m; print(m())"
+    )
     limits = ("--memory", "96m")
     found = inside("cairn-aggregator", "python", "-c", code, limits=limits)
     assert int(found.stdout) == 96 << 20

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from cairn.messages import PROTOCOL
+from cairn.protocol.messages import PROTOCOL
 from cairn.v1 import aggregator_pb2 as agg
 from cairn.v1 import coordinator_pb2 as coord
 from cairn.v1 import round_pb2 as pb

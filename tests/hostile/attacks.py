@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from cairn.messages import PROTOCOL
+from cairn.protocol.messages import PROTOCOL
 from cairn.v1 import aggregator_pb2
 from tests.hostile.checks import ONE_HOT, one_hot
 from tests.service.network import PROCESS, SECONDS, Job, Network, OpenRound

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
 from tests.service.network import FEDERATION, OWNERS, Ended, Network, refused
 
 MEMORY_BYTES = 32 << 20  # how much larger a node may become while it refuses

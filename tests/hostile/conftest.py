@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cairn.authority import Authority, Subject, issue, new_key, new_request
-from cairn.identity import NodeName, Role
+from cairn.identity.authority import Authority, Subject, issue, new_key, new_request
+from cairn.identity.names import NodeName, Role
 from cairn.v1 import aggregator_pb2
 from tests.hostile.audit import check_books
 from tests.hostile.checks import database

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from safetensors.torch import save_file
 
-from cairn.messages import (
+from cairn.protocol.messages import (
     PROTOCOL,
     digest_of,
     job_spec_from_bytes,

@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cairn.identity import public_signing_key_text
-from tests.unit.cairn.recorded import KEY
+from cairn.identity.signing_keys import public_signing_key_text
+from tests.unit.cairn.verify.recorded import KEY
 
 SECONDS = 60  # for a machine that does much else; the slowest takes five on its own
 MEMORY_MEGABYTES = 600

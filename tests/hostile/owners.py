@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cairn.tensors import DTYPES, Schema
+from cairn.model.schema import DTYPES, Schema
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import ONE_HOT, refuses

@@ -72,7 +72,7 @@ class Recorder:
 
 
 def kind_of(parse: Any) -> str:
-    """The message that a parser makes; `cairn.frames` reads tensors around the generated one."""
+    """The message that a parser makes; `cairn.transport.framing` reads tensors around the generated one."""
     generated = getclosurevars(parse).nonlocals["generated"] if isfunction(parse) else parse
     name: str = generated.__self__.DESCRIPTOR.full_name
     return name

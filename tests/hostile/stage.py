@@ -17,12 +17,12 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cairn.certified import certified
-from cairn.identity import load_signing_key
-from cairn.limits import LARGEST_SHARE
-from cairn.messages import PROTOCOL
-from cairn.statements import MANIFEST, sign
-from cairn.tensors import Schema, TensorSpec
+from cairn.identity.certified import certified
+from cairn.identity.signing_keys import load_signing_key
+from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.limits import LARGEST_SHARE
+from cairn.protocol.messages import PROTOCOL
+from cairn.protocol.statements import MANIFEST, sign
 from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import Entry, owner_entries

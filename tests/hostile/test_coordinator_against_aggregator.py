@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cairn.messages import job_spec_to_bytes
+from cairn.protocol.messages import job_spec_to_bytes
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.attacks import (

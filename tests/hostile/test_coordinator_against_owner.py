@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cairn.statements import STATEMENT, sign
+from cairn.protocol.statements import STATEMENT, sign
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import bounded, opened_files
 from tests.hostile.stage import COHORT, Stage, fresh_base, manifest, signed

@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 import pytest
 
-from cairn.authority import Authority, Subject, issue, new_key, new_request
-from cairn.identity import NodeName, Role
+from cairn.identity.authority import Authority, Subject, issue, new_key, new_request
+from cairn.identity.names import NodeName, Role
 from tests.hostile.checks import opened_files
 from tests.hostile.stage import Stage, fresh_base, manifest, signed
 from tests.proxy import Proxy

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cairn.encoding import Layout
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
+from cairn.model.update_encoding import UpdateLayout
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.aggregator_pb2 import UpdateCommit
-from owner_node.encoding import Change, encode
+from owner_node.updates.encoder import Change, encode
 from tests.hostile.attacks import COHORT
 from tests.hostile.owners import Part
 from tests.service.network import Job, Network
@@ -61,7 +61,7 @@ def test_an_average_of_accuracies_cannot_be_taken_apart_into_those_of_its_owners
 
 LAYOUTS = {
     # Of two models, so that their releases are not compared.
-    weighting: Layout(Schema.of([TensorSpec(name, "F32", (4, 256))]), pb.ENCODING_INT8_DELTAS)
+    weighting: UpdateLayout(Schema.of([TensorSpec(name, "F32", (4, 256))]), pb.ENCODING_INT8_DELTAS)
     for weighting, name in ((pb.WEIGHTING_EQUAL, "equal"), (pb.WEIGHTING_EXAMPLES, "examples"))
 }
 ZEROS = bytes(4 * 4 * 256)

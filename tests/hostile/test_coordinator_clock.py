@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from owner_node.budgets import bits_told
+from owner_node.records.budgets import bits_told
 from tests.hostile.stage import COHORT, LINEAR, Stage, fresh_base
 from tests.hostile.test_coordinator_failures import (
     BOUND,

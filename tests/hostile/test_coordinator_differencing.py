@@ -1,7 +1,7 @@
 """A coordinator that compares averages: of the same base over cohorts that differ, or weigh otherwise.
 
 Owners whose training is the same every time give the same update for the same base, so two averages
-subtract. Random sequences of such rounds are in tests/unit/aggregator_node/test_stateful.py.
+subtract. Random sequences of such rounds are in tests/unit/aggregator_node/rounds/test_stateful.py.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.attacks import (
     ABORTED,

@@ -5,9 +5,9 @@ import itertools
 import grpc
 import pytest
 
-from aggregator_node.policy import MAX_OPEN_ROUNDS
-from cairn.messages import PROTOCOL
-from cairn.statements import HEAD
+from aggregator_node.admission import MAX_OPEN_ROUNDS
+from cairn.protocol.messages import PROTOCOL
+from cairn.protocol.statements import HEAD
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.attacks import ABORTED, COHORT, INVALID, NewCaller, new_job, push_one_hots

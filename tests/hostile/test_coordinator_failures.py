@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cairn.v1 import round_pb2 as pb
-from owner_node.budgets import bits_told
+from owner_node.records.budgets import bits_told
 from tests.hostile.attacks import ABORTED
 from tests.hostile.checks import opened_files
 from tests.hostile.stage import COHORT, LINEAR, Stage

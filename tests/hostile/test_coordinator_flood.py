@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from cairn.messages import PROTOCOL
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.messages import PROTOCOL
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.attacks import NewCaller, new_job

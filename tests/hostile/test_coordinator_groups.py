@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cairn.messages import job_spec_to_bytes
+from cairn.protocol.messages import job_spec_to_bytes
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.attacks import INVALID, NewCaller, new_job, push, push_one_hots, register
 from tests.hostile.audit import check_books

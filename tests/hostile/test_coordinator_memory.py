@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
 from tests.hostile.owners import joined_round
 from tests.service.network import OWNERS, Network, OpenRound
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from cairn.tensors import Schema, TensorSpec
-from cairn.torch_state import payload_of
-from cairn.values import Bounds, check_values
+from cairn.model.schema import Schema, TensorSpec
+from cairn.model.validation import Bounds, check_values
+from cairn.tasks.state_dict import payload_of
 from owner_node.settings import OwnerSettings
 from tests.hostile.attacks import INVALID
 from tests.hostile.checks import opened_files, refuses

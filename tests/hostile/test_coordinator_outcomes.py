@@ -12,7 +12,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cairn.statements import STATEMENT, sign
+from cairn.protocol.statements import STATEMENT, sign
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.stage import COHORT, Stage, fresh_base, manifest, signed

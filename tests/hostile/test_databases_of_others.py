@@ -14,7 +14,7 @@ import pytest
 
 from tests.hostile.offline import KEY_TEXT, SECONDS, cairn, started, verified
 from tests.scenarios.processes import ROOT
-from tests.unit.cairn.recorded import Federation, write_database
+from tests.unit.cairn.verify.recorded import Federation, write_database
 
 COLUMNS = "number INTEGER PRIMARY KEY, kind TEXT, body BLOB, head BLOB"
 ENDLESS = """WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)

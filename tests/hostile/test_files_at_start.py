@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cairn.errors import UsageError
-from cairn.pem import load_certificate, load_certificates, load_key
-from coordinator.ledger_copy import LedgerCopy
-from coordinator.run_folder import RunFolder
+from cairn.identity.pem import load_certificate, load_certificates, load_key
+from coordinator.ledger_mirror import LedgerCopy
+from coordinator.run_directory import RunFolder
 
 
 def pipe(path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.offline import cairn, verified
-from tests.unit.cairn.recorded import (
+from tests.unit.cairn.verify.recorded import (
     Chain,
     Federation,
     digest,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cairn.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER
-from cairn.timeouts import CALL_SECONDS
+from cairn.runtime.timeouts import CALL_SECONDS
+from cairn.transport.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER
 from tests.hostile.checks import bounded, refusals, written_refusals
 from tests.hostile.http2 import STREAMS, Crowd, trust
 from tests.hostile.owners import an_aggregator, joined_round

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import ExtensionOID
 
-from cairn.authority import new_key
+from cairn.identity.authority import new_key
 from cairn.v1 import aggregator_pb2
 from tests.hostile.checks import refusals
 from tests.hostile.owners import DENIED, an_aggregator

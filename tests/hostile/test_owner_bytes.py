@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cairn.messages import PROTOCOL
+from cairn.protocol.messages import PROTOCOL
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import bounded, state_digest

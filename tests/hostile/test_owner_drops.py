@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cairn.messages import PROTOCOL
+from cairn.protocol.messages import PROTOCOL
 from cairn.v1 import aggregator_pb2
 from tests.hostile.checks import ONE_HOT, rss_bytes
 from tests.hostile.owners import (

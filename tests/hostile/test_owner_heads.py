@@ -7,9 +7,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import cairn
-from aggregator_node.witness import EVIDENCE
-from cairn.identity import load_signing_key
-from cairn.messages import PROTOCOL
+from aggregator_node.storage.rollback import EVIDENCE
+from cairn.identity.signing_keys import load_signing_key
+from cairn.protocol.messages import PROTOCOL
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import ONE_HOT, check_one_hot

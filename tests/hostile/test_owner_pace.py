@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
-from cairn.messages import PROTOCOL
-from cairn.tensors import Schema, TensorSpec
-from cairn.timeouts import IDLE_SECONDS
+from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.messages import PROTOCOL
+from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import bounded, check_one_hot, state_digest, written_refusals

@@ -5,7 +5,7 @@ from itertools import repeat
 
 import pytest
 
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
 from tests.hostile.checks import ONE_HOT
 from tests.hostile.owners import (
     EXHAUSTED,

@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from tests.hostile.owners import joined_round
 from tests.service.network import OWNERS, Network

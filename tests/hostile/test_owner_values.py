@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from cairn.tensors import DTYPES, Schema, TensorSpec
+from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.owners import (
     PRECONDITION,

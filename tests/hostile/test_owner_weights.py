@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cairn.tensors import DTYPES, FLOATS, Schema, TensorSpec
+from cairn.model.schema import DTYPES, FLOATS, Schema, TensorSpec
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.memory import in_memory, may_read
 from tests.hostile.owners import an_aggregator, joined_round

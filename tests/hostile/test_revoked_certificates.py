@@ -12,8 +12,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cairn.authority import Authority, Subject, issue, new_key, new_request
-from cairn.identity import NodeName, Role
+from cairn.identity.authority import Authority, Subject, issue, new_key, new_request
+from cairn.identity.names import NodeName, Role
 from cairn.v1 import aggregator_pb2
 from tests.hostile.attacks import COHORT, DENIED, register
 from tests.hostile.checks import ONE_HOT, one_hot, refuses

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from cairn.errors import UsageError
-from cairn.torch_state import payload_of
-from owner_node.clearing import clear
-from owner_node.sandbox import Kind, Sandbox, furnish, shown
-from owner_node.training_process import TaskFailed, TaskSource, TrainingProcess, Work
+from cairn.tasks.state_dict import payload_of
+from owner_node.sandbox.choice import Kind, Sandbox, furnish, shown
+from owner_node.sandbox.clearing import clear
+from owner_node.training.supervisor import TaskFailed, TaskSource, TrainingSupervisor, Work
 from tests.scenarios.processes import ROOT
 
 TASK = """
@@ -77,7 +77,7 @@ def tried(home: Path, kind: Kind, attempts: str) -> dict[str, float]:
     task = TASK.format(key=str(home / "node/node.key"), attempts=attempts)
     (home / "task.py").write_text(task)
     source = TaskSource("toy", str(home / "task.py"), home / "data", sandbox=of_kind(kind, home))
-    with closing(TrainingProcess("bob", source)) as process:
+    with closing(TrainingSupervisor("bob", source)) as process:
         process.base_buffer(SCHEMA)[:] = BASE
         return process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
 
@@ -175,7 +175,7 @@ def shrink(home: Path) -> None:
     )
     source = TaskSource("toy", str(home / "task.py"), home / "data")
     torch.manual_seed(1)
-    with closing(TrainingProcess("bob", source)) as process:
+    with closing(TrainingSupervisor("bob", source)) as process:
         process.base_buffer(SCHEMA)[:] = BASE
         print(len(bytes(process.run(Work("job", 1, "train", {}, SCHEMA)).payload)))  # noqa: T201 - for the test
 
@@ -223,7 +223,7 @@ def test_a_process_that_cannot_be_started_leaves_no_directory(
     sandbox = Sandbox("landlock", ())
     source = TaskSource("toy", str(home / "task.py"), home / "data", sandbox=sandbox)
     with pytest.raises((OSError, TaskFailed)):
-        TrainingProcess("bob", source).start()
+        TrainingSupervisor("bob", source).start()
     assert list((home / "tmp").iterdir()) == []
 
 
@@ -242,7 +242,7 @@ def test_a_machine_without_memory_ends_the_task_before_its_node(
     )
     sandbox = of_kind(kind, home) if kind else None
     source = TaskSource("toy", str(home / "task.py"), home / "data", sandbox=sandbox)
-    with closing(TrainingProcess("bob", source)) as process:
+    with closing(TrainingSupervisor("bob", source)) as process:
         process.base_buffer(SCHEMA)[:] = BASE
         said = process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
     assert said["of the task"] > int(Path("/proc/self/oom_score_adj").read_text())
@@ -268,7 +268,7 @@ def test_nothing_that_a_task_starts_in_namespaces_outlives_its_process(home: Pat
     source = TaskSource(
         "toy", str(home / "task.py"), home / "data", sandbox=of_kind("namespaces", home)
     )
-    with closing(TrainingProcess("bob", source)) as process:
+    with closing(TrainingSupervisor("bob", source)) as process:
         process.base_buffer(SCHEMA)[:] = BASE
         said = process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
     assert said["processes seen"] == 3
@@ -287,7 +287,7 @@ def test_a_process_in_namespaces_that_dies_of_a_signal_is_said_to(home: Path) ->
     source = TaskSource(
         "toy", str(home / "task.py"), home / "data", sandbox=of_kind("namespaces", home)
     )
-    with closing(TrainingProcess("bob", source)) as process:
+    with closing(TrainingSupervisor("bob", source)) as process:
         process.base_buffer(SCHEMA)[:] = BASE
         with pytest.raises(TaskFailed, match="was killed by SIGKILL"):
             process.run(Work("job", 1, "train", {}, SCHEMA))
@@ -306,14 +306,14 @@ def command_lines() -> list[str]:
 LOGGED = """
 import sys
 from pathlib import Path
-from owner_node.sandbox import Sandbox
-from tests.hostile.test_task_and_kernel import BASE, SCHEMA, TaskSource, TrainingProcess, Work, closing
+from owner_node.sandbox.choice import Sandbox
+from tests.hostile.test_task_and_kernel import BASE, SCHEMA, TaskSource, TrainingSupervisor, Work, closing
 
 home, kind, *reads = sys.argv[1:]
 print("the node's first line", file=sys.stderr)
 task = Path(home) / "task.py"
 source = TaskSource("toy", str(task), task.parent / "data", sandbox=Sandbox(kind, tuple(reads)))
-with closing(TrainingProcess("bob", source)) as process:
+with closing(TrainingSupervisor("bob", source)) as process:
     process.base_buffer(SCHEMA)[:] = BASE
     process.run(Work("job", 1, "train", {}, SCHEMA))
 print("the node's last line", file=sys.stderr)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from cairn.errors import UsageError
-from cairn.torch_state import payload_of, read_state
-from owner_node.sandbox import Kind, Sandbox, check_hides, sandbox_for, shown
-from owner_node.training_process import TaskSource, TrainingProcess, Work
+from cairn.tasks.state_dict import payload_of, read_state
+from owner_node.sandbox.choice import Kind, Sandbox, check_hides, sandbox_for, shown
+from owner_node.training.supervisor import TaskSource, TrainingSupervisor, Work
 from tests.scenarios.processes import ROOT
 
 # Says of each attempt 1 where it succeeds and 0 where the kernel refuses it.
@@ -128,7 +128,7 @@ def trained(listening: Listening, sandbox: Sandbox | None) -> tuple[dict[str, fl
     source = TaskSource("toy", str(listening["task"]), listening["data"], sandbox=sandbox)
     torch.manual_seed(1)
     schema, base = payload_of(nn.Linear(2, 1).state_dict())
-    with closing(TrainingProcess("bob", source)) as process:
+    with closing(TrainingSupervisor("bob", source)) as process:
         process.base_buffer(schema)[:] = base
         outcome = process.run(Work("job", 1, "train", {}, schema))
         state: dict[str, Tensor] = read_state(schema, outcome.payload)
@@ -211,7 +211,7 @@ def test_a_machine_that_can_have_no_sandbox_is_told_why_and_what_to_do(
     def fail(sandbox: Sandbox) -> None:
         raise UsageError(f"the kernel has no {sandbox.kind}")
 
-    monkeypatch.setattr("owner_node.sandbox.shown", fail)
+    monkeypatch.setattr("owner_node.sandbox.choice.shown", fail)
     with pytest.raises(UsageError) as caught:
         sandbox_for(str(listening["task"]), listening["data"], [])
     for words in ("the kernel has no namespaces", "the kernel has no landlock", 'sandbox = "off"'):
@@ -249,7 +249,7 @@ task = cairn.Task(model=model, data=data, train=train)
 AT_A_TERMINAL = """
 import os, sys
 from pathlib import Path
-from owner_node.sandbox import Sandbox
+from owner_node.sandbox.choice import Sandbox
 from tests.hostile.test_task_in_sandbox import trained
 
 terminal, task, data, kind, *reads = sys.argv[1:]

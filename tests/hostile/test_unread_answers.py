@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from cairn import call_deadline
-from cairn.identity import Role
-from cairn.pools import LONG_CALLS_OF_ONE_CALLER
-from cairn.rpc import Listener
-from cairn.tensors import Schema, TensorSpec
-from cairn.timeouts import IDLE_SECONDS
+from cairn.identity.names import Role
+from cairn.model.schema import Schema, TensorSpec
+from cairn.runtime.timeouts import IDLE_SECONDS
+from cairn.transport import call_deadline
+from cairn.transport.pools import LONG_CALLS_OF_ONE_CALLER
+from cairn.transport.server import Server
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
-from coordinator.attendance import Attendance
 from coordinator.invitation_service import InvitationService
+from coordinator.owner_sessions import OwnerSessions
 from tests.hostile.checks import refusals, rss_bytes
 from tests.hostile.http2 import STREAMS, Connection, Crowd, trust
 from tests.hostile.owners import an_aggregator
@@ -113,9 +113,9 @@ def test_a_model_that_its_owner_does_not_read_is_ended_at_the_coordinator_too(
 ) -> None:
     monkeypatch.setattr(call_deadline, "IDLE_SECONDS", 1)
     payload = bytes(16 * MIB)
-    service = InvitationService(FEDERATION, "job", ["alice"], Attendance())
+    service = InvitationService(FEDERATION, "job", ["alice"], OwnerSessions())
     service.offer(LARGE.digest(payload), memoryview(payload))
-    listener = Listener(network.identity("coordinator", Role.COORDINATOR), long_callers=1)
+    listener = Server(network.identity("coordinator", Role.COORDINATOR), long_callers=1)
     listener.add(add_InvitationServiceServicer_to_server, service)
     listener.start(network.coordinator_at)
     fetch = coordinator_pb2.FetchModelRequest(digest=LARGE.digest(payload)).SerializeToString()

@@ -21,14 +21,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cairn.model_writing import write_model
-from cairn.statements import STATEMENT, envelope, sign
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.safetensors_writer import write_model
+from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.statements import STATEMENT, envelope, sign
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.offline import KEY_TEXT
 from tests.scenarios.processes import BIN
-from tests.unit.cairn.examination import made, pointed
-from tests.unit.cairn.recorded import KEY, Chain, Federation, in_base64, write_database, write_json
+from tests.unit.cairn.cli.examination import made, pointed
+from tests.unit.cairn.verify.recorded import (
+    KEY,
+    Chain,
+    Federation,
+    in_base64,
+    write_database,
+    write_json,
+)
 
 SECONDS = 60
 FORGED = "Finished. Model: gone"

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from cairn.federation import FederationPlan, write_federation
+from cairn.provisioning.create import FederationPlan, write_federation
 from tests.scenarios.processes import BIN, Node, free_port, until
 
 # Halves the weights and adds this owner's own value. Where a FIFO of the round's number lies beside

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from cairn.ledger_files import read_ledger
+from cairn.ledger.files import read_ledger
 from tests.scenarios.conftest import MakeFederation
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import until

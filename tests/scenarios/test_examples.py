@@ -12,8 +12,8 @@ from blake3 import blake3
 from safetensors.torch import load_file, save_file
 from torch import nn, optim
 
-from cairn.identity import parse_signing_key_text
-from cairn.statements import from_envelope, verified_statement
+from cairn.identity.signing_keys import parse_signing_key_text
+from cairn.protocol.statements import from_envelope, verified_statement
 from tests.scenarios.processes import BIN, ROOT, Node, descendants_of, is_alive, until
 
 TUTORIAL = ROOT / "examples/tutorial"

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable
 
-from cairn.timeouts import CALL_SECONDS, IDLE_SECONDS
+from cairn.runtime.timeouts import CALL_SECONDS, IDLE_SECONDS
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import children_of, is_alive, until
 

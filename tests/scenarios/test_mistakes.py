@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cairn.authority import Authority, Subject, issue, new_request
-from cairn.identity import NodeName, Role
+from cairn.identity.authority import Authority, Subject, issue, new_request
+from cairn.identity.names import NodeName, Role
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import BIN, Node, until
 

@@ -13,7 +13,7 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save
 
-from cairn.ledger_files import read_ledger
+from cairn.ledger.files import read_ledger
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import Node, until
 

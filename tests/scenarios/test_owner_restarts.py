@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cairn.ledger_files import find_ledger, read_ledger
-from cairn.tensors import Schema, TensorSpec
+from cairn.ledger.files import find_ledger, read_ledger
+from cairn.model.schema import Schema, TensorSpec
 from owner_node.settings import OwnerSettings
 from tests.proxy import Proxy, Way
 from tests.scenarios.federation import Federation

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cairn.ledger_files import read_ledger
+from cairn.ledger.files import read_ledger
 from tests.hostile.memory import files_held, in_files, in_memory, may_read
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import Node, children_of, until

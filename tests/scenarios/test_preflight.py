@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cairn.authority import Authority, Subject, issue, new_request
-from cairn.identity import NodeName, Role
-from cairn.ledger_files import AGGREGATOR_DATABASE, read_ledger, read_refusals
+from cairn.identity.authority import Authority, Subject, issue, new_request
+from cairn.identity.names import NodeName, Role
+from cairn.ledger.files import read_ledger, read_refusals
+from cairn.storage.directory import AGGREGATOR_DATABASE
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import BIN, Node
 

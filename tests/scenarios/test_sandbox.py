@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from cairn.errors import UsageError
-from owner_node.sandbox import sandbox_for
+from owner_node.sandbox.choice import sandbox_for
 from tests.scenarios.federation import TASK, Federation
 from tests.scenarios.processes import children_of, tcp_sockets_of
 

@@ -9,12 +9,14 @@ from typing import Any, Self
 
 import grpc
 
-from cairn.authority import Subject, issue, new_authority, new_key, new_request
 from cairn.errors import CairnError
-from cairn.identity import Identity, NodeName, PinnedAggregator, Role, load_identity
-from cairn.identity import load_pinned_aggregator as load_pin
-from cairn.rpc import Listener, dial
-from cairn.steps import caller
+from cairn.identity.authority import Subject, issue, new_authority, new_key, new_request
+from cairn.identity.credentials import Identity, PinnedAggregator, load_identity
+from cairn.identity.credentials import load_pinned_aggregator as load_pin
+from cairn.identity.names import NodeName, Role
+from cairn.transport.channel import dial
+from cairn.transport.server import Server
+from cairn.transport.steps import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 
@@ -90,7 +92,7 @@ class Door(
         self.waiting = threading.Semaphore(0)
         self.refused: list[tuple[NodeName | None, str, CairnError]] = []
         gate.setdefault("refused", lambda *what: self.refused.append(what))
-        self.listener = Listener(home.identity(), long_callers=4, **gate)
+        self.listener = Server(home.identity(), long_callers=4, **gate)
         self.listener.add(aggregator_pb2_grpc.add_IntakeServiceServicer_to_server, self)
         self.listener.add(aggregator_pb2_grpc.add_ReleaseServiceServicer_to_server, self)
         self.listener.add(aggregator_pb2_grpc.add_RecordServiceServicer_to_server, self)

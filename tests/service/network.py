@@ -20,20 +20,22 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from cairn.authority import Authority, Subject, issue, new_authority, new_key, new_request
-from cairn.federation import FederationPlan, write_federation
-from cairn.identity import Identity, NodeName, Role, load_identity, load_signing_key
-from cairn.messages import (
+from cairn.identity.authority import Authority, Subject, issue, new_authority, new_key, new_request
+from cairn.identity.credentials import Identity, load_identity
+from cairn.identity.names import NodeName, Role
+from cairn.identity.signing_keys import load_signing_key
+from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.cohorts import Groups
+from cairn.protocol.messages import (
     PROTOCOL,
     JobSpec,
     digest_of,
     job_spec_to_bytes,
     manifest_from_bytes,
 )
-from cairn.owners import Groups
-from cairn.statements import MANIFEST, STATEMENT, verified
-from cairn.tensors import Schema, TensorSpec
-from cairn.timeouts import CALL_SECONDS
+from cairn.protocol.statements import MANIFEST, STATEMENT, verified
+from cairn.provisioning.create import FederationPlan, write_federation
+from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import BIN, Node, free_port

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from cairn.identity import NodeName
+from cairn.identity.names import NodeName
 from tests.service.door import Ward
 
 

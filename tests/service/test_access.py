@@ -10,15 +10,15 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cairn.access import ACCESS
-from cairn.health_client import ask_health
-from cairn.identity import Role
-from cairn.rpc import Listener
+from cairn.identity.names import Role
+from cairn.transport.access import ACCESS
+from cairn.transport.health_client import ask_health
+from cairn.transport.server import Server
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
-from coordinator.attendance import Attendance
 from coordinator.invitation_service import InvitationService
+from coordinator.owner_sessions import OwnerSessions
 from tests.service.network import FEDERATION, SECONDS, Network, OpenRound, refused
 
 PERMITTED = {
@@ -40,8 +40,8 @@ RELEASE_METHODS = [path for path in METHODS if "ReleaseService" in path]
 @pytest.fixture(scope="module")
 def invitations(network: Network) -> Iterator[str]:
     """A coordinator's door for owners; returns its address."""
-    listener = Listener(network.identity("coordinator", Role.COORDINATOR), long_callers=4)
-    service = InvitationService(FEDERATION, "job", ["alice"], Attendance())
+    listener = Server(network.identity("coordinator", Role.COORDINATOR), long_callers=4)
+    service = InvitationService(FEDERATION, "job", ["alice"], OwnerSessions())
     listener.add(add_InvitationServiceServicer_to_server, service)
     listener.start(network.coordinator_at)
     yield network.coordinator_at
@@ -213,7 +213,7 @@ def test_everybody_who_is_admitted_may_ask_for_health_and_nobody_may_follow_it(
 def test_a_node_that_cannot_work_says_so_until_it_can(network: Network) -> None:
     can_work = threading.Event()
     identity = network.identity("coordinator", Role.COORDINATOR)
-    listener = Listener(identity, long_callers=1, can_work=can_work.is_set)
+    listener = Server(identity, long_callers=1, can_work=can_work.is_set)
     port = listener.start("localhost:0")
     try:
         channel = network.channel("alice", f"localhost:{port}")

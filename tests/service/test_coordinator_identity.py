@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 import pytest
 
-from cairn.errors import CallerNotAllowed, Distrusted, Unavailable, UsageError
-from cairn.identity import NodeName, Role
-from cairn.incoming import Incoming
-from cairn.tensors import Schema, TensorSpec
+from cairn.errors import CallerNotAllowed, PeerUntrusted, Unavailable, UsageError
+from cairn.identity.names import NodeName, Role
+from cairn.model.schema import Schema, TensorSpec
+from cairn.transport.receiver import PayloadReceiver
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.node import _coordinator
 from tests.scenarios.processes import until
@@ -57,14 +57,14 @@ def attends(client: CoordinatorClient) -> None:
 
 
 def fetches(client: CoordinatorClient) -> None:
-    client.fetch(bytes(32), Incoming(4, SCHEMA.hasher(), memoryview(bytearray(4))), 5.0)
+    client.fetch(bytes(32), PayloadReceiver(4, SCHEMA.hasher(), memoryview(bytearray(4))), 5.0)
 
 
 def is_distrusted(client: CoordinatorClient) -> bool:
     """Whether it calls the server an untrusted one; not yet while it finds that the one before is gone."""
     try:
         attends(client)
-    except Distrusted:
+    except PeerUntrusted:
         return True
     except Unavailable:
         return False
@@ -79,9 +79,9 @@ def test_the_aggregators_certificate_does_not_do_for_a_coordinator(
     with Door(ward.home(AGGREGATOR)) as door:
         client, serves = alices(ward, door.address)
         sentence = "that of aggregator/aggregator in federation ward, and not that of a coordinator"
-        with pytest.raises(Distrusted, match=sentence):
+        with pytest.raises(PeerUntrusted, match=sentence):
             serves()
-        with pytest.raises(Distrusted, match="correct `coordinator` in this node's file"):
+        with pytest.raises(PeerUntrusted, match="correct `coordinator` in this node's file"):
             call(client)
         assert door.callers == []
 
@@ -89,7 +89,7 @@ def test_the_aggregators_certificate_does_not_do_for_a_coordinator(
 def test_an_owners_certificate_does_not_do_for_a_coordinator(ward: Ward) -> None:
     with Door(ward.home(BOB)) as door:
         client, serves = alices(ward, door.address)
-        with pytest.raises(Distrusted):  # it may not serve at all
+        with pytest.raises(PeerUntrusted):  # it may not serve at all
             serves()
         with pytest.raises(Unavailable):
             attends(client)
@@ -110,9 +110,9 @@ def test_who_takes_the_place_of_the_coordinator_after_the_look_is_not_spoken_to(
         assert serves()
         attends(client)
     with standing(door.address, ward.issued(AGGREGATOR), ward):
-        with pytest.raises(Distrusted, match="is not the one that this node trusts"):
+        with pytest.raises(PeerUntrusted, match="is not the one that this node trusts"):
             attends(client)
-        with pytest.raises(Distrusted, match="and not that of a coordinator"):
+        with pytest.raises(PeerUntrusted, match="and not that of a coordinator"):
             attends(client)
 
 
@@ -122,7 +122,7 @@ def test_a_coordinator_that_was_renewed_is_looked_at_again(ward: Ward) -> None:
         assert serves()
         attends(client)
     with standing(door.address, ward.issued(COORDINATOR), ward):
-        with pytest.raises(Distrusted):
+        with pytest.raises(PeerUntrusted):
             attends(client)
         with pytest.raises(CallerNotAllowed, match="does not serve what this node asks for"):
             attends(client)
@@ -134,7 +134,7 @@ def test_another_coordinator_than_the_pinned_one_is_refused(ward: Ward) -> None:
     with Door(ward.home(RIVAL)) as door:
         client, serves = alices(ward, door.address, pin)
         for call in (serves, lambda: attends(client)):
-            with pytest.raises(Distrusted, match="is not the one that this node trusts"):
+            with pytest.raises(PeerUntrusted, match="is not the one that this node trusts"):
                 call()
         assert door.callers == []
 

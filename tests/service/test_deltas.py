@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cairn.encoding import Layout
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
+from cairn.model.update_encoding import UpdateLayout
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.service.network import Job, Network, OpenRound, refused
@@ -53,7 +53,7 @@ def first_release(job: Job) -> bytes:
 
 def push_deltas(opened: OpenRound, owner: str, deltas: NDArray[Any]) -> None:
     payload = deltas.astype(ml_dtypes.bfloat16).tobytes()
-    layout = Layout(SCHEMA, pb.ENCODING_BF16_DELTAS)
+    layout = UpdateLayout(SCHEMA, pb.ENCODING_BF16_DELTAS)
     commit = aggregator_pb2.UpdateCommit(payload_digest=layout.digest(payload))
     parts = [
         aggregator_pb2.SubmitUpdateRequest(header=opened.header(total_bytes=len(payload))),

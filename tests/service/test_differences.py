@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.service.network import SECONDS, Ended, Job, Network, OpenRound, refused

@@ -8,8 +8,8 @@ import grpc
 import numpy as np
 import pytest
 
-from cairn.health_client import ask_health
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
+from cairn.transport.health_client import ask_health
 from cairn.v1 import aggregator_pb2
 from tests.hostile.audit import check_books
 from tests.scenarios.processes import until

@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cairn.owners import Groups
+from cairn.protocol.cohorts import Groups
 from cairn.v1 import aggregator_pb2
 from tests.service.network import SECONDS, Ended, Job, Network, refused
 from tests.service.test_differences import SCHEMA, finish

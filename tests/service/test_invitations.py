@@ -8,16 +8,17 @@ from typing import Any
 import grpc
 import pytest
 
-from cairn.identity import NodeName, Role, load_identity
-from cairn.messages import PROTOCOL
-from cairn.rpc import Listener
+from cairn.identity.credentials import load_identity
+from cairn.identity.names import NodeName, Role
+from cairn.protocol.messages import PROTOCOL
+from cairn.transport.server import Server
 from cairn.v1 import coordinator_pb2
 from cairn.v1.coordinator_pb2_grpc import (
     InvitationServiceStub,
     add_InvitationServiceServicer_to_server,
 )
-from coordinator.attendance import Attendance
 from coordinator.invitation_service import InvitationService
+from coordinator.owner_sessions import OwnerSessions
 from tests.scenarios.processes import free_port
 from tests.service.network import FEDERATION, SECONDS, Network, refused
 
@@ -39,9 +40,9 @@ class Door:
         )
         node = NodeName(FEDERATION, Role.COORDINATOR, "coordinator")
         self.network = network
-        self.attendance = Attendance()
+        self.attendance = OwnerSessions()
         self.service = InvitationService(FEDERATION, "job", ["alice", "bob"], self.attendance)
-        self.listener = Listener(load_identity(files, node, datetime.now(UTC)), long_callers=4)
+        self.listener = Server(load_identity(files, node, datetime.now(UTC)), long_callers=4)
         self.listener.add(add_InvitationServiceServicer_to_server, self.service)
         self.address = f"127.0.0.1:{free_port()}"
         self.listener.start(self.address)

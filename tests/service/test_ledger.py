@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
-from cairn.statements import verified_head
+from cairn.protocol.statements import verified_head
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import BIN, Node

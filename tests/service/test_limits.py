@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import pytest
 
-from cairn.access import ACCESS
-from cairn.identity import Role
-from cairn.rpc import dial
+from cairn.identity.names import Role
+from cairn.transport.access import ACCESS
+from cairn.transport.channel import dial
 from cairn.v1 import aggregator_pb2
 from tests.scenarios.processes import until
 from tests.service.door import (

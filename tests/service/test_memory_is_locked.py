@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aggregator_node.swap import swap_findings
-from cairn.findings import Grade
+from aggregator_node.memory_locking import swap_findings
+from cairn.diagnostics.findings import Grade
 from tests.scenarios.processes import BIN
 from tests.service.network import Network
 
@@ -88,7 +88,7 @@ def test_a_control_group_without_swap_is_as_good_as_a_machine_without_it(
     limits: dict[str, str],
     grade: Grade,
 ) -> None:
-    monkeypatch.setattr("aggregator_node.swap._may_lock", lambda: False)
+    monkeypatch.setattr("aggregator_node.memory_locking._may_lock", lambda: False)
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/swaps").write_text(swaps)
     (tmp_path / "proc/self/cgroup").write_text("0::/system.slice/aggregator.service\n")

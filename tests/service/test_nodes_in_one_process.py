@@ -9,11 +9,11 @@ import pytest
 
 from aggregator_node.node import AggregatorNode
 from aggregator_node.settings import AggregatorSettings
-from cairn.clock import Clock
 from cairn.errors import CairnError, UsageError
-from cairn.federation import write_federation
-from cairn.federation_plan import FederationPlan
-from cairn.model_files import read_model
+from cairn.model.safetensors_reader import read_model
+from cairn.provisioning.create import write_federation
+from cairn.provisioning.plan import FederationPlan
+from cairn.runtime.clock import Clock
 from coordinator.events import Event, JobFinished, JobStarted, RoundFinished
 from coordinator.node import Coordinator
 from coordinator.settings import CoordinatorSettings, JobSettings

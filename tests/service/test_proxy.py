@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cairn.rpc import dial
+from cairn.transport.channel import dial
 from tests.proxy import Proxy
 from tests.scenarios.processes import until
 from tests.service.door import AGGREGATOR, ALICE, Calls, Door, Ward

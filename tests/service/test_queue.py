@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cairn.rpc import dial
-from cairn.state_directory import StateDirectory
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
+from cairn.storage.database import StateDirectory
+from cairn.transport.channel import dial
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.past import Pushed
-from owner_node.witness import Witness
+from owner_node.records.history import Pushed
+from owner_node.records.ledger_head import LedgerHeadTracker
 from tests.proxy import Proxy
 from tests.scenarios.processes import until
 from tests.service.network import (
@@ -139,7 +139,7 @@ def test_an_owner_node_that_waits_in_line_sends_nothing_of_its_update(
     state = StateDirectory(tmp_path / "state", "owner.sqlite")
     with Proxy(network.intake_at) as proxy, ThreadPoolExecutor(1) as pool:
         channel = dial(proxy.address, network.identity("bob"))
-        witness = Witness(state, network.key, FEDERATION)
+        witness = LedgerHeadTracker(state, network.key, FEDERATION)
         bob = AggregatorClient(channel, network.key, "bob", witness)
         bob.join(opened.digest)
         header = opened.header()

@@ -7,8 +7,8 @@ from typing import Any, cast
 import grpc
 import pytest
 
-from cairn.messages import PROTOCOL, JobSpec, job_spec_to_bytes
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.messages import PROTOCOL, JobSpec, job_spec_to_bytes
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.service.network import PROCESS, SECONDS, SMALL, Job, Network, refused

@@ -12,9 +12,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cairn.messages import PROTOCOL
-from cairn.statements import RECEIPT, verified
-from cairn.tensors import DTYPES, Schema, TensorSpec
+from cairn.model.schema import DTYPES, Schema, TensorSpec
+from cairn.protocol.messages import PROTOCOL
+from cairn.protocol.statements import RECEIPT, verified
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import until

@@ -14,34 +14,35 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
-from cairn.clock import Clock
 from cairn.errors import Unavailable
-from cairn.identity import Role
-from cairn.incoming import Incoming
-from cairn.messages import job_spec_from_bytes
-from cairn.model_writing import NewModel
-from cairn.patience import patiently
-from cairn.rpc import Listener, dial
-from cairn.state_directory import StateDirectory
-from cairn.statements import commitment_of
-from cairn.tensors import Schema, TensorSpec
-from cairn.timeouts import IDLE_SECONDS
+from cairn.identity.names import Role
+from cairn.model.safetensors_writer import ModelWriter
+from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.messages import job_spec_from_bytes
+from cairn.protocol.statements import commitment_of
+from cairn.runtime.clock import Clock
+from cairn.runtime.timeouts import IDLE_SECONDS
+from cairn.storage.database import StateDirectory
+from cairn.transport.channel import dial
+from cairn.transport.receiver import PayloadReceiver
+from cairn.transport.retry import retry_while_unavailable
+from cairn.transport.server import Server
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.aggregator_client import AggregatorClient as Collector
-from coordinator.attendance import Attendance
 from coordinator.invitation_service import InvitationService
+from coordinator.owner_sessions import OwnerSessions
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
-from owner_node.kept_updates import KeptUpdates
-from owner_node.leaving import LeavingRules
-from owner_node.ledger import OwnerLedger, round_facts
-from owner_node.past import Pushed
 from owner_node.policy import Invited
-from owner_node.pushing import Pushing
-from owner_node.training_process import Trained
-from owner_node.witness import Witness
+from owner_node.records.history import Pushed
+from owner_node.records.ledger import OwnerLedger, round_facts
+from owner_node.records.ledger_head import LedgerHeadTracker
+from owner_node.training.supervisor import Trained
+from owner_node.updates.prepare import DisclosureRules
+from owner_node.updates.spool import UpdateSpool
+from owner_node.upload import Pushing
 from tests.proxy import Proxy, Way
 from tests.scenarios.processes import free_port, until
 from tests.service.network import FEDERATION, OWNERS, SECONDS, Job, Network, OpenRound, refused
@@ -111,9 +112,9 @@ PAYLOAD = np.random.default_rng(5).integers(0, 256, SIZE, np.uint8).tobytes()
 @pytest.fixture
 def base_at(network: Network) -> Iterator[str]:
     """A coordinator that offers the base."""
-    service = InvitationService(FEDERATION, "job", ["alice"], Attendance())
+    service = InvitationService(FEDERATION, "job", ["alice"], OwnerSessions())
     service.offer(MODEL.digest(PAYLOAD), memoryview(PAYLOAD))
-    listener = Listener(network.identity("coordinator", Role.COORDINATOR), long_callers=4)
+    listener = Server(network.identity("coordinator", Role.COORDINATOR), long_callers=4)
     listener.add(add_InvitationServiceServicer_to_server, service)
     address = f"localhost:{free_port()}"
     listener.start(address)
@@ -126,7 +127,7 @@ def test_a_fetch_that_breaks_off_goes_on_from_where_it_was(
     network: Network, base_at: str, breaks: int
 ) -> None:
     into = memoryview(bytearray(SIZE))
-    incoming = Incoming(SIZE, MODEL.hasher(), into)
+    incoming = PayloadReceiver(SIZE, MODEL.hasher(), into)
     offsets = []
 
     def at_least(count: int) -> Callable[[], bool]:
@@ -186,8 +187,8 @@ def test_a_collection_that_breaks_off_goes_on_from_where_it_was(
     path = tmp_path / "model.safetensors"
     begun = []
 
-    def begin(schema: Schema) -> NewModel:
-        begun.append(NewModel(path, schema))
+    def begin(schema: Schema) -> ModelWriter:
+        begun.append(ModelWriter(path, schema))
         return begun[-1]
 
     def half_is_there() -> bool:
@@ -220,7 +221,7 @@ def test_a_collection_that_is_given_up_leaves_nothing_behind(
         stopping.set()
         with pytest.raises(Unavailable):
             collector.collect(
-                released.digest, MODEL, lambda schema: NewModel(tmp_path / "model", schema)
+                released.digest, MODEL, lambda schema: ModelWriter(tmp_path / "model", schema)
             )
         channel.close()
     assert list(tmp_path.iterdir()) == []
@@ -259,11 +260,11 @@ class Owner:
     def __init__(self, network: Network, proxy: Proxy, path: Path) -> None:
         self.channel = dial(proxy.address, network.identity("alice", Role.OWNER))
         self.state = StateDirectory(path / "state", "owner.sqlite")
-        witness = Witness(self.state, network.key, FEDERATION)
+        witness = LedgerHeadTracker(self.state, network.key, FEDERATION)
         self.aggregator = AggregatorClient(self.channel, network.key, "alice", witness)
         self.ledger = OwnerLedger(self.state, Clock())
-        rules = {"task": LeavingRules()}
-        self.kept = KeptUpdates(self.state.path, self.ledger.past.may_leave_again)
+        rules = {"task": DisclosureRules()}
+        self.kept = UpdateSpool(self.state.path, self.ledger.past.may_leave_again)
         self.stopping, self.is_closed = threading.Event(), False
         self._pushing = Pushing(
             self.aggregator, self.ledger, self.kept, rules, lambda: "sha256:00", self.stopping
@@ -428,7 +429,7 @@ def test_a_push_whose_answer_was_lost_may_be_repeated_whole_and_is_counted_once(
     proxy.lose_the_answer(lambda: accepted(network, opened, "alice") > 0)
     with pytest.raises(Unavailable):
         alice.aggregator.submit(header, memoryview(payload), pushed, SECONDS)
-    again = patiently(
+    again = retry_while_unavailable(
         lambda: alice.aggregator.submit(header, memoryview(payload), pushed, SECONDS),
         "the aggregator",
         SECONDS,

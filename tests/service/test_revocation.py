@@ -11,12 +11,12 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-import cairn.rpc
-from cairn.authority import Authority, Subject, issue, new_key, new_request
-from cairn.certified import Certified
-from cairn.clock import Clock
+import cairn.transport.server
 from cairn.errors import CallerNotAllowed
-from cairn.identity import NodeName
+from cairn.identity.authority import Authority, Subject, issue, new_key, new_request
+from cairn.identity.certified import Certified
+from cairn.identity.names import NodeName
+from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import until
@@ -257,8 +257,8 @@ def test_a_renewed_certificate_of_another_node_is_not_taken(
 def test_a_stream_and_a_push_outlast_the_age_at_which_their_connection_ends(
     aggregator: Home, alice: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aged = dict(cairn.rpc._LISTENING) | {"grpc.max_connection_age_ms": 500}
-    monkeypatch.setattr(cairn.rpc, "_LISTENING", list(aged.items()))
+    aged = dict(cairn.transport.server._LISTENING) | {"grpc.max_connection_age_ms": 500}
+    monkeypatch.setattr(cairn.transport.server, "_LISTENING", list(aged.items()))
     peers: list[str] = []
     with Door(aggregator) as door:
         note = door._note
@@ -340,7 +340,7 @@ def test_an_aggregator_process_shows_its_renewed_certificate_without_a_restart(
 
 
 def test_a_connection_ends_within_ten_minutes_and_a_call_on_it_within_a_week() -> None:
-    stated = dict(cairn.rpc._LISTENING)
+    stated = dict(cairn.transport.server._LISTENING)
     assert stated["grpc.max_connection_age_ms"] == 10 * 60 * 1000
     assert stated["grpc.max_connection_age_grace_ms"] == 7 * 24 * 60 * 60 * 1000
 

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cairn.messages import PROTOCOL
-from cairn.statements import HEAD, sign
+from cairn.protocol.messages import PROTOCOL
+from cairn.protocol.statements import HEAD, sign
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import BIN, Node

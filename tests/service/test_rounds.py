@@ -17,8 +17,8 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from safetensors.torch import save
 
-from cairn.tensors import DTYPES, Schema, TensorSpec
-from cairn.torch_state import payload_of, read_state
+from cairn.model.schema import DTYPES, Schema, TensorSpec
+from cairn.tasks.state_dict import payload_of, read_state
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import until

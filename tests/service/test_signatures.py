@@ -10,8 +10,15 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cairn.errors import InvalidMessage
-from cairn.identity import parse_signing_key_text
-from cairn.statements import MANIFEST, RECEIPT, STATEMENT, envelope, from_envelope, verified
+from cairn.identity.signing_keys import parse_signing_key_text
+from cairn.protocol.statements import (
+    MANIFEST,
+    RECEIPT,
+    STATEMENT,
+    envelope,
+    from_envelope,
+    verified,
+)
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.service.network import SECONDS, Network

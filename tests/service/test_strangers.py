@@ -14,16 +14,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
 
-from cairn import patience
-from cairn.errors import CallerNotAllowed, Distrusted, Unavailable
-from cairn.health_client import is_serving
-from cairn.identity import PinnedAggregator
-from cairn.patience import patiently
-from cairn.rpc import Listener, dial, translated
-from cairn.timeouts import CALL_SECONDS
+from cairn.errors import CallerNotAllowed, PeerUntrusted, Unavailable
+from cairn.identity.credentials import PinnedAggregator
+from cairn.runtime.timeouts import CALL_SECONDS
+from cairn.transport import retry
+from cairn.transport.channel import dial
+from cairn.transport.health_client import is_serving
+from cairn.transport.retry import retry_while_unavailable
+from cairn.transport.server import Server
+from cairn.transport.status import translated
 from coordinator.aggregator_client import AggregatorClient
-from owner_node.attending import Attending
 from owner_node.coordinator_client import CoordinatorClient
+from owner_node.coordinator_session import CoordinatorSession
 from tests.service import strangers
 from tests.service.door import AGGREGATOR, ALICE, COORDINATOR, FEDERATION, Calls, Home, Ward
 
@@ -34,7 +36,7 @@ class OtherPort:
     """A node's listener without any service of its own but its health."""
 
     def __init__(self, home: Home) -> None:
-        self._listener = Listener(home.identity(), long_callers=1)
+        self._listener = Server(home.identity(), long_callers=1)
 
     def __enter__(self) -> str:
         return f"localhost:{self._listener.start('localhost:0')}"
@@ -53,7 +55,7 @@ def attend(ward: Ward, address: str, _shown: bytes, seconds: float) -> None:
     )
     rounds: Any = SimpleNamespace(settle=lambda: None)
     with dial(address, ward.home(ALICE).identity()) as channel:
-        Attending(
+        CoordinatorSession(
             settings,
             lambda: is_serving(channel, CALL_SECONDS),
             CoordinatorClient(channel, lambda: None),
@@ -72,7 +74,7 @@ def join(ward: Ward, address: str, shown: bytes, seconds: float) -> None:
             with translated():
                 calls.join()
 
-        patiently(call, f"the aggregator at {address}", seconds, threading.Event())
+        retry_while_unavailable(call, f"the aggregator at {address}", seconds, threading.Event())
 
 
 def register(ward: Ward, address: str, shown: bytes, seconds: float) -> None:
@@ -139,14 +141,14 @@ def test_what_lasts_is_told_with_its_cure_and_given_up_before_patience_ends(
     elsewhere: Ward,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(patience, "_QUIET_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(patience, "_DISTRUSTED_SECONDS", 0.5)
-    monkeypatch.setattr(patience, "_DISTRUSTED_TIMES", 3)
+    monkeypatch.setattr(retry, "_QUIET_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "_DISTRUSTED_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "_DISTRUSTED_TIMES", 3)
     reason, cure = LASTING[stranger]
     with (
         stranger(ward, elsewhere, CONNECTIONS[connect]) as (address, shown),
         capture_logs() as logs,
-        pytest.raises(Distrusted) as raised,
+        pytest.raises(PeerUntrusted) as raised,
     ):
         connect(ward, address, shown, LONG)
     sentence = str(raised.value)
@@ -171,8 +173,8 @@ def test_what_passes_is_waited_for_to_the_end_of_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What forwards to a node that is being started takes connections, and ends them at once."""
-    monkeypatch.setattr(patience, "_DISTRUSTED_SECONDS", 0.0)
-    monkeypatch.setattr(patience, "_DISTRUSTED_TIMES", 1)
+    monkeypatch.setattr(retry, "_DISTRUSTED_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "_DISTRUSTED_TIMES", 1)
     with (
         stranger(ward, elsewhere, CONNECTIONS[connect]) as (address, shown),
         pytest.raises(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
-from cairn.access import ACCESS, LONG_CALLS
-from cairn.identity import Role
+from cairn.identity.names import Role
+from cairn.transport.access import ACCESS, LONG_CALLS
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 
 ROOT = Path(__file__).parents[2]
@@ -19,41 +19,41 @@ BIN = Path(sys.executable).parent
 ROLES = ("aggregator_node", "coordinator", "owner_node")
 PACKAGES = ("cairn", *ROLES)
 PURE = [
-    "aggregator_node/averaging.py",
-    "aggregator_node/rule.py",
-    "aggregator_node/closing.py",
-    "aggregator_node/exact_rounding.py",
-    "aggregator_node/exact_sum.py",
-    "aggregator_node/memory_shares.py",
-    "aggregator_node/policy.py",
-    "aggregator_node/push.py",
-    "aggregator_node/round.py",
-    "aggregator_node/rows.py",
-    "aggregator_node/shares.py",
-    "cairn/access.py",
-    "cairn/encoding.py",
-    "cairn/parts.py",
+    "aggregator_node/aggregation/mean.py",
+    "aggregator_node/aggregation/rule.py",
+    "aggregator_node/rounds/results.py",
+    "aggregator_node/aggregation/exact_rounding.py",
+    "aggregator_node/aggregation/exact_sum.py",
+    "aggregator_node/aggregation/memory_shares.py",
+    "aggregator_node/admission.py",
+    "aggregator_node/rounds/upload.py",
+    "aggregator_node/rounds/state.py",
+    "aggregator_node/storage/rows.py",
+    "aggregator_node/aggregation/shares.py",
+    "cairn/transport/access.py",
+    "cairn/model/update_encoding.py",
+    "cairn/model/segments.py",
     "cairn/errors.py",
-    "cairn/messages.py",
-    "cairn/owners.py",
-    "cairn/reasons.py",
-    "cairn/settings.py",
-    "cairn/statements.py",
-    "cairn/task.py",
-    "cairn/tensors.py",
-    "cairn/values.py",
-    "cairn/verify.py",
-    "cairn/verify_groups.py",
-    "cairn/verify_owner.py",
-    "cairn/verify_run.py",
-    "cairn/verify_sent.py",
-    "coordinator/campaign.py",
+    "cairn/protocol/messages.py",
+    "cairn/protocol/cohorts.py",
+    "cairn/protocol/reasons.py",
+    "cairn/config.py",
+    "cairn/protocol/statements.py",
+    "cairn/tasks/task.py",
+    "cairn/model/schema.py",
+    "cairn/model/validation.py",
+    "cairn/verify/ledger.py",
+    "cairn/verify/groups.py",
+    "cairn/verify/owner.py",
+    "cairn/verify/run.py",
+    "cairn/verify/sent.py",
+    "coordinator/schedule.py",
     "coordinator/events.py",
-    "coordinator/leaving_out.py",
-    "coordinator/sampling.py",
-    "owner_node/budgets.py",
-    "owner_node/encoding.py",
-    "owner_node/leaving.py",
+    "coordinator/backoff.py",
+    "coordinator/groups.py",
+    "owner_node/records/budgets.py",
+    "owner_node/updates/encoder.py",
+    "owner_node/updates/prepare.py",
     "owner_node/policy.py",
 ]
 EXECUTES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -86,7 +86,7 @@ SIGNED_FOR_COORDINATORS = (
     "cairn.v1.ReleaseStatement",
     "cairn.v1.LedgerHead",
 )
-# Its bytes: digests and a nonce of 32 bytes, each checked (cairn/messages.py, cairn/statements.py).
+# Its bytes: digests and a nonce of 32 bytes, each checked (cairn/protocol/messages.py, cairn/protocol/statements.py).
 # The commitments are digests over 32 random bytes that only the owner is given, and are sorted.
 BYTES_IN_SIGNED_BODIES = {
     "cairn.v1.RoundManifest.job_digest",
@@ -222,18 +222,23 @@ def test_a_pure_module_imports_no_network_no_process_and_no_clock(file: str) -> 
         "torch",
     }
     assert not {top(name) for name in names} & impure
-    assert not names & {"cairn.rpc", "cairn.process", "cairn.clock", "cairn.v1.aggregator_pb2_grpc"}
+    assert not names & {
+        "cairn.transport.server",
+        "cairn.runtime.process",
+        "cairn.runtime.clock",
+        "cairn.v1.aggregator_pb2_grpc",
+    }
 
 
 def test_only_services_clients_and_the_transport_kit_import_grpc() -> None:
     speak = {path for path in source_files(*PACKAGES) if "grpc" in imports_of(path)}
     for path in speak - {
-        ROOT / "cairn/error_mapping.py",
-        ROOT / "cairn/interceptor.py",
-        ROOT / "cairn/redial.py",
-        ROOT / "cairn/rpc.py",
-        ROOT / "cairn/status.py",
-        ROOT / "cairn/steps.py",
+        ROOT / "cairn/transport/error_mapping.py",
+        ROOT / "cairn/transport/interceptor.py",
+        ROOT / "cairn/transport/channel.py",
+        ROOT / "cairn/transport/server.py",
+        ROOT / "cairn/transport/status.py",
+        ROOT / "cairn/transport/steps.py",
     }:
         assert path.stem.endswith(("_service", "_client")), path
 
@@ -258,10 +263,10 @@ def test_a_module_is_imported_by_name_only_where_a_person_named_it() -> None:
         if "importlib" in {top(name) for name in imports_of(path)}
     }
     assert importing == {
-        "cairn/cli.py",
-        "cairn/cli_doctor.py",
-        "cairn/cli_reset.py",
-        "cairn/task_loading.py",
+        "cairn/cli/main.py",
+        "cairn/cli/doctor.py",
+        "cairn/cli/reset.py",
+        "cairn/tasks/loader.py",
     }
 
 
@@ -274,7 +279,7 @@ def test_only_the_aggregator_starts_its_process_anew_and_with_its_own_arguments(
         if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("os.exec")
     }
     call = "os.execve(sys.executable, sys.orig_argv, os.environ | wanted)"
-    assert replacing == {("aggregator_node/erasure.py", call)}
+    assert replacing == {("aggregator_node/hardening.py", call)}
 
 
 def test_every_rpc_is_in_the_access_table_and_the_table_names_no_other() -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cairn.rpc import _DIALLING, _LISTENING
+from cairn.transport.channel import _DIALLING
+from cairn.transport.server import _LISTENING
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cairn", "aggregator_node", "coordinator", "owner_node")
-TABLE = ROOT / "cairn" / "timeouts.py"
+TABLE = ROOT / "cairn" / "runtime" / "timeouts.py"
 # A pace, how far clocks may differ, and the most that a setting may say: nothing ends by these.
 OTHERWISE = re.compile(r"EVERY|PAUSE|SKEW|MAX_")
 PACES = {"grpc.initial_reconnect_backoff_ms", "grpc.max_reconnect_backoff_ms"}
@@ -121,7 +122,7 @@ def test_such_a_timeout_would_be_found(code: str) -> None:
         "_LOOK_EVERY_SECONDS = 0.5",
         "_RETURN_SECONDS = 2 * IDLE_SECONDS",
         "lease_seconds: Seconds = LEASE_SECONDS",
-        "event.wait(PARTING_SECONDS)",
+        "event.wait(SHUTDOWN_SECONDS)",
         "listener.stop(0.0)",
     ],
 )
@@ -164,4 +165,4 @@ def test_both_sides_of_a_connection_notice_a_frozen_peer_at_the_ping() -> None:
 
 def test_an_aggregator_for_one_job_waits_longer_than_owners_are_gathered_for() -> None:
     """Between a release and its evaluation its coordinator does not call."""
-    assert table()["PARTING_SECONDS"] >= table()["MOMENT_SECONDS"] + 1
+    assert table()["SHUTDOWN_SECONDS"] >= table()["SHORT_WAIT_SECONDS"] + 1

@@ -9,10 +9,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from aggregator_node.roster import MAX_AGE_SECONDS, Listed, Roster
-from cairn.certified import Certified
-from cairn.clock import Clock
 from cairn.errors import CallerNotAllowed, Unavailable, UsageError
-from cairn.identity import NodeName, Role
+from cairn.identity.certified import Certified
+from cairn.identity.names import NodeName, Role
+from cairn.runtime.clock import Clock
 from cairn.v1 import round_pb2 as pb
 
 

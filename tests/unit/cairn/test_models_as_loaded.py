@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cairn.task import Data, Round, Site, Task
-from cairn.task_running import TaskRunner
-from cairn.torch_state import payload_of, read_state
-from owner_node.training_link import ModelMemory
+from cairn.tasks.runner import TaskRunner
+from cairn.tasks.state_dict import payload_of, read_state
+from cairn.tasks.task import Data, Round, Site, Task
+from owner_node.training.ipc import ModelMemory
 
 SITE = Site("bob", Path("rows"))
 THIS = Round("job", 3, {})

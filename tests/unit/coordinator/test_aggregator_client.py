@@ -10,8 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cairn.errors import CairnError, Unavailable
-from cairn.limits import MAX_ROUND_SECONDS
-from cairn.messages import digest_of, manifest_to_bytes
+from cairn.protocol.limits import MAX_ROUND_SECONDS
+from cairn.protocol.messages import digest_of, manifest_to_bytes
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
@@ -46,7 +46,9 @@ def client(stub: Hanging) -> AggregatorClient:
 def test_a_round_whose_end_never_comes_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cairn.patience.IDLE_SECONDS", -1.0)  # every call has lasted for long
+    monkeypatch.setattr(
+        "cairn.transport.retry.IDLE_SECONDS", -1.0
+    )  # every call has lasted for long
     monkeypatch.setattr("coordinator.aggregator_client.IDLE_SECONDS", 0.5)
     monkeypatch.setattr("coordinator.aggregator_client.CALL_SECONDS", 0.25)
     stub = Hanging()

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from cairn.errors import UsageError
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
+from coordinator.groups import groups_of
 from coordinator.node import _plan
-from coordinator.sampling import groups_of
 from coordinator.settings import JobSettings
 
 OWNERS = ["frank", "alice", "bob", "erin", "carol", "dave"]

@@ -5,8 +5,8 @@ from typing import get_args
 
 import pytest
 
-from cairn.encoding import WORDS
 from cairn.errors import UsageError
+from cairn.model.update_encoding import WORDS
 from coordinator.settings import JobSettings
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

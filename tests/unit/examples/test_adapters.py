@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
-from cairn.task import Round, Site, Task
-from cairn.task_loading import load_task
-from cairn.task_running import TaskRunner, first_model, first_parts
-from cairn.torch_state import payload_of, read_state
+from cairn.tasks.loader import load_task
+from cairn.tasks.runner import TaskRunner, first_model, first_parts
+from cairn.tasks.state_dict import payload_of, read_state
+from cairn.tasks.task import Round, Site, Task
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "adapters"
 JOB = tomllib.loads((EXAMPLE / "job.toml").read_text())

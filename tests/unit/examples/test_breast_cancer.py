@@ -12,10 +12,10 @@ import torch
 from sklearn.datasets import load_breast_cancer  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
-from cairn.task import Round, Site
-from cairn.task_loading import load_task
-from cairn.task_running import TaskRunner, first_model
-from cairn.torch_state import payload_of, read_state
+from cairn.tasks.loader import load_task
+from cairn.tasks.runner import TaskRunner, first_model
+from cairn.tasks.state_dict import payload_of, read_state
+from cairn.tasks.task import Round, Site
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "breast_cancer"
 JOB = tomllib.loads((EXAMPLE / "job.toml").read_text())

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
-from cairn.task import Round, Site
-from cairn.task_loading import load_task
-from cairn.task_running import TaskRunner, first_model
-from cairn.torch_state import payload_of, read_state
+from cairn.tasks.loader import load_task
+from cairn.tasks.runner import TaskRunner, first_model
+from cairn.tasks.state_dict import payload_of, read_state
+from cairn.tasks.task import Round, Site
 
 TUTORIAL = Path(__file__).parents[3] / "examples" / "tutorial"
 OWNERS = ("bob", "alice")

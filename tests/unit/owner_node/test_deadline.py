@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from cairn.errors import CairnError, Unavailable, WrongState
-from cairn.task_loading import TaskFailed
+from cairn.tasks.loader import TaskFailed
 from cairn.v1 import round_pb2 as pb
 from owner_node.deadline import Deadline, not_fetched, too_late
 from owner_node.lease import Lease

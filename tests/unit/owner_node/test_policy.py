@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from cairn.encoding import WORDS
 from cairn.errors import InvalidMessage
-from cairn.messages import JobSpec, Manifest, digest_of, job_spec_to_bytes
-from cairn.tensors import Schema, TensorSpec
+from cairn.model.schema import Schema, TensorSpec
+from cairn.model.update_encoding import WORDS
+from cairn.protocol.messages import JobSpec, Manifest, digest_of, job_spec_to_bytes
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Declined, Invited, Known, Policy, Taken, TaskRules
+from owner_node.policy import Declined, Invited, JobHistory, LastRound, Policy, TaskRules
 from owner_node.settings import TaskSettings
 
 OWNERS = ("alice", "bob", "carol")
@@ -48,13 +48,13 @@ MANIFEST = Manifest(
 RULES = TaskRules({"lr": (0.01, 0.5)})
 POLICY = Policy("clinics", "bob", floor=3, tasks={"tumours": RULES})
 DIGEST = b"m" * 32
-NOTHING = Known()
+NOTHING = JobHistory()
 
 
 def check(
     manifest: Manifest = MANIFEST,
     job: JobSpec = JOB,
-    known: Known = NOTHING,
+    known: JobHistory = NOTHING,
     policy: Policy = POLICY,
 ) -> None:
     policy.check(Invited(manifest, DIGEST, job), known)
@@ -63,7 +63,7 @@ def check(
 def reason_of(
     manifest: Manifest = MANIFEST,
     job: JobSpec = JOB,
-    known: Known = NOTHING,
+    known: JobHistory = NOTHING,
     policy: Policy = POLICY,
 ) -> str:
     with pytest.raises(Declined) as decline:
@@ -150,25 +150,25 @@ def test_every_average_must_be_over_enough_owners_that_this_one_trusts(
 @pytest.mark.parametrize(
     "last",
     [
-        Taken(5, pb.PHASE_TRAIN, b"x" * 32),
-        Taken(4, pb.PHASE_EVALUATE, b"x" * 32),
-        Taken(4, pb.PHASE_TRAIN, b"x" * 32),  # the same round once more, opened anew
+        LastRound(5, pb.PHASE_TRAIN, b"x" * 32),
+        LastRound(4, pb.PHASE_EVALUATE, b"x" * 32),
+        LastRound(4, pb.PHASE_TRAIN, b"x" * 32),  # the same round once more, opened anew
     ],
 )
-def test_a_round_that_is_not_newer_than_the_last_is_declined(last: Taken) -> None:
-    assert reason_of(known=Known(last=last)) == "STALE_ROUND"
+def test_a_round_that_is_not_newer_than_the_last_is_declined(last: LastRound) -> None:
+    assert reason_of(known=JobHistory(last=last)) == "STALE_ROUND"
 
 
 @pytest.mark.parametrize(
     "last",
     [
-        Taken(4, pb.PHASE_TRAIN, DIGEST),
-        Taken(3, pb.PHASE_EVALUATE, b"x" * 32),
-        Taken(3, pb.PHASE_TRAIN, b"x" * 32),
+        LastRound(4, pb.PHASE_TRAIN, DIGEST),
+        LastRound(3, pb.PHASE_EVALUATE, b"x" * 32),
+        LastRound(3, pb.PHASE_TRAIN, b"x" * 32),
     ],
 )
-def test_the_same_manifest_again_and_a_newer_round_are_taken(last: Taken) -> None:
-    check(known=Known(last=last))
+def test_the_same_manifest_again_and_a_newer_round_are_taken(last: LastRound) -> None:
+    check(known=JobHistory(last=last))
 
 
 def test_a_base_that_is_not_the_manifests_own_last_release_is_declined() -> None:
@@ -192,14 +192,14 @@ def test_a_round_goes_on_from_the_release_that_this_owner_has_seen(
     release: tuple[int, bytes], reason: str | None
 ) -> None:
     if reason is None:
-        check(known=Known(release=release))
+        check(known=JobHistory(release=release))
     else:
-        assert reason_of(known=Known(release=release)) == reason
+        assert reason_of(known=JobHistory(release=release)) == reason
 
 
 def test_a_job_with_a_release_cannot_begin_again_from_a_free_base() -> None:
     manifest = replace(MANIFEST, round=9, previous_release_digest=b"")
-    assert reason_of(manifest, known=Known(release=(2, LAST_RELEASE))) == "CHAIN_BROKEN"
+    assert reason_of(manifest, known=JobHistory(release=(2, LAST_RELEASE))) == "CHAIN_BROKEN"
 
 
 LIMITED = replace(POLICY, tasks={"tumours": replace(RULES, max_rounds=5)})
@@ -211,14 +211,14 @@ def test_a_job_of_more_rounds_than_this_owner_allows_is_declined() -> None:
 
 
 def test_rounds_are_counted_over_all_jobs_of_a_task() -> None:
-    check(known=Known(taken=4), policy=LIMITED)
-    assert reason_of(known=Known(taken=5), policy=LIMITED) == "TOO_MANY_ROUNDS"
+    check(known=JobHistory(taken=4), policy=LIMITED)
+    assert reason_of(known=JobHistory(taken=5), policy=LIMITED) == "TOO_MANY_ROUNDS"
 
 
 def test_evaluations_have_the_same_limit_as_trainings() -> None:
     evaluation = replace(MANIFEST, phase=pb.PHASE_EVALUATE)
-    check(evaluation, known=Known(taken=4), policy=LIMITED)
-    assert reason_of(evaluation, known=Known(taken=5), policy=LIMITED) == "TOO_MANY_ROUNDS"
+    check(evaluation, known=JobHistory(taken=4), policy=LIMITED)
+    assert reason_of(evaluation, known=JobHistory(taken=5), policy=LIMITED) == "TOO_MANY_ROUNDS"
 
 
 @pytest.mark.parametrize("phase", [pb.PHASE_TRAIN, pb.PHASE_EVALUATE])
@@ -226,13 +226,13 @@ def test_a_task_that_failed_as_often_as_it_may_is_declined_for_every_round(
     phase: "pb.Phase",
 ) -> None:
     manifest = replace(MANIFEST, phase=phase)
-    check(manifest, known=Known(failures=1))
-    assert reason_of(manifest, known=Known(failures=2)) == "FAILURES_SPENT"
+    check(manifest, known=JobHistory(failures=1))
+    assert reason_of(manifest, known=JobHistory(failures=2)) == "FAILURES_SPENT"
 
 
 def test_a_file_that_says_nothing_allows_a_thousand_rounds_and_two_failures() -> None:
-    check(known=Known(taken=999, failures=1), job=replace(JOB, rounds=1000))
-    assert reason_of(known=Known(taken=1000)) == "TOO_MANY_ROUNDS"
+    check(known=JobHistory(taken=999, failures=1), job=replace(JOB, rounds=1000))
+    assert reason_of(known=JobHistory(taken=1000)) == "TOO_MANY_ROUNDS"
     assert reason_of(job=replace(JOB, rounds=1001)) == "TOO_MANY_ROUNDS"
 
 
@@ -287,7 +287,7 @@ def test_a_job_of_a_larger_model_than_this_owner_allows_is_declined() -> None:
     assert (
         reason_of(MANIFEST, JOB, policy=replace(POLICY, largest_model_bytes=size - 1)) == "TOO_MUCH"
     )
-    replace(POLICY, largest_model_bytes=size).check(Invited(MANIFEST, b"m" * 32, JOB), Known())
+    replace(POLICY, largest_model_bytes=size).check(Invited(MANIFEST, b"m" * 32, JOB), JobHistory())
 
 
 def test_a_cohort_that_mixes_the_groups_of_its_job_is_declined() -> None:
@@ -302,7 +302,7 @@ def test_a_cohort_that_mixes_the_groups_of_its_job_is_declined() -> None:
 def test_what_is_wrong_first_is_what_is_said() -> None:
     """The cohort before the round, the round before the chain, the chain before the task."""
     everything = replace(MANIFEST, floor=2, base_digest=b"x" * 32)
-    stale = Known(last=Taken(9, pb.PHASE_TRAIN, b"x" * 32))
+    stale = JobHistory(last=LastRound(9, pb.PHASE_TRAIN, b"x" * 32))
     job = replace(JOB, task="other")
     assert reason_of(everything, job, stale) == "FLOOR_TOO_LOW"
     assert reason_of(replace(everything, floor=3), job, stale) == "STALE_ROUND"

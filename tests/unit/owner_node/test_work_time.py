@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cairn.task_loading import TaskFailed
+from cairn.tasks.loader import TaskFailed
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Declined
 from owner_node.work_time import WorkTime

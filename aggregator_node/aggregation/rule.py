@@ -1,0 +1,64 @@
+"""What an aggregation rule is to a round: how accepted updates become the one model that is released.
+
+`aggregator_node/aggregation/mean.py` is the one rule today. A round lends a rule its memory, adds every accepted update to
+it block by block, asks for the result once, and resets it. It knows nothing else of it.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from cairn.model.schema import Schema
+from cairn.runtime.buffer import Buffer
+
+# Asks for so many bytes more; raises Unavailable where there are none.
+Ask = Callable[[int], None]
+
+# A block of an update: of which run, by its number, and which elements of it. Returns the elements, whole
+# or as deltas, and how many significant bits each has at the most; integers have no use for these.
+ReadBlock = Callable[[int, slice], tuple[NDArray[Any], int]]
+
+
+class Rule(Protocol):
+    """A rule at work on updates of one schema. One call at a time; the same for round after round.
+
+    Whatever it returns is the same, to the bit, in every order of arrival and on every machine.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        """Take the memory of `memory_bytes`. Raises OSError or MemoryError where the system has not as much."""
+
+    @classmethod
+    def memory_bytes(cls, schema: Schema) -> int:
+        """What it takes for updates of this schema, however many there are."""
+
+    @classmethod
+    def held_updates(cls, cohort: int) -> int:
+        """How many updates it has to hold to the end of a round of so many owners."""
+
+    @classmethod
+    def averages_over(cls, contributors: int) -> int:
+        """Over how many of so many contributors each released element is an average at least: no fewer than the floor."""
+
+    def begin(self, ask: Ask) -> None:
+        """Begin a round; memory beyond `memory_bytes` is asked for."""
+
+    def add_blocks(self, read: ReadBlock, weight: int) -> None:
+        """Add one update that is read block by block, in canonical order; it counts `weight` times.
+
+        What `read` returns is used before it is called again; it must not raise. Raises UpdateRefused or TooMuch for
+        a weight that cannot be; then nothing was added. Raises Unavailable where memory was refused; then it is good for
+        nothing before its reset.
+        """
+
+    def result_blocks(self, base: Buffer | None = None) -> Iterator[memoryview]:
+        """The bytes of the result in canonical order; each piece lasts until the next but one is asked for.
+
+        With a base, a payload of the same schema, F32 and F64 updates were deltas from it. Raises WrongState where
+        nothing was added, and TooMuch where the result leaves the range of its type: nothing may be used before the
+        last piece has come.
+        """
+
+    def reset(self) -> None:
+        """Forget all updates and overwrite what they left, but keep the memory for the next round."""

@@ -1,0 +1,201 @@
+"""Decides which rounds the aggregator's memory can hold, and lends it to them.
+
+A round takes its rule's memory and a few buffers, for updates under way or held back, however many owners it has. All
+of it is kept for the next round of the same kind: to take fresh memory from the system costs more than the sum.
+Where values that lie far apart make its sums grow, a round borrows more while it is open, of what is free.
+
+How far sums grow depends on values, so no other round may notice: what is borrowed counts as free when a round is
+opened. Where both together are more than there is, the rounds that have borrowed end for it.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from aggregator_node.aggregation.buffers import BufferPool
+from aggregator_node.aggregation.memory_shares import MemoryShares
+from aggregator_node.aggregation.rule import Rule
+from aggregator_node.rounds.upload import RoundContext
+from cairn.errors import TooMuch, Unavailable
+from cairn.model.schema import Schema
+from cairn.v1 import round_pb2 as pb
+
+# Of buffers that a round may have in any case, so that small updates never wait.
+_SMALL_BYTES = 64 << 20
+# Where a container finds its limit, by cgroups of version 2 and of version 1.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_MOST_KEPT = 4  # each has a few megabytes besides what is reckoned
+
+
+@dataclass(eq=False)
+class Workspace:
+    """The memory of one round: its rule's, and buffers for the updates under way or held back."""
+
+    rule: Rule
+    buffers: BufferPool
+    schema: Schema
+    nbytes: int
+    coordinator: str = ""  # whose round has it
+    borrowed: int = 0  # beyond `nbytes`, for sums that grow
+    end: Callable[[], object] = lambda: (
+        None
+    )  # ends the round, for another that needs what is borrowed
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a round needs: a rule's memory for a schema, buffers of one size to lend and to keep."""
+
+    rule: type[Rule]
+    schema: Schema
+    size: int
+    count: int
+    to_keep: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.rule.memory_bytes(self.schema) + (self.count + self.to_keep) * self.size
+
+    def are_met_by(self, workspace: Workspace) -> bool:
+        buffers = workspace.buffers
+        same = (buffers.nbytes, buffers.count, buffers.to_keep)
+        return same == (self.size, self.count, self.to_keep) and workspace.schema == self.schema
+
+
+class MemoryBudget:
+    """What is lent and what is kept. Every method may be called from any thread."""
+
+    def __init__(self, rule: type[Rule], nbytes: int, updates_in_flight: int) -> None:
+        """Lend at most `nbytes`: to each round a rule, and buffers for so many updates, or more small ones."""
+        self._rule = rule
+        self._nbytes = nbytes
+        self._in_flight = updates_in_flight
+        self._lock = threading.Lock()
+        self._shares = MemoryShares(nbytes)
+        self._kept: list[Workspace] = []
+        self._borrowers: list[Workspace] = []
+
+    def lend(self, coordinator: str, terms: RoundContext, now: float) -> Workspace:
+        """The workspace of a new round of this coordinator; `now` is of a monotonic clock.
+
+        Raises TooMuch where this aggregator can never hold it, and Unavailable, which is to be tried
+        again, while other rounds have the memory or another coordinator is to have its share of it first.
+        """
+        needs = self._needs_of(terms)
+        if needs.nbytes > self._nbytes:
+            raise TooMuch(
+                f"a round of this model takes {_megabytes(needs.nbytes)} of memory: the sums,"
+                f" {needs.count} updates at a time and {needs.to_keep} held back for their weight; this"
+                f" aggregator has {_megabytes(self._nbytes)}: raise memory_megabytes in its file, or"
+                " lower updates_in_flight"
+            )
+        with self._lock:
+            if not self._shares.may_take(coordinator, needs.nbytes, now):
+                raise Unavailable(
+                    "the aggregator's memory is lent to other rounds, or another coordinator is to have its"
+                    " share of it first: this round has to wait until one of them has ended",
+                    pb.REASON_TOO_MUCH,
+                )
+            self._shares.take(coordinator, needs.nbytes)
+            kept = self._take_kept(needs)
+            self._let_go_of_kept()
+            in_the_way = self._borrowers_in_the_way()
+        for borrower in in_the_way:
+            borrower.end()
+        workspace = kept or self._fresh(coordinator, needs)
+        workspace.coordinator = coordinator
+        workspace.buffers.begin()
+        workspace.rule.begin(partial(self._grow, workspace))
+        return workspace
+
+    def take_back(self, workspace: Workspace) -> None:
+        """The round is over, and nothing is added any more: its memory, which is erased here, can be lent again."""
+        is_whole = workspace.buffers.end()
+        workspace.rule.reset()
+        with self._lock:
+            self._shares.give_back(workspace.coordinator, workspace.nbytes)
+            workspace.borrowed = 0
+            if workspace in self._borrowers:
+                self._borrowers.remove(workspace)
+            if is_whole and workspace.nbytes:
+                self._kept.append(workspace)
+                del self._kept[:-_MOST_KEPT]
+
+    def _needs_of(self, terms: RoundContext) -> _Needs:
+        # In an evaluation nothing is added: its sums are those of no tensor.
+        schema = terms.job.schema if terms.manifest.trains else Schema(())
+        size, cohort = terms.total_bytes, len(terms.manifest.cohort)
+        count = min(cohort, max(self._in_flight, _SMALL_BYTES // size)) if size else cohort
+        held = terms.most_held + self._rule.held_updates(cohort)
+        return _Needs(self._rule, schema, size, count, min(held, cohort - count))
+
+    def _fresh(self, coordinator: str, needs: _Needs) -> Workspace:
+        try:
+            buffers = BufferPool(needs.count, needs.size, needs.to_keep)
+            return Workspace(needs.rule(needs.schema), buffers, needs.schema, needs.nbytes)
+        except (OSError, MemoryError) as error:  # the system has not what this node was told it has
+            with self._lock:
+                self._shares.give_back(coordinator, needs.nbytes)
+            raise Unavailable(
+                f"the aggregator's machine has no memory for this round: {error}",
+                pb.REASON_TOO_MUCH,
+            ) from error
+
+    @property
+    def _free(self) -> int:
+        """What is neither lent nor borrowed; less than nothing until the borrowers in the way have ended."""
+        return self._shares.free - sum(workspace.borrowed for workspace in self._borrowers)
+
+    def _borrowers_in_the_way(self) -> list[Workspace]:
+        missing, in_the_way = -self._free, []
+        for workspace in reversed(self._borrowers):
+            if missing > 0:
+                in_the_way.append(workspace)
+                missing -= workspace.borrowed
+        return in_the_way
+
+    def _grow(self, workspace: Workspace, nbytes: int) -> None:
+        """A round takes more; it cannot wait. Raises Unavailable where there is none."""
+        with self._lock:
+            if nbytes > self._free:
+                raise Unavailable(
+                    "the values of the updates lie so far apart that their exact sums need more memory than"
+                    " there is: raise memory_megabytes in the aggregator's file, or lower its"
+                    " largest_value",
+                    pb.REASON_TOO_MUCH,
+                )
+            workspace.borrowed += nbytes
+            if workspace not in self._borrowers:
+                self._borrowers.append(workspace)
+            self._let_go_of_kept()
+
+    def _take_kept(self, needs: _Needs) -> Workspace | None:
+        for workspace in self._kept:
+            if needs.are_met_by(workspace):
+                self._kept.remove(workspace)
+                return workspace
+        return None
+
+    def _let_go_of_kept(self) -> None:
+        while self._kept and sum(w.nbytes for w in self._kept) > self._free:
+            del self._kept[0]
+
+
+def memory_of_this_machine() -> int:
+    """The bytes that this process may have: the machine's, or its container's where that has fewer."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([physical, *(limit for file in _LIMITS if (limit := _read(file)) is not None)])
+
+
+def _read(limit: str) -> int | None:
+    try:
+        return int(Path(limit).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # there is none, or it says "max"
+        return None
+
+
+def _megabytes(nbytes: int) -> str:
+    return f"{-(-nbytes // 1_000_000)} MB"

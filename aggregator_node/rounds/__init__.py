@@ -1,0 +1,1 @@
+"""Jobs and rounds: who is in, what has come, what may be released and recorded."""

@@ -1,0 +1,276 @@
+"""The aggregator's jobs and rounds: registers jobs, opens rounds and sees them to their end.
+
+What may be opened is decided by `policy`, how a round goes by `live_round`, and `recording` makes what
+is promised to a peer durable first.
+"""
+
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from aggregator_node.admission import (
+    LEAST_JOB_BYTES,
+    MAX_OPEN_ROUNDS,
+    MAX_UNRELEASED_BYTES,
+    AdmissionPolicy,
+    Opening,
+    Progress,
+    check_opening,
+)
+from aggregator_node.rounds.disclosure import ReleaseOverlap
+from aggregator_node.rounds.epochs import Epochs
+from aggregator_node.rounds.registry import RoundRegistry
+from aggregator_node.rounds.session import RoundSession
+from aggregator_node.rounds.upload import RoundContext
+from aggregator_node.storage.rows import JobRow, RoundRow
+from aggregator_node.storage.specs import spec_of
+from aggregator_node.storage.store import Store
+from cairn.errors import (
+    CallerNotAllowed,
+    Conflict,
+    NotFound,
+    TooMuch,
+    Unavailable,
+    WrongState,
+)
+from cairn.protocol.messages import (
+    JobSpec,
+    Manifest,
+    digest_of,
+    manifest_from_bytes,
+)
+from cairn.runtime.clock import Clock
+from cairn.runtime.failpoints import failpoint
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What a coordinator is told when it registers a job, new or known."""
+
+    epoch: int
+    floor: int
+    last_round: int
+    released: int
+    open_manifest: pb.Signed | None
+    last_statement: pb.Signed | None
+
+
+class JobRegistry:
+    """Everything this aggregator has under way. Every public method may be called from any thread."""
+
+    def __init__(
+        self,
+        policy: Callable[[], AdmissionPolicy],
+        lease_seconds: int,
+        store: Store,
+        rounds: RoundRegistry,
+        averages: ReleaseOverlap,
+        clock: Clock,
+    ) -> None:
+        """Take up the store.
+
+        `policy` returns the rules with the roster as it stands at the moment.
+        """
+        self._policy = policy
+        self._lease_seconds = lease_seconds
+        self._store = store
+        self._epochs = Epochs(store)
+        self._rounds = rounds
+        self._averages = averages
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._registered: dict[str, int] = {}  # job → its rounds, since this process began
+
+    def register(self, coordinator: str, body: bytes, process: bytes) -> JobState:
+        """Register a job, or tell the state of a known one, to the process that is in charge from now on."""
+        spec = spec_of(body)
+        with self._lock:
+            row = self._store.job(spec.name)
+            if row is None:
+                self._policy().check_job(spec)
+                unreleased = self._store.unreleased_bytes(coordinator, LEAST_JOB_BYTES)
+                if unreleased + max(len(body), LEAST_JOB_BYTES) > MAX_UNRELEASED_BYTES:
+                    raise TooMuch(
+                        "too many jobs of this coordinator have no release yet: finish one of them"
+                        " first"
+                    )
+            elif row.coordinator != coordinator:
+                raise CallerNotAllowed(f"{spec.name} is another coordinator's job")
+            elif row.spec != body:
+                raise Conflict(
+                    f"another job was registered under the name {spec.name}: give the changed job"
+                    " a new name"
+                )
+            with self._store.transaction():
+                if row is None:
+                    self._add(coordinator, spec, body)
+                epoch = self._epochs.enter(spec.name, process)
+                failpoint("aggregator.job.before_commit")
+            log.info("job registered", job=spec.name, coordinator=coordinator, epoch=epoch)
+            self._registered[spec.name] = spec.rounds
+            return self._state_of(spec, epoch)
+
+    def open(self, coordinator: str, epoch: int, job: str, opening: Opening) -> pb.Signed:
+        """Commit the round's cohort and sign its manifest; again for a repeated request."""
+        row = self._row_of(coordinator, job)
+        spec = spec_of(row.spec)
+        with self._lock:
+            self._epochs.check(job, epoch)
+            policy = self._policy()
+            self._rounds.record_left_over_ends(
+                each for each in self._store.open_rounds() if each.job == job
+            )
+            known = self._store.find_round(job, opening.round, opening.phase)
+            if known is not None:
+                return _same_opening(known, opening)
+            under_way = self._rounds.under_way(coordinator)
+            if any(live.manifest.job == job for live in under_way):
+                raise WrongState(f"a round of {job} is open")
+            if len(under_way) >= MAX_OPEN_ROUNDS:
+                raise Unavailable(
+                    f"{MAX_OPEN_ROUNDS} rounds of this coordinator are open: another has to wait until"
+                    " one has ended",
+                    pb.REASON_TOO_MUCH,
+                )
+            progress = self._store.progress(job)
+            check_opening(policy, spec, progress, opening)
+            # Else all owners would train for a round that can only be aborted.
+            self._store.check_room(spec.schema.total_bytes)
+            terms = self._terms(policy, spec, digest_of(row.spec), progress, opening)
+            self._averages.check(terms, opening.cohort)
+            return self._rounds.start(coordinator, terms)
+
+    def live(self, manifest_digest: bytes) -> RoundSession:
+        """A round that is open or has just ended.
+
+        Raises WrongState for one that ended longer ago, NotFound for one that never was.
+        """
+        live = self._rounds.find(manifest_digest)
+        if live is None:
+            self._store.round(manifest_digest)
+            raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
+        return live
+
+    def row(self, coordinator: str, epoch: int, manifest_digest: bytes) -> RoundRow:
+        """What is recorded of a round, for the coordinator that is in charge of its job."""
+        row = self._store.round(manifest_digest)
+        self._row_of(coordinator, row.job)
+        self._epochs.check(row.job, epoch)
+        return row
+
+    def abort(self, coordinator: str, epoch: int, manifest_digest: bytes) -> RoundSession | None:
+        """End a round without a release. Returns it where its end may not be recorded yet.
+
+        Raises WrongState where it is sealed or was released.
+        """
+        with self._lock:  # nobody takes over meanwhile
+            row = self.row(coordinator, epoch, manifest_digest)
+            live = self._rounds.find(manifest_digest)
+            if live is not None:
+                live.abort(pb.REASON_ABORTED)
+            elif row.state != aggregator_pb2.ROUND_STATE_ABORTED:
+                raise WrongState("the round was released")
+            return live
+
+    def are_released(self) -> bool:
+        """Whether coordinators have come with jobs, and all of these have their last release."""
+        with self._lock:
+            jobs = dict(self._registered)
+        return bool(jobs) and all(self._store.progress(j).released >= n for j, n in jobs.items())
+
+    def _terms(
+        self,
+        policy: AdmissionPolicy,
+        spec: JobSpec,
+        job_digest: bytes,
+        progress: Progress,
+        opening: Opening,
+    ) -> RoundContext:
+        """The manifest of a round that may be opened, and what goes with it."""
+        number, head = self._store.ledger_head()
+        manifest = Manifest(
+            federation=spec.federation,
+            job=spec.name,
+            job_digest=job_digest,
+            round=opening.round,
+            phase=opening.phase,
+            cohort=opening.cohort,
+            base_digest=opening.base_digest,
+            previous_release_digest=progress.release_digest,
+            weighting=spec.weighting,
+            floor=policy.floor_of(spec),
+            deadline_unix_ms=self._clock.unix_ms() + 1000 * spec.round_deadline_seconds,
+            lease_seconds=self._lease_seconds,
+            nonce=secrets.token_bytes(32),
+            ledger_head=head,
+            ledger_number=number,
+            encoding=self._encoding_of(spec, opening),
+            largest_share=policy.largest_share,
+        )
+        return RoundContext(manifest, spec, policy.bounds)
+
+    def _encoding_of(self, spec: JobSpec, opening: Opening) -> "pb.Encoding":
+        """Updates can be deltas only from a model that is here: the job's last release."""
+        last = self._store.last_release(spec.name) if opening.phase == pb.PHASE_TRAIN else None
+        if last is None or not self._store.release_path(last.manifest_digest).exists():
+            return pb.ENCODING_WHOLE
+        return spec.encoding
+
+    def _add(self, coordinator: str, spec: JobSpec, body: bytes) -> None:
+        self._store.add_job(JobRow(spec.name, coordinator, body))
+        digest = digest_of(body).hex()
+        facts: dict[str, object] = {
+            "job": spec.name,
+            "job_digest": digest,
+            "coordinator": coordinator,
+        }
+        # For everybody to check the cohorts against.
+        self._store.append("job", facts | ({"groups": spec.groups} if spec.groups else {}))
+
+    def _state_of(self, spec: JobSpec, epoch: int) -> JobState:
+        progress = self._store.progress(spec.name)
+        last = self._store.last_release(spec.name)
+        under_way_here = {live.digest for live in self._rounds.under_way()}
+        under_way = [
+            row
+            for row in self._store.open_rounds()
+            if row.job == spec.name
+            # A round whose end could not be recorded is open in the store only.
+            and row.manifest_digest in under_way_here
+        ]
+        return JobState(
+            epoch=epoch,
+            floor=self._policy().floor_of(spec),
+            last_round=progress.opened,
+            released=progress.released,
+            open_manifest=pb.Signed.FromString(under_way[0].manifest) if under_way else None,
+            last_statement=pb.Signed.FromString(last.statement)
+            if last and last.statement
+            else None,
+        )
+
+    def _row_of(self, coordinator: str, job: str) -> JobRow:
+        row = self._store.job(job)
+        if row is None:
+            raise NotFound(f"there is no job {job} here: register it first")
+        if row.coordinator != coordinator:
+            raise CallerNotAllowed(f"{job} is another coordinator's job")
+        return row
+
+
+def _same_opening(known: RoundRow, opening: Opening) -> pb.Signed:
+    signed = pb.Signed.FromString(known.manifest)
+    manifest = manifest_from_bytes(signed.body)
+    if (manifest.cohort, manifest.base_digest) != (opening.cohort, opening.base_digest):
+        raise WrongState(
+            f"round {opening.round} was opened with another cohort or base; neither can change",
+            pb.REASON_CONFLICT,
+        )
+    return signed

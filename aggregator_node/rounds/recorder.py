@@ -1,0 +1,248 @@
+"""Makes durable how rounds begin and end, and signs the statement of a release.
+
+The average is on the disk before its row, and the row and the ledger's entry are one transaction, so
+nothing is released that is not recorded.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+
+import structlog
+from blake3 import blake3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from aggregator_node.rounds.disclosure import ReleaseOverlap
+from aggregator_node.rounds.results import SealedRound
+from aggregator_node.rounds.upload import RoundContext
+from aggregator_node.storage.rows import JobRow, RoundRow
+from aggregator_node.storage.specs import spec_of
+from aggregator_node.storage.store import Store
+from cairn import __version__
+from cairn.errors import InvalidMessage, UsageError, WrongState
+from cairn.model.safetensors_reader import map_values
+from cairn.model.safetensors_writer import ModelWriter
+from cairn.model.validation import Bounds
+from cairn.protocol.limits import MIN_COHORT
+from cairn.protocol.messages import (
+    Manifest,
+    digest_of,
+    manifest_from_bytes,
+    parse,
+    reason_word,
+)
+from cairn.protocol.statements import STATEMENT, sign
+from cairn.runtime.clock import Clock
+from cairn.runtime.failpoints import failpoint
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+
+log = structlog.get_logger()
+
+
+class RoundRecorder:
+    """Writes the beginnings and ends of rounds to the store."""
+
+    def __init__(
+        self, store: Store, signing_key: Ed25519PrivateKey, clock: Clock, averages: ReleaseOverlap
+    ) -> None:
+        """Take up what was released before; rounds that were open when the last process ended are aborted."""
+        self._store = store
+        self._key = signing_key
+        self._clock = clock
+        self._averages = averages
+        self._remember_releases()
+        for row in store.open_rounds():
+            self.abort(row, pb.REASON_AGGREGATOR_RESTARTED, ())
+        store.clear_left_over_releases()
+
+    def open(self, row: RoundRow, cohort: Sequence[str]) -> None:
+        """Record a signed manifest, before anybody receives it."""
+        with self._store.transaction():
+            self._store.save_round(row)
+            self._store.append("open", _facts(row, cohort=list(cohort)))
+            failpoint("aggregator.open.before_commit")
+        log.info("round opened", job=row.job, round=row.number, cohort=len(cohort))
+
+    def release(self, row: RoundRow, terms: RoundContext, closing: SealedRound) -> None:
+        """Keep the average, and sign and record its statement.
+
+        Raises WrongState, and keeps nothing, where it may not be released beside an earlier release. Where only
+        its metrics may not, it is released without metrics.
+        """
+        averaged = closing.rule.averages_over(len(closing.contributors))
+        if averaged < max(MIN_COHORT, terms.manifest.floor):
+            raise AssertionError("a release of fewer owners than the floor was asked for")
+        says_metrics = self._averages.add(
+            row.manifest_digest, terms, closing.contributors, has_metrics=bool(closing.metrics)
+        )
+        if closing.metrics and not says_metrics:
+            closing = replace(closing, metrics={})
+            log.info(
+                "metrics are left out: an earlier release of this base has metrics that overlap with them",
+                job=row.job,
+                round=row.number,
+            )
+        replaced = self._store.last_release(row.job) if terms.manifest.trains else None
+        try:
+            self._release(row, terms, closing)
+        except BaseException:
+            self._averages.forget(row.manifest_digest, terms)
+            self._store.release_path(row.manifest_digest).unlink(missing_ok=True)
+            raise
+        failpoint("aggregator.release.after_commit")
+        if replaced is not None:
+            with suppress(OSError):  # the next start clears what is left over
+                self._store.release_path(replaced.manifest_digest).unlink()
+        log.info("released", job=row.job, round=row.number, contributors=len(closing.contributors))
+
+    def _release(self, row: RoundRow, terms: RoundContext, closing: SealedRound) -> None:
+        manifest = terms.manifest
+        release_digest = manifest.base_digest
+        if manifest.trains:
+            path = self._store.release_path(row.manifest_digest)
+            base = self._base_of(terms) if terms.layout.encoding != pb.ENCODING_WHOLE else None
+            with ModelWriter(path, terms.job.schema) as new:
+                _write_beside(new, closing.rule.result_blocks(base))
+                new.keep()
+                release_digest = new.digest()
+                failpoint("aggregator.release.file_written")
+        with self._store.transaction():
+            self._check_open(row)
+            signed = self._state(row, manifest, closing, release_digest)
+            released = replace(
+                row,
+                state=aggregator_pb2.ROUND_STATE_RELEASED,
+                exclusions=closing.exclusions,
+                statement=signed.SerializeToString(),
+                release_digest=release_digest,
+            )
+            self._store.save_round(released)
+            facts = _facts(
+                row,
+                release_digest=release_digest.hex(),
+                base_digest=manifest.base_digest.hex(),
+                contributors=len(closing.contributors),
+                statement_digest=digest_of(signed.body).hex(),
+            )
+            self._store.append("release", facts)
+            failpoint("aggregator.release.before_commit")
+
+    def abort(
+        self, row: RoundRow, reason: "pb.Reason", exclusions: tuple[tuple[str, "pb.Reason"], ...]
+    ) -> None:
+        """Record that the round ended without a release; its number is burnt.
+
+        Raises WrongState, and changes nothing, where its end is recorded already.
+        """
+        aborted = replace(
+            row, state=aggregator_pb2.ROUND_STATE_ABORTED, reason=reason, exclusions=exclusions
+        )
+        with self._store.transaction():
+            self._check_open(row)
+            self._store.save_round(aborted)
+            self._store.append("abort", _facts(row, reason=reason_word(reason)))
+        log.warning("round aborted", job=row.job, round=row.number, reason=reason_word(reason))
+
+    def end_of(self, row: RoundRow) -> "pb.Reason":
+        """Why a round that has ended has no release; unspecified where it has one."""
+        return self._store.round(row.manifest_digest).reason
+
+    def _check_open(self, row: RoundRow) -> None:
+        if self._store.round(row.manifest_digest).state != aggregator_pb2.ROUND_STATE_OPEN:
+            raise WrongState("the round's end is recorded already", pb.REASON_ROUND_ENDED)
+
+    def _base_of(self, terms: RoundContext) -> memoryview:
+        """What the updates are deltas from: the job's last release, from this aggregator's own disk."""
+        last = self._store.last_release(terms.manifest.job)
+        if last is None or last.release_digest != terms.manifest.base_digest:
+            raise AssertionError(
+                "a round of deltas starts from another model than the last release"
+            )
+        path = self._store.release_path(last.manifest_digest)
+        if blake3().update_mmap(path).digest() != last.release_digest:
+            path.unlink()  # then the updates of the next round are whole
+            raise OSError(f"{path} is not the release that was written there")
+        return map_values(path, terms.job.schema)
+
+    def _remember_releases(self) -> None:
+        released = aggregator_pb2.ROUND_STATE_RELEASED
+        for row in self._store.rounds():
+            if row.state != released or row.statement is None:
+                continue
+            job = self._store.job(row.job)
+            if job is None:
+                continue
+            terms = self._terms_of(row, job)
+            stated = parse(pb.ReleaseStatement, parse(pb.Signed, row.statement).body)
+            owners = set(terms.manifest.cohort) - {e.owner for e in stated.exclusions}
+            self._averages.remember(
+                row.manifest_digest, terms, owners, has_metrics=bool(stated.metrics)
+            )
+
+    def _terms_of(self, row: RoundRow, job: JobRow) -> RoundContext:
+        """Of a round that was released before this process began.
+
+        Raises UsageError where another version of Cairn did: what this one cannot read it could not keep apart
+        from its own releases.
+        """
+        try:
+            manifest = manifest_from_bytes(parse(pb.Signed, row.manifest).body)
+            return RoundContext(manifest, spec_of(job.spec), Bounds())
+        except InvalidMessage:
+            raise UsageError(
+                f"the state in {self._store.path} has releases of another version of Cairn, such as round"
+                f" {row.number} of {row.job}: go on with that version, or name an empty directory as state in"
+                " the aggregator's file and in those of its owners, and begin its jobs anew"
+            ) from None
+
+    def _state(
+        self, row: RoundRow, manifest: Manifest, closing: SealedRound, release_digest: bytes
+    ) -> pb.Signed:
+        number, head = self._store.ledger_head()
+        statement = pb.ReleaseStatement(
+            manifest_digest=row.manifest_digest,
+            federation=manifest.federation,
+            job=manifest.job,
+            round=manifest.round,
+            phase=manifest.phase,
+            release_digest=release_digest,
+            base_digest=manifest.base_digest,
+            contributors=len(closing.contributors),
+            exclusions=[pb.Exclusion(owner=o, reason=r) for o, r in closing.exclusions],
+            rule=pb.RULE_MEAN,
+            weighting=manifest.weighting,
+            encoding=manifest.encoding,
+            metrics=closing.metrics,
+            ledger_head=head,
+            ledger_number=number,
+            floor=manifest.floor,
+            commitments=closing.commitments,
+            sealed_unix_ms=self._clock.unix_ms(),
+            software=__version__,
+        )
+        return sign(self._key, STATEMENT, statement.SerializeToString(deterministic=True))
+
+
+def _write_beside(new: ModelWriter, pieces: Iterable[memoryview]) -> None:
+    """Hash and write each piece while the next is made."""
+    with ThreadPoolExecutor(1, thread_name_prefix="release") as beside:
+        written = None
+        for piece in pieces:
+            if written is not None:
+                written.result()
+            written = beside.submit(new.write, piece)
+        if written is not None:
+            written.result()
+
+
+def _facts(row: RoundRow, **more: object) -> dict[str, object]:
+    """What the ledger says of a round; digests and names, no values."""
+    return {
+        "job": row.job,
+        "round": row.number,
+        "phase": pb.Phase.Name(row.phase).removeprefix("PHASE_").lower(),
+        "manifest_digest": row.manifest_digest.hex(),
+        **more,
+    }

@@ -1,0 +1,166 @@
+"""The rounds that are open or have just ended: starts them, finds them and has each seen to its end."""
+
+import gc
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from functools import partial
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from aggregator_node.admission import MAX_EXHAUSTED_ROUNDS
+from aggregator_node.aggregation.workspace import MemoryBudget, Workspace
+from aggregator_node.rounds.ending import see_to_end
+from aggregator_node.rounds.receipts import signed_receipt
+from aggregator_node.rounds.recorder import RoundRecorder
+from aggregator_node.rounds.session import ENDED, RoundSession
+from aggregator_node.rounds.upload import RoundContext
+from aggregator_node.storage.rows import RoundRow
+from cairn.errors import WrongState
+from cairn.protocol.messages import digest_of, manifest_to_bytes
+from cairn.protocol.statements import MANIFEST, sign
+from cairn.runtime.clock import Clock
+from cairn.runtime.failpoints import failpoint
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
+from cairn.v1 import round_pb2 as pb
+
+_KEPT_ROUNDS = 64  # ended rounds whose receipts can still be asked for
+
+
+class RoundRegistry:
+    """Every public method may be called from any thread."""
+
+    def __init__(
+        self,
+        recorder: RoundRecorder,
+        memory: MemoryBudget,
+        signing_key: Ed25519PrivateKey,
+        clock: Clock,
+    ) -> None:
+        self._recorder = recorder
+        self._memory = memory
+        self._key = signing_key
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._live: dict[bytes, RoundSession] = {}
+        self._coordinators: dict[bytes, str] = {}  # whose round it is, for those in `_live`
+        self._ended: deque[bytes] = deque()
+        self._exhausted: Counter[str] = (
+            Counter()
+        )  # coordinator → its rounds that ended for want of memory
+
+    def start(self, coordinator: str, terms: RoundContext) -> pb.Signed:
+        """Sign the manifest, record it and open the round.
+
+        Raises TooMuch for a round that the memory can never hold, Unavailable while others hold it, and
+        WrongState where too many of the coordinator's rounds ended for want of memory for their sums.
+        """
+        self._check_not_exhausted(coordinator)
+        manifest = terms.manifest
+        body = manifest_to_bytes(manifest)
+        digest = digest_of(body)
+        signed = sign(self._key, MANIFEST, body)
+        row = RoundRow(
+            digest, manifest.job, manifest.round, manifest.phase, signed.SerializeToString()
+        )
+        workspace = self._memory.lend(coordinator, terms, self._clock.monotonic())
+        with ExitStack() as undo:
+            undo.callback(self._memory.take_back, workspace)
+            self._recorder.open(row, manifest.cohort)
+            undo.callback(self._recorder.abort, row, pb.REASON_STORAGE_FAILED, ())
+            failpoint("aggregator.open.after_commit")
+            sign_receipt = partial(signed_receipt, self._key, digest)
+            live = RoundSession(digest, terms, workspace, self._clock, sign_receipt)
+            workspace.end = partial(_give_up_memory, live)
+            with self._lock:
+                self._live[digest] = live
+                self._coordinators[digest] = coordinator
+            undo.callback(self._forget, digest)
+            name = f"round-{manifest.job}-{manifest.round}"
+            arguments = (live, row, terms, workspace)
+            threading.Thread(
+                target=self._see_to_end, args=arguments, name=name, daemon=True
+            ).start()
+            undo.pop_all()
+        return signed
+
+    def find(self, manifest_digest: bytes) -> RoundSession | None:
+        """A round that is open or has just ended."""
+        with self._lock:
+            return self._live.get(manifest_digest)
+
+    def under_way(self, coordinator: str | None = None) -> list[RoundSession]:
+        """The rounds whose end is not recorded yet: of this coordinator, or all.
+
+        A sealed round is one of them: its release, which the next base must be, is yet to come.
+        """
+        with self._lock:
+            return [
+                live
+                for live in self._live.values()
+                if live.state not in ENDED
+                and coordinator in {None, self._coordinators[live.digest]}
+            ]
+
+    def record_left_over_ends(self, rows: Iterable[RoundRow]) -> None:
+        """Record that these open rounds have ended, where a full disk kept their end from being recorded.
+
+        Raises Unavailable while it still does.
+        """
+        under_way = {live.digest for live in self.under_way()}
+        for row in rows:
+            if row.manifest_digest not in under_way:
+                with suppress(WrongState):  # ended between the two looks
+                    self._recorder.abort(row, pb.REASON_STORAGE_FAILED, ())
+
+    def abort_all(self) -> None:
+        """End every open round, because the process is about to end, and wait for the records."""
+        under_way = self.under_way()
+        for live in under_way:
+            with suppress(WrongState):  # sealed meanwhile: then it is released
+                live.abort(pb.REASON_AGGREGATOR_RESTARTED)
+        for live in under_way:
+            live.wait_for_end(SHUTDOWN_SECONDS)
+
+    def _see_to_end(
+        self, live: RoundSession, row: RoundRow, terms: RoundContext, workspace: Workspace
+    ) -> None:
+        reason = see_to_end(live, row, terms, self._recorder)
+        try:
+            # Before anybody is told of the end: no update outlives its round here.
+            live.let_go()
+            self._memory.take_back(workspace)
+            if live.has_broken_pushes:
+                gc.collect()  # an error that gRPC keeps refers to the frame that had the last chunk
+        finally:
+            if reason == pb.REASON_TOO_MUCH:  # counted before the coordinator can open the next
+                with self._lock:
+                    self._exhausted[self._coordinators[live.digest]] += 1
+            live.end(reason)
+        with self._lock:
+            self._ended.append(live.digest)
+            left = self._ended.popleft() if len(self._ended) > _KEPT_ROUNDS else None
+        if left is not None:
+            self._forget(left)
+
+    def _check_not_exhausted(self, coordinator: str) -> None:
+        with self._lock:
+            rounds = self._exhausted[coordinator]
+        if rounds >= MAX_EXHAUSTED_ROUNDS:
+            raise WrongState(
+                f"{rounds} rounds of this coordinator ended because the aggregator had no memory left for their"
+                " sums: no other is opened before the aggregator is started again, with more memory_megabytes",
+                pb.REASON_TOO_MUCH,
+            )
+
+    def _forget(self, digest: bytes) -> None:
+        with self._lock:
+            self._live.pop(digest, None)
+            self._coordinators.pop(digest, None)
+
+
+def _give_up_memory(live: RoundSession) -> None:
+    """Another round is given the memory that the sums have borrowed. A sealed round has it for a moment more."""
+    with suppress(WrongState):
+        live.abort(pb.REASON_TOO_MUCH)

@@ -1,0 +1,302 @@
+"""A round while it is open: the pure state machine with its lock, its updates and its end.
+
+Updates live here and nowhere else, in memory, until the round is sealed; then they are let go. What an
+owner's receipt says of its update stays a while longer, for the owner to ask for.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
+
+import structlog
+
+from aggregator_node.aggregation.mean import average_metrics
+from aggregator_node.aggregation.workspace import Workspace
+from aggregator_node.rounds.results import Accepted, Joined, SealedRound
+from aggregator_node.rounds.state import Ending, OwnerState, Round
+from aggregator_node.rounds.summing import Summing
+from aggregator_node.rounds.upload import Call, RoundContext, Upload, check_header
+from aggregator_node.rounds.uploads import Uploads
+from cairn.errors import Conflict, NotFound, TooMuch, UpdateRefused, WrongState
+from cairn.protocol.messages import reason_word
+from cairn.protocol.statements import commitment_of
+from cairn.runtime.clock import Clock
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+ENDED = frozenset({aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED})
+
+
+class RoundSession:
+    """One open round. Every public method may be called from any thread."""
+
+    def __init__(
+        self,
+        digest: bytes,
+        terms: RoundContext,
+        workspace: Workspace,
+        clock: Clock,
+        sign_receipt: Callable[[str, bytes, aggregator_pb2.UpdateHeader], pb.Signed],
+    ) -> None:
+        """Open the round now. `sign_receipt` takes the owner, the update's digest and its header."""
+        now, manifest = clock.monotonic(), terms.manifest
+        remaining = (manifest.deadline_unix_ms - clock.unix_ms()) / 1000
+        self.digest = digest
+        self.manifest = manifest
+        self.state = aggregator_pb2.ROUND_STATE_OPEN
+        self.reason: pb.Reason = pb.REASON_UNSPECIFIED
+        self.exclusions: tuple[tuple[str, pb.Reason], ...] = ()
+        self._terms = terms
+        self._clock = clock
+        self._sign_receipt = sign_receipt
+        self._round = Round.open(
+            manifest.cohort, manifest.floor, manifest.lease_seconds, now + remaining, now
+        )
+        self._workspace: Workspace | None = workspace
+        self._sums = Summing(terms)
+        self._summing = threading.Lock()
+        self._pushes = Uploads()
+        self.has_broken_pushes = False  # whose last bytes wait for Python's collector
+        self._accepted: dict[str, Accepted] = {}
+        self._reports: dict[str, dict[str, float]] = {}  # the metrics of each accepted owner
+        self._abort_reason: pb.Reason = pb.REASON_UNSPECIFIED
+        self._changed = threading.Condition()
+
+    def join(self, owner: str) -> Joined:
+        """Take the owner in, or renew its lease. Raises WrongState, also of an update refused before."""
+        with self._changed:
+            self._round.check_not_refused(owner)
+        with self._while_open():
+            now = self._clock.monotonic()
+            self._round.join(owner, now)
+            left = max(0.0, self._round.deadline - now)
+            return Joined(owner in self._accepted, left, self._lent().buffers.place(owner))
+
+    def decline(self, owner: str, reason: "pb.Reason") -> None:
+        """The owner does not take part."""
+        with self._while_open():
+            is_repeated = self._round.seat(owner) is OwnerState.DECLINED
+            self._round.decline(owner, reason)
+        if not is_repeated:  # an owner may say so as often as it likes
+            log.info("declined", **self._ids, owner=owner, reason=reason_word(reason))
+
+    def receipt(self, owner: str) -> pb.Signed:
+        """The owner's receipt, also after the round ended. Raises NotFound before."""
+        with self._changed:
+            self._round.seat(owner)
+            if owner not in self._accepted:
+                raise NotFound("no update of yours was accepted in this round")
+            return self._accepted[owner].receipt
+
+    @contextmanager
+    def push(self, owner: str, header: aggregator_pb2.UpdateHeader, call: Call) -> Iterator[Upload]:
+        """Let the owner push inside, as soon as there is memory for it; one push of an owner at a time."""
+        with self._changed:
+            self._check_may_push(owner)
+        self._refusing(owner, lambda: check_header(header, self._terms))
+        push = Upload(header, self._terms, call)
+        with self._changed:
+            self._check_may_push(owner)
+            self._pushes.begin(owner, push, self._clock.monotonic())
+            is_repeated = owner in self._accepted
+        try:
+            with nullcontext() if is_repeated else self._buffer_for(owner, push):
+                yield push
+        except BaseException:
+            self.has_broken_pushes = True
+            raise
+        finally:
+            with self._changed:
+                self._pushes.end(owner, push)
+
+    def heard(self, owner: str, push: Upload) -> None:
+        """A chunk arrived, which renews the owner's lease.
+
+        Raises TooMuch where the owner has had its turn, and others wait in line: else a few owners who send
+        as slowly as they may would keep the memory to the round's end.
+        """
+        now = self._clock.monotonic()
+        with self._changed:
+            self._pushes.heard(owner, push, now)
+            if self.is_open:
+                self._round.join(owner, now)
+            workspace = self._workspace
+        if now >= push.turn_ends and workspace is not None and workspace.buffers.are_waited_for:
+            raise TooMuch(
+                "this push took longer than its share of the round, and others wait in line"
+            )
+
+    def commit(self, owner: str, push: Upload, commit: aggregator_pb2.UpdateCommit) -> pb.Signed:
+        """Accept the pushed update and return its receipt; the same update again, the same receipt.
+
+        Raises UpdateRefused for a bad update, Conflict where another was accepted, WrongState where
+        the round has ended.
+        """
+        digest = self._refusing(owner, lambda: push.finish(commit), push)
+        header_digest = push.header_digest()
+        receipt = self._sign_receipt(owner, digest, push.header)
+        with self._summing:
+            with self._changed:
+                # Complete: the seal, which ends what is under way, must not take its answer away.
+                self._pushes.end(owner, push)
+                before = self._accepted.get(owner)
+                if before is not None:
+                    if (before.header_digest, before.payload_digest) != (header_digest, digest):
+                        raise Conflict("another update of this owner was accepted in this round")
+                    return before.receipt
+                self._check_in_time()
+                self._round.accept(owner)
+                self._accepted[owner] = Accepted(header_digest, digest, receipt)
+                self._reports[owner] = dict(push.header.metrics)
+            failure = self._sums.take(owner, push, self._lent())
+        log.info("accepted", **self._ids, owner=owner)
+        with self._changed:
+            self._abort_reason = self._abort_reason or failure
+            self._changed.notify_all()
+        return receipt
+
+    def abort(self, reason: "pb.Reason") -> None:
+        """End the round without a release. Raises WrongState where it is sealed or released."""
+        with self._changed:
+            if self.state == aggregator_pb2.ROUND_STATE_ABORTED or self._abort_reason:
+                return
+            self._check_open()
+            self._abort_reason = reason
+            self._changed.notify_all()
+
+    def await_seal(self) -> SealedRound | None:
+        """Wait until the round ends; returns what is to be released, or None for an aborted round."""
+        with self._changed:
+            while (ending := self._ending()) is None:
+                wait = self._round.next_event() - self._clock.monotonic()
+                self._changed.wait(max(0.0, wait))
+            self._pushes.cancel_all()
+            sealed = ending is Ending.SEAL
+            self.exclusions = tuple(self._round.exclusions(self._clock.monotonic()))
+            if sealed:
+                self.state = aggregator_pb2.ROUND_STATE_SEALED
+                self._changed.notify_all()
+            else:
+                self._abort_reason = self._abort_reason or pb.REASON_BELOW_FLOOR
+                self.reason = self._abort_reason
+            self._lent().buffers.wake()
+        return self._close() if sealed else None
+
+    def let_go(self) -> None:
+        """The round needs its memory no more. After this no update is added to the sums."""
+        with self._summing:
+            self._sums.forget()
+            self._workspace = None
+
+    def end(self, reason: "pb.Reason") -> None:
+        """Let the watchers know how the round ended; without a reason it was released."""
+        with self._changed:
+            self.reason = reason
+            self.state = (
+                aggregator_pb2.ROUND_STATE_ABORTED
+                if reason
+                else aggregator_pb2.ROUND_STATE_RELEASED
+            )
+            self._reports.clear()
+            self._changed.notify_all()
+
+    def wait_for_change(
+        self, seen: "aggregator_pb2.RoundState", timeout_seconds: float
+    ) -> "aggregator_pb2.RoundState":
+        """Wait until the state is another than `seen`, at most so long; returns the state."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.state != seen, timeout_seconds)
+            return self.state
+
+    def wait_for_end(self, timeout_seconds: float) -> None:
+        """Wait until the round's end is recorded, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.state in ENDED, timeout_seconds)
+
+    @property
+    def is_open(self) -> bool:
+        return self.state == aggregator_pb2.ROUND_STATE_OPEN and not self._abort_reason
+
+    @property
+    def _ids(self) -> dict[str, object]:
+        return {"job": self.manifest.job, "round": self.manifest.round}
+
+    def _close(self) -> SealedRound:
+        with self._summing:
+            counts = self._sums.finish(self._lent())
+        owners = tuple(sorted(counts))
+        return SealedRound(
+            rule=self._lent().rule,
+            contributors=owners,
+            commitments=tuple(sorted(commitment_of(self._accepted[o].receipt) for o in owners)),
+            metrics=average_metrics([(self._reports[owner], counts[owner]) for owner in owners]),
+            exclusions=self.exclusions,
+        )
+
+    def _ending(self) -> Ending | None:
+        if self._abort_reason:
+            return Ending.ABORT
+        return self._round.settle(self._clock.monotonic())
+
+    @contextmanager
+    def _buffer_for(self, owner: str, push: Upload) -> Iterator[None]:
+        buffers, call = self._lent().buffers, push.call
+        call.add_callback(buffers.wake)  # when the call ends, in whatever way
+        with buffers.one(owner, lambda: not (self.is_open and call.is_active())) as buffer:
+            with self._changed:
+                turn_ends = self._round.end_of_turn(self._clock.monotonic(), buffers.count)
+            push.keep_in(buffer, turn_ends)
+            yield
+
+    def _lent(self) -> Workspace:
+        if self._workspace is None:
+            raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
+        return self._workspace
+
+    def _refusing(self, owner: str, check: Callable[[], T], push: Upload | None = None) -> T:
+        """Run a check of an update; where no retry can mend it, the owner is out of the round."""
+        try:
+            return check()
+        except UpdateRefused as error:
+            if error.reason != pb.REASON_CORRUPT_UPDATE:
+                with self._changed:
+                    if push is not None:  # the end of the round must not take its answer away
+                        self._pushes.end(owner, push)
+                    # An owner whose update was accepted before stays in: its share is in the sum.
+                    out = self.is_open and self._round.seat(owner) in {
+                        OwnerState.JOINED,
+                        OwnerState.LOST,
+                    }
+                    if out:
+                        self._round.refuse(owner, error.reason)
+                        self._changed.notify_all()
+            raise
+
+    @contextmanager
+    def _while_open(self) -> Iterator[None]:
+        with self._changed:
+            self._check_in_time()
+            yield
+            self._changed.notify_all()
+
+    def _check_may_push(self, owner: str) -> None:
+        seat = self._round.seat(owner)
+        self._pushes.check_free(owner, self._clock.monotonic())
+        if owner not in self._accepted:
+            self._check_in_time()
+            if seat is not OwnerState.JOINED:
+                raise WrongState(f"{owner} is {seat} in this round; join it before you push")
+
+    def _check_in_time(self) -> None:
+        """The deadline holds for owners also where the thread that seals has not come to it yet."""
+        self._check_open()
+        if self._clock.monotonic() >= self._round.deadline:
+            raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
+
+    def _check_open(self) -> None:
+        if not self.is_open:
+            raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)

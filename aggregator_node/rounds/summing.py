@@ -1,0 +1,95 @@
+"""Counts the accepted updates of one round, and adds each to its sums: at once, or when its weight is known.
+
+An update whose weight may turn out to be above the round's cap (`shares`) is held back in the buffer that it
+came in. What is added depends on who was accepted and never on the order: neither the cap nor an exact sum does.
+"""
+
+from dataclasses import dataclass
+
+import structlog
+
+from aggregator_node.aggregation.rule import ReadBlock, Rule
+from aggregator_node.aggregation.workspace import Workspace
+from aggregator_node.rounds.upload import RoundContext, Upload
+from cairn.errors import Unavailable
+from cairn.v1 import round_pb2 as pb
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Held:
+    read: ReadBlock
+    buffer: memoryview
+
+
+class Summing:
+    """The updates of one round. The round holds a lock around every call."""
+
+    def __init__(self, terms: RoundContext) -> None:
+        self._terms = terms
+        self._trains = terms.manifest.trains
+        self._may_hold = terms.most_held > 0
+        self._weights: dict[str, int] = {}  # in the order of arrival
+        self._held: dict[str, _Held] = {}
+        self._added = 0
+        # Not the error itself: its traceback would keep what it was about to add.
+        self._failure: tuple[str, pb.Reason] | None = None
+
+    def take(self, owner: str, push: Upload, workspace: Workspace) -> "pb.Reason":
+        """Count the owner's update, and add what is decided by now.
+
+        Returns why the round cannot go on, where there is no memory for sums of such values.
+        """
+        self._weights[owner] = self._terms.weight(push.header.examples)
+        if self._trains and self._failure is None:
+            try:
+                self._take(owner, push, workspace)
+            except Unavailable as error:
+                self._failure = str(error), error.reason
+                ids = {"job": self._terms.manifest.job, "round": self._terms.manifest.round}
+                log.error("round cannot go on", **ids, owner=owner, error=str(error))
+        return self._failure[1] if self._failure is not None else pb.REASON_UNSPECIFIED
+
+    def finish(self, workspace: Workspace) -> dict[str, int]:
+        """Add what was held back; returns how much each owner counts.
+
+        Raises Unavailable where there is no memory for the sums, now or before.
+        """
+        if self._failure is not None:
+            raise Unavailable(*self._failure)
+        cap = self._terms.share.cap(self._weights.values())
+        counts = {owner: min(weight, cap) for owner, weight in self._weights.items()}
+        for owner in list(self._held):
+            self._add_held(owner, counts[owner], workspace)
+        # To count an update and not to add it would release an average of fewer than is stated.
+        if self._added != (len(counts) if self._trains else 0):
+            raise AssertionError(f"{self._added} updates were added, {len(counts)} are counted")
+        return counts
+
+    def forget(self) -> None:
+        """The round is over: let go of what is held back."""
+        self._held.clear()
+
+    def _take(self, owner: str, push: Upload, workspace: Workspace) -> None:
+        if push.payload is None:
+            raise AssertionError("an update that is not kept cannot be added")
+        undecided = self._terms.share.undecided(self._weights) if self._may_hold else []
+        if owner in undecided:
+            workspace.buffers.keep(push.payload)
+            self._held[owner] = _Held(push.reading(), push.payload)
+        else:
+            self._add(workspace.rule, push.reading(), self._weights[owner])
+        for decided in self._held.keys() - set(undecided):
+            self._add_held(decided, self._weights[decided], workspace)
+
+    def _add_held(self, owner: str, weight: int, workspace: Workspace) -> None:
+        held = self._held.pop(owner)
+        try:
+            self._add(workspace.rule, held.read, weight)
+        finally:
+            workspace.buffers.give_back(held.buffer)
+
+    def _add(self, rule: Rule, read: ReadBlock, weight: int) -> None:
+        rule.add_blocks(read, weight)
+        self._added += 1

@@ -1,0 +1,186 @@
+"""One update as it arrives: counted byte by byte, and worth nothing before its commit."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregator_node.aggregation.exact_sum import BLOCK
+from aggregator_node.aggregation.rule import ReadBlock
+from aggregator_node.aggregation.shares import LargestShare
+from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
+from cairn.model.schema import CHUNK_BYTES
+from cairn.model.update_encoding import UpdateLayout, check_update, decoded
+from cairn.model.validation import Bounds
+from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
+from cairn.protocol.messages import JobSpec, Manifest, check_digest, digest_of
+from cairn.transport.receiver import PayloadReceiver
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+
+MIN_CHUNK_BYTES = 64 << 10  # of all but the last: a stream of single bytes would last for ever
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """What an update must keep to."""
+
+    manifest: Manifest
+    job: JobSpec
+    bounds: Bounds
+
+    @cached_property
+    def layout(self) -> UpdateLayout:
+        """How an update lies on the wire."""
+        return UpdateLayout(self.job.schema, self.manifest.encoding)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.layout.total_bytes if self.manifest.trains else 0
+
+    @cached_property
+    def share(self) -> LargestShare:
+        return LargestShare(self.manifest.largest_share)
+
+    @cached_property
+    def most_held(self) -> int:
+        """How many updates at a time may have to wait until it is known how much they count."""
+        return self.share.most_capped if self.manifest.trains and self.may_be_capped else 0
+
+    @cached_property
+    def may_be_capped(self) -> bool:
+        """Whether an update can count for less than its weight, because of the others' weights."""
+        least, most = self.weight(1), self.weight(MAX_EXAMPLES)
+        return self.share.may_cap(least, most, self.manifest.floor)
+
+    def weight(self, examples: int) -> int:
+        """How much an update counts, unless its share is too large.
+
+        Fewer or more examples than the job's bounds count as these. To refuse such an update would let a
+        coordinator find out an owner's number by moving the bounds.
+        """
+        if self.job.weighting != pb.WEIGHTING_EXAMPLES:
+            return 1
+        return min(max(examples, self.job.min_examples), self.job.max_examples)
+
+
+def check_header(header: aggregator_pb2.UpdateHeader, terms: RoundContext) -> None:
+    """Raise InvalidMessage or UpdateRefused for an update that cannot belong to the round."""
+    if header.base_digest != terms.manifest.base_digest:
+        raise UpdateRefused(
+            "the update was trained from another model than the round's base",
+            pb.REASON_BASE_MISMATCH,
+        )
+    if header.total_bytes != terms.total_bytes:
+        raise InvalidMessage(
+            f"the update declares {header.total_bytes} bytes, its layout has {terms.total_bytes}"
+        )
+    if not 1 <= header.examples <= MAX_EXAMPLES:
+        raise UpdateRefused(
+            f"an update stands for 1 to {MAX_EXAMPLES} examples", pb.REASON_EXAMPLES_REFUSED
+        )
+    check_digest(header.salt, "salt")
+    if len(header.metrics) > MAX_METRICS:
+        raise InvalidMessage(f"an update has at most {MAX_METRICS} metrics")
+    for name, value in header.metrics.items():
+        if not 1 <= len(name.encode()) <= MAX_METRIC_NAME_BYTES:
+            raise InvalidMessage(f"a metric's name has 1 to {MAX_METRIC_NAME_BYTES} bytes")
+        if not math.isfinite(value):
+            raise UpdateRefused("a metric is not finite", pb.REASON_NON_FINITE)
+
+
+class Call(Protocol):
+    """What a push needs of the call that brings it; `grpc.ServicerContext` has it."""
+
+    def cancel(self) -> object: ...
+
+    def is_active(self) -> bool: ...
+
+    def add_callback(self, callback: Callable[[], None]) -> bool: ...
+
+
+class Upload:
+    """The stream of one update: counted, hashed, and kept in a buffer that is lent to it."""
+
+    def __init__(
+        self,
+        header: aggregator_pb2.UpdateHeader,
+        terms: RoundContext,
+        call: Call,
+    ) -> None:
+        """Prepare for the bytes that `header` declares and `check_header` has checked."""
+        self.header = header
+        self.call = call
+        self.payload: memoryview | None = None
+        self.turn_ends = math.inf  # on the monotonic clock, where others wait for their turn
+        self._terms = terms
+        self._incoming = self._expected(None)
+
+    def keep_in(self, buffer: memoryview, turn_ends: float) -> None:
+        """Keep what comes. Without a buffer it is only compared with what was accepted before."""
+        self.payload = buffer
+        self.turn_ends = turn_ends
+        self._incoming = self._expected(buffer)
+
+    def write(self, chunk: memoryview) -> None:
+        """Take the next bytes. Raises TooMuch beyond the declared size."""
+        missing = self._incoming.missing
+        if len(chunk) > missing:
+            raise TooMuch(f"more bytes than the {self._incoming.total} that the header declares")
+        if len(chunk) < max(1, min(MIN_CHUNK_BYTES, missing)):
+            raise InvalidMessage(
+                f"a chunk of {len(chunk)} bytes: every chunk but the last has at least {MIN_CHUNK_BYTES}"
+            )
+        if len(chunk) > CHUNK_BYTES:
+            raise TooMuch(f"a chunk has at most {CHUNK_BYTES} bytes")
+        self._incoming.write(chunk)
+
+    def finish(self, commit: aggregator_pb2.UpdateCommit) -> bytes:
+        """Check the whole update against its commit and return its digest.
+
+        Raises UpdateRefused with CORRUPT_UPDATE where bytes are missing or wrong, and with NON_FINITE
+        or MAGNITUDE_REFUSED where a value is not to be added: before any arithmetic.
+        """
+        if self._incoming.missing:
+            raise UpdateRefused(
+                f"the update ends after {self._incoming.offset} of {self._incoming.total} bytes",
+                pb.REASON_CORRUPT_UPDATE,
+            )
+        if not self._terms.manifest.trains:
+            if commit.payload_digest:
+                raise InvalidMessage("an evaluation carries no payload digest")
+            return b""
+        check_digest(commit.payload_digest, "payload_digest")
+        if self._incoming.digest() != commit.payload_digest:
+            raise UpdateRefused(
+                "the bytes that arrived do not have the committed digest", pb.REASON_CORRUPT_UPDATE
+            )
+        if self.payload is not None:
+            check_update(self._terms.layout, self.payload, self._terms.bounds)
+        return commit.payload_digest
+
+    def header_digest(self) -> bytes:
+        """What makes two headers those of one update: all but how far the owner knows the ledger."""
+        same = aggregator_pb2.UpdateHeader()
+        same.CopyFrom(self.header)
+        same.ClearField("seen_head")
+        return digest_of(same.SerializeToString(deterministic=True))
+
+    def reading(self) -> ReadBlock:
+        """Reads the update that is kept, block by block."""
+        layout, payload, scratch = self._terms.layout, self.payload, np.empty(BLOCK)
+        if payload is None:
+            raise AssertionError("an update that is not kept cannot be read")
+
+        def read(number: int, block: slice) -> tuple[NDArray[Any], int]:
+            part = layout.parts[number]
+            return decoded(part, payload, block, scratch), part.significant_bits
+
+        return read
+
+    def _expected(self, buffer: memoryview | None) -> PayloadReceiver:
+        return PayloadReceiver(self.header.total_bytes, self._terms.layout.hasher(), buffer)

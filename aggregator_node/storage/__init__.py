@@ -1,0 +1,1 @@
+"""What the aggregator keeps on its disk, and how it notices that it was changed."""

@@ -1,0 +1,211 @@
+"""Runs an example on this machine as a real federation: every node a process, mTLS on loopback."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import click
+
+from cairn.errors import UsageError
+from cairn.provisioning.create import write_federation
+from cairn.provisioning.plan import FederationPlan
+from cairn.runtime.quoting import quoted
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
+
+_COLOURS = ("cyan", "magenta", "yellow", "blue", "green")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What to run: an example's folder, its job file, the run's folder and what overrides the job."""
+
+    example: Path
+    job: Path
+    out: Path
+    initial_model: Path | None
+    rounds: int | None
+
+    @property
+    def federation(self) -> Path:
+        return self.out / "federation"
+
+
+def example_folder(name: str) -> Path:
+    """Find an example by its name. Raises UsageError that lists the names there are."""
+    here = Path(__file__).parents[1]  # the package `cairn`
+    places = [here / "examples", here.parent / "examples"]  # installed, or in a checkout
+    found = {path.parent.name: path.parent for place in places for path in place.glob("*/job.toml")}
+    if name not in found:
+        raise UsageError(f"there is no example {name}; there are {', '.join(sorted(found))}")
+    return found[name]
+
+
+def run_demo(demo: Demo) -> int:
+    """Run the example to its end and return the coordinator's exit code.
+
+    A run that was cut short goes on. Ctrl-C and SIGTERM stop every process that was started.
+    """
+    if not demo.federation.exists():
+        _prepare(demo)
+    owners = tomllib.loads(demo.job.read_text(encoding="utf-8"))["owners"]
+    nodes = _Nodes(demo.out / "logs")
+    with _interruptible():
+        try:
+            config = demo.federation
+            nodes.start("aggregator", "aggregator_node", "--config", f"{config}/aggregator.toml")
+            for owner in owners:
+                nodes.start(owner, "owner_node", "--config", f"{config}/{owner}.toml")
+            code = nodes.start("coordinator", "coordinator", *_coordinator_arguments(demo)).wait()
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is stopping already
+            nodes.stop()
+            click.echo(
+                f"Stopped. The checkpoint is in {demo.out}; the same command goes on from it"
+            )
+            return 130
+        nodes.stop()
+    if code == 0:
+        _report(demo)
+    return code
+
+
+def _prepare(demo: Demo) -> None:
+    data = demo.out.absolute() / "data"
+    prepare = demo.example / "prepare.py"
+    if prepare.exists():
+        subprocess.run([sys.executable, prepare, data], check=True)
+    owners = tomllib.loads(demo.job.read_text(encoding="utf-8"))["owners"]
+    coordinator, intake, release = (f"localhost:{port}" for port in _free_ports(3))
+    plan = FederationPlan(
+        name=demo.example.name.replace("_", "-"),
+        owners=tuple(owners),
+        floor=min(3, len(owners)),
+        coordinator_address=coordinator,
+        intake_address=intake,
+        release_address=release,
+        tasks_file=demo.example / "tasks.toml",
+        data=data,
+    )
+    write_federation(demo.federation, plan)
+
+
+def _coordinator_arguments(demo: Demo) -> list[str]:
+    arguments = ["run", str(demo.job), "--config", f"{demo.federation}/coordinator.toml"]
+    arguments += ["--out", str(demo.out)]
+    if demo.initial_model is not None:
+        arguments += ["--initial-model", str(demo.initial_model)]
+    if demo.rounds is not None:
+        arguments += ["--rounds", str(demo.rounds)]
+    return arguments
+
+
+def _report(demo: Demo) -> None:
+    report = demo.example / "report.py"
+    if report.exists():
+        click.echo()
+        sys.stdout.flush()
+        subprocess.run([sys.executable, report, demo.out / "model.safetensors"], check=False)
+
+
+class _Nodes:
+    """The processes of a demo, each with its lines marked by its name."""
+
+    def __init__(self, logs: Path) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self._logs = logs
+        self._processes: list[subprocess.Popen[str]] = []
+        self._readers: list[threading.Thread] = []
+        self._environment = {
+            "CAIRN_LOG": "text",
+            "CAIRN_LOG_LEVEL": "warning",
+            "OMP_NUM_THREADS": "1",  # the owners share this machine's cores
+            "PYTHONUNBUFFERED": "1",
+            **os.environ,
+        }
+
+    def start(self, name: str, module: str, *arguments: str) -> "subprocess.Popen[str]":
+        # A session of its own: Ctrl-C reaches this process alone, which then stops the nodes in order.
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self._environment,
+            start_new_session=True,
+        )
+        colour = _COLOURS[len(self._processes) % len(_COLOURS)]
+        reader = threading.Thread(target=self._show, args=(name, colour, process.stdout))
+        reader.start()
+        self._processes.append(process)
+        self._readers.append(reader)
+        return process
+
+    def stop(self) -> None:
+        """End the nodes and wait for them and their last lines.
+
+        The last one first: the coordinator still has the aggregator end its round.
+        """
+        _end(self._processes[-1:])
+        _end(self._processes[:-1])
+        for reader in self._readers:
+            reader.join()
+
+    def _show(self, name: str, colour: str, lines: IO[str]) -> None:
+        mark = click.style(f"{name:>12} | ", fg=colour)
+        with (self._logs / f"{name}.log").open("a", encoding="utf-8") as log:
+            for line in lines:
+                log.write(line)
+                click.echo(mark + quoted(line.rstrip("\n")))
+
+
+def _end(processes: Sequence["subprocess.Popen[str]"]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(3 * SHUTDOWN_SECONDS)  # a node may have several peers to part from
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class _interruptible:  # noqa: N801 - used as a context manager, like a function
+    """Makes SIGTERM an interrupt too, for as long as it is entered."""
+
+    def __enter__(self) -> None:
+        def interrupt(_signal: int, _frame: FrameType | None) -> None:
+            raise KeyboardInterrupt
+
+        self._before = signal.signal(signal.SIGTERM, interrupt)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+
+def _free_ports(count: int) -> Sequence[int]:
+    """Ports of the loopback interface that nobody has now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [taken.getsockname()[1] for taken in sockets]
+    for taken in sockets:
+        taken.close()
+    return ports
+
+
+def clear(out: Path) -> None:
+    """Remove what an earlier demo left in `out`, and nothing else. Raises UsageError for other files."""
+    ours = {"federation", "data", "logs", "model.safetensors", "release.json", "evaluation.json"}
+    ours |= {"history.jsonl", "checkpoint.json", "ledger.jsonl", "ledger_head.json", ".lock"}
+    others = sorted({path.name for path in out.iterdir()} - ours) if out.exists() else []
+    if others:
+        raise UsageError(f"{out} holds {others[0]}, which is not a demo's: choose another --out")
+    shutil.rmtree(out, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""What can be checked of a node and its surroundings before it fails."""

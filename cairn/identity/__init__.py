@@ -1,0 +1,1 @@
+"""Who a node is: names, keys, certificates and the federation's authority."""

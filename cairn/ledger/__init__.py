@@ -1,0 +1,1 @@
+"""The ledger that each node writes, and how its files are read."""

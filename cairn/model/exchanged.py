@@ -1,0 +1,26 @@
+"""What a task's model exchanges, without the model, and whether a job's model is that. Pure."""
+
+from dataclasses import dataclass
+
+from cairn.model.schema import Schema
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """The tensors that travel, and the names of those that stay at the site."""
+
+    schema: Schema
+    stays: frozenset[str]
+
+    def why_not(self, job: Schema) -> str:
+        """Say in words why the model of a job is not what the task exchanges; empty where it is."""
+        if job == self.schema:
+            return ""
+        for spec in job.tensors:
+            if spec.name in self.stays:
+                return (
+                    f"the job's model has {spec.name}, which stays at this site by the task's exchanges;"
+                    " a job's model holds only what its task exchanges"
+                )
+        part = "what the task exchanges" if self.stays else "the task's model"
+        return f"{part} is not the job's: {job.difference(self.schema)}"

@@ -1,0 +1,1 @@
+"""What the nodes say to each other: messages, statements, limits and reasons."""

@@ -1,0 +1,295 @@
+"""Between the wire's messages and the values the code works with: both directions, side by side.
+
+Nothing arrives unchecked: a missing field, an unknown enum value or a number out of range raises
+InvalidMessage, and never becomes a default.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, TypeVar, cast
+
+from google.protobuf.message import DecodeError, Message
+
+from cairn import __version__
+from cairn.errors import InvalidMessage, TooMuch
+from cairn.model.schema import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
+from cairn.protocol.cohorts import Groups, check_groups, check_name, check_owners
+from cairn.protocol.limits import (
+    LARGEST_SHARE,
+    MAX_COHORT,
+    MAX_EXAMPLES,
+    MAX_JOB_SPEC_BYTES,
+    MAX_ROUND_SECONDS,
+    MIN_COHORT,
+)
+from cairn.v1 import round_pb2 as pb
+
+PROTOCOL = 4
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One training run; the fields are those of the message of the same name."""
+
+    federation: str
+    name: str
+    task: str
+    settings: Mapping[str, float]
+    owners: tuple[str, ...]
+    floor: int
+    rounds: int
+    weighting: "pb.Weighting"
+    schema: Schema
+    round_deadline_seconds: int
+    min_examples: int
+    max_examples: int
+    encoding: "pb.Encoding" = pb.ENCODING_WHOLE
+    groups: Groups = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The opening of a round; the fields are those of RoundManifest."""
+
+    federation: str
+    job: str
+    job_digest: bytes
+    round: int
+    phase: "pb.Phase"
+    cohort: tuple[str, ...]
+    base_digest: bytes
+    previous_release_digest: bytes
+    weighting: "pb.Weighting"
+    floor: int
+    deadline_unix_ms: int
+    lease_seconds: int
+    nonce: bytes
+    ledger_head: bytes
+    ledger_number: int
+    encoding: "pb.Encoding" = pb.ENCODING_WHOLE
+    largest_share: float = LARGEST_SHARE
+
+    @property
+    def trains(self) -> bool:
+        """Whether the updates carry tensors."""
+        return self.phase == pb.PHASE_TRAIN
+
+    def __str__(self) -> str:
+        return f"{self.job} round {self.round}" + ("" if self.trains else " (evaluation)")
+
+
+def digest_of(body: bytes) -> bytes:
+    """The SHA-256 under which signed or registered bytes are named."""
+    return sha256(body).digest()
+
+
+def parse(kind: type[M], body: bytes) -> M:
+    """Parse a message's bytes; raises InvalidMessage where they are none."""
+    try:
+        return kind.FromString(body)
+    except DecodeError:
+        raise InvalidMessage(f"the bytes are not a {kind.DESCRIPTOR.full_name}") from None
+
+
+def schema_to_pb(schema: Schema) -> pb.ModelSchema:
+    return pb.ModelSchema(
+        tensors=[
+            pb.TensorSpec(name=tensor.name, dtype=f"DTYPE_{tensor.dtype}", shape=tensor.shape)
+            for tensor in schema.tensors
+        ]
+    )
+
+
+def schema_from_pb(message: pb.ModelSchema) -> Schema:
+    if len(message.tensors) > MAX_TENSORS:  # before each of them becomes an object
+        raise InvalidMessage(f"a model has 1 to {MAX_TENSORS} tensors")
+    schema = Schema.of(
+        TensorSpec(
+            tensor.name,
+            known(pb.Dtype, tensor.dtype, "dtype").removeprefix("DTYPE_"),
+            tuple(tensor.shape),
+        )
+        for tensor in message.tensors
+    )
+    if [tensor.name for tensor in schema.tensors] != [tensor.name for tensor in message.tensors]:
+        raise InvalidMessage("the tensors of the schema are not in canonical order")
+    return schema
+
+
+def job_spec_to_bytes(spec: JobSpec) -> bytes:
+    return pb.JobSpec(
+        federation=spec.federation,
+        name=spec.name,
+        task=spec.task,
+        settings=spec.settings,
+        owners=spec.owners,
+        floor=spec.floor,
+        rounds=spec.rounds,
+        rule=pb.RULE_MEAN,
+        weighting=spec.weighting,
+        chain=pb.CHAIN_STRICT,
+        schema=schema_to_pb(spec.schema),
+        round_deadline_seconds=spec.round_deadline_seconds,
+        min_examples=spec.min_examples,
+        max_examples=spec.max_examples,
+        encoding=spec.encoding,
+        groups=[pb.Group(owners=group) for group in spec.groups],
+    ).SerializeToString(deterministic=True)
+
+
+def job_spec_from_bytes(body: bytes) -> JobSpec:
+    if len(body) > MAX_JOB_SPEC_BYTES:
+        raise TooMuch(
+            f"the job's specification has {len(body)} bytes, most of them the names of its tensors; it"
+            f" has {MAX_JOB_SPEC_BYTES} at the most"
+        )
+    message = parse(pb.JobSpec, body)
+    known(pb.Rule, message.rule, "rule")
+    known(pb.Chain, message.chain, "chain")
+    known(pb.Weighting, message.weighting, "weighting")
+    known(pb.Encoding, message.encoding, "encoding")
+    check_name(message.federation, "federation")
+    check_name(message.name, "job")
+    check_name(message.task, "task")
+    for key in message.settings:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", key):
+            raise InvalidMessage("a setting's name is not a plain word of at most 64 letters")
+    owners = check_owners(message.owners)
+    if not MIN_COHORT <= message.floor <= len(owners):
+        raise InvalidMessage(
+            f"the job's floor is {message.floor}; it must be at least {MIN_COHORT}, because an"
+            f" average of one is that one's update, and at most its {len(owners)} owners",
+            pb.REASON_COHORT_TOO_SMALL,
+        )
+    least = within(message.min_examples, 1, MAX_EXAMPLES, "min_examples")
+    return JobSpec(
+        federation=message.federation,
+        name=message.name,
+        task=message.task,
+        settings=dict(message.settings),
+        owners=owners,
+        floor=message.floor,
+        rounds=within(message.rounds, 1, 1_000_000, "rounds"),
+        weighting=message.weighting,
+        schema=schema_from_pb(message.schema),
+        round_deadline_seconds=within(
+            message.round_deadline_seconds, 1, MAX_ROUND_SECONDS, "round_deadline_seconds"
+        ),
+        min_examples=least,
+        max_examples=within(message.max_examples, least, MAX_EXAMPLES, "max_examples"),
+        encoding=message.encoding,
+        groups=check_groups([group.owners for group in message.groups], owners, message.floor),
+    )
+
+
+def manifest_to_bytes(manifest: Manifest) -> bytes:
+    return pb.RoundManifest(
+        federation=manifest.federation,
+        job=manifest.job,
+        job_digest=manifest.job_digest,
+        round=manifest.round,
+        phase=manifest.phase,
+        cohort=manifest.cohort,
+        base_digest=manifest.base_digest,
+        previous_release_digest=manifest.previous_release_digest,
+        rule=pb.RULE_MEAN,
+        weighting=manifest.weighting,
+        floor=manifest.floor,
+        deadline_unix_ms=manifest.deadline_unix_ms,
+        lease_seconds=manifest.lease_seconds,
+        nonce=manifest.nonce,
+        ledger_head=manifest.ledger_head,
+        ledger_number=manifest.ledger_number,
+        encoding=manifest.encoding,
+        largest_share=manifest.largest_share,
+        protocol=PROTOCOL,
+        software=__version__,
+    ).SerializeToString(deterministic=True)
+
+
+def manifest_from_bytes(body: bytes) -> Manifest:
+    message = parse(pb.RoundManifest, body)
+    check_protocol(
+        message.protocol, message.software
+    )  # first: another version may differ in all else
+    known(pb.Rule, message.rule, "rule")
+    known(pb.Phase, message.phase, "phase")
+    known(pb.Weighting, message.weighting, "weighting")
+    known(pb.Encoding, message.encoding, "encoding")
+    check_name(message.federation, "federation")
+    check_name(message.job, "job")
+    if message.previous_release_digest:
+        check_digest(message.previous_release_digest, "previous_release_digest")
+    return Manifest(
+        federation=message.federation,
+        job=message.job,
+        job_digest=check_digest(message.job_digest, "job_digest"),
+        round=within(message.round, 1, 1 << 31, "round"),
+        phase=message.phase,
+        cohort=check_owners(message.cohort),
+        base_digest=check_digest(message.base_digest, "base_digest"),
+        previous_release_digest=message.previous_release_digest,
+        weighting=message.weighting,
+        floor=within(message.floor, MIN_COHORT, MAX_COHORT, "floor"),
+        deadline_unix_ms=within(message.deadline_unix_ms, 1, 1 << 62, "deadline_unix_ms"),
+        lease_seconds=within(message.lease_seconds, 1, MAX_ROUND_SECONDS, "lease_seconds"),
+        nonce=check_digest(message.nonce, "nonce"),
+        ledger_head=check_digest(message.ledger_head, "ledger_head"),
+        ledger_number=message.ledger_number,
+        encoding=message.encoding,
+        largest_share=_share(message.largest_share),
+    )
+
+
+def _share(value: float) -> float:
+    if not 0 < value <= LARGEST_SHARE:  # also refuses NaN
+        raise InvalidMessage(f"largest_share is {value}; it must be above 0 and at most 0.5")
+    return value
+
+
+def check_protocol(theirs: int, software: str) -> None:
+    """Raise InvalidMessage, which names both versions, where the peer speaks another protocol."""
+    if theirs != PROTOCOL:
+        raise InvalidMessage(
+            f"this node is Cairn {__version__}, which speaks version {PROTOCOL} of the protocol; the"
+            f" peer is Cairn {software[:40] or '(no version given)'}, which speaks version {theirs}:"
+            " install the same release of Cairn on both",
+            pb.REASON_OTHER_VERSION,
+        )
+
+
+def check_digest(value: bytes, field: str) -> bytes:
+    if len(value) != DIGEST_BYTES:
+        raise InvalidMessage(f"{field} has {len(value)} bytes instead of {DIGEST_BYTES}")
+    return value
+
+
+def known(enum: Any, value: int, field: str) -> str:
+    """The name of an enum value; raises InvalidMessage for the unspecified and for an unknown one."""
+    if value == 0 or value not in enum.values():
+        raise InvalidMessage(f"{field} has the value {value}, which this version does not know")
+    name: str = enum.Name(value)
+    return name
+
+
+def within(value: int, low: int, high: int, field: str) -> int:
+    if not low <= value <= high:
+        raise InvalidMessage(f"{field} is {value}; it must be {low} to {high}")
+    return value
+
+
+def reason_word(reason: int) -> str:
+    """A reason as people read it, for example LEASE_EXPIRED."""
+    return pb.Reason.Name(pb.Reason.ValueType(reason)).removeprefix("REASON_")
+
+
+def reason_of_word(word: str) -> "pb.Reason":
+    """The reason of `reason_word`'s word; unspecified for a word that this version does not know."""
+    for value in pb.Reason.values():
+        if reason_word(value) == word:
+            return cast("pb.Reason", value)
+    return pb.REASON_UNSPECIFIED

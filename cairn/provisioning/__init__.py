@@ -1,0 +1,1 @@
+"""`cairn init`: plans a federation and writes the files of its nodes."""

@@ -1,0 +1,1 @@
+"""What every process needs: its clock, its log, its signals, its timeouts, its failpoints."""

@@ -1,0 +1,1 @@
+"""Files and folders that last: durable writes, a node's database, files that others wrote."""

@@ -1,0 +1,188 @@
+"""Reaches a peer step by step, so that it can be said which step fails: name, port, certificates.
+
+The nodes dial with gRPC, which reports all of it as UNAVAILABLE. Nothing is sent but a TLS handshake.
+"""
+
+import socket
+import ssl
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from queue import Empty, Queue
+
+from cryptography import x509
+
+from cairn.address import Address
+from cairn.errors import CairnError, InvalidMessage
+from cairn.identity.credentials import Identity
+from cairn.identity.names import NodeName, node_named_in
+from cairn.transport.distrust import Trust, distrusted, other_host
+
+# Numbers of OpenSSL's: X509_V_ERR_..._MISMATCH.
+_OTHER_HOST = {62, 64}
+
+
+class Unreachable(CairnError):
+    """A step failed. The text names the cause and the cure."""
+
+
+class NothingListens(Unreachable):
+    """The machine answers that nobody has the port."""
+
+
+@dataclass(frozen=True)
+class ProbeTarget:
+    """From this node to a peer: where it is, who we are, what we trust, and how long a step may take."""
+
+    address: str
+    identity: Identity
+    trust: Trust
+    seconds: float
+
+    @property
+    def host(self) -> str:
+        return Address.parse(self.address).host
+
+
+def probe(way: ProbeTarget) -> NodeName:
+    """Return who answers there. Raises Unreachable, which says at which step it failed and why."""
+    certificate = shown(way)
+    try:
+        return node_named_in(certificate)
+    except InvalidMessage as error:
+        raise Unreachable(
+            f"the certificate at {way.address} is not that of a node: {error}; compare the address"
+        ) from None
+
+
+def shown(way: ProbeTarget) -> x509.Certificate:
+    """Return the certificate of who answers there, which is trusted. Raises Unreachable as `probe` does."""
+    _resolve(way)
+    with _connect(way) as connection:
+        return _shake_hands(way, connection)
+
+
+def _resolve(way: ProbeTarget) -> None:
+    """The system's resolver knows no deadline, so it is asked in a thread that is left alone."""
+    answers: Queue[OSError | None] = Queue()
+
+    def ask() -> None:
+        try:
+            socket.getaddrinfo(way.host, None, type=socket.SOCK_STREAM)
+            answers.put(None)
+        except (OSError, UnicodeError) as error:  # a name that cannot be asked for is none
+            answers.put(error if isinstance(error, OSError) else OSError(0, str(error)))
+
+    threading.Thread(target=ask, name="resolve", daemon=True).start()
+    try:
+        error = answers.get(timeout=way.seconds)
+        why = error and f" ({error.strerror})"
+    except Empty:
+        why = f" (no answer within {way.seconds:g} seconds)"
+    if why:
+        raise Unreachable(
+            f"the name {way.host} does not resolve{why}: correct the address {way.address} in this"
+            " node's file, or the name service of this machine"
+        )
+
+
+def _connect(way: ProbeTarget) -> socket.socket:
+    parts = Address.parse(way.address)
+    try:
+        return socket.create_connection((parts.host, parts.port), way.seconds)
+    except ConnectionRefusedError:
+        raise NothingListens(f"nothing listens at {way.address} (connection refused)") from None
+    except TimeoutError:
+        raise Unreachable(
+            f"{way.address} does not answer within {way.seconds:g} seconds: its machine is off, or a"
+            " firewall drops what is sent there"
+        ) from None
+    except OSError as error:
+        raise Unreachable(
+            f"{way.address} cannot be reached ({error.strerror}): see to the network between the two"
+        ) from None
+
+
+def _shake_hands(way: ProbeTarget, connection: socket.socket) -> x509.Certificate:
+    try:
+        with _context(way).wrap_socket(connection, server_hostname=way.host) as tls:
+            if tls.selected_alpn_protocol() != "h2":
+                raise Unreachable(
+                    f"what listens at {way.address} speaks TLS but not gRPC, so it is no node of a"
+                    " federation: correct the address"
+                )
+            certificate = _certificate(tls)
+            _await_answer(way, tls)
+            return certificate
+    except ssl.SSLCertVerificationError as error:
+        raise Unreachable(_distrusted(way, error)) from None
+    except TimeoutError:
+        raise Unreachable(
+            f"what listens at {way.address} accepts connections and says nothing for {way.seconds:g}"
+            " seconds: the node there hangs, or it is another program; restart it, or correct the address"
+        ) from None
+    except OSError as error:  # of which an SSLError is one
+        raise Unreachable(
+            f"what listens at {way.address} is no node of a federation, it does not answer TLS"
+            f" ({_reason(error)}): correct the address"
+        ) from None
+
+
+def _context(way: ProbeTarget) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a pinned certificate has no issuer here
+    context.load_verify_locations(cadata=way.trust.pem.decode())
+    files = way.identity.files
+    context.load_cert_chain(files.certificate, files.key)
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _certificate(tls: ssl.SSLSocket) -> x509.Certificate:
+    return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
+
+
+def _await_answer(way: ProbeTarget, tls: ssl.SSLSocket) -> None:
+    """Wait for the first byte: only then has the peer looked at our certificate (TLS 1.3)."""
+    try:
+        if tls.recv(1):
+            return
+        why = "it ends the connection"
+    except TimeoutError:
+        raise
+    except OSError as error:
+        why = _reason(error)
+    raise Unreachable(
+        f"{way.address} refuses this node's certificate {way.identity.files.certificate} ({why}): it"
+        " trusts another authority, or the certificate is out of date by its clock; compare the two"
+        " authority.crt with `cairn identity`, and have this node's certificate signed again"
+    )
+
+
+def _distrusted(way: ProbeTarget, error: ssl.SSLCertVerificationError) -> str:
+    """What is wrong with the certificate there, which is fetched once more to be looked at."""
+    try:
+        shown = _shown_by(way)
+    except (OSError, ValueError, Unreachable):
+        return f"the certificate at {way.address} is not trusted: {error.verify_message}"
+    if error.verify_code in _OTHER_HOST:
+        return other_host(way.address, way.host, shown)
+    return distrusted(way.address, way.trust, shown, datetime.now(UTC))
+
+
+def _shown_by(way: ProbeTarget) -> x509.Certificate:
+    """The certificate that is shown there, trusted or not; ours is not shown, and nothing is sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        _connect(way) as connection,
+        context.wrap_socket(connection, server_hostname=way.host) as tls,
+    ):
+        return _certificate(tls)
+
+
+def _reason(error: OSError) -> str:
+    reason: str | None = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+    return (reason or str(error)).replace("_", " ").lower()

@@ -1,0 +1,1 @@
+"""Checks of runs, statements and ledgers, offline."""

@@ -1,0 +1,185 @@
+"""Checks a ledger: its chain, its signed head, and another copy of it. Pure: values in, findings out."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from cairn.errors import InvalidMessage
+from cairn.ledger.chain import GENESIS, Entry, check_chain
+from cairn.protocol.statements import verified_head
+from cairn.runtime.foreign_files import Incomplete
+from cairn.v1 import round_pb2 as pb
+
+T = TypeVar("T")
+
+
+_LONGEST = 80  # characters of a value that are shown
+
+
+class Grade(StrEnum):
+    OK = "ok"
+    BEHIND = "BEHIND"  # nothing is wrong, but what is there does not go far enough to prove it
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked: in which file, what is so, and whether that is good."""
+
+    where: str
+    what: str
+    grade: Grade = Grade.OK
+
+    @property
+    def good(self) -> bool:
+        return self.grade is Grade.OK
+
+    def __str__(self) -> str:
+        return f"{self.grade:6} {self.where}: {self.what}"
+
+
+@dataclass(frozen=True)
+class LedgerCopy:
+    """The entries of a ledger, as far as their chain holds, and the name of the file they are from.
+
+    `goes_on` says that the ledger may have had more entries than this copy when what is checked against it was
+    made: the copy of a run that has not ended, or one that somebody made earlier.
+    """
+
+    name: str
+    entries: tuple[Entry, ...]
+    goes_on: bool = False
+
+    @property
+    def head(self) -> bytes:
+        return self.entries[-1].head if self.entries else GENESIS
+
+    def lacking(self, where: str, what: str) -> Finding:
+        """The finding for something that only entries after this copy's last could show."""
+        return Finding(where, what, Grade.BEHIND if self.goes_on else Grade.FAILED)
+
+    def opening(self, manifest_digest: str) -> Entry | None:
+        """The entry that opens the round of this manifest; the first of several."""
+        return self._openings.get(manifest_digest)
+
+    def releases(self, job: str, number: int, phase: str) -> list[Entry]:
+        """The entries that release this round."""
+        return self._releases.get((job, number, phase), [])
+
+    @cached_property
+    def _openings(self) -> dict[str, Entry]:
+        found: dict[str, Entry] = {}
+        for entry in self.entries:
+            if entry.kind == "open":
+                digest = entry.facts.get("manifest_digest")
+                if isinstance(digest, str):
+                    found.setdefault(digest, entry)
+        return found
+
+    @cached_property
+    def _releases(self) -> dict[tuple[str, int, str], list[Entry]]:
+        found: dict[tuple[str, int, str], list[Entry]] = {}
+        for entry in self.entries:
+            if entry.kind == "release":
+                facts = entry.facts
+                job, number, phase = (facts.get(key) for key in ("job", "round", "phase"))
+                if isinstance(job, str) and type(number) is int and isinstance(phase, str):
+                    found.setdefault((job, number, phase), []).append(entry)
+        return found
+
+
+def failed(where: str, what: str) -> Finding:
+    return Finding(where, what, Grade.FAILED)
+
+
+def attempted(
+    where: str, check: Callable[[], T], *, goes_on: bool = False
+) -> tuple[T | None, list[Finding]]:
+    """What `check` returns; or None, and its complaint. What goes on may lack its end, or not be there yet."""
+    try:
+        return check(), []
+    except InvalidMessage as error:
+        behind = goes_on and isinstance(error, Incomplete)
+        return None, [Finding(where, str(error), Grade.BEHIND if behind else Grade.FAILED)]
+
+
+def check_ledger(
+    name: str, entries: Iterable[Entry], *, goes_on: bool = False
+) -> tuple[LedgerCopy, Finding]:
+    """Check a chain from its beginning; the copy ends before the first entry that is not good."""
+    kept: list[Entry] = []
+
+    def keep() -> None:
+        try:
+            for entry in check_chain(entries):
+                _ = entry.facts
+                kept.append(entry)
+        except RecursionError:
+            raise InvalidMessage(f"entry {len(kept) + 1} is no JSON") from None
+
+    _, complaints = attempted(name, keep, goes_on=goes_on)
+    behind = all(complaint.grade is Grade.BEHIND for complaint in complaints)
+    copy = LedgerCopy(name, tuple(kept), goes_on and behind)
+    if complaints:
+        return copy, complaints[0]
+    what = f"the chain of {len(kept)} entries holds; its head is {copy.head.hex()}"
+    return copy, Finding(name, what)
+
+
+def check_head(
+    name: str, key: Ed25519PublicKey, signed: pb.Signed, ledger: LedgerCopy
+) -> Iterator[Finding]:
+    """Whether the aggregator signed that its ledger goes exactly as far as this copy."""
+    head, complaints = attempted(name, lambda: verified_head(key, signed))
+    yield from complaints
+    if head is None:
+        return
+    there = len(ledger.entries)
+    if head.number > there:  # the head is written after the entries
+        yield failed(
+            name,
+            f"the aggregator signed for {head.number} entries, {ledger.name} has {there}: entry"
+            f" {there + 1} is missing",
+        )
+    elif head.head != (ledger.entries[head.number - 1].head if head.number else GENESIS):
+        yield failed(
+            name, f"entry {head.number} of {ledger.name} is not the one that was signed for"
+        )
+    elif head.number < there:
+        yield ledger.lacking(
+            name,
+            f"the aggregator signed for {head.number} entries, {ledger.name} has {there}: entry"
+            f" {head.number + 1} is too many",
+        )
+    else:
+        yield Finding(name, f"the aggregator signed for these {head.number} entries")
+
+
+def check_same_ledger(one: LedgerCopy, other: LedgerCopy) -> Finding:
+    """Whether two copies are of one ledger: the longer goes on where the shorter ends."""
+    for mine, theirs in zip(one.entries, other.entries, strict=False):
+        if mine.head != theirs.head:
+            return failed(one.name, f"entry {mine.number} is another one than in {other.name}")
+    shared = min(len(one.entries), len(other.entries))
+    return Finding(one.name, f"its first {shared} entries are those of {other.name}")
+
+
+def differing(facts: Mapping[str, Any], expected: Mapping[str, object]) -> str | None:
+    """The first of the expected facts that is not so, in words."""
+    for key, value in expected.items():
+        if facts.get(key) != value or isinstance(facts.get(key), bool) != isinstance(value, bool):
+            return f"{key} {short(facts.get(key))} instead of {short(value)}"
+    return None
+
+
+def short(value: object) -> str:
+    """A value that anybody may have written, fit for a terminal."""
+    try:
+        text = repr(dict(sorted(value.items())) if isinstance(value, dict) else value)
+    except RecursionError:
+        text = "something nested too deeply"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

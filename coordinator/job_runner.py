@@ -1,0 +1,250 @@
+"""Drives a job from where its folder and the aggregator say it is to its end."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from cairn.errors import CairnError, Fenced, Unavailable
+from cairn.protocol.messages import reason_word
+from cairn.v1 import round_pb2 as pb
+from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound
+from coordinator.events import (
+    GroupPassedOver,
+    JobStarted,
+    MetricsMissing,
+    Observer,
+    OwnerNotCounted,
+    OwnerRests,
+    OwnersAwaited,
+    RoundAborted,
+    RoundFinished,
+)
+from coordinator.ledger_mirror import LedgerCopy
+from coordinator.record_client import RecordClient
+from coordinator.release_download import Release
+from coordinator.round_runner import Base, Ended, Job, Rounds
+from coordinator.run_directory import Checkpoint, RunFolder
+from coordinator.schedule import Schedule, Step
+
+log = structlog.get_logger()
+
+
+@dataclass
+class _Line:
+    """What the history will say of a round, once its evaluation is in.
+
+    `evaluation` is "released", or the word of the reason why there is none; None where nothing is evaluated.
+    """
+
+    round: int
+    contributors: int
+    group: int | None
+    metrics: dict[str, float]
+    left_out: list[str]
+    seconds: float = 0.0
+    evaluation: str | None = None
+
+
+@dataclass
+class _Standing:
+    """Where the job is."""
+
+    checkpoint: Checkpoint
+    base: Base
+    campaign: Schedule
+    line: _Line | None = field(default=None)
+
+
+class Driver:
+    """Runs one job in the calling thread."""
+
+    def __init__(
+        self,
+        job: Job,
+        folder: RunFolder,
+        aggregator: AggregatorClient,
+        records: RecordClient,
+        rounds: Rounds,
+        tell: Observer,
+        stopping: threading.Event,
+    ) -> None:
+        self._job = job
+        self._records = records
+        self._ledger = LedgerCopy(folder.path, job.spec.federation)
+        self._folder = folder
+        self._aggregator = aggregator
+        self._rounds = rounds
+        self._tell = tell
+        self._stopping = stopping
+        self._trains_with_metrics = False
+
+    def run(self, checkpoint: Checkpoint) -> None:
+        """Run the job to its end. Raises CairnError with the reason where it cannot be ended."""
+        status = self._aggregator.register(self._job.spec_bytes)
+        self._ledger.bring_up_to_date(self._records.entries)
+        standing = self._take_up(status, checkpoint)
+        self._tell(
+            JobStarted(
+                self._job.spec, self._aggregator.address, status.floor, standing.checkpoint.released
+            )
+        )
+        try:
+            self._carry_out_all(standing, status)
+        except (Unavailable, Fenced):
+            raise
+        except CairnError:  # stopped, or given up
+            self._part()
+            raise
+        self._ledger.bring_up_to_date(self._records.entries)
+        self._folder.finish(standing.checkpoint)
+
+    def _carry_out_all(self, standing: _Standing, status: JobStatus) -> None:
+        left_over = status.open_manifest
+        opened = self._aggregator.opened(left_over) if left_over is not None else None
+        while (step := _step_of(opened) or standing.campaign.next()) is not None:
+            begun = time.monotonic()
+            ended = self._carry_out(step, opened, standing.base, status.floor)
+            opened = None
+            self._note(standing, step, ended, time.monotonic() - begun)
+            self._check_stop()
+            if standing.line is not None and not standing.campaign.awaits_evaluation:
+                self._finish_round(standing)
+
+    def _part(self) -> None:
+        """Fetch the ledger's last entries, if the aggregator still answers.
+
+        Raises Fenced where the folder may be another coordinator's by now.
+        """
+        try:
+            self._aggregator.register(self._job.spec_bytes)
+            self._ledger.bring_up_to_date(self._records.entries)
+        except Unavailable as error:
+            log.warning("the ledger's last entries were not fetched", reason=str(error))
+
+    def _carry_out(self, step: Step, opened: OpenedRound | None, base: Base, floor: int) -> Ended:
+        if opened is not None:
+            return self._rounds.see_to_end(opened, base)
+        spec, seconds = self._job.spec, self._job.gather_seconds
+        gathering = self._rounds.gathering
+
+        def waiting(present: Sequence[str]) -> None:
+            self._tell(OwnersAwaited(spec.owners, present, floor, bool(spec.groups), seconds))
+
+        gathered = gathering.next(step, floor, waiting)
+        self._check_stop()
+        gathering.check(gathered, floor)
+        for group in gathered.passed_over:
+            self._tell(GroupPassedOver(step.round, group, floor))
+        return self._rounds.carry_out(step, gathered, base)
+
+    def _take_up(self, status: JobStatus, checkpoint: Checkpoint) -> _Standing:
+        """Reconcile the folder with what the aggregator has released."""
+        if checkpoint.released > status.released:
+            raise CairnError(
+                f"the aggregator knows {status.released} releases of {self._job.spec.name}, this run"
+                f" has {checkpoint.released}: its state was lost or replaced. Go on under a new job"
+                f" name, with model = {self._folder.model_path}"
+            )
+        self._folder.prune_history(checkpoint.round)
+        self._rounds.gathering.take_up(checkpoint.failing)
+        schema, payload = self._folder.model()
+        base = Base(schema, payload, schema.digest(payload))
+        campaign = Schedule(
+            self._job.spec.rounds, self._job.evaluates, status.last_round, status.released
+        )
+        standing = _Standing(checkpoint, base, campaign)
+        if status.last_statement is not None:
+            statement = self._aggregator.statement(status.last_statement)
+            # A crash may have come between the model and its statement: then both are written again.
+            if statement.release_digest != base.digest or statement.round > checkpoint.round:
+                self._keep(standing, self._rounds.collect(statement.manifest_digest, schema))
+            if statement.round > checkpoint.round:
+                cohort = self._ledger.cohort_of(statement.manifest_digest)
+                self._rounds.gathering.was_trained_by(cohort)
+                standing.line = _line_of(statement, 0.0, self._job.sampling.number_of(cohort))
+                campaign.resume_evaluation(statement.round)
+                if not campaign.awaits_evaluation:
+                    self._finish_round(standing)
+        return standing
+
+    def _note(self, standing: _Standing, step: Step, ended: Ended, seconds: float) -> None:
+        """Keep what a step brought."""
+        for exclusion in ended.exclusions:
+            self._tell(OwnerNotCounted(step.round, exclusion.owner, exclusion.reason))
+        for owner, back_in in ended.resting.items():
+            self._tell(OwnerRests(step.round, owner, back_in))
+        if ended.release is None:
+            self._tell(RoundAborted(step, ended.reason))
+            if not step.trains and standing.line is not None:
+                standing.line.evaluation = reason_word(ended.reason)
+            self._check_stop()
+            standing.campaign.was_aborted(step, ended.reason)
+            return
+        standing.campaign.was_released(step)
+        if step.trains:
+            self._keep(standing, ended.release)
+            statement = ended.release.statement
+            standing.line = _line_of(statement, seconds, ended.group, ended.left_out)
+            if self._trains_with_metrics and not statement.metrics:
+                self._tell(MetricsMissing(step.round))
+            self._trains_with_metrics = bool(statement.metrics)  # so that it is said once in a row
+        else:
+            self._folder.save_evaluation(ended.release.signed)
+            if standing.line is not None:
+                standing.line.evaluation = "released"
+                both = standing.line.metrics | dict(ended.release.statement.metrics)
+                standing.line.metrics = dict(sorted(both.items()))
+                standing.line.seconds += seconds
+
+    def _keep(self, standing: _Standing, release: Release) -> None:
+        schema = standing.base.schema
+        if release.model is not None:
+            self._folder.save_release(release.signed, release.model)
+        payload = self._folder.values(schema)
+        standing.base = Base(schema, payload, release.statement.release_digest)
+
+    def _finish_round(self, standing: _Standing) -> None:
+        line = standing.line
+        if line is None:
+            return
+        standing.checkpoint = replace(
+            standing.checkpoint,
+            round=line.round,
+            released=standing.campaign.released,
+            failing=self._rounds.gathering.failing,
+        )
+        values = {**line.__dict__, "seconds": round(line.seconds, 3)}
+        self._folder.finish_round(standing.checkpoint, values)
+        self._tell(
+            RoundFinished(
+                release=standing.campaign.released,
+                releases=self._job.spec.rounds,
+                round=line.round,
+                contributors=line.contributors,
+                group=line.group,
+                metrics=line.metrics,
+                seconds=line.seconds,
+            )
+        )
+        standing.line = None
+
+    def _check_stop(self) -> None:
+        if self._stopping.is_set():
+            raise CairnError("stopped; the same command goes on from the checkpoint")
+
+
+def _step_of(opened: OpenedRound | None) -> Step | None:
+    return Step(opened.manifest.round, opened.manifest.phase) if opened is not None else None
+
+
+def _line_of(
+    statement: pb.ReleaseStatement,
+    seconds: float,
+    group: int | None,
+    left_out: Sequence[str] = (),
+) -> _Line:
+    metrics = dict(sorted(statement.metrics.items()))
+    return _Line(statement.round, statement.contributors, group, metrics, list(left_out), seconds)

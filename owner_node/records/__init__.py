@@ -1,0 +1,1 @@
+"""What the owner's ledger holds and what is read from it."""

@@ -1,0 +1,1 @@
+"""The process that runs the owner's task, and the node's side of it."""

@@ -1,0 +1,137 @@
+"""The training process: the only place where an owner's task runs, and the only one with PyTorch.
+
+Started by `training_process`, with its end of a socket and no other way out.
+"""
+
+import gc
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cairn.errors import UsageError
+from cairn.runtime.malloc import keep_freed_memory
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
+from cairn.tasks.loader import TaskFailed, load_task, own_traceback
+from cairn.tasks.runner import TaskRunner
+from cairn.tasks.task import Round, Site
+from owner_node.training.ipc import (
+    ASK_FOR_MODEL,
+    Link,
+    ModelMemory,
+    exchanged_message,
+    schema_from,
+)
+from owner_node.training.memory_shortage import go_first
+
+Order = tuple[ModelMemory | None, Mapping[str, Any]]  # without memory it is ASK_FOR_MODEL
+
+
+class Training:
+    """Carries out the work of one task, message by message."""
+
+    def __init__(self, file: str, site: Site, min_examples: int = 1) -> None:
+        self._file = file
+        self._site = site
+        self._min_examples = min_examples
+        self._runner: TaskRunner | None = None
+
+    def model(self) -> dict[str, Any]:
+        """Say what the task's model exchanges. No data is read for it.
+
+        Asked before the first round, so that a mistake in the task shows at once.
+        """
+        try:
+            exchanged = self._load().exchanged()
+        except TaskFailed as failed:
+            _show(failed)
+            return {"reason": failed.reason, "text": str(failed)}
+        gc.collect()  # the model may be part of a cycle
+        return exchanged_message(exchanged)
+
+    def answer(self, memory: ModelMemory, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Do one piece of work and say how it went."""
+        answer = self._answer(memory, message)
+        if self._runner is not None and self._runner.has_a_model():
+            gc.collect()  # it may be part of a cycle, which holds as much memory as the model takes
+        return answer
+
+    def _answer(self, memory: ModelMemory, message: Mapping[str, Any]) -> dict[str, Any]:
+        base = memory.private_base()
+        update = memory.base if message["in_place"] else memory.update
+        this = Round(message["job"], message["round"], message["settings"])
+        try:
+            runner = self._load()
+            if message["phase"] == "evaluate":
+                outcome = runner.evaluate(this, memory.schema, base)
+            else:
+                outcome = runner.train(this, memory.schema, base, update)
+        except TaskFailed as failed:
+            _show(failed)
+            return {"reason": failed.reason, "text": str(failed)}
+        return {"examples": outcome.examples, "metrics": outcome.metrics}
+
+    def _load(self) -> TaskRunner:
+        if self._runner is None:
+            try:
+                self._runner = TaskRunner(load_task(self._file), self._site, self._min_examples)
+            except UsageError as error:
+                raise TaskFailed(str(error)) from None
+        return self._runner
+
+
+def main(arguments: list[str]) -> None:
+    """Work until the owner's process closes the socket."""
+    go_first()
+    keep_freed_memory()
+    descriptor, owner, file, data, min_examples = arguments
+    # Ctrl-C is for the owner's process: when that ends, this one does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end = socket.socket(fileno=int(descriptor))
+    # What the task itself starts, or forks off, must not keep the socket open.
+    end.set_inheritable(False)
+    os.register_at_fork(after_in_child=end.close)
+    link = Link(end)
+    orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(link, orders), daemon=True).start()
+    gc.freeze()  # PyTorch has 100000 objects, and to look at them takes longer than a small round
+    training = Training(file, Site(owner, Path(data)), int(min_examples))
+    for memory, message in iter(orders.get, None):
+        try:
+            link.send(training.answer(memory, message) if memory is not None else training.model())
+        except OSError:  # the owner's process has gone
+            return
+
+
+def _listen(link: Link, orders: "queue.SimpleQueue[Order | None]") -> None:
+    """Read messages, also while the task runs, so that this process never outlives its owner's."""
+    memory: ModelMemory | None = None
+    while (message := link.receive()) is not None:
+        if "schema" in message:
+            if memory is not None:
+                memory.close()
+            memory = ModelMemory(schema_from(message), link.received_descriptor())
+        elif message == ASK_FOR_MODEL:
+            orders.put((None, message))
+        elif memory is not None:
+            orders.put((memory, message))
+    orders.put(None)
+    time.sleep(
+        SHUTDOWN_SECONDS / 2
+    )  # an idle process is gone by then; the owner's waits for longer
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _show(failed: TaskFailed) -> None:
+    """Print what the task's own code raised on the owner's console; it goes nowhere else."""
+    print(own_traceback(failed), end="", file=sys.stderr)  # noqa: T201  the owner's console
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,236 @@
+"""Records what leaves this site, keeps it until it is settled, and pushes it to the aggregator."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+
+from cairn.errors import Conflict, TooMuch, Unavailable, UpdateRefused
+from cairn.model.update_encoding import encoding_word
+from cairn.protocol.messages import reason_word
+from cairn.runtime.failpoints import failpoint
+from cairn.transport.retry import retry_while_unavailable
+from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
+from owner_node.aggregator_client import AggregatorClient
+from owner_node.download import until
+from owner_node.policy import Declined, Invited
+from owner_node.receipts import Receipts
+from owner_node.records.ledger import OwnerLedger, round_facts
+from owner_node.training.supervisor import Trained
+from owner_node.updates.error_feedback import ErrorFeedback
+from owner_node.updates.prepare import (
+    DisclosureRules,
+    OutgoingUpdate,
+    needs_base,
+    prepared,
+    rules_beside,
+    stream_of,
+)
+from owner_node.updates.spool import UpdateSpool
+
+log = structlog.get_logger()
+
+
+class Pushing:
+    """Pushes one update at a time. `destination` says the pinned aggregator's fingerprint."""
+
+    def __init__(
+        self,
+        aggregator: AggregatorClient,
+        ledger: OwnerLedger,
+        kept: UpdateSpool,
+        rules: Mapping[str, DisclosureRules],
+        destination: Callable[[], str],
+        stopping: threading.Event,
+    ) -> None:
+        self._aggregator = aggregator
+        self._ledger = ledger
+        self._kept = kept
+        self._receipts = Receipts(aggregator, ledger)
+        self._rules = rules
+        self._destination = destination
+        self._stopping = stopping
+        self._residuals = ErrorFeedback()
+
+    def needs_base(self, invited: Invited) -> bool:
+        """Whether the base must still be there when the update is pushed."""
+        return needs_base(invited.manifest.encoding, self._rules[invited.job.task])
+
+    def push(
+        self,
+        invited: Invited,
+        base: memoryview,
+        trained: Trained,
+        deadline: float,
+        may_leave: Callable[[], None],
+    ) -> None:
+        """Push what may leave, by this moment of the monotonic clock, and keep the receipt.
+
+        `may_leave` is called once all is prepared and before anything is recorded as sent; it raises where
+        nothing may leave. Raises Declined, or NotRecorded where the ledger cannot be written: then nothing has left.
+        """
+        before = self._ledger.past.budgets.reported(invited.job.task, invited.manifest.phase)
+        rules = rules_beside(self._rules[invited.job.task], trained.metrics, before)
+        with self._kept.keeping(invited.digest) as keeping:
+            leaving = prepared(invited, base, trained, rules, self._residuals, keeping.write)
+            self._tell_of_dropped(invited, leaving.dropped_metrics)
+            keeping.wait_until_placed()
+            may_leave()
+            self._ledger.record("sent", self._facts(invited, leaving))
+            failpoint("owner.sent.recorded")
+            self._push(invited, leaving, deadline, keeping.wait_until_durable)
+
+    def _tell_of_dropped(self, invited: Invited, dropped: Sequence[str]) -> None:
+        listed = self._rules[invited.job.task].metrics
+        if unlisted := [name for name in dropped if name not in listed]:
+            log.warning(
+                "metrics that this owner's file does not list are dropped",
+                **_ids(invited),
+                metrics=unlisted,
+            )
+        if new := [name for name in dropped if name in listed]:
+            log.warning(
+                "metrics that the task did not report at first are dropped until `cairn reset`",
+                **_ids(invited),
+                metrics=new,
+            )
+
+    def push_again(self, invited: Invited, deadline: float) -> bool:
+        """Push what was recorded as sent in this round before, as it was; returns whether something was.
+
+        Raises Declined where it is not there any more: to train again could bring another update, and
+        two of one round must never leave.
+        """
+        leaving = self._sent_before(invited)
+        if leaving is None:
+            return False
+        log.info("the finished update is pushed again, without training", **_ids(invited))
+        again = {**round_facts(invited), "payload_digest": leaving.pushed.payload_digest.hex()}
+        self._ledger.record("sent again", again | {"destination": self._destination()})
+        self._push(invited, leaving, deadline, lambda: None)
+        return True
+
+    def _sent_before(self, invited: Invited) -> OutgoingUpdate | None:
+        sent = self._ledger.past.sent(invited.digest)
+        if not sent:
+            return None
+        pushed, payload = sent[-1], memoryview(b"")
+        if invited.manifest.trains:
+            layout = stream_of(invited).layout
+            kept = self._kept.find(invited.digest, layout, pushed.payload_digest)
+            if kept is None:
+                raise Declined(
+                    "the update that this owner recorded as sent is not on its disk any more, and no other"
+                    " may leave in its place",
+                    pb.REASON_UPDATE_LOST,
+                )
+            payload = kept
+        return OutgoingUpdate(payload, pushed, dropped_metrics=(), clipped=False, change=None)
+
+    def _push(
+        self,
+        invited: Invited,
+        leaving: OutgoingUpdate,
+        deadline: float,
+        before_commit: Callable[[], object],
+    ) -> None:
+        stream = stream_of(invited)
+        if stream.layout.encoding != pb.ENCODING_WHOLE:
+            self._residuals.drop(stream)
+        try:
+            receipt = self._submitted(invited, leaving, deadline, before_commit)
+        except (UpdateRefused, Conflict) as error:
+            if leaving.change is not None:
+                self._residuals.refused(stream, leaving.change)
+            log.error("update refused", **_ids(invited), reason=str(error))
+            self._ledger.record(
+                "not accepted",
+                {
+                    "manifest_digest": invited.digest.hex(),
+                    "reason": reason_word(error.reason),
+                    "why": str(error),
+                },
+            )
+            self._kept.remove(invited.digest)
+            return
+        log.info(
+            "update accepted",
+            **_ids(invited),
+            bytes=len(leaving.payload),
+            digest=leaving.pushed.payload_digest.hex(),
+            clipped=leaving.clipped,
+        )
+        failpoint("owner.push.accepted")
+        self._receipts.keep(invited.digest, receipt)
+        failpoint("owner.receipt.recorded")
+        if leaving.change is not None:
+            self._residuals.accepted(stream, leaving.change, leaving.payload)
+
+    def _submitted(
+        self,
+        invited: Invited,
+        leaving: OutgoingUpdate,
+        deadline: float,
+        before_commit: Callable[[], object],
+    ) -> pb.Signed:
+        header = aggregator_pb2.UpdateHeader(
+            manifest_digest=invited.digest,
+            base_digest=invited.manifest.base_digest,
+            examples=leaving.pushed.examples,
+            metrics=leaving.pushed.metrics,
+            total_bytes=len(leaving.payload),
+            salt=leaving.pushed.salt,
+        )
+        tried = False
+
+        def push() -> pb.Signed:
+            nonlocal tried
+            # An aggregator that cannot be reached does not say that the round is over.
+            until(deadline)
+            if tried:  # the update may have arrived, and only its answer been lost
+                receipt = self._aggregator.receipt(invited.digest, [leaving.pushed])
+                if receipt is not None:
+                    return receipt
+                self._aggregator.join(invited.digest)
+            tried = True
+            try:
+                seconds = until(deadline)
+                return self._aggregator.submit(
+                    header, leaving.payload, leaving.pushed, seconds, before_commit
+                )
+            except UpdateRefused as error:
+                if error.reason == pb.REASON_CORRUPT_UPDATE:
+                    raise Unavailable(str(error)) from None
+                raise
+            except TooMuch as error:  # a push that broke off is still held; its watchdog ends it
+                raise Unavailable(str(error)) from None
+
+        return retry_while_unavailable(push, "the aggregator", until(deadline), self._stopping)
+
+    def _facts(self, invited: Invited, leaving: OutgoingUpdate) -> dict[str, object]:
+        trains = invited.manifest.trains
+        return {
+            **round_facts(invited),
+            "task": invited.job.task,
+            "destination": self._destination(),
+            "payload_digest": leaving.pushed.payload_digest.hex(),
+            "tensors": len(invited.job.schema.tensors) if trains else 0,
+            "bytes": len(leaving.payload),
+            "encoding": encoding_word(invited.manifest.encoding),
+            "examples": leaving.pushed.examples,
+            "metrics": dict(leaving.pushed.metrics),
+            "salt": leaving.pushed.salt.hex(),
+            "dropped_metrics": list(leaving.dropped_metrics),
+            "clipped": leaving.clipped,
+            "rule": "mean",
+            "weighting": _weighting_word(invited.manifest.weighting),
+        }
+
+
+def _ids(invited: Invited) -> dict[str, object]:
+    return {"job": invited.job.name, "round": invited.manifest.round}
+
+
+def _weighting_word(weighting: "pb.Weighting") -> str:
+    return pb.Weighting.Name(weighting).removeprefix("WEIGHTING_").lower()

@@ -1,0 +1,34 @@
+"""What is settled about a round before anybody learns that it has ended."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from aggregator_node.rounds.registry import RoundRegistry
+from cairn.errors import Unavailable
+from cairn.runtime.clock import Clock
+from cairn.v1 import round_pb2 as pb
+
+
+def _without_memory() -> None:
+    raise Unavailable("the sums have no memory", pb.REASON_TOO_MUCH)
+
+
+def test_a_round_without_memory_is_counted_before_its_coordinator_can_open_another() -> None:
+    recorder: Any = SimpleNamespace(abort=lambda *_: None)
+    memory: Any = SimpleNamespace(take_back=lambda _workspace: None)
+    key: Any = None
+    rounds = RoundRegistry(recorder, memory, key, Clock())
+    rounds._coordinators[b"digest"] = "coordinator"
+    counted: list[int] = []
+    live: Any = SimpleNamespace(
+        digest=b"digest",
+        await_seal=_without_memory,
+        exclusions=(),
+        let_go=lambda: None,
+        has_broken_pushes=False,
+        end=lambda _reason: counted.append(rounds._exhausted["coordinator"]),
+    )
+    row: Any = SimpleNamespace(job="ward", number=1)
+    anything: Any = None
+    rounds._see_to_end(live, row, anything, anything)
+    assert counted == [1]

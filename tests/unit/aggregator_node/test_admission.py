@@ -1,0 +1,277 @@
+"""What the aggregator allows of jobs, rounds and releases."""
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aggregator_node.admission import (
+    MAX_ABORTS,
+    AdmissionPolicy,
+    Average,
+    Opening,
+    Progress,
+    check_difference,
+    check_opening,
+)
+from cairn.errors import CairnError, InvalidMessage, TooMuch, WrongState
+from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.messages import JobSpec
+from cairn.v1 import round_pb2 as pb
+
+OWNERS = ("alice", "bob", "carol", "dora")
+JOB = JobSpec(
+    federation="clinics",
+    name="tumours",
+    task="tumours",
+    settings={},
+    owners=OWNERS,
+    floor=2,
+    rounds=5,
+    weighting=pb.WEIGHTING_EQUAL,
+    schema=Schema.of([TensorSpec("w", "F32", (2,))]),
+    round_deadline_seconds=60,
+    min_examples=1,
+    max_examples=1000,
+)
+POLICY = AdmissionPolicy("clinics", frozenset(OWNERS), floor=3)
+BASE, RELEASE = bytes(range(32)), bytes(range(32, 64))
+FIRST = Opening(1, pb.PHASE_TRAIN, ("alice", "bob", "carol"), BASE)
+
+
+def test_the_floor_is_the_larger_of_the_jobs_and_the_aggregators() -> None:
+    assert POLICY.floor_of(JOB) == 3
+    assert POLICY.floor_of(replace(JOB, floor=4)) == 4
+
+
+def test_a_job_of_another_federation_is_refused_by_name() -> None:
+    with pytest.raises(InvalidMessage, match=r"elsewhere.*clinics"):
+        POLICY.check_job(replace(JOB, federation="elsewhere"))
+
+
+def test_an_owner_outside_the_roster_is_refused_by_name() -> None:
+    with pytest.raises(InvalidMessage, match="mallory"):
+        POLICY.check_job(replace(JOB, owners=("alice", "bob", "mallory")))
+
+
+def test_a_job_that_could_never_reach_the_floor_is_refused() -> None:
+    with pytest.raises(InvalidMessage, match="2 owners, the floor is 3"):
+        POLICY.check_job(replace(JOB, owners=("alice", "bob")))
+
+
+@pytest.mark.parametrize("shapes", [((0,),), ((0, 3), (2, 0))])
+def test_a_model_without_a_single_value_is_refused_by_name(
+    shapes: tuple[tuple[int, ...], ...],
+) -> None:
+    tensors = [TensorSpec(f"t{n}", "F32", shape) for n, shape in enumerate(shapes)]
+    with pytest.raises(InvalidMessage, match="no tensor of the model has an element"):
+        POLICY.check_job(replace(JOB, schema=Schema.of(tensors)))
+
+
+def test_a_job_with_a_group_below_the_aggregators_floor_is_refused() -> None:
+    pairs = replace(JOB, groups=(("alice", "bob"), ("carol", "dora")))
+    with pytest.raises(InvalidMessage, match=r"a group .* 2 owners, the floor is 3") as refusal:
+        POLICY.check_job(pairs)
+    assert refusal.value.reason == pb.REASON_COHORT_TOO_SMALL
+    replace(POLICY, floor=2).check_job(pairs)
+
+
+def test_a_cohort_is_within_one_group_of_its_job_whole_or_in_part() -> None:
+    job = replace(
+        JOB, groups=(("alice", "bob", "carol"), ("dora", "erin")), owners=(*OWNERS, "erin")
+    )
+    policy = AdmissionPolicy("clinics", job.owners, floor=2)
+    for cohort in (("alice", "bob", "carol"), ("alice", "carol"), ("dora", "erin")):
+        check_opening(policy, job, Progress(), replace(FIRST, cohort=cohort))
+    for mixed in (("alice", "dora"), ("bob", "carol", "erin"), job.owners):
+        with pytest.raises(InvalidMessage, match="more than one group") as refusal:
+            check_opening(policy, job, Progress(), replace(FIRST, cohort=mixed))
+        assert refusal.value.reason == pb.REASON_MIXED_GROUPS
+
+
+def test_an_evaluation_keeps_to_the_groups_as_well() -> None:
+    job = replace(JOB, groups=(("alice", "bob"), ("carol", "dora")))
+    evaluation = Opening(1, pb.PHASE_EVALUATE, ("bob", "carol"), RELEASE)
+    with pytest.raises(InvalidMessage, match="more than one group"):
+        check_opening(replace(POLICY, floor=2), job, AFTER_ONE, evaluation)
+
+
+def test_the_first_round_may_start_from_any_base() -> None:
+    check_opening(POLICY, JOB, Progress(), FIRST)
+
+
+@pytest.mark.parametrize(
+    ("opening", "error", "words"),
+    [
+        (replace(FIRST, cohort=("alice", "bob")), InvalidMessage, "below the floor of 3"),
+        (replace(FIRST, cohort=("alice", "bob", "mallory")), InvalidMessage, "mallory"),
+        (replace(FIRST, round=2), WrongState, "out of turn"),
+        (replace(FIRST, round=0), WrongState, "out of turn"),
+        (replace(FIRST, phase=pb.PHASE_EVALUATE), WrongState, "cannot be evaluated"),
+    ],
+)
+def test_a_first_round_is_refused_when(
+    opening: Opening, error: type[CairnError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        check_opening(POLICY, JOB, Progress(), opening)
+
+
+AFTER_ONE = Progress(opened=1, released=1, release_round=1, release_digest=RELEASE)
+
+
+def test_the_next_round_starts_from_the_last_release() -> None:
+    check_opening(POLICY, JOB, AFTER_ONE, replace(FIRST, round=2, base_digest=RELEASE))
+
+
+def test_a_base_that_is_not_the_last_release_breaks_the_chain() -> None:
+    with pytest.raises(WrongState, match="not the last release"):
+        check_opening(POLICY, JOB, AFTER_ONE, replace(FIRST, round=2))
+
+
+def test_a_burnt_round_number_is_never_opened_again() -> None:
+    with pytest.raises(WrongState, match="next of tumours is 2"):
+        check_opening(POLICY, JOB, Progress(opened=1), FIRST)
+
+
+def test_no_round_is_opened_after_the_last_release_of_the_job() -> None:
+    done = Progress(opened=5, released=5, release_round=5, release_digest=RELEASE)
+    with pytest.raises(WrongState, match="all 5 rounds"):
+        check_opening(POLICY, JOB, done, replace(FIRST, round=6, base_digest=RELEASE))
+
+
+def test_the_evaluation_of_a_release_is_opened_once() -> None:
+    evaluation = Opening(1, pb.PHASE_EVALUATE, FIRST.cohort, RELEASE)
+    check_opening(POLICY, JOB, AFTER_ONE, evaluation)
+    with pytest.raises(WrongState, match="opened before"):
+        check_opening(POLICY, JOB, replace(AFTER_ONE, evaluated=1), evaluation)
+
+
+def test_an_evaluation_of_anything_but_the_last_release_is_refused() -> None:
+    with pytest.raises(WrongState, match="not the last release"):
+        check_opening(POLICY, JOB, AFTER_ONE, Opening(1, pb.PHASE_EVALUATE, FIRST.cohort, BASE))
+
+
+@pytest.mark.parametrize("aborts", [0, MAX_ABORTS - 1])
+def test_a_job_goes_on_after_fewer_aborts_in_a_row_than_the_cap(aborts: int) -> None:
+    check_opening(
+        POLICY, JOB, Progress(opened=aborts, aborts=aborts), replace(FIRST, round=aborts + 1)
+    )
+
+
+def test_a_job_is_closed_by_as_many_aborts_of_its_coordinator_as_the_cap() -> None:
+    tired = Progress(opened=MAX_ABORTS, aborts=MAX_ABORTS)
+    with pytest.raises(
+        WrongState, match="20 rounds of tumours were ended by its coordinator"
+    ) as caught:
+        check_opening(POLICY, JOB, tired, replace(FIRST, round=MAX_ABORTS + 1))
+    assert caught.value.reason == pb.REASON_TOO_MANY_ABORTS
+
+
+def test_an_owner_that_left_the_roster_cannot_be_in_a_cohort_of_a_job_that_lists_it() -> None:
+    without = replace(POLICY, owners=frozenset(OWNERS) - {"bob"})
+    with pytest.raises(InvalidMessage, match="bob") as caught:
+        check_opening(without, JOB, Progress(), FIRST)
+    assert caught.value.reason == pb.REASON_UNKNOWN_OWNER
+
+
+def test_a_model_beyond_the_limit_is_refused_by_its_size() -> None:
+    assert JOB.schema.total_bytes == 8
+    replace(POLICY, model_bytes=8).check_job(JOB)
+    with pytest.raises(TooMuch, match="8 bytes, this aggregator takes 7"):
+        replace(POLICY, model_bytes=7).check_job(JOB)
+
+
+@pytest.mark.parametrize(
+    ("examples", "ratio", "passes"),
+    [((1, 1000), 1000, True), ((1, 1001), 1000, False), ((3, 10), 3, False), ((3, 9), 3, True)],
+)
+def test_an_update_may_weigh_so_many_times_another_and_no_more(
+    examples: tuple[int, int], ratio: int, *, passes: bool
+) -> None:
+    least, most = examples
+    job = replace(JOB, weighting=pb.WEIGHTING_EXAMPLES, min_examples=least, max_examples=most)
+    policy = replace(POLICY, weight_ratio=ratio)
+    policy.check_job(replace(job, weighting=pb.WEIGHTING_EQUAL))
+    if passes:
+        policy.check_job(job)
+        return
+    with pytest.raises(InvalidMessage, match="narrow examples") as caught:
+        policy.check_job(job)
+    assert caught.value.reason == pb.REASON_EXAMPLES_REFUSED
+
+
+def average(owners: str, most: int = 1, *, may_be_capped: bool = False) -> Average:
+    return Average(frozenset(owners), 1, most, may_be_capped)
+
+
+@pytest.mark.parametrize(
+    ("counted", "earlier", "passes"),
+    [
+        ("abcd", ["abcd"], True),  # the same again
+        ("abcd", [], True),
+        ("abc", ["abcd"], False),  # without one
+        ("abcd", ["abc"], False),  # with one more
+        ("abce", ["abcd"], False),  # one for another
+        ("ab", ["abcd"], False),  # without two: with "cd" as well, it would be nobody's
+        ("abef", ["abcd"], False),  # two for two others: see the next test
+        ("abcd", ["efgh"], True),  # nobody in common
+        ("abcd", ["efgh", "abc"], False),  # one of many is enough
+    ],
+)
+def test_comparable_releases_count_the_same_owners_or_have_nobody_in_common(
+    counted: str, earlier: list[str], *, passes: bool
+) -> None:
+    others = [average(owners) for owners in earlier]
+    if passes:
+        check_difference(average(counted), others)
+        return
+    with pytest.raises(WrongState, match="tell of single owners") as caught:
+        check_difference(average(counted), others)
+    assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE
+
+
+def test_the_same_owners_weighted_otherwise_are_refused() -> None:
+    by_examples = average("abcd", most=9)
+    check_difference(by_examples, [by_examples])
+    check_difference(by_examples, [average("efgh")])
+    capped = average("abcd", most=9, may_be_capped=True)
+    for otherwise in (average("abcd"), average("abcd", most=8), average("abef"), capped):
+        with pytest.raises(WrongState, match="otherwise") as caught:
+            check_difference(by_examples, [otherwise])
+        assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE
+
+
+def test_the_same_owners_count_otherwise_for_sure_only_where_no_weight_may_be_capped() -> None:
+    capped = average("abcd", most=9, may_be_capped=True)
+    check_difference(capped, [average("efgh", most=9, may_be_capped=True)])
+    with pytest.raises(WrongState, match="capped") as caught:
+        check_difference(capped, [capped])
+    assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE
+
+
+def test_no_number_of_releases_that_pass_tells_of_fewer_owners_than_one_of_them() -> None:
+    """By linear algebra: nothing but the released sums themselves is made of so few owners.
+
+    Three averages that differ by many owners in every pair could tell of a single one: with all of
+    "abcde", "cde" and "abe", the first less the others is what e contributed.
+    """
+    names = "abcde"
+    sets = ["".join(c) for size in (2, 3, 4, 5) for c in itertools.combinations(names, size)]
+    for order in (sets, sets[::-1], sets[7:] + sets[:7]):
+        released: list[str] = []
+        for one in order:
+            try:
+                check_difference(average(one), [average(other) for other in released])
+            except WrongState:
+                continue
+            released.append(one)
+        rows: Any = np.array([[float(name in one) for name in names] for one in released])
+        for few in (c for size in (1, 2) for c in itertools.combinations(names, size)):
+            if "".join(few) in released:
+                continue
+            alone = np.array([float(name in few) for name in names])
+            rank = np.linalg.matrix_rank(np.vstack([rows, alone]))
+            assert rank == np.linalg.matrix_rank(rows) + 1, (released, few)

@@ -1,0 +1,136 @@
+"""Which entries travel: exactly those that the task names, and no value under another name."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cairn.errors import UsageError
+from cairn.tasks.partial import differing, parts_of
+
+
+def a_state() -> dict[str, Any]:
+    """A layer with an adapter, a BatchNorm layer and a head, as their state_dict."""
+    model = nn.ModuleDict(
+        {"layer": nn.Linear(2, 2), "norm": nn.BatchNorm1d(2), "head": nn.Linear(2, 1)}
+    )
+    model["layer"].register_parameter("lora_a", nn.Parameter(torch.zeros(1, 2)))
+    model["layer"].register_parameter("lora_b", nn.Parameter(torch.zeros(2, 1)))
+    return model.state_dict()
+
+
+NORM = {
+    "norm.weight",
+    "norm.bias",
+    "norm.running_mean",
+    "norm.running_var",
+    "norm.num_batches_tracked",
+}
+LORA = {"layer.lora_a", "layer.lora_b"}
+HEAD = {"head.weight", "head.bias"}
+LAYER = {"layer.weight", "layer.bias"}
+
+
+@pytest.mark.parametrize(
+    ("exchanges", "travels"),
+    [
+        (None, NORM | LORA | HEAD | LAYER),
+        (("*",), NORM | LORA | HEAD | LAYER),
+        (("head.*",), HEAD),
+        (["head.weight"], {"head.weight"}),
+        (("*.lora_*", "head.*"), LORA | HEAD),
+        (("*", "!norm.*"), LORA | HEAD | LAYER),
+        (("!norm.*", "*"), LORA | HEAD | LAYER),
+        (("norm.*", "!*.num_batches_tracked"), NORM - {"norm.num_batches_tracked"}),
+        (("*.weigh[st]",), {"layer.weight", "norm.weight", "head.weight"}),
+    ],
+)
+def test_the_entries_that_the_patterns_name_travel_and_all_others_stay(
+    exchanges: Any, travels: set[str]
+) -> None:
+    state = a_state()
+    parts = parts_of(state, exchanges)
+    assert parts.travels.keys() == travels
+    assert parts.stays.keys() == state.keys() - travels
+    assert all(value is state[name] for name, value in (parts.travels | parts.stays).items())
+
+
+@pytest.mark.parametrize(
+    ("exchanges", "words"),
+    [
+        ("head.*", ["exchanges is 'head.*', expected a tuple of names", 'exchanges=("head.*",)']),
+        (str.islower, ["expected a tuple of names or patterns"]),
+        (("head.*", 3), ["expected a tuple of names or patterns"]),
+        (("head.wieght",), ["'head.wieght', which matches no entry", "closest are head.weight"]),
+        (("HEAD.*",), ["'HEAD.*', which matches no entry"]),
+        (("*", "!nrom.*"), ["'nrom.*', which matches no entry", "norm."]),
+        ((), ["by which no tensor travels"]),
+        (("!norm.*",), ["by which no tensor travels"]),
+        (("head.*", "!head.*"), ["by which no tensor travels"]),
+    ],
+)
+def test_what_names_nothing_is_a_mistake_with_its_cure(exchanges: Any, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parts_of(a_state(), exchanges)
+    assert all(word in str(caught.value) for word in words)
+
+
+def tied() -> dict[str, Any]:
+    model = nn.ModuleDict({"embedding": nn.Embedding(3, 2), "head": nn.Linear(2, 3)})
+    model["head"].weight = model["embedding"].weight
+    return model.state_dict()
+
+
+def viewed() -> dict[str, Any]:
+    whole = torch.arange(6.0)
+    return {"apart": torch.zeros(1), "whole": whole, "end": whole[4:]}
+
+
+@pytest.mark.parametrize(
+    ("state", "exchanges", "words"),
+    [
+        (tied(), ("head.*",), "embedding.weight stays .* with head.weight, which travels"),
+        (
+            tied(),
+            ("embedding.weight",),
+            "head.weight stays .* with embedding.weight, which travels",
+        ),
+        (viewed(), ("end",), "whole stays .* with end, which travels"),
+        (viewed(), ("whole",), "end stays .* with whole, which travels"),
+    ],
+)
+def test_no_value_of_a_tensor_that_stays_travels_under_another_name(
+    state: dict[str, Any], exchanges: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(UsageError, match=f"{words}; exchange both or neither"):
+        parts_of(state, exchanges)
+
+
+def test_tied_weights_that_travel_or_stay_together_and_neighbours_in_memory_are_fine() -> None:
+    parts_of(tied(), ("*.weight",))
+    parts_of(tied(), ("head.bias",))
+    parts_of(viewed(), ("apart",))
+    whole = torch.arange(6.0)
+    assert parts_of({"one": whole[:3], "two": whole[3:]}, ("two",)).stays.keys() == {"one"}
+
+
+def test_what_stays_may_be_anything() -> None:
+    stays = {
+        "lazy": nn.LazyLinear(2).weight,
+        "meta": torch.zeros(2, device="meta"),
+        "sparse": torch.eye(2).to_sparse(),
+        "complex": torch.zeros(2, dtype=torch.complex64),
+        "empty": torch.empty(0, 2),
+        "extra": {"version": 3},
+    }
+    parts = parts_of(stays | {"head": torch.zeros(1)}, ("head",))
+    assert parts.travels.keys() == {"head"}
+    assert parts.stays.keys() == stays.keys()
+
+
+def test_what_differs_between_two_models_is_named() -> None:
+    one = {"same": torch.ones(2), "other": torch.ones(2), "gone": torch.ones(1), "extra": object()}
+    two = {"same": torch.ones(2), "other": torch.tensor([1.0, 2.0]), "extra": object()}
+    assert differing(one, two) == ["other"]
+    assert differing(one, one) == []
