@@ -54,7 +54,7 @@ class _Standing:
 
     checkpoint: Checkpoint
     base: Base
-    campaign: Schedule
+    schedule: Schedule
     line: _Line | None = field(default=None)
 
 
@@ -104,13 +104,13 @@ class Driver:
     def _carry_out_all(self, standing: _Standing, status: JobStatus) -> None:
         left_over = status.open_manifest
         opened = self._aggregator.opened(left_over) if left_over is not None else None
-        while (step := _step_of(opened) or standing.campaign.next()) is not None:
+        while (step := _step_of(opened) or standing.schedule.next()) is not None:
             begun = time.monotonic()
             ended = self._carry_out(step, opened, standing.base, status.floor)
             opened = None
             self._note(standing, step, ended, time.monotonic() - begun)
             self._check_stop()
-            if standing.line is not None and not standing.campaign.awaits_evaluation:
+            if standing.line is not None and not standing.schedule.awaits_evaluation:
                 self._finish_round(standing)
 
     def _part(self) -> None:
@@ -152,10 +152,10 @@ class Driver:
         self._rounds.gathering.take_up(checkpoint.failing)
         schema, payload = self._folder.model()
         base = Base(schema, payload, schema.digest(payload))
-        campaign = Schedule(
+        schedule = Schedule(
             self._job.spec.rounds, self._job.evaluates, status.last_round, status.released
         )
-        standing = _Standing(checkpoint, base, campaign)
+        standing = _Standing(checkpoint, base, schedule)
         if status.last_statement is not None:
             statement = self._aggregator.statement(status.last_statement)
             # A crash may have come between the model and its statement: then both are written again.
@@ -165,8 +165,8 @@ class Driver:
                 cohort = self._ledger.cohort_of(statement.manifest_digest)
                 self._rounds.gathering.was_trained_by(cohort)
                 standing.line = _line_of(statement, 0.0, self._job.sampling.number_of(cohort))
-                campaign.resume_evaluation(statement.round)
-                if not campaign.awaits_evaluation:
+                schedule.resume_evaluation(statement.round)
+                if not schedule.awaits_evaluation:
                     self._finish_round(standing)
         return standing
 
@@ -181,9 +181,9 @@ class Driver:
             if not step.trains and standing.line is not None:
                 standing.line.evaluation = reason_word(ended.reason)
             self._check_stop()
-            standing.campaign.was_aborted(step, ended.reason)
+            standing.schedule.was_aborted(step, ended.reason)
             return
-        standing.campaign.was_released(step)
+        standing.schedule.was_released(step)
         if step.trains:
             self._keep(standing, ended.release)
             statement = ended.release.statement
@@ -213,14 +213,14 @@ class Driver:
         standing.checkpoint = replace(
             standing.checkpoint,
             round=line.round,
-            released=standing.campaign.released,
+            released=standing.schedule.released,
             failing=self._rounds.gathering.failing,
         )
         values = {**line.__dict__, "seconds": round(line.seconds, 3)}
         self._folder.finish_round(standing.checkpoint, values)
         self._tell(
             RoundFinished(
-                release=standing.campaign.released,
+                release=standing.schedule.released,
                 releases=self._job.spec.rounds,
                 round=line.round,
                 contributors=line.contributors,
