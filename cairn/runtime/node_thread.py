@@ -4,6 +4,9 @@ import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+
+_LOOK_EVERY_SECONDS = 0.2
 
 
 class NodeThread:
@@ -18,6 +21,10 @@ class NodeThread:
 
     def wait(self) -> int:
         """Wait for its end; returns what the work returned, or raises what it raised."""
+        # A signal that another thread takes wakes nobody here, and Python's handler would have to wait.
+        while not self._ended.done():
+            with suppress(TimeoutError):
+                self._ended.result(_LOOK_EVERY_SECONDS)
         return self._ended.result()
 
     def _run(self) -> None:

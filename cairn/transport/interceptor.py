@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -64,14 +64,14 @@ class Interceptor(grpc.ServerInterceptor):
 
     def _single(self, method: str, reading: Any) -> Any:
         def inside(raws: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            with self._taken(method, context) as watch:
+            with self._taken(Call(method, context)) as watch:
                 return reading(raws, context, watch)
 
         return inside
 
     def _streaming(self, method: str, reading: Any) -> Any:
         def inside(raws: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._taken(method, context) as watch:
+            with self._taken(Call(method, context)) as watch:
                 for answer in reading(raws, context, watch):
                     await_taken(watch)
                     yield answer
@@ -80,14 +80,19 @@ class Interceptor(grpc.ServerInterceptor):
         return inside
 
     @contextmanager
-    def _taken(self, method: str, context: grpc.ServicerContext) -> Iterator[Watch]:
-        call = Call(method, context)
-        with ExitStack() as stack:
-            for step in self._steps:
-                stack.enter_context(step.around(call))
+    def _taken(self, call: Call, first: int = 0) -> Iterator[Watch]:
+        """Take the steps from the `first` on.
+
+        Each inside the one before, by itself: an ExitStack that an error passes through is in a circle with it, and
+        would keep the call, which gRPC counts until it is gone.
+        """
+        if first == len(self._steps):
             if call.watch is None:
                 raise AssertionError("no step watches over what the call waits for")
             yield call.watch
+            return
+        with self._steps[first].around(call), self._taken(call, first + 1) as watch:
+            yield watch
 
 
 def _all(raws: Iterator[bytes], watch: Watch) -> Iterator[bytes]:

@@ -64,7 +64,8 @@ def main() -> None:
 
     erase_freed_memory()  # which starts the process anew, before anything is changed
     clock = PutClock()
-    vars(node)["Clock"] = lambda: clock
+    start = node.AggregatorNode
+    vars(node)["AggregatorNode"] = lambda settings, _clock, **more: start(settings, clock, **more)
     let_rounds_follow(clock)
     failpoints._reach = reach
     del sys.argv[1]

@@ -16,61 +16,61 @@ def evaluate(number: int) -> Step:
 
 
 def test_rounds_follow_each_other_until_all_are_released() -> None:
-    campaign = Schedule(rounds=2, evaluates=False)
+    schedule = Schedule(rounds=2, evaluates=False)
     taken = []
-    while (step := campaign.next()) is not None:
+    while (step := schedule.next()) is not None:
         taken.append(step)
-        campaign.was_released(step)
+        schedule.was_released(step)
     assert taken == [train(1), train(2)]
 
 
 def test_an_evaluating_job_evaluates_each_release_before_the_next_round() -> None:
-    campaign = Schedule(rounds=2, evaluates=True)
+    schedule = Schedule(rounds=2, evaluates=True)
     taken = []
-    while (step := campaign.next()) is not None:
+    while (step := schedule.next()) is not None:
         taken.append(step)
-        campaign.was_released(step)
+        schedule.was_released(step)
     assert taken == [train(1), evaluate(1), train(2), evaluate(2)]
 
 
 def test_an_aborted_rounds_number_is_not_used_again() -> None:
-    campaign = Schedule(rounds=2, evaluates=False)
-    campaign.was_aborted(train(1), pb.REASON_BELOW_FLOOR)
-    assert campaign.next() == train(2)
-    campaign.was_released(train(2))
-    assert campaign.next() == train(3)
+    schedule = Schedule(rounds=2, evaluates=False)
+    schedule.was_aborted(train(1), pb.REASON_BELOW_FLOOR)
+    assert schedule.next() == train(2)
+    schedule.was_released(train(2))
+    assert schedule.next() == train(3)
 
 
 def test_an_aborted_evaluation_is_left_out_and_the_job_goes_on() -> None:
-    campaign = Schedule(rounds=2, evaluates=True)
-    campaign.was_released(train(1))
-    campaign.was_aborted(evaluate(1), pb.REASON_BELOW_FLOOR)
-    assert campaign.next() == train(2)
+    schedule = Schedule(rounds=2, evaluates=True)
+    schedule.was_released(train(1))
+    schedule.was_aborted(evaluate(1), pb.REASON_BELOW_FLOOR)
+    assert schedule.next() == train(2)
 
 
 def test_evaluations_that_are_refused_do_not_end_a_job_however_many_there_are() -> None:
-    campaign = Schedule(rounds=9, evaluates=True)
+    schedule = Schedule(rounds=9, evaluates=True)
     for number in range(1, 9):
-        campaign.was_released(train(number))
-        campaign.was_aborted(evaluate(number), pb.REASON_COHORT_DIFFERENCE)
-    assert campaign.next() == train(9)
+        schedule.was_released(train(number))
+        schedule.was_aborted(evaluate(number), pb.REASON_COHORT_DIFFERENCE)
+    assert schedule.next() == train(9)
 
 
 def test_an_evaluation_that_was_aborted_does_not_count_among_aborts_in_a_row() -> None:
-    campaign = Schedule(rounds=9, evaluates=True)
-    campaign.was_released(train(1))
-    campaign.was_aborted(evaluate(1), pb.REASON_BELOW_FLOOR)
-    campaign.was_aborted(train(2), pb.REASON_BELOW_FLOOR)
-    campaign.was_aborted(train(3), pb.REASON_BELOW_FLOOR)
-    assert campaign.next() == train(4)
+    schedule = Schedule(rounds=9, evaluates=True)
+    schedule.was_released(train(1))
+    schedule.was_aborted(evaluate(1), pb.REASON_BELOW_FLOOR)
+    schedule.was_aborted(train(2), pb.REASON_BELOW_FLOOR)
+    schedule.was_aborted(train(3), pb.REASON_BELOW_FLOOR)
+    assert schedule.next() == train(4)
 
 
 def test_three_aborts_in_a_row_end_the_job_with_the_reason() -> None:
-    campaign = Schedule(rounds=9, evaluates=False)
-    campaign.was_aborted(train(1), pb.REASON_BELOW_FLOOR)
-    campaign.was_aborted(train(2), pb.REASON_BELOW_FLOOR)
+    schedule = Schedule(rounds=9, evaluates=False)
+    schedule.was_aborted(train(1), pb.REASON_BELOW_FLOOR)
+    schedule.was_aborted(train(2), pb.REASON_BELOW_FLOOR)
     with pytest.raises(CairnError, match="BELOW_FLOOR"):
-        campaign.was_aborted(train(3), pb.REASON_BELOW_FLOOR)
+        schedule.was_aborted(train(3), pb.REASON_BELOW_FLOOR)
 
 
 @pytest.mark.parametrize(
@@ -78,39 +78,39 @@ def test_three_aborts_in_a_row_end_the_job_with_the_reason() -> None:
     [(0, "The model is as it was at the start"), (1, "that of the last release")],
 )
 def test_a_job_that_is_given_up_says_whose_model_is_left(released: int, words: str) -> None:
-    campaign = Schedule(rounds=9, evaluates=False, opened=released, released=released)
-    campaign.was_aborted(train(released + 1), pb.REASON_BELOW_FLOOR)
-    campaign.was_aborted(train(released + 2), pb.REASON_BELOW_FLOOR)
+    schedule = Schedule(rounds=9, evaluates=False, opened=released, released=released)
+    schedule.was_aborted(train(released + 1), pb.REASON_BELOW_FLOOR)
+    schedule.was_aborted(train(released + 2), pb.REASON_BELOW_FLOOR)
     with pytest.raises(CairnError, match=words):
-        campaign.was_aborted(train(released + 3), pb.REASON_BELOW_FLOOR)
+        schedule.was_aborted(train(released + 3), pb.REASON_BELOW_FLOOR)
 
 
 def test_a_release_between_them_makes_aborts_start_from_nothing() -> None:
-    campaign = Schedule(rounds=9, evaluates=False)
+    schedule = Schedule(rounds=9, evaluates=False)
     for number in range(1, 9, 3):
-        campaign.was_aborted(train(number), pb.REASON_BELOW_FLOOR)
-        campaign.was_aborted(train(number + 1), pb.REASON_BELOW_FLOOR)
-        campaign.was_released(train(number + 2))
-    assert campaign.released == 3
+        schedule.was_aborted(train(number), pb.REASON_BELOW_FLOOR)
+        schedule.was_aborted(train(number + 1), pb.REASON_BELOW_FLOOR)
+        schedule.was_released(train(number + 2))
+    assert schedule.released == 3
 
 
 def test_a_resumed_job_goes_on_behind_the_last_opened_round() -> None:
-    campaign = Schedule(rounds=5, evaluates=True, opened=4, released=3)
-    assert campaign.next() == train(5)
+    schedule = Schedule(rounds=5, evaluates=True, opened=4, released=3)
+    assert schedule.next() == train(5)
 
 
 def test_a_resumed_job_first_evaluates_the_release_that_was_not() -> None:
-    campaign = Schedule(rounds=5, evaluates=True, opened=3, released=3)
-    campaign.resume_evaluation(3)
-    assert campaign.next() == evaluate(3)
-    assert campaign.awaits_evaluation
+    schedule = Schedule(rounds=5, evaluates=True, opened=3, released=3)
+    schedule.resume_evaluation(3)
+    assert schedule.next() == evaluate(3)
+    assert schedule.awaits_evaluation
 
 
 @pytest.mark.parametrize("reason", [pb.REASON_ABORTED, pb.REASON_AGGREGATOR_RESTARTED])
 def test_a_resumed_job_goes_on_where_its_evaluation_was_ended_by_a_stop(
     reason: "pb.Reason",
 ) -> None:
-    campaign = Schedule(rounds=5, evaluates=True, opened=1, released=1)
-    campaign.resume_evaluation(1)
-    campaign.was_aborted(evaluate(1), reason)
-    assert campaign.next() == train(2)
+    schedule = Schedule(rounds=5, evaluates=True, opened=1, released=1)
+    schedule.resume_evaluation(1)
+    schedule.was_aborted(evaluate(1), reason)
+    assert schedule.next() == train(2)
