@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
 CALL = """
 from datetime import UTC, datetime
 from pathlib import Path
-import cairn.transport.server
+import cairn.transport.channel, cairn.transport.status
 from cairn.errors import CairnError
 from cairn.identity.names import node_named_in; from cairn.identity.credentials import load_identity
 from cairn.identity.pem import load_certificate
