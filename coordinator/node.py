@@ -41,7 +41,7 @@ _WEIGHTING = {"equal": pb.WEIGHTING_EQUAL, "examples": pb.WEIGHTING_EXAMPLES}
 
 
 class Coordinator:
-    """Runs one job, from the settings of both and a clock. Several can work in one process.
+    """Runs one job, from the settings of both. Several can work in one process.
 
     `out` is the run's folder. Whatever happens is told to `tell`, in the thread of the job. With `dismiss`, a job
     that has ended before is not opened again, but its owners are told so. Its port takes so many `connections`.

@@ -44,9 +44,8 @@ class PeerTimeout:
         try:
             yield
         finally:
-            call.watch = (
-                None  # a circle would keep the call, and its stream counts until it is gone
-            )
+            # Else the two keep each other, and gRPC counts a call's stream until the call is gone.
+            call.watch = None
             await_taken(watch)
             if not call.context.add_callback(lambda: self._watchdog.forget(watch)):
                 self._watchdog.forget(watch)  # the call has ended already

@@ -4,6 +4,7 @@ An owner that was done goes on to the next model; one that is still at work does
 training never ends where its number is above a guess. Its file says how long its work takes, whatever the data is.
 """
 
+import itertools
 import math
 import shutil
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from cairn.v1 import round_pb2 as pb
 from owner_node.records.budgets import bits_told
 from tests.hostile.stage import COHORT, LINEAR, Stage, fresh_base
 from tests.hostile.test_coordinator_failures import (
@@ -28,6 +30,7 @@ from tests.service.network import Network, OpenRound
 
 WORK_SECONDS = 1.0
 QUESTIONS = 8
+_BIASES = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
 @pytest.fixture(scope="module")
 def played(network: Network) -> Iterator[Stage]:
     fixed = f"max_rounds = {MAX_ROUNDS}\nwork_seconds = {WORK_SECONDS}"
-    stage = Stage(network, TASK, RULES.replace(f"max_rounds = {MAX_ROUNDS}", fixed))
+    task = TASK.replace("    number =", "    (data.train / 'begun').touch()\n    number =", 1)
+    stage = Stage(network, task, RULES.replace(f"max_rounds = {MAX_ROUNDS}", fixed))
     (stage.data / "value").write_text(str(SECRET))
     (stage.data / "mode").write_text("hangs")
     yield stage
@@ -65,7 +69,8 @@ class Asked:
 
 
 def crafted(guess: float) -> bytes:
-    return np.array([0.5, BOUND / guess, -0.25], "<f4").tobytes()  # the bias comes first
+    """Another model each time, so that its fetching is seen; the bias comes first."""
+    return np.array([next(_BIASES), BOUND / guess, -0.25], "<f4").tobytes()
 
 
 def invite(stage: Stage, base: bytes) -> OpenRound:
@@ -89,12 +94,20 @@ def answered(stage: Stage, opened: OpenRound) -> float:
     return time.monotonic()
 
 
-def ask(stage: Stage, guess: float) -> Asked:
-    """Abort a round as soon as its model is fetched, and see when alice goes on to another."""
+def ask(stage: Stage, guess: float, *, tells: bool = False) -> Asked:
+    """Abort a round as soon as its model is fetched, and see when alice goes on to another.
+
+    A coordinator that `tells` says so to alice once her training has begun, and she asks the aggregator at once.
+    """
+    begun = stage.data / "begun"
+    begun.unlink(missing_ok=True)
     known = len(stage.entries("declined"))
     first = invite(stage, crafted(guess))
     begins = answered(stage, first)
     first.abort()
+    if tells:
+        until(begun.exists, "alice trains")
+        stage.tell(first.digest, reason=pb.REASON_BELOW_FLOOR)
     second = invite(stage, fresh_base())
     seconds = answered(stage, second) - begins
     second.abort()
@@ -102,11 +115,13 @@ def ask(stage: Stage, guess: float) -> Asked:
     return Asked(seconds, words[0] if words else "")
 
 
+@pytest.mark.parametrize("tells", [False, True])
 def test_when_an_owner_goes_on_after_an_abort_does_not_tell_whether_it_was_done(
     stage: Stage,
+    tells: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    quick = ask(stage, 2 * SECRET)
-    endless = ask(stage, SECRET / 2)
+    quick = ask(stage, 2 * SECRET, tells=tells)
+    endless = ask(stage, SECRET / 2, tells=tells)
     assert (quick.word, endless.word) == ("", "DEADLINE")
     # The fetch is seen only after it was made, by an interval of the polling.
     assert min(quick.seconds, endless.seconds) > WORK_SECONDS - 0.1
