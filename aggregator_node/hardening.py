@@ -10,6 +10,7 @@ import os
 import sys
 
 _TUNABLES = "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0"
+ERASING = {"GLIBC_TUNABLES": _TUNABLES, "PYTHONMALLOC": "malloc"}  # the environment of such a process
 
 
 def erase_freed_memory() -> bool:
@@ -24,7 +25,7 @@ def erase_freed_memory() -> bool:
         return False
     given = os.environ.get("GLIBC_TUNABLES", "")
     if not given.endswith(_TUNABLES) or os.environ.get("PYTHONMALLOC") != "malloc":
-        wanted = {"GLIBC_TUNABLES": f"{given}:{_TUNABLES}".lstrip(":"), "PYTHONMALLOC": "malloc"}
+        wanted = {**ERASING, "GLIBC_TUNABLES": f"{given}:{_TUNABLES}".lstrip(":")}
         # The same program with the same arguments; nothing else would read these settings.
         os.execve(sys.executable, sys.orig_argv, os.environ | wanted)  # noqa: S606 - no shell wanted
     return True

@@ -29,6 +29,7 @@ _NEW_CONNECTION_EVERY_MS = 600_000
 # A connection without a call for so long is ended: whoever comes back connects again, and nobody holds many.
 # gRPC also keeps the last 8 KiB that a connection brought, which may be the end of an update, until it ends.
 _PAUSE_SECONDS = 1
+_STREAMS = 16  # of a connection: more than one node may have under way at a time
 
 _LISTENING = [
     *KEEPALIVE,
@@ -40,7 +41,7 @@ _LISTENING = [
     ("grpc.so_reuseport", 0),
     ("grpc.server_handshake_timeout_ms", CALL_MS),
     ("grpc.max_connection_idle_ms", 1000 * _PAUSE_SECONDS),
-    ("grpc.max_concurrent_streams", 16),  # more than one node may have under way at a time
+    ("grpc.max_concurrent_streams", _STREAMS),
     # So that certificates are looked at again; a call that is under way may end, and has its own deadline.
     ("grpc.max_connection_age_ms", _NEW_CONNECTION_EVERY_MS),
     ("grpc.max_connection_age_grace_ms", 1000 * MAX_ROUND_SECONDS),
@@ -132,7 +133,13 @@ class Server:
 
 
 def _taking(connections: int) -> list[tuple[str, int]]:
-    return [("grpc.max_allowed_incoming_connections", connections)]
+    """No more connections, and all calls on them: gRPC would cut off some at random while 1000 wait for Python."""
+    most = _STREAMS * connections
+    return [
+        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.server.max_pending_requests", most),
+        ("grpc.server.max_pending_requests_hard_limit", most),
+    ]
 
 
 def _window(nbytes: int) -> list[tuple[str, int]]:

@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.warm import BIN, PARENT_NAME, start
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 PATIENCE = 60.0  # of a test; what it waits for takes a second or two where nothing is wrong
 
 # Below the ports that the system gives to outgoing connections, and apart for every test process.
@@ -44,16 +45,22 @@ def until(condition: Callable[[], T], what: str, seconds: float = PATIENCE) -> T
 class Node:
     """A process of ours and everything it prints."""
 
-    def __init__(self, name: str, log: Path, *command: str | Path, **environment: str) -> None:
+    def __init__(
+        self, name: str, log: Path, *command: str | Path, cold: bool = False, **environment: str
+    ) -> None:
+        """Start it; `cold` as a user's shell would, and not forked off a process that has imported all."""
         self.name = name
         self.log = log
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
+        whole = os.environ | {"OMP_NUM_THREADS": "1", "CAIRN_LOG": "json", **environment}
+        with log.open("ab") as output, open(os.devnull, "rb") as nothing:
+            descriptors = {0: nothing.fileno(), 1: output.fileno(), 2: output.fileno()}
+            warm = None if cold else start(command, whole, descriptors)
+            self.process = warm or subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=nothing,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "CAIRN_LOG": "json", **environment},
+                env=whole,
                 start_new_session=True,
             )
 
@@ -99,8 +106,13 @@ def children_of(pid: int) -> list[int]:
     found = []
     for task in list(Path(f"/proc/{pid}/task").iterdir()):
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
-            found += [int(child) for child in (task / "children").read_text().split()]
+            children = (task / "children").read_text().split()
+            found += [int(child) for child in children if _name_of(child) != PARENT_NAME]
     return found
+
+
+def _name_of(pid: str) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def descendants_of(pid: int) -> list[int]:

@@ -486,6 +486,7 @@ def test_to_cancel_when_nothing_runs_leaves_the_process_alone(start: Start) -> N
     assert run(process).metrics == first
 
 
+@pytest.mark.usefixtures("cold")
 def test_closing_ends_an_idle_process_in_the_ordinary_way(start: Start, tmp_path: Path) -> None:
     process = start(
         "import atexit\natexit.register((site.data / 'goodbye').touch)\nreturn {'pid': os.getpid()}"
@@ -572,6 +573,7 @@ SECRETS = (
 )
 
 
+@pytest.mark.usefixtures("cold")
 def test_the_task_gets_no_variable_that_is_not_known_to_be_harmless_or_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
