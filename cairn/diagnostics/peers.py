@@ -14,11 +14,10 @@ from cairn.identity.credentials import Identity, PinnedAggregator
 from cairn.identity.names import NodeName, Role
 from cairn.protocol.messages import check_protocol
 from cairn.transport.channel import dial
-from cairn.transport.distrust import Trust
 from cairn.transport.health_client import Health, ask_health
 from cairn.transport.pinning import PinnedCoordinator
 from cairn.transport.ports import tried
-from cairn.transport.probe import NothingListens, ProbeTarget, Unreachable, probe
+from cairn.transport.probe import NothingListens, ProbeTarget, Trust, Unreachable, probe
 
 
 def listening_findings(

@@ -18,8 +18,7 @@ from cairn.identity.credentials import Identity, load_pinned
 from cairn.identity.names import Role, node_named_in
 from cairn.identity.reload import Reloading, renewal_of
 from cairn.runtime.timeouts import CALL_SECONDS
-from cairn.transport.distrust import Trust
-from cairn.transport.probe import ProbeTarget, Unreachable, shown
+from cairn.transport.probe import ProbeTarget, Trust, Unreachable, shown
 
 
 @dataclass(frozen=True)

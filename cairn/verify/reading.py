@@ -16,8 +16,15 @@ from cairn.protocol.statements import envelope, from_envelope
 from cairn.runtime.foreign_files import content_of, pieces_of
 from cairn.storage.directory import OWNER_DATABASE
 from cairn.v1 import round_pb2 as pb
-from cairn.verify.groups import check_groups
-from cairn.verify.ledger import Finding, Grade, LedgerCopy, attempted, check_head, check_ledger
+from cairn.verify.ledger import (
+    Finding,
+    Grade,
+    LedgerCopy,
+    attempted,
+    check_groups,
+    check_head,
+    check_ledger,
+)
 from cairn.verify.statement import VerifiedStatement, title
 
 

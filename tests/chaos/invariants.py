@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from cairn.cli.verify_key import pinned_key
+from cairn.cli.verify import pinned_key
 from cairn.identity.signing_keys import load_signing_key
 from cairn.verify.verify import Evidence, verify
 from tests.chaos.marking import COLUMNS, OWNERS

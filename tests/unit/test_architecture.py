@@ -43,7 +43,6 @@ PURE = [
     "cairn/model/schema.py",
     "cairn/model/validation.py",
     "cairn/verify/ledger.py",
-    "cairn/verify/groups.py",
     "cairn/verify/owner.py",
     "cairn/verify/run.py",
     "cairn/verify/sent.py",
