@@ -8,7 +8,7 @@ from typing import Self
 
 import structlog
 
-from cairn.errors import CairnError, TooMuch, Unavailable
+from cairn.errors import CairnError, LimitExceeded, Unavailable
 
 log = structlog.get_logger()
 
@@ -85,7 +85,7 @@ class Lease:
             try:
                 self._renew()
                 self._heard = time.monotonic()
-            except (Unavailable, TooMuch) as error:
+            except (Unavailable, LimitExceeded) as error:
                 log.warning("the lease could not be renewed, trying again", trouble=str(error))
             except CairnError as error:
                 if not self._done.is_set():

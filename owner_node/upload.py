@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from cairn.errors import Conflict, TooMuch, Unavailable, UpdateRefused
+from cairn.errors import Conflict, LimitExceeded, Unavailable, UpdateRefused
 from cairn.model.update_encoding import encoding_word
 from cairn.protocol.messages import reason_word
 from cairn.runtime.failpoints import failpoint
@@ -203,7 +203,9 @@ class Pushing:
                 if error.reason == pb.REASON_CORRUPT_UPDATE:
                     raise Unavailable(str(error)) from None
                 raise
-            except TooMuch as error:  # a push that broke off is still held; its watchdog ends it
+            except (
+                LimitExceeded
+            ) as error:  # a push that broke off is still held; its watchdog ends it
                 raise Unavailable(str(error)) from None
 
         return retry_while_unavailable(push, "the aggregator", until(deadline), self._stopping)

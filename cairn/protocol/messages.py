@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from google.protobuf.message import DecodeError, Message
 
 from cairn import __version__
-from cairn.errors import InvalidMessage, TooMuch
+from cairn.errors import InvalidMessage, LimitExceeded
 from cairn.model.schema import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
 from cairn.protocol.cohorts import Groups, check_groups, check_name, check_owners
 from cairn.protocol.limits import (
@@ -143,7 +143,7 @@ def job_spec_to_bytes(spec: JobSpec) -> bytes:
 
 def job_spec_from_bytes(body: bytes) -> JobSpec:
     if len(body) > MAX_JOB_SPEC_BYTES:
-        raise TooMuch(
+        raise LimitExceeded(
             f"the job's specification has {len(body)} bytes, most of them the names of its tensors; it"
             f" has {MAX_JOB_SPEC_BYTES} at the most"
         )

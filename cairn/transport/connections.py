@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import structlog
 
-from cairn.errors import TooMuch
+from cairn.errors import LimitExceeded
 from cairn.identity.names import NodeName
 from cairn.runtime.clock import Clock
 
@@ -46,7 +46,7 @@ class Connections:
         self._uses: dict[NodeName, dict[str, _Use]] = defaultdict(dict)
 
     def enter(self, node: NodeName, peer: str) -> None:
-        """The node calls over this connection. Raises TooMuch where it has too many others.
+        """The node calls over this connection. Raises LimitExceeded where it has too many others.
 
         `peer` is the other end as gRPC writes it, as "ipv4:192.0.2.1:40000".
         """
@@ -56,7 +56,7 @@ class Connections:
             for quiet in [other for other, use in uses.items() if _is_quiet(use, now)]:
                 del uses[quiet]
             if peer not in uses and len(uses) >= CONNECTIONS_OF_ONE_CALLER:
-                raise TooMuch(f"{node} has {CONNECTIONS_OF_ONE_CALLER} connections already")
+                raise LimitExceeded(f"{node} has {CONNECTIONS_OF_ONE_CALLER} connections already")
             use = uses.setdefault(peer, _Use(0, now))
             use.calls, use.last = use.calls + 1, now
 

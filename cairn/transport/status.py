@@ -25,10 +25,19 @@ STATUS: dict[type[CairnError], grpc.StatusCode] = {
     errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Fenced: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Conflict: grpc.StatusCode.ALREADY_EXISTS,
-    errors.TooMuch: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
 }
-_BY_NAME = {kind.__name__: kind for kind in STATUS}
+# On the wire, where older peers read it, and in the log an error goes by its class's name, or else by this one.
+_WIRE_NAMES: dict[type[CairnError], str] = {errors.LimitExceeded: "TooMuch"}
+
+
+def wire_name(kind: type[CairnError]) -> str:
+    """The word for an error in the trailing metadata `cairn-error`, and in the log."""
+    return _WIRE_NAMES.get(kind, kind.__name__)
+
+
+_BY_WIRE_NAME = {wire_name(kind): kind for kind in STATUS}
 # Where no node has answered. INTERNAL is a failure in a node's code, which another call meets again;
 # RESOURCE_EXHAUSTED without a node's word is a message that is too large to be received.
 _PASSING = {
@@ -61,7 +70,7 @@ def translated() -> Iterator[None]:
 
 def _from_status(error: Any) -> CairnError:
     metadata = dict(error.trailing_metadata() or ())
-    kind = _BY_NAME.get(str(metadata.get("cairn-error", "")))
+    kind = _BY_WIRE_NAME.get(str(metadata.get("cairn-error", "")))
     text = quoted(error.details() or error.code().name)
     if kind is not None:
         return kind(text, reason_of_word(str(metadata.get("cairn-reason", ""))))

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from cairn.errors import TooMuch, Unavailable, WrongState
+from cairn.errors import LimitExceeded, Unavailable, WrongState
 from owner_node.lease import Lease
 
 LONG = 30.0
@@ -78,7 +78,7 @@ def test_a_full_aggregator_does_not_lose_the_lease() -> None:
 
     def renew() -> None:
         tries.release()
-        raise TooMuch("later")
+        raise LimitExceeded("later")
 
     with Lease(renew, SHORT, FAR, lost.set):
         for _ in range(3):
