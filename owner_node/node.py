@@ -21,7 +21,7 @@ from cairn.identity.credentials import (
 from cairn.identity.names import NodeName, Role
 from cairn.identity.reload import Reloading, renewal_of_pin
 from cairn.identity.signing_keys import parse_signing_key_text
-from cairn.model.update_encoding import WORDS
+from cairn.protocol.words import ENCODINGS
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.timeouts import CALL_SECONDS, SHUTDOWN_SECONDS
@@ -198,7 +198,7 @@ def _policy(settings: OwnerSettings) -> Policy:
             name: TaskRules(
                 ranges=task.settings,
                 max_rounds=task.max_rounds,
-                encodings=frozenset(WORDS[word] for word in task.encodings),
+                encodings=frozenset(ENCODINGS[word] for word in task.encodings),
                 max_failures=task.max_failures,
                 work_seconds=task.work_seconds,
             )

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from cairn.config import (
-    Address,
+    AddressText,
     FilePath,
     Name,
     NodeLabel,
@@ -45,7 +45,7 @@ def _metric(name: str) -> str:
 TaskSourceText = Annotated[str, AfterValidator(_task_source)]
 EncodingWord = Literal[
     "whole", "bf16_deltas", "int8_deltas"
-]  # those of cairn.model.update_encoding.WORDS
+]  # those of cairn.protocol.words.ENCODINGS
 VariableName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 MetricName = Annotated[str, AfterValidator(_metric)]
 
@@ -114,9 +114,9 @@ class OwnerSettings(Settings):
     kind: ClassVar[str] = "an owner"
     federation: NodeLabel
     name: NodeLabel
-    coordinator: Address
+    coordinator: AddressText
     coordinator_certificate: FilePath | None = None
-    aggregator: Address
+    aggregator: AddressText
     aggregator_signing_key: SigningKeyText
     state: FilePath
     floor: Annotated[int, Field(ge=MIN_COHORT, le=MAX_COHORT)] = 3

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import structlog
 
 from cairn.errors import CairnError, InvalidMessage, NotFound, Unavailable, WrongState
-from cairn.protocol.messages import reason_word
 from cairn.protocol.statements import commitment_of
+from cairn.protocol.words import reason_word, word_of
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.receipts import Receipts
-from owner_node.records.history import PHASE_WORDS
 from owner_node.records.ledger import NotRecorded, OwnerLedger
 from owner_node.updates.spool import UpdateSpool
 
@@ -223,7 +222,7 @@ class Settlement:
             "released",
             {
                 **ids,
-                "phase": PHASE_WORDS[statement.phase],
+                "phase": word_of(pb.Phase, statement.phase),
                 "manifest_digest": digest.hex(),
                 "release_digest": statement.release_digest.hex(),
                 "contributors": statement.contributors,

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from cairn.errors import Conflict, LimitExceeded, Unavailable, UpdateRefused
-from cairn.model.update_encoding import encoding_word
-from cairn.protocol.messages import reason_word
+from cairn.protocol.words import reason_word, word_of
 from cairn.runtime.failpoints import failpoint
 from cairn.transport.retry import retry_while_unavailable
 from cairn.v1 import aggregator_pb2
@@ -219,20 +218,16 @@ class Pushing:
             "payload_digest": leaving.pushed.payload_digest.hex(),
             "tensors": len(invited.job.schema.tensors) if trains else 0,
             "bytes": len(leaving.payload),
-            "encoding": encoding_word(invited.manifest.encoding),
+            "encoding": word_of(pb.Encoding, invited.manifest.encoding),
             "examples": leaving.pushed.examples,
             "metrics": dict(leaving.pushed.metrics),
             "salt": leaving.pushed.salt.hex(),
             "dropped_metrics": list(leaving.dropped_metrics),
             "clipped": leaving.clipped,
             "rule": "mean",
-            "weighting": _weighting_word(invited.manifest.weighting),
+            "weighting": word_of(pb.Weighting, invited.manifest.weighting),
         }
 
 
 def _ids(invited: Invited) -> dict[str, object]:
     return {"job": invited.job.name, "round": invited.manifest.round}
-
-
-def _weighting_word(weighting: "pb.Weighting") -> str:
-    return pb.Weighting.Name(weighting).removeprefix("WEIGHTING_").lower()

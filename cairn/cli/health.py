@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 from pydantic import ConfigDict
 
+from cairn.address import Address
 from cairn.cli.errors import mistakes_explained
-from cairn.config import Address, FilePath, IdentityFiles, Settings
+from cairn.config import AddressText, FilePath, IdentityFiles, Settings
 from cairn.errors import Unavailable
 from cairn.identity.credentials import (
     Identity,
@@ -39,10 +40,10 @@ class _AnyNode(Settings):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    aggregator: Address | None = None
-    listen: Address | None = None
-    listen_owners: Address | None = None
-    listen_coordinators: Address | None = None
+    aggregator: AddressText | None = None
+    listen: AddressText | None = None
+    listen_owners: AddressText | None = None
+    listen_coordinators: AddressText | None = None
     identity: _AnyIdentity
 
 
@@ -99,4 +100,4 @@ def _addresses(
         return
     for address in (settings.listen, settings.listen_owners, settings.listen_coordinators):
         if address is not None:
-            yield address.replace("0.0.0.0", "localhost"), None  # noqa: S104 - we dial it
+            yield Address.parse(address).dialled_here, None

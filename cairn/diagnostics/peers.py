@@ -36,9 +36,7 @@ def listening_findings(
 
 
 def _answers_itself(address: str, identity: Identity, seconds: float) -> bool:
-    host = Address.parse(address).host
-    dialled = "localhost" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - we dial it
-    at = address.replace(host, dialled) if ":" not in host else address.replace("[::]", dialled)
+    at = Address.parse(address).dialled_here
     try:
         return probe(ProbeTarget(at, identity, _issued(identity), seconds)) == identity.node
     except Unreachable:

@@ -11,8 +11,8 @@ from cairn.address import Address
 from cairn.config import FilePath, Settings
 from cairn.errors import UsageError
 from cairn.identity.names import NodeName, Role
-from cairn.model.update_encoding import WORDS
 from cairn.protocol.limits import MAX_ROUND_SECONDS
+from cairn.protocol.words import ENCODINGS
 
 AUTHORITY = "authority"
 RESERVED = frozenset({AUTHORITY, Role.AGGREGATOR.value, Role.COORDINATOR.value})
@@ -84,8 +84,8 @@ def _range(limits: tuple[float, float]) -> tuple[float, float]:
 
 
 def _encoding(word: str) -> str:
-    if word not in WORDS:
-        raise ValueError(f"should be {', '.join(WORDS)}")
+    if word not in ENCODINGS:
+        raise ValueError(f"should be {', '.join(ENCODINGS)}")
     return word
 
 

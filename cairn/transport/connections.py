@@ -17,7 +17,8 @@ from urllib.parse import unquote
 
 import structlog
 
-from cairn.errors import LimitExceeded
+from cairn.address import Address
+from cairn.errors import LimitExceeded, UsageError
 from cairn.identity.names import NodeName
 from cairn.runtime.clock import Clock
 
@@ -183,8 +184,11 @@ def _ends_of(connection: socket.socket) -> tuple[tuple[str, int], tuple[str, int
 
 def _other_end(peer: str) -> tuple[str, int]:
     """The address and the port; of a connection that is gone gRPC may say neither."""
-    host, _, port = unquote(peer.partition(":")[2]).rpartition(":")
-    return _plain(host.strip("[]")), int(port) if port.isdecimal() else 0
+    try:
+        end = Address.parse(unquote(peer.partition(":")[2]))
+    except UsageError:
+        return "", 0
+    return _plain(end.host), end.port
 
 
 def _plain(host: str) -> str:

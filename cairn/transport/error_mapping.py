@@ -9,7 +9,7 @@ import structlog
 
 from cairn.errors import CairnError
 from cairn.identity.names import NodeName
-from cairn.protocol.messages import reason_word
+from cairn.protocol.words import reason_word
 from cairn.transport.status import STATUS, wire_name
 from cairn.transport.steps import Call
 from cairn.transport.watchdog import Late

@@ -14,7 +14,7 @@ import grpc
 
 from cairn import errors
 from cairn.errors import CairnError, CallerNotAllowed, PeerUntrusted, Unavailable
-from cairn.protocol.messages import reason_of_word
+from cairn.protocol.words import reason_of_word
 from cairn.runtime.quoting import quoted
 
 STATUS: dict[type[CairnError], grpc.StatusCode] = {

@@ -21,8 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import Entry
-from cairn.protocol.messages import parse, reason_of_word, reason_word
+from cairn.protocol.messages import parse
 from cairn.protocol.statements import commitment_of, verified_receipt
+from cairn.protocol.words import reason_of_word, reason_word, word_of
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import (
     Finding,
@@ -33,7 +34,7 @@ from cairn.verify.ledger import (
     short,
 )
 from cairn.verify.sent import SentUpdates
-from cairn.verify.statement import VerifiedStatement, check_recorded, phase_word, title
+from cairn.verify.statement import VerifiedStatement, check_recorded, title
 
 _MOST_COMPLAINTS = 1000  # then it is no ledger of an owner, and the rest is not looked at
 _NEVER_LEFT = (
@@ -193,7 +194,7 @@ class OwnerRecord:
             {
                 "job": statement.job,
                 "round": statement.round,
-                "phase": phase_word(statement),
+                "phase": word_of(pb.Phase, statement.phase),
                 "manifest_digest": statement.manifest_digest.hex(),
                 "release_digest": statement.release_digest.hex(),
                 "contributors": statement.contributors,

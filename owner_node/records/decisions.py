@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import structlog
 
 from cairn.errors import CairnError, Unavailable
-from cairn.protocol.messages import reason_word
+from cairn.protocol.words import reason_word
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Invited
 from owner_node.receipts import Receipts
