@@ -13,16 +13,17 @@ from pydantic import ConfigDict
 
 from cairn.cli.errors import mistakes_explained
 from cairn.config import Settings, SigningKeyText
+from cairn.diagnostics.findings import Finding, Grade, failed
 from cairn.errors import UsageError
 from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.ledger.files import lines_for_people
 from cairn.runtime.quoting import say
-from cairn.verify.ledger import Finding, Grade, failed
 from cairn.verify.verify import Evidence
 from cairn.verify.verify import verify as check
 
 _path = click.Path(path_type=Path)
 _MOST_LINES = 1000
+_GRADE_WIDTH = 7
 _TERMINATED = 128 + signal.SIGTERM
 _NOT_ENDED = (
     "Not ended: nothing that is there is wrong, and each line BEHIND says what is not there yet. Run the"
@@ -109,10 +110,10 @@ def _report(findings: Sequence[Finding]) -> int:
     for finding in findings:
         printed[finding.grade] += 1
         if printed[finding.grade] <= _MOST_LINES:
-            say(str(finding))
+            say(finding.line(_GRADE_WIDTH))
     for grade, number in printed.items():
         if number > _MOST_LINES:
-            say(f"{grade:6} {number - _MOST_LINES} more, which are not printed")
+            say(f"{grade:{_GRADE_WIDTH}}{number - _MOST_LINES} more, which are not printed")
     if printed[Grade.BEHIND] and not printed[Grade.FAILED]:
         say(_NOT_ENDED)
     return 1 if printed[Grade.FAILED] or printed[Grade.BEHIND] else 0

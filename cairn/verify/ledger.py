@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cairn.diagnostics.findings import Finding, Grade, failed, ok
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import GENESIS, Entry, check_chain
 from cairn.protocol.statements import verified_head
@@ -18,28 +18,6 @@ from cairn.v1 import round_pb2 as pb
 T = TypeVar("T")
 
 _LONGEST = 80  # characters of a value that are shown
-
-
-class Grade(StrEnum):
-    OK = "ok"
-    BEHIND = "BEHIND"  # nothing is wrong, but what is there does not go far enough to prove it
-    FAILED = "FAILED"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was checked: in which file, what is so, and whether that is good."""
-
-    where: str
-    what: str
-    grade: Grade = Grade.OK
-
-    @property
-    def good(self) -> bool:
-        return self.grade is Grade.OK
-
-    def __str__(self) -> str:
-        return f"{self.grade:6} {self.where}: {self.what}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +38,7 @@ class LedgerCopy:
 
     def lacking(self, where: str, what: str) -> Finding:
         """The finding for something that only entries after this copy's last could show."""
-        return Finding(where, what, Grade.BEHIND if self.goes_on else Grade.FAILED)
+        return Finding(Grade.BEHIND if self.goes_on else Grade.FAILED, where, what)
 
     def opening(self, manifest_digest: str) -> Entry | None:
         """The entry that opens the round of this manifest; the first of several."""
@@ -92,10 +70,6 @@ class LedgerCopy:
         return found
 
 
-def failed(where: str, what: str) -> Finding:
-    return Finding(where, what, Grade.FAILED)
-
-
 def attempted(
     where: str, check: Callable[[], T], *, goes_on: bool = False
 ) -> tuple[T | None, list[Finding]]:
@@ -104,7 +78,7 @@ def attempted(
         return check(), []
     except InvalidMessage as error:
         behind = goes_on and isinstance(error, Incomplete)
-        return None, [Finding(where, str(error), Grade.BEHIND if behind else Grade.FAILED)]
+        return None, [Finding(Grade.BEHIND if behind else Grade.FAILED, where, str(error))]
 
 
 def check_ledger(
@@ -127,7 +101,7 @@ def check_ledger(
     if complaints:
         return copy, complaints[0]
     what = f"the chain of {len(kept)} entries holds; its head is {copy.head.hex()}"
-    return copy, Finding(name, what)
+    return copy, ok(name, what)
 
 
 def check_head(
@@ -156,7 +130,7 @@ def check_head(
             f" {head.number + 1} is too many",
         )
     else:
-        yield Finding(name, f"the aggregator signed for these {head.number} entries")
+        yield ok(name, f"the aggregator signed for these {head.number} entries")
 
 
 def check_same_ledger(one: LedgerCopy, other: LedgerCopy) -> Finding:
@@ -165,7 +139,7 @@ def check_same_ledger(one: LedgerCopy, other: LedgerCopy) -> Finding:
         if mine.head != theirs.head:
             return failed(one.name, f"entry {mine.number} is another one than in {other.name}")
     shared = min(len(one.entries), len(other.entries))
-    return Finding(one.name, f"its first {shared} entries are those of {other.name}")
+    return ok(one.name, f"its first {shared} entries are those of {other.name}")
 
 
 def check_groups(ledger: LedgerCopy) -> Iterator[Finding]:
@@ -190,7 +164,7 @@ def check_groups(ledger: LedgerCopy) -> Iterator[Finding]:
                 )
                 return
     for job in groups:
-        yield Finding(
+        yield ok(
             ledger.name, f"the {rounds[job]} cohorts of {short(job)} are each of one of its groups"
         )
 

@@ -19,20 +19,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cairn.diagnostics.findings import Finding, failed, ok
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import Entry
 from cairn.protocol.messages import parse
 from cairn.protocol.statements import commitment_of, verified_receipt
 from cairn.protocol.words import reason_of_word, reason_word, word_of
 from cairn.v1 import round_pb2 as pb
-from cairn.verify.ledger import (
-    Finding,
-    LedgerCopy,
-    attempted,
-    differing,
-    failed,
-    short,
-)
+from cairn.verify.ledger import LedgerCopy, attempted, differing, short
 from cairn.verify.sent import SentUpdates
 from cairn.verify.statement import VerifiedStatement, check_recorded, title
 
@@ -77,7 +71,7 @@ class OwnerRecord:
         self._check_names()
         if not self.findings:
             self.findings.append(
-                Finding(
+                ok(
                     self._name,
                     f"{self._sent.count} updates left; {len(self._commitments)} receipts and"
                     f" {len(self._statements)} release statements are signed by the aggregator and agree"
@@ -102,7 +96,7 @@ class OwnerRecord:
         """Whether a statement counts the update that the owner holds a receipt for."""
         commitment = self._commitments.get(statement.manifest_digest.hex())
         if commitment is not None and commitment in statement.commitments:
-            return Finding(name, f"{title(statement)}: counted")
+            return ok(name, f"{title(statement)}: counted")
         excluded = {e.owner: reason_word(e.reason) for e in statement.exclusions}
         manifest_digest = statement.manifest_digest.hex()
         reason = self._reasons.get(manifest_digest) or excluded.get(self._owner)
@@ -114,7 +108,7 @@ class OwnerRecord:
             )
         if manifest_digest in self._met and self._is_misnamed(statement):
             return failed(name, f"{title(statement)}: {_NEVER_LEFT}")
-        return Finding(
+        return ok(
             name,
             f"{title(statement)}: not counted ({reason or 'the owner holds no receipt for it'})",
         )

@@ -4,12 +4,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from cairn.diagnostics.findings import Finding, Grade, failed, ok
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import MAX_ENTRY_VALUES
 from cairn.protocol.words import word_of
 from cairn.runtime.foreign_files import Incomplete, json_values
 from cairn.v1 import round_pb2 as pb
-from cairn.verify.ledger import Finding, Grade, LedgerCopy, attempted, differing, failed
+from cairn.verify.ledger import LedgerCopy, attempted, differing
 from cairn.verify.statement import title
 
 
@@ -18,7 +19,7 @@ def check_model(
 ) -> Finding:
     """Whether the file with this BLAKE3 is the released model."""
     if digest == statement.release_digest:
-        return Finding(name, f"it is the release of {title(statement)}")
+        return ok(name, f"it is the release of {title(statement)}")
     later = {
         "job": statement.job,
         "phase": word_of(pb.Phase, pb.PHASE_TRAIN),
@@ -75,9 +76,7 @@ def check_evaluation(
     }
     for entry in ledger.entries:
         if entry.kind == "release" and differing(entry.facts, released) is None:
-            return Finding(
-                name, f"it evaluates the release of entry {entry.number} of {ledger.name}"
-            )
+            return ok(name, f"it evaluates the release of entry {entry.number} of {ledger.name}")
     return failed(
         name, f"the evaluated model {digest} is no release of {release.job} in {ledger.name}"
     )
@@ -123,7 +122,7 @@ def check_history(
         )
     elif not complaints:
         others = f"; the {before} before them are not in it" if before else ""
-        yield Finding(name, f"its {seen} rounds are the releases of {job} in {ledger.name}{others}")
+        yield ok(name, f"its {seen} rounds are the releases of {job} in {ledger.name}{others}")
 
 
 def _releases_of(job: str, ledger: LedgerCopy) -> list[dict[str, Any]]:

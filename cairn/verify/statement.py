@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cairn.diagnostics.findings import Finding, failed, ok
 from cairn.ledger.chain import GENESIS
 from cairn.protocol.messages import digest_of
 from cairn.protocol.statements import verified_statement
 from cairn.protocol.words import word_of
 from cairn.v1 import round_pb2 as pb
-from cairn.verify.ledger import Finding, LedgerCopy, differing, failed, short
+from cairn.verify.ledger import LedgerCopy, differing, short
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def check_recorded(name: str, stated: VerifiedStatement, ledger: LedgerCopy) -> 
     if complaint:
         yield failed(name, complaint)
         return
-    yield Finding(name, f"{title(statement)} is entry {number} of {ledger.name}, after its opening")
+    yield ok(name, f"{title(statement)} is entry {number} of {ledger.name}, after its opening")
     for entry in ledger.releases(
         statement.job, statement.round, word_of(pb.Phase, statement.phase)
     ):

@@ -90,7 +90,7 @@ def check_verified(stage: Stage) -> None:
     for path, against in checks:
         findings = list(verify(path, against))
         assert findings
-        assert all(finding.good for finding in findings), [str(f) for f in findings if not f.good]
+        assert all(finding.good for finding in findings), [f for f in findings if not f.good]
 
 
 def check_secrets(stage: Stage) -> None:
