@@ -18,11 +18,12 @@ from cairn.identity.names import NodeName, Role
 from cairn.ledger.files import read_ledger
 from cairn.storage.directory import OWNER_DATABASE, state_directory
 from cairn.tasks.loader import find_task
+from cairn.tasks.settings import TaskSettings
 from cairn.transport.pinning import PinnedCoordinator, load_pinned_coordinator
 from cairn.v1 import round_pb2 as pb
 from owner_node.records.budgets import Budgets, bits_told
 from owner_node.sandbox.choice import HOLDS, Sandbox, check_hides, sandbox_for
-from owner_node.settings import OwnerSettings, TaskSettings
+from owner_node.settings import OwnerSettings
 
 _NO_SANDBOX = 'its code can open what this account can, this node\'s key and the network too; sandbox = "on" keeps it in'
 

@@ -8,12 +8,10 @@ from cairn.protocol.cohorts import are_of_one_group
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec, Manifest
 from cairn.protocol.words import ENCODINGS, word_of
+from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS
 from cairn.v1 import round_pb2 as pb
 
 Ranges = Mapping[str, tuple[float, float]]
-
-MAX_ROUNDS = 1000
-MAX_FAILURES = 2
 
 
 class Declined(CairnError):

@@ -8,9 +8,9 @@ from cairn.errors import InvalidMessage
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.messages import JobSpec, Manifest, digest_of, job_spec_to_bytes
 from cairn.protocol.words import ENCODINGS
+from cairn.tasks.settings import TaskSettings
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Declined, Invited, JobHistory, LastRound, Policy, TaskRules
-from owner_node.settings import TaskSettings
 
 OWNERS = ("alice", "bob", "carol")
 LAST_RELEASE = b"r" * 32

@@ -20,10 +20,11 @@ from cairn.identity.credentials import load_identity, load_pinned_aggregator
 from cairn.identity.names import NodeName, Role
 from cairn.identity.signing_keys import load_signing_key, public_signing_key_text
 from cairn.provisioning.create import FederationPlan, usual_floor, write_federation
-from cairn.provisioning.plan import PlannedTask
-from cairn.provisioning.templates import _key, _text
+from cairn.provisioning.plan import read_tasks
+from cairn.provisioning.render import TASK_COMMENTS, _key, _value
+from cairn.tasks.settings import TaskSettings
 from coordinator.settings import CoordinatorSettings
-from owner_node.settings import OwnerSettings, TaskSettings
+from owner_node.settings import OwnerSettings
 
 TUTORIAL = FederationPlan(name="tutorial", owners=("bob", "alice"), floor=2)
 NODES = {
@@ -233,8 +234,27 @@ def test_every_key_of_a_node_stands_in_its_file(
     assert "[identity]" in text
 
 
-def test_a_tasks_file_has_every_key_of_an_owners_task() -> None:
-    assert set(PlannedTask.model_fields) == set(TaskSettings.model_fields)
+def test_every_key_of_a_task_that_an_owners_file_knows_is_written_to_it() -> None:
+    assert {*TASK_COMMENTS, "settings"} == set(TaskSettings.model_fields)
+
+
+def test_an_owners_node_reads_its_tasks_as_the_tasks_file_has_them(tmp_path: Path) -> None:
+    (tmp_path / "tasks.toml").write_text(TASKS.replace('"two words"', "two-words"))
+    tasks = read_tasks(tmp_path / "tasks.toml")
+    assert tasks["tutorial"].model_fields_set == set(TaskSettings.model_fields)
+    plan = FederationPlan("f", ("alice", "bob"), 2, tasks_file=tmp_path / "tasks.toml")
+    write_federation(tmp_path / "f", plan)
+    owner = OwnerSettings.load(tmp_path / "f" / "bob.toml")
+    bobs = {"data": tmp_path / "data/bob.csv"}
+    assert owner.tasks["tutorial"] == tasks["tutorial"].model_copy(update=bobs)
+    assert owner.tasks["two-words"] == tasks["two-words"]
+
+
+def test_a_task_of_an_installed_package_is_named_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "tasks.toml").write_text(TASKS.replace("code/task.py", "clinic.tasks:tumours"))
+    plan = FederationPlan("f", ("alice", "bob"), 2, tasks_file=tmp_path / "tasks.toml")
+    write_federation(tmp_path / "f", plan)
+    assert toml(tmp_path / "f", "bob")["tasks"]["tutorial"]["file"] == "clinic.tasks:tumours"
 
 
 @pytest.mark.parametrize(
@@ -242,9 +262,8 @@ def test_a_tasks_file_has_every_key_of_an_owners_task() -> None:
     [
         ('file = "code/task.py"', "", "tasks.tutorial.file is missing"),
         ("file = ", "fiel = ", "fiel"),
-        ("lr = [0, 1]", "lr = [1, 0]", "smallest, largest"),
-        ("lr = [0, 1]", "lr = [0, inf]", "smallest, largest"),
-        ("lr = [0, 1]", "lr = [nan, 1]", "smallest, largest"),
+        ("lr = [0, 1]", "lr = [1, 0]", "the smaller comes first"),
+        ("lr = [0, 1]", "lr = [nan, 1]", "the smaller comes first"),
         ("lr = [0, 1]", "lr = [0]", "lr"),
         ("min_examples = 20", "min_examples = 0", "tasks.tutorial.min_examples = 0"),
         ("max_rounds = 100", "max_rounds = 0", "tasks.tutorial.max_rounds = 0"),
@@ -270,7 +289,7 @@ def test_a_tasks_file_with_a_mistake_is_refused_and_nothing_is_made(
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_survives_its_quotation(text: str) -> None:
-    assert tomllib.loads(f"{_key(text)} = {_text(text)}") == {text: text}
+    assert tomllib.loads(f"{_key(text)} = {_value(text)}") == {text: text}
 
 
 def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
