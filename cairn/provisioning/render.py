@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from cairn.address import Address
 from cairn.errors import UsageError
@@ -115,7 +116,7 @@ def _key(name: str) -> str:
     return name if re.fullmatch("[A-Za-z0-9_-]+", name) else _value(name)
 
 
-def _value(value: str | float | Path | Iterable[object]) -> str:
+def _value(value: str | float | Path | Iterable[Any]) -> str:
     """A value as TOML has it. Its basic strings are those of JSON but for an unescaped DEL."""
     if isinstance(value, str | Path):
         return json.dumps(os.fspath(value), ensure_ascii=False).replace("\x7f", "\\u007f")

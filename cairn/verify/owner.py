@@ -78,7 +78,7 @@ class OwnerRecord:
                     " with what left",
                 )
             )
-            self.findings += [Finding(self._name, reset) for reset in self._resets]
+            self.findings += [ok(self._name, reset) for reset in self._resets]
 
     def check_statements_in(self, aggregators: LedgerCopy) -> Iterator[Finding]:
         """Whether every statement the owner was given is in the aggregator's ledger."""
