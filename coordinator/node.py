@@ -9,9 +9,10 @@ from pathlib import Path
 
 from cairn.diagnostics.preflight import preflight
 from cairn.errors import CairnError, Fenced, UsageError
-from cairn.identity.credentials import Identity, load_identity, load_pinned_aggregator
+from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import NodeName, Role
 from cairn.identity.signing_keys import parse_signing_key_text
+from cairn.identity.trust import load_pinned
 from cairn.model.schema import Schema
 from cairn.protocol.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
 from cairn.protocol.words import ENCODINGS, WEIGHTINGS
@@ -123,8 +124,8 @@ class Coordinator:
 
     def _assembled(self, job: Job, identity: Identity, folder: RunFolder) -> "_Serving":
         settings, stopping = self._settings, self._stopping
-        pin = load_pinned_aggregator(
-            settings.identity.aggregator, settings.federation, datetime.now(UTC)
+        pin = load_pinned(
+            settings.identity.aggregator, Role.AGGREGATOR, settings.federation, datetime.now(UTC)
         )
         channel = dial(settings.aggregator, identity, pin)
         key = parse_signing_key_text(settings.aggregator_signing_key)

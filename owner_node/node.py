@@ -7,20 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.diagnostics.preflight import preflight
-from cairn.identity.credentials import (
-    Identity,
-    PinnedAggregator,
-    fingerprint,
-    load_identity,
-    load_pinned_aggregator,
-)
+from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import NodeName, Role
 from cairn.identity.reload import Reloading, renewal_of_pin
 from cairn.identity.signing_keys import parse_signing_key_text
+from cairn.identity.trust import PeerTrust, load_pinned
 from cairn.protocol.words import ENCODINGS
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread
@@ -29,7 +22,7 @@ from cairn.storage.database import StateDirectory
 from cairn.storage.directory import OWNER_DATABASE
 from cairn.transport.channel import dial
 from cairn.transport.health_client import is_serving
-from cairn.transport.pinning import CoordinatorTrust, load_pinned_coordinator
+from cairn.transport.pinning import CoordinatorTrust
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.coordinator_session import CoordinatorSession
@@ -73,7 +66,7 @@ class OwnerNode:
         now = datetime.now(UTC)
         node = NodeName(settings.federation, Role.OWNER, settings.name)
         identity = load_identity(settings.identity, node, now)
-        pin = load_pinned_aggregator(settings.identity.aggregator, settings.federation, now)
+        pin = load_pinned(settings.identity.aggregator, Role.AGGREGATOR, settings.federation, now)
         key = parse_signing_key_text(settings.aggregator_signing_key)
         with ExitStack() as opened:
             state = StateDirectory(settings.state, OWNER_DATABASE)
@@ -148,7 +141,7 @@ def _coordinator(
     address, file = settings.coordinator, settings.coordinator_certificate
     pin = None
     if file is not None:
-        pin = load_pinned_coordinator(file, settings.federation, datetime.now(UTC))
+        pin = load_pinned(file, Role.COORDINATOR, settings.federation, datetime.now(UTC))
     trust = CoordinatorTrust(address, identity, pin)
     channel = dial(address, identity, trusted=trust.certificates)
 
@@ -213,12 +206,12 @@ def _closing(
     settings: OwnerSettings,
     aggregator: AggregatorClient,
     ledger: OwnerLedger,
-    pinned: Reloading[PinnedAggregator],
+    pinned: Reloading[PeerTrust],
     clock: Clock,
     stopping: threading.Event,
 ) -> Closing:
     def destination() -> str:
-        return _fingerprints(pinned.current())
+        return pinned.current().fingerprints
 
     rules = {
         name: DisclosureRules(frozenset(task.metrics), task.clip)
@@ -230,9 +223,3 @@ def _closing(
         Pushing(aggregator, ledger, kept, rules, destination, stopping),
         Settlement(aggregator, ledger, kept, settings.federation, settings.name, clock),
     )
-
-
-def _fingerprints(pinned: PinnedAggregator) -> str:
-    """Those of the certificates that are accepted of the aggregator: more than one while it changes."""
-    certificates = x509.load_pem_x509_certificates(pinned.certificates)
-    return ", ".join(fingerprint(each.public_bytes(Encoding.DER)) for each in certificates)

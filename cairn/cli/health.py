@@ -15,14 +15,10 @@ from cairn.address import Address
 from cairn.cli.errors import mistakes_explained
 from cairn.config import AddressText, FilePath, IdentityFiles, Settings
 from cairn.errors import Unavailable
-from cairn.identity.credentials import (
-    Identity,
-    PinnedAggregator,
-    load_identity,
-    load_pinned_aggregator,
-)
+from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import Role, node_named_in
 from cairn.identity.pem import load_certificate
+from cairn.identity.trust import PeerTrust, load_pinned
 from cairn.runtime.quoting import say
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 from cairn.transport.channel import dial
@@ -88,15 +84,16 @@ def check_health(config: Path, seconds: float) -> list[str]:
     return asked
 
 
-def _addresses(
-    settings: _AnyNode, identity: Identity
-) -> Iterator[tuple[str, PinnedAggregator | None]]:
+def _addresses(settings: _AnyNode, identity: Identity) -> Iterator[tuple[str, PeerTrust | None]]:
     """Each address, with what is pinned for it."""
     if identity.node.role is Role.OWNER:
         pin = settings.identity.aggregator
         if settings.aggregator is not None and pin is not None:
             federation = identity.node.federation
-            yield settings.aggregator, load_pinned_aggregator(pin, federation, datetime.now(UTC))
+            yield (
+                settings.aggregator,
+                load_pinned(pin, Role.AGGREGATOR, federation, datetime.now(UTC)),
+            )
         return
     for address in (settings.listen, settings.listen_owners, settings.listen_coordinators):
         if address is not None:

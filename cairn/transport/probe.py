@@ -8,7 +8,6 @@ import ssl
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from queue import Empty, Queue
 
 from cryptography import x509
@@ -18,6 +17,7 @@ from cairn.address import Address
 from cairn.errors import CairnError, InvalidMessage
 from cairn.identity.credentials import Identity, fingerprint
 from cairn.identity.names import NodeName, node_named_in
+from cairn.identity.trust import PeerTrust
 
 # Numbers of OpenSSL's: X509_V_ERR_..._MISMATCH.
 _OTHER_HOST = {62, 64}
@@ -32,21 +32,12 @@ class NothingListens(Unreachable):
 
 
 @dataclass(frozen=True)
-class Trust:
-    """What the peer's certificate must be, or be issued by, as PEM; and the file that says so."""
-
-    pem: bytes
-    file: Path
-    pinned: bool
-
-
-@dataclass(frozen=True)
 class ProbeTarget:
     """From this node to a peer: where it is, who we are, what we trust, and how long a step may take."""
 
     address: str
     identity: Identity
-    trust: Trust
+    trust: PeerTrust
     seconds: float
 
     @property
@@ -141,7 +132,7 @@ def _shake_hands(way: ProbeTarget, connection: socket.socket) -> x509.Certificat
 def _context(way: ProbeTarget) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a pinned certificate has no issuer here
-    context.load_verify_locations(cadata=way.trust.pem.decode())
+    context.load_verify_locations(cadata=way.trust.certificates.decode())
     files = way.identity.files
     context.load_cert_chain(files.certificate, files.key)
     context.set_alpn_protocols(["h2"])
@@ -188,7 +179,7 @@ def _other_host(address: str, host: str, shown: x509.Certificate) -> str:
     )
 
 
-def _untrusted(address: str, trust: Trust, shown: x509.Certificate, now: datetime) -> str:
+def _untrusted(address: str, trust: PeerTrust, shown: x509.Certificate, now: datetime) -> str:
     """The sentence for a certificate that is out of date, or is not the one that is trusted."""
     begin, end = shown.not_valid_before_utc, shown.not_valid_after_utc
     if not begin <= now <= end:
@@ -197,7 +188,7 @@ def _untrusted(address: str, trust: Trust, shown: x509.Certificate, now: datetim
             f" {end:%Y-%m-%d %H:%M} UTC: whoever runs that node renews it, or a clock is wrong"
         )
     found = f"{_named(shown)}, {fingerprint(shown.public_bytes(Encoding.DER))}"
-    if trust.pinned:
+    if trust.is_pinned:
         return (
             f"the certificate at {address} is another than the pinned one of {trust.file}: it is {found};"
             " ask whoever runs that node for its present node.crt, or correct the address"

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from aggregator_node.settings import AggregatorSettings
 from cairn.config import Settings
 from cairn.errors import CairnError, UsageError
-from cairn.identity.credentials import load_identity, load_pinned_aggregator
+from cairn.identity.credentials import load_identity
 from cairn.identity.names import NodeName, Role
 from cairn.identity.signing_keys import load_signing_key, public_signing_key_text
+from cairn.identity.trust import load_pinned
 from cairn.provisioning.create import FederationPlan, usual_floor, write_federation
 from cairn.provisioning.plan import read_tasks
 from cairn.provisioning.render import TASK_COMMENTS, _key, _value
@@ -82,7 +83,7 @@ def test_each_node_pins_the_aggregators_certificate_and_signing_key(made: Path, 
     settings = toml(made, name)
     pinned = made / settings["identity"]["aggregator"]
     assert pinned.read_bytes() == (made / "aggregator/node.crt").read_bytes()
-    load_pinned_aggregator(pinned, "tutorial", datetime.now(UTC))
+    load_pinned(pinned, Role.AGGREGATOR, "tutorial", datetime.now(UTC))
     key = load_signing_key(made / toml(made, "aggregator")["identity"]["signing_key"])
     assert settings["aggregator_signing_key"] == public_signing_key_text(key)
 
