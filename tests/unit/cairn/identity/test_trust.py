@@ -44,7 +44,7 @@ def certificate_of(authority: Authority, node: NodeName, key: bytes, days: int =
 )
 @pytest.mark.parametrize("is_pinned", [True, False])
 def test_a_peer_is_believed_whose_role_and_federation_are_those_that_are_meant(
-    peer: NodeName, believed: bool, is_pinned: bool
+    *, peer: NodeName, believed: bool, is_pinned: bool
 ) -> None:
     trust = PeerTrust(Role.AGGREGATOR, "hospitals", b"", Path("a.crt"), is_pinned)
     assert is_believed(trust, peer) is believed
