@@ -27,6 +27,8 @@ from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.coordinator_session import CoordinatorSession
 from owner_node.diagnostics import node_of, sandbox_of
+from owner_node.event_log import log_event
+from owner_node.events import Observer
 from owner_node.participation import Closing, Deciding, Participation
 from owner_node.policy import Policy, TaskRules
 from owner_node.receipts import Receipts
@@ -47,13 +49,21 @@ log = structlog.get_logger()
 class OwnerNode:
     """A data owner's node, from its settings and a clock. Several can work in one process; it listens on nothing.
 
-    With `once` it ends when a job has ended.
+    With `once` it ends when a job has ended. What happens in its rounds is told to `tell`, from any thread.
     """
 
-    def __init__(self, settings: OwnerSettings, clock: Clock, *, once: bool = False) -> None:
+    def __init__(
+        self,
+        settings: OwnerSettings,
+        clock: Clock,
+        *,
+        once: bool = False,
+        tell: Observer = log_event,
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._once = once
+        self._tell = tell
         self._stopping = threading.Event()
         self._rounds: Participation | None = None
         self._coordinator: CoordinatorClient | None = None
@@ -76,10 +86,10 @@ class OwnerNode:
             channel = opened.enter_context(dial(settings.aggregator, identity, pin))
             aggregator = AggregatorClient(channel, key, settings.name, witness)
             ledger, renewal = OwnerLedger(state, self._clock), renewal_of_pin(pin)
-            closing = _closing(settings, aggregator, ledger, renewal, self._clock, self._stopping)
+            closing = self._closing(aggregator, ledger, renewal)
             deciding, tasks = Deciding(_policy(settings), settings.largest_value), _tasks(settings)
             rounds = Participation(
-                deciding, closing, coordinator, aggregator, tasks, self._stopping
+                deciding, closing, coordinator, aggregator, tasks, self._stopping, self._tell
             )
             attending = CoordinatorSession(
                 settings, coordinator_serves, coordinator, rounds, self._stopping
@@ -90,7 +100,7 @@ class OwnerNode:
         self._thread = NodeThread(lambda: self._attend(parts), "owner")
 
     def _attend(self, parts: "_Parts") -> int:
-        watching = Watching(parts.rounds, parts.closing.outcomes, self._stopping)
+        watching = Watching(parts.rounds, parts.closing.outcomes, self._stopping, self._tell)
         try:
             with _started(parts.tasks.values()), watching:
                 log.info(
@@ -107,6 +117,26 @@ class OwnerNode:
             if all(thread.has_ended(SHUTDOWN_SECONDS) for thread in threads):
                 parts.state.close()
         return 0
+
+    def _closing(
+        self, aggregator: AggregatorClient, ledger: OwnerLedger, pinned: Reloading[PeerTrust]
+    ) -> Closing:
+        def destination() -> str:
+            return pinned.current().fingerprints
+
+        settings, tell = self._settings, self._tell
+        rules = {
+            name: DisclosureRules(frozenset(task.metrics), task.clip)
+            for name, task in settings.tasks.items()
+        }
+        kept = UpdateSpool(settings.state, ledger.past.may_leave_again)
+        receipts = Receipts(aggregator, ledger, tell)
+        owner = (settings.federation, settings.name)
+        return Closing(
+            DecisionLog(ledger, receipts, destination, tell),
+            Pushing(aggregator, ledger, kept, receipts, rules, destination, self._stopping, tell),
+            Settlement(aggregator, ledger, kept, receipts, *owner, self._clock, tell),
+        )
 
     def wait(self) -> int:
         """Wait until it has ended. Raises CairnError where the coordinator cannot be reached or refuses this owner."""
@@ -199,27 +229,4 @@ def _policy(settings: OwnerSettings) -> Policy:
         },
         trusted=None if trusted is None else frozenset({*trusted, settings.name}),
         largest_model_bytes=settings.largest_model_megabytes << 20,
-    )
-
-
-def _closing(
-    settings: OwnerSettings,
-    aggregator: AggregatorClient,
-    ledger: OwnerLedger,
-    pinned: Reloading[PeerTrust],
-    clock: Clock,
-    stopping: threading.Event,
-) -> Closing:
-    def destination() -> str:
-        return pinned.current().fingerprints
-
-    rules = {
-        name: DisclosureRules(frozenset(task.metrics), task.clip)
-        for name, task in settings.tasks.items()
-    }
-    kept = UpdateSpool(settings.state, ledger.past.may_leave_again)
-    return Closing(
-        DecisionLog(ledger, Receipts(aggregator, ledger), destination),
-        Pushing(aggregator, ledger, kept, rules, destination, stopping),
-        Settlement(aggregator, ledger, kept, settings.federation, settings.name, clock),
     )

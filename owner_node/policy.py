@@ -32,6 +32,11 @@ class Invited:
     digest: bytes
     job: JobSpec
 
+    @property
+    def ids(self) -> tuple[str, int]:
+        """The job's name and the round's number."""
+        return self.manifest.job, self.manifest.round
+
 
 @dataclass(frozen=True)
 class LastRound:
