@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from cairn.errors import InvalidMessage, TooMuch, WrongState
+from cairn.errors import InvalidMessage, LimitExceeded, WrongState
 from cairn.model.validation import Bounds
 from cairn.protocol.cohorts import are_of_one_group, check_group_sizes
 from cairn.protocol.limits import LARGEST_SHARE
@@ -38,7 +38,7 @@ class AdmissionPolicy:
         return max(job.floor, self.floor)
 
     def check_job(self, job: JobSpec) -> None:
-        """Raise InvalidMessage or TooMuch for a job that this aggregator does not serve."""
+        """Raise InvalidMessage or LimitExceeded for a job that this aggregator does not serve."""
         if job.federation != self.federation:
             raise InvalidMessage(
                 f"the job is for the federation {job.federation}, this aggregator serves"
@@ -63,7 +63,7 @@ class AdmissionPolicy:
                 "no tensor of the model has an element: there is nothing to train or to average"
             )
         if job.schema.total_bytes > self.model_bytes:
-            raise TooMuch(
+            raise LimitExceeded(
                 f"the model has {job.schema.total_bytes} bytes, this aggregator takes"
                 f" {self.model_bytes}: raise largest_model_megabytes in its file"
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from cairn.errors import CairnError, Fenced, Unavailable
-from cairn.protocol.messages import reason_word
+from cairn.protocol.words import reason_word
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound
 from coordinator.events import (

@@ -9,19 +9,19 @@ from pathlib import Path
 
 from cairn.diagnostics.preflight import preflight
 from cairn.errors import CairnError, Fenced, UsageError
-from cairn.identity.credentials import Identity, load_identity, load_pinned_aggregator
+from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import NodeName, Role
 from cairn.identity.signing_keys import parse_signing_key_text
+from cairn.identity.trust import load_pinned
 from cairn.model.schema import Schema
-from cairn.model.update_encoding import WORDS
 from cairn.protocol.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
+from cairn.protocol.words import ENCODINGS, WEIGHTINGS
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS, SHUTDOWN_SECONDS
 from cairn.transport.channel import dial
 from cairn.transport.server import Server
 from cairn.v1 import coordinator_pb2
-from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.aggregator_client import AggregatorClient
 from coordinator.diagnostics import node_of
@@ -37,7 +37,6 @@ from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.settings import CoordinatorSettings, JobSettings
 
 _OTHERS = 4  # who ask for its health, such as its own container
-_WEIGHTING = {"equal": pb.WEIGHTING_EQUAL, "examples": pb.WEIGHTING_EXAMPLES}
 
 
 class Coordinator:
@@ -125,8 +124,8 @@ class Coordinator:
 
     def _assembled(self, job: Job, identity: Identity, folder: RunFolder) -> "_Serving":
         settings, stopping = self._settings, self._stopping
-        pin = load_pinned_aggregator(
-            settings.identity.aggregator, settings.federation, datetime.now(UTC)
+        pin = load_pinned(
+            settings.identity.aggregator, Role.AGGREGATOR, settings.federation, datetime.now(UTC)
         )
         channel = dial(settings.aggregator, identity, pin)
         key = parse_signing_key_text(settings.aggregator_signing_key)
@@ -204,12 +203,12 @@ def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
         owners=tuple(sorted(job.owners)),
         floor=job.floor,
         rounds=job.rounds,
-        weighting=_WEIGHTING[job.weighting],
+        weighting=WEIGHTINGS[job.weighting],
         schema=schema,
         round_deadline_seconds=job.round_deadline_seconds,
         min_examples=job.examples[0],
         max_examples=job.examples[1],
-        encoding=WORDS[job.updates],
+        encoding=ENCODINGS[job.updates],
         groups=groups if job.groups > 1 else (),
     )
     body = job_spec_to_bytes(spec)

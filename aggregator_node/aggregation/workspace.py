@@ -19,7 +19,7 @@ from aggregator_node.aggregation.buffers import BufferPool
 from aggregator_node.aggregation.memory_shares import MemoryShares
 from aggregator_node.aggregation.rule import Rule
 from aggregator_node.rounds.upload import RoundContext
-from cairn.errors import TooMuch, Unavailable
+from cairn.errors import LimitExceeded, Unavailable
 from cairn.model.schema import Schema
 from cairn.v1 import round_pb2 as pb
 
@@ -81,12 +81,12 @@ class MemoryBudget:
     def lend(self, coordinator: str, terms: RoundContext, now: float) -> Workspace:
         """The workspace of a new round of this coordinator; `now` is of a monotonic clock.
 
-        Raises TooMuch where this aggregator can never hold it, and Unavailable, which is to be tried
+        Raises LimitExceeded where this aggregator can never hold it, and Unavailable, which is to be tried
         again, while other rounds have the memory or another coordinator is to have its share of it first.
         """
         needs = self._needs_of(terms)
         if needs.nbytes > self._nbytes:
-            raise TooMuch(
+            raise LimitExceeded(
                 f"a round of this model takes {_megabytes(needs.nbytes)} of memory: the sums,"
                 f" {needs.count} updates at a time and {needs.to_keep} held back for their weight; this"
                 f" aggregator has {_megabytes(self._nbytes)}: raise memory_megabytes in its file, or"

@@ -6,7 +6,7 @@ from aggregator_node.rounds.recorder import RoundRecorder
 from aggregator_node.rounds.session import RoundSession
 from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import RoundRow
-from cairn.errors import TooMuch, Unavailable, WrongState
+from cairn.errors import LimitExceeded, Unavailable, WrongState
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import round_pb2 as pb
 
@@ -28,7 +28,7 @@ def see_to_end(
         failpoint("aggregator.seal.before_release")
         recorder.release(row, terms, closing)
         return pb.REASON_UNSPECIFIED
-    except TooMuch as error:  # the average of finite values is not
+    except LimitExceeded as error:  # the average of finite values is not
         log.error("round not released", job=row.job, round=row.number, error=str(error))
         return _abort_or_fail(live, row, pb.REASON_NON_FINITE, recorder)
     except WrongState as error:  # an earlier release forbids this one

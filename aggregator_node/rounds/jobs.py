@@ -31,8 +31,8 @@ from aggregator_node.storage.store import Store
 from cairn.errors import (
     CallerNotAllowed,
     Conflict,
+    LimitExceeded,
     NotFound,
-    TooMuch,
     Unavailable,
     WrongState,
 )
@@ -97,7 +97,7 @@ class JobRegistry:
                 self._policy().check_job(spec)
                 unreleased = self._store.unreleased_bytes(coordinator, LEAST_JOB_BYTES)
                 if unreleased + max(len(body), LEAST_JOB_BYTES) > MAX_UNRELEASED_BYTES:
-                    raise TooMuch(
+                    raise LimitExceeded(
                         "too many jobs of this coordinator have no release yet: finish one of them"
                         " first"
                     )

@@ -25,14 +25,9 @@ from cairn.model.safetensors_reader import map_values
 from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import MIN_COHORT
-from cairn.protocol.messages import (
-    Manifest,
-    digest_of,
-    manifest_from_bytes,
-    parse,
-    reason_word,
-)
+from cairn.protocol.messages import Manifest, digest_of, manifest_from_bytes, parse
 from cairn.protocol.statements import STATEMENT, sign
+from cairn.protocol.words import reason_word, word_of
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2
@@ -242,7 +237,7 @@ def _facts(row: RoundRow, **more: object) -> dict[str, object]:
     return {
         "job": row.job,
         "round": row.number,
-        "phase": pb.Phase.Name(row.phase).removeprefix("PHASE_").lower(),
+        "phase": word_of(pb.Phase, row.phase),
         "manifest_digest": row.manifest_digest.hex(),
         **more,
     }

@@ -53,7 +53,7 @@ class RoundRegistry:
     def start(self, coordinator: str, terms: RoundContext) -> pb.Signed:
         """Sign the manifest, record it and open the round.
 
-        Raises TooMuch for a round that the memory can never hold, Unavailable while others hold it, and
+        Raises LimitExceeded for a round that the memory can never hold, Unavailable while others hold it, and
         WrongState where too many of the coordinator's rounds ended for want of memory for their sums.
         """
         self._check_not_exhausted(coordinator)

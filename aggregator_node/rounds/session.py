@@ -18,9 +18,9 @@ from aggregator_node.rounds.state import Ending, OwnerState, Round
 from aggregator_node.rounds.summing import Summing
 from aggregator_node.rounds.upload import Call, RoundContext, Upload, check_header
 from aggregator_node.rounds.uploads import Uploads
-from cairn.errors import Conflict, NotFound, TooMuch, UpdateRefused, WrongState
-from cairn.protocol.messages import reason_word
+from cairn.errors import Conflict, LimitExceeded, NotFound, UpdateRefused, WrongState
 from cairn.protocol.statements import commitment_of
+from cairn.protocol.words import reason_word
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -116,7 +116,7 @@ class RoundSession:
     def heard(self, owner: str, push: Upload) -> None:
         """A chunk arrived, which renews the owner's lease.
 
-        Raises TooMuch where the owner has had its turn, and others wait in line: else a few owners who send
+        Raises LimitExceeded where the owner has had its turn, and others wait in line: else a few owners who send
         as slowly as they may would keep the memory to the round's end.
         """
         now = self._clock.monotonic()
@@ -126,7 +126,7 @@ class RoundSession:
                 self._round.join(owner, now)
             workspace = self._workspace
         if now >= push.turn_ends and workspace is not None and workspace.buffers.are_waited_for:
-            raise TooMuch(
+            raise LimitExceeded(
                 "this push took longer than its share of the round, and others wait in line"
             )
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from aggregator_node.aggregation.exact_sum import BLOCK
 from aggregator_node.aggregation.rule import ReadBlock
 from aggregator_node.aggregation.shares import LargestShare
-from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
+from cairn.errors import InvalidMessage, LimitExceeded, UpdateRefused
 from cairn.model.schema import CHUNK_BYTES
 from cairn.model.update_encoding import UpdateLayout, check_update, decoded
 from cairn.model.validation import Bounds
@@ -127,16 +127,18 @@ class Upload:
         self._incoming = self._expected(buffer)
 
     def write(self, chunk: memoryview) -> None:
-        """Take the next bytes. Raises TooMuch beyond the declared size."""
+        """Take the next bytes. Raises LimitExceeded beyond the declared size."""
         missing = self._incoming.missing
         if len(chunk) > missing:
-            raise TooMuch(f"more bytes than the {self._incoming.total} that the header declares")
+            raise LimitExceeded(
+                f"more bytes than the {self._incoming.total} that the header declares"
+            )
         if len(chunk) < max(1, min(MIN_CHUNK_BYTES, missing)):
             raise InvalidMessage(
                 f"a chunk of {len(chunk)} bytes: every chunk but the last has at least {MIN_CHUNK_BYTES}"
             )
         if len(chunk) > CHUNK_BYTES:
-            raise TooMuch(f"a chunk has at most {CHUNK_BYTES} bytes")
+            raise LimitExceeded(f"a chunk has at most {CHUNK_BYTES} bytes")
         self._incoming.write(chunk)
 
     def finish(self, commit: aggregator_pb2.UpdateCommit) -> bytes:

@@ -6,7 +6,7 @@ The round that it belongs to holds its lock around every call. Times are seconds
 from dataclasses import dataclass
 
 from aggregator_node.rounds.upload import Upload
-from cairn.errors import TooMuch
+from cairn.errors import LimitExceeded
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 
 
@@ -23,7 +23,7 @@ class Uploads:
         self._of: dict[str, _UnderWay] = {}
 
     def check_free(self, owner: str, now: float) -> None:
-        """Raise TooMuch while the owner has a push under way.
+        """Raise LimitExceeded while the owner has a push under way.
 
         One that has brought nothing for a moment is ended. Whoever pushes anew has given it up, and where a
         connection is gone and only the owner was told, nothing else would end it for a while.
@@ -33,7 +33,7 @@ class Uploads:
             return
         if now - before.heard_at >= SHORT_WAIT_SECONDS:
             before.push.call.cancel()
-        raise TooMuch("another push of this owner is under way")
+        raise LimitExceeded("another push of this owner is under way")
 
     def begin(self, owner: str, push: Upload, now: float) -> None:
         self.check_free(owner, now)

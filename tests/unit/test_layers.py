@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 # A layer imports what stands before it, and itself.
 LAYERS = (
     *("errors", "runtime", "identity", "address", "storage", "model", "protocol", "ledger"),
-    *("transport", "tasks", "config", "verify", "diagnostics", "provisioning", "cli"),
+    *("transport", "config", "tasks", "diagnostics", "verify", "provisioning", "cli"),
 )
 # `cairn.Task` and its kin are the public names of the package, so whoever imports the package has these two.
 PUBLIC = {"cairn.tasks", "cairn.tasks.task"}

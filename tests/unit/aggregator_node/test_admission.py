@@ -16,7 +16,7 @@ from aggregator_node.admission import (
     check_difference,
     check_opening,
 )
-from cairn.errors import CairnError, InvalidMessage, TooMuch, WrongState
+from cairn.errors import CairnError, InvalidMessage, LimitExceeded, WrongState
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
@@ -180,7 +180,7 @@ def test_an_owner_that_left_the_roster_cannot_be_in_a_cohort_of_a_job_that_lists
 def test_a_model_beyond_the_limit_is_refused_by_its_size() -> None:
     assert JOB.schema.total_bytes == 8
     replace(POLICY, model_bytes=8).check_job(JOB)
-    with pytest.raises(TooMuch, match="8 bytes, this aggregator takes 7"):
+    with pytest.raises(LimitExceeded, match="8 bytes, this aggregator takes 7"):
         replace(POLICY, model_bytes=7).check_job(JOB)
 
 

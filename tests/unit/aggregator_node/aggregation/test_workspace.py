@@ -15,7 +15,7 @@ import pytest
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import MemoryBudget, Workspace, memory_of_this_machine
 from aggregator_node.rounds.upload import RoundContext
-from cairn.errors import TooMuch, Unavailable
+from cairn.errors import LimitExceeded, Unavailable
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
 from cairn.protocol.messages import JobSpec, Manifest
@@ -238,7 +238,9 @@ def test_the_buffers_have_the_size_in_which_updates_travel() -> None:
 
 def test_a_round_that_can_never_fit_is_refused_for_good_and_says_what_to_change() -> None:
     memory = MemoryBudget(Mean, SUMS + 2 * UPDATE - 1, 2)
-    with pytest.raises(TooMuch, match=r"171 MB.*2 updates at a time.*171 MB.*memory_megabytes"):
+    with pytest.raises(
+        LimitExceeded, match=r"171 MB.*2 updates at a time.*171 MB.*memory_megabytes"
+    ):
         workspace_of(memory, terms())
     workspace = workspace_of(MemoryBudget(Mean, SUMS + 2 * UPDATE, 2), terms())
     assert workspace.nbytes == SUMS + 2 * UPDATE

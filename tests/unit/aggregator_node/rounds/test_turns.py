@@ -14,7 +14,7 @@ from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.rounds.session import RoundSession
 from aggregator_node.rounds.upload import RoundContext
-from cairn.errors import TooMuch, UpdateRefused, WrongState
+from cairn.errors import LimitExceeded, UpdateRefused, WrongState
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
 from cairn.runtime.clock import Clock
@@ -95,7 +95,7 @@ def test_a_push_may_take_its_share_of_the_rounds_time_and_no_more_while_others_w
         clock.now = SECONDS / len(OWNERS) - 0.1
         live.heard("alice", push)
         clock.now = SECONDS / len(OWNERS)
-        with pytest.raises(TooMuch, match="others wait in line"):
+        with pytest.raises(LimitExceeded, match="others wait in line"):
             live.heard("alice", push)
         assert taken == []
     until(lambda: taken == ["bob"], "bob has his turn")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from aggregator_node.rounds.upload import MIN_CHUNK_BYTES, RoundContext, Upload, check_header
-from cairn.errors import CairnError, InvalidMessage, TooMuch, UpdateRefused
+from cairn.errors import CairnError, InvalidMessage, LimitExceeded, UpdateRefused
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
 from cairn.protocol.messages import JobSpec, Manifest
@@ -151,14 +151,14 @@ def test_a_chunk_beyond_1_mib_is_refused() -> None:
     terms = replace(TERMS, job=replace(JOB, schema=schema))
     arriving = push(terms)
     arriving.write(memoryview(bytes(1 << 20)))
-    with pytest.raises(TooMuch, match="at most 1048576 bytes"):
+    with pytest.raises(LimitExceeded, match="at most 1048576 bytes"):
         arriving.write(memoryview(bytes((1 << 20) + 1)))
 
 
 def test_one_byte_more_than_declared_is_refused_when_it_arrives() -> None:
     arriving = push()
     arriving.write(memoryview(GOOD))
-    with pytest.raises(TooMuch):
+    with pytest.raises(LimitExceeded):
         arriving.write(memoryview(b"\x00"))
 
 

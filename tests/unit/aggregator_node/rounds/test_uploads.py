@@ -3,7 +3,7 @@
 import pytest
 
 from aggregator_node.rounds.uploads import Uploads
-from cairn.errors import TooMuch
+from cairn.errors import LimitExceeded
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 
 NOW = 1000.0
@@ -35,7 +35,7 @@ def under_way(*owners: str) -> tuple[Uploads, dict[str, Pushed]]:
 
 def test_an_owner_has_one_push_at_a_time() -> None:
     pushes, of = under_way("alice")
-    with pytest.raises(TooMuch, match="under way"):
+    with pytest.raises(LimitExceeded, match="under way"):
         pushes.begin("alice", Pushed(), NOW)  # type: ignore[arg-type]  # all that it looks at
     pushes.check_free("bob", NOW)
     pushes.end("alice", of["alice"])  # type: ignore[arg-type]  # all that it looks at
@@ -45,7 +45,7 @@ def test_an_owner_has_one_push_at_a_time() -> None:
 def test_the_end_of_a_push_that_was_replaced_does_not_end_the_new_one() -> None:
     pushes, _ = under_way("alice")
     pushes.end("alice", Pushed())  # type: ignore[arg-type]  # all that it looks at
-    with pytest.raises(TooMuch):
+    with pytest.raises(LimitExceeded):
         pushes.check_free("alice", NOW)
 
 
@@ -71,7 +71,7 @@ def test_a_push_that_was_silent_for_a_moment_is_ended_where_its_owner_pushes_ane
         (10 + SHORT_WAIT_SECONDS - 0.1, 0),
         (10 + SHORT_WAIT_SECONDS, 1),
     ):
-        with pytest.raises(TooMuch):
+        with pytest.raises(LimitExceeded):
             pushes.check_free("alice", NOW + seconds)
         assert of["alice"].call.cancelled == cancelled
     pushes.end("alice", of["alice"])  # type: ignore[arg-type]  # all that it looks at
