@@ -23,7 +23,6 @@ from coordinator.events import (
     RoundFinished,
 )
 from coordinator.ledger_mirror import LedgerCopy
-from coordinator.record_client import RecordClient
 from coordinator.release_download import Release
 from coordinator.round_runner import Base, Ended, Job, Rounds
 from coordinator.run_directory import Checkpoint, RunFolder
@@ -66,13 +65,11 @@ class Driver:
         job: Job,
         folder: RunFolder,
         aggregator: AggregatorClient,
-        records: RecordClient,
         rounds: Rounds,
         tell: Observer,
         stopping: threading.Event,
     ) -> None:
         self._job = job
-        self._records = records
         self._ledger = LedgerCopy(folder.path, job.spec.federation)
         self._folder = folder
         self._aggregator = aggregator
@@ -84,7 +81,7 @@ class Driver:
     def run(self, checkpoint: Checkpoint) -> None:
         """Run the job to its end. Raises CairnError with the reason where it cannot be ended."""
         status = self._aggregator.register(self._job.spec_bytes)
-        self._ledger.bring_up_to_date(self._records.entries)
+        self._ledger.bring_up_to_date(self._aggregator.entries)
         standing = self._take_up(status, checkpoint)
         self._tell(
             JobStarted(
@@ -98,7 +95,7 @@ class Driver:
         except CairnError:  # stopped, or given up
             self._part()
             raise
-        self._ledger.bring_up_to_date(self._records.entries)
+        self._ledger.bring_up_to_date(self._aggregator.entries)
         self._folder.finish(standing.checkpoint)
 
     def _carry_out_all(self, standing: _Standing, status: JobStatus) -> None:
@@ -120,7 +117,7 @@ class Driver:
         """
         try:
             self._aggregator.register(self._job.spec_bytes)
-            self._ledger.bring_up_to_date(self._records.entries)
+            self._ledger.bring_up_to_date(self._aggregator.entries)
         except Unavailable as error:
             log.warning("the ledger's last entries were not fetched", reason=str(error))
 

@@ -31,7 +31,6 @@ from coordinator.initial_model import first_model
 from coordinator.invitation_service import InvitationService
 from coordinator.job_runner import Driver
 from coordinator.owner_sessions import OwnerSessions
-from coordinator.record_client import RecordClient
 from coordinator.round_runner import Job, Rounds
 from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.settings import CoordinatorSettings, JobSettings
@@ -132,7 +131,6 @@ class Coordinator:
         key = parse_signing_key_text(settings.aggregator_signing_key)
         patience = settings.patience_seconds
         aggregator = AggregatorClient(channel, settings.aggregator, key, patience, stopping)
-        records = RecordClient(channel, settings.aggregator, key, patience, stopping)
         attendance = OwnerSessions()
         service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
         rounds = Rounds(job, aggregator, attendance, service, folder.new_model, stopping)
@@ -145,7 +143,7 @@ class Coordinator:
             serves=Role.OWNER,
         )
         listener.add(add_InvitationServiceServicer_to_server, service)
-        driver = Driver(job, folder, aggregator, records, rounds, self._tell, stopping)
+        driver = Driver(job, folder, aggregator, rounds, self._tell, stopping)
         return _Serving(job, channel.close, attendance, rounds, listener, driver)
 
     def _run(

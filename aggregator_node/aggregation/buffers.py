@@ -10,13 +10,13 @@ What was in a buffer is in the sums by then, or counts for nothing. It is overwr
 round ends: by the next update, where an owner waits for the buffer, and else by zeros.
 """
 
+import mmap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from aggregator_node.aggregation.pages import anonymous
 from cairn.errors import Unavailable
 from cairn.runtime.timeouts import IDLE_SECONDS
 
@@ -143,3 +143,12 @@ class BufferPool:
 
 def _erase(buffer: memoryview) -> None:
     np.frombuffer(buffer, np.uint8).fill(0)
+
+
+def anonymous(nbytes: int) -> mmap.mmap:
+    """Private zeroed memory of this size, at least one byte, in large pages where the kernel has them."""
+    memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a page fault for 2 MiB instead of 4 KiB is not to be had here
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

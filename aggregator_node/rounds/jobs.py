@@ -25,8 +25,7 @@ from aggregator_node.rounds.epochs import Epochs
 from aggregator_node.rounds.registry import RoundRegistry
 from aggregator_node.rounds.session import RoundSession
 from aggregator_node.rounds.upload import RoundContext
-from aggregator_node.storage.rows import JobRow, RoundRow
-from aggregator_node.storage.specs import spec_of
+from aggregator_node.storage.rows import JobRow, RoundRow, spec_of
 from aggregator_node.storage.store import Store
 from cairn.errors import (
     CallerNotAllowed,

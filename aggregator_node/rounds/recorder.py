@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.results import SealedRound
 from aggregator_node.rounds.upload import RoundContext
-from aggregator_node.storage.rows import JobRow, RoundRow
-from aggregator_node.storage.specs import spec_of
+from aggregator_node.storage.rows import JobRow, RoundRow, spec_of
 from aggregator_node.storage.store import Store
 from cairn import __version__
 from cairn.errors import InvalidMessage, UsageError, WrongState

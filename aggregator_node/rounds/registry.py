@@ -1,4 +1,7 @@
-"""The rounds that are open or have just ended: starts them, finds them and has each seen to its end."""
+"""The rounds that are open or have just ended: starts them, finds them and sees each to its end.
+
+A release, or an abort, is durable before anybody is told of it.
+"""
 
 import gc
 import threading
@@ -7,23 +10,25 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.admission import MAX_EXHAUSTED_ROUNDS
 from aggregator_node.aggregation.workspace import MemoryBudget, Workspace
-from aggregator_node.rounds.ending import see_to_end
 from aggregator_node.rounds.receipts import signed_receipt
 from aggregator_node.rounds.recorder import RoundRecorder
 from aggregator_node.rounds.session import ENDED, RoundSession
 from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import RoundRow
-from cairn.errors import WrongState
+from cairn.errors import CairnError, TooMuch, Unavailable, WrongState
 from cairn.protocol.messages import digest_of, manifest_to_bytes
 from cairn.protocol.statements import MANIFEST, sign
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 from cairn.v1 import round_pb2 as pb
+
+log = structlog.get_logger()
 
 _KEPT_ROUNDS = 64  # ended rounds whose receipts can still be asked for
 
@@ -126,7 +131,7 @@ class RoundRegistry:
     def _see_to_end(
         self, live: RoundSession, row: RoundRow, terms: RoundContext, workspace: Workspace
     ) -> None:
-        reason = see_to_end(live, row, terms, self._recorder)
+        reason = self._record_end(live, row, terms)
         try:
             # Before anybody is told of the end: no update outlives its round here.
             live.let_go()
@@ -143,6 +148,48 @@ class RoundRegistry:
             left = self._ended.popleft() if len(self._ended) > _KEPT_ROUNDS else None
         if left is not None:
             self._forget(left)
+
+    def _record_end(self, live: RoundSession, row: RoundRow, terms: RoundContext) -> "pb.Reason":
+        """Wait for the round's end and record it; whatever fails, the round ends.
+
+        Returns the reason why there is no release; unspecified where there is one.
+        """
+        try:
+            closing = live.await_seal()
+            if closing is None:
+                self._recorder.abort(row, live.reason, live.exclusions)
+                return live.reason
+            failpoint("aggregator.seal.before_release")
+            self._recorder.release(row, terms, closing)
+            return pb.REASON_UNSPECIFIED
+        except (TooMuch, WrongState, Unavailable, OSError) as error:
+            log.error("round not released", job=row.job, round=row.number, error=str(error))
+            reason = error.reason if isinstance(error, CairnError) else pb.REASON_UNSPECIFIED
+            if isinstance(error, TooMuch):  # the average of finite values is not
+                reason = pb.REASON_NON_FINITE
+        except Exception:
+            log.exception("round not released", job=row.job, round=row.number)
+            reason = live.reason
+        return self._record_abort(live, row, reason or pb.REASON_STORAGE_FAILED)
+
+    def _record_abort(self, live: RoundSession, row: RoundRow, reason: "pb.Reason") -> "pb.Reason":
+        """Record an abort where that is still possible; returns the reason that is told.
+
+        What was recorded before the failure stands, and is told: a release cannot be taken back.
+        """
+        try:
+            self._recorder.abort(row, reason, live.exclusions)
+        except WrongState:
+            return self._recorder.end_of(row)
+        except Unavailable as error:  # the next opening or the next start records it
+            log.error(
+                "round could not be recorded", job=row.job, round=row.number, reason=str(error)
+            )
+            return pb.REASON_STORAGE_FAILED
+        except Exception:
+            log.exception("round could not be recorded", job=row.job, round=row.number)
+            return pb.REASON_STORAGE_FAILED
+        return reason
 
     def _check_not_exhausted(self, coordinator: str) -> None:
         with self._lock:

@@ -16,8 +16,7 @@ from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.rounds.results import Accepted, Joined, SealedRound
 from aggregator_node.rounds.state import Ending, OwnerState, Round
 from aggregator_node.rounds.summing import Summing
-from aggregator_node.rounds.upload import Call, RoundContext, Upload, check_header
-from aggregator_node.rounds.uploads import Uploads
+from aggregator_node.rounds.upload import Call, RoundContext, Upload, Uploads, check_header
 from cairn.errors import Conflict, NotFound, TooMuch, UpdateRefused, WrongState
 from cairn.protocol.messages import reason_word
 from cairn.protocol.statements import commitment_of

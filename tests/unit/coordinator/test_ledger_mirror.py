@@ -11,8 +11,8 @@ from cairn.errors import CairnError, InvalidMessage, UsageError
 from cairn.ledger.chain import Entry
 from cairn.protocol.statements import HEAD, from_envelope, sign, verified_head
 from cairn.v1 import round_pb2 as pb
+from coordinator.aggregator_client import Page
 from coordinator.ledger_mirror import LedgerCopy
-from coordinator.record_client import Page
 
 KEY = Ed25519PrivateKey.generate()
 

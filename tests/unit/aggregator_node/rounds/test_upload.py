@@ -1,4 +1,4 @@
-"""One update as it arrives."""
+"""One update as it arrives, and who is pushing now."""
 
 import math
 import struct
@@ -6,11 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator_node.rounds.upload import MIN_CHUNK_BYTES, RoundContext, Upload, check_header
+from aggregator_node.rounds.upload import (
+    MIN_CHUNK_BYTES,
+    RoundContext,
+    Upload,
+    Uploads,
+    check_header,
+)
 from cairn.errors import CairnError, InvalidMessage, TooMuch, UpdateRefused
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
 from cairn.protocol.messages import JobSpec, Manifest
+from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.rounds.calls import FakeCall
@@ -51,6 +58,7 @@ JOB = JobSpec(
 )
 TERMS = RoundContext(MANIFEST, JOB, Bounds(value=100.0, integer=1000))
 EVALUATION = replace(TERMS, manifest=replace(MANIFEST, phase=pb.PHASE_EVALUATE))
+NOW = 1000.0
 LARGE = Schema.of([TensorSpec("w", "F32", (5 * MIN_CHUNK_BYTES // 8,))])  # two and a half chunks
 
 
@@ -231,3 +239,59 @@ def test_without_a_buffer_an_update_is_compared_by_its_digest_and_kept_nowhere()
     with pytest.raises(UpdateRefused) as refusal:
         arriving.finish(commit(bytes(12)))
     assert refusal.value.reason == pb.REASON_CORRUPT_UPDATE
+
+
+def begun() -> Upload:
+    return Upload(header(), TERMS, FakeCall())
+
+
+def under_way(*owners: str) -> tuple[Uploads, dict[str, Upload]]:
+    pushes, of = Uploads(), {owner: begun() for owner in owners}
+    for owner, push in of.items():
+        pushes.begin(owner, push, NOW)
+    return pushes, of
+
+
+def test_an_owner_has_one_push_at_a_time() -> None:
+    pushes, of = under_way("alice")
+    with pytest.raises(TooMuch, match="under way"):
+        pushes.begin("alice", begun(), NOW)
+    pushes.check_free("bob", NOW)
+    pushes.end("alice", of["alice"])
+    pushes.check_free("alice", NOW)
+
+
+def test_the_end_of_a_push_that_was_replaced_does_not_end_the_new_one() -> None:
+    pushes, _ = under_way("alice")
+    pushes.end("alice", begun())
+    with pytest.raises(TooMuch):
+        pushes.check_free("alice", NOW)
+
+
+def test_at_the_seal_all_are_cancelled() -> None:
+    pushes, of = under_way("alice", "bob")
+    pushes.cancel_all()
+    assert [push.call.is_active() for push in of.values()] == [False, False]
+
+
+def test_a_push_that_is_over_is_not_cancelled_at_the_seal() -> None:
+    pushes, of = under_way("alice", "bob")
+    pushes.end("alice", of["alice"])
+    pushes.cancel_all()
+    assert [push.call.is_active() for push in of.values()] == [True, False]
+
+
+def test_a_push_that_was_silent_for_a_moment_is_ended_where_its_owner_pushes_anew() -> None:
+    """A connection may be gone that only the owner knows to be gone."""
+    pushes, of = under_way("alice")
+    pushes.heard("alice", of["alice"], NOW + 10)
+    for seconds, is_active in (
+        (10, True),
+        (10 + SHORT_WAIT_SECONDS - 0.1, True),
+        (10 + SHORT_WAIT_SECONDS, False),
+    ):
+        with pytest.raises(TooMuch):
+            pushes.check_free("alice", NOW + seconds)
+        assert of["alice"].call.is_active() is is_active
+    pushes.end("alice", of["alice"])
+    pushes.check_free("alice", NOW + 10 + SHORT_WAIT_SECONDS)
