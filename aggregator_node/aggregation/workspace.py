@@ -18,7 +18,6 @@ from pathlib import Path
 from aggregator_node.aggregation.buffers import BufferPool
 from aggregator_node.aggregation.memory_shares import MemoryShares
 from aggregator_node.aggregation.rule import Rule
-from aggregator_node.rounds.upload import RoundContext
 from cairn.errors import TooMuch, Unavailable
 from cairn.model.schema import Schema
 from cairn.v1 import round_pb2 as pb
@@ -43,6 +42,20 @@ class Workspace:
     end: Callable[[], object] = lambda: (
         None
     )  # ends the round, for another that needs what is borrowed
+
+
+@dataclass(frozen=True)
+class RoundSize:
+    """What decides how much memory a round takes.
+
+    `schema` is of what is summed, `update_bytes` the size of an update on the wire, and `held` how many updates may
+    have to wait for their weight.
+    """
+
+    schema: Schema
+    update_bytes: int
+    cohort: int
+    held: int
 
 
 @dataclass(frozen=True)
@@ -78,13 +91,13 @@ class MemoryBudget:
         self._kept: list[Workspace] = []
         self._borrowers: list[Workspace] = []
 
-    def lend(self, coordinator: str, terms: RoundContext, now: float) -> Workspace:
+    def lend(self, coordinator: str, round_size: RoundSize, now: float) -> Workspace:
         """The workspace of a new round of this coordinator; `now` is of a monotonic clock.
 
         Raises TooMuch where this aggregator can never hold it, and Unavailable, which is to be tried
         again, while other rounds have the memory or another coordinator is to have its share of it first.
         """
-        needs = self._needs_of(terms)
+        needs = self._needs_of(round_size)
         if needs.nbytes > self._nbytes:
             raise TooMuch(
                 f"a round of this model takes {_megabytes(needs.nbytes)} of memory: the sums,"
@@ -124,13 +137,11 @@ class MemoryBudget:
                 self._kept.append(workspace)
                 del self._kept[:-_MOST_KEPT]
 
-    def _needs_of(self, terms: RoundContext) -> _Needs:
-        # In an evaluation nothing is added: its sums are those of no tensor.
-        schema = terms.job.schema if terms.manifest.trains else Schema(())
-        size, cohort = terms.total_bytes, len(terms.manifest.cohort)
+    def _needs_of(self, of: RoundSize) -> _Needs:
+        size, cohort = of.update_bytes, of.cohort
         count = min(cohort, max(self._in_flight, _SMALL_BYTES // size)) if size else cohort
-        held = terms.most_held + self._rule.held_updates(cohort)
-        return _Needs(self._rule, schema, size, count, min(held, cohort - count))
+        held = of.held + self._rule.held_updates(cohort)
+        return _Needs(self._rule, of.schema, size, count, min(held, cohort - count))
 
     def _fresh(self, coordinator: str, needs: _Needs) -> Workspace:
         try:

@@ -17,7 +17,6 @@ from aggregator_node.admission import (
     MAX_UNRELEASED_BYTES,
     AdmissionPolicy,
     Opening,
-    Progress,
     check_opening,
 )
 from aggregator_node.rounds.disclosure import ReleaseOverlap
@@ -25,7 +24,7 @@ from aggregator_node.rounds.epochs import Epochs
 from aggregator_node.rounds.registry import RoundRegistry
 from aggregator_node.rounds.session import RoundSession
 from aggregator_node.rounds.upload import RoundContext
-from aggregator_node.storage.rows import JobRow, RoundRow, spec_of
+from aggregator_node.storage.rows import JobRow, Progress, RoundRow, spec_of
 from aggregator_node.storage.store import Store
 from cairn.errors import (
     CallerNotAllowed,

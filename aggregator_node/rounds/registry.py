@@ -69,7 +69,7 @@ class RoundRegistry:
         row = RoundRow(
             digest, manifest.job, manifest.round, manifest.phase, signed.SerializeToString()
         )
-        workspace = self._memory.lend(coordinator, terms, self._clock.monotonic())
+        workspace = self._memory.lend(coordinator, terms.size, self._clock.monotonic())
         with ExitStack() as undo:
             undo.callback(self._memory.take_back, workspace)
             self._recorder.open(row, manifest.cohort)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from aggregator_node.aggregation.exact_sum import BLOCK
 from aggregator_node.aggregation.rule import ReadBlock
 from aggregator_node.aggregation.shares import LargestShare
+from aggregator_node.aggregation.workspace import RoundSize
 from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
-from cairn.model.schema import CHUNK_BYTES
+from cairn.model.schema import CHUNK_BYTES, Schema
 from cairn.model.update_encoding import UpdateLayout, check_update, decoded
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
@@ -57,6 +58,12 @@ class RoundContext:
         """Whether an update can count for less than its weight, because of the others' weights."""
         least, most = self.weight(1), self.weight(MAX_EXAMPLES)
         return self.share.may_cap(least, most, self.manifest.floor)
+
+    @property
+    def size(self) -> RoundSize:
+        """What the round takes of memory. In an evaluation nothing is added: its sums are those of no tensor."""
+        schema = self.job.schema if self.manifest.trains else Schema(())
+        return RoundSize(schema, self.total_bytes, len(self.manifest.cohort), self.most_held)
 
     def weight(self, examples: int) -> int:
         """How much an update counts, unless its share is too large.

@@ -51,6 +51,24 @@ class RoundRow:
         return replace(row, exclusions=exclusions)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is.
+
+    `opened` is the number of the last training round that was opened, in whatever way it ended;
+    `released` counts the releases with a model; `release_round` and `release_digest` name the last of
+    them; `evaluated` is the number of the last round whose evaluation was opened; `aborts` is how
+    many rounds since the last release its coordinator ended.
+    """
+
+    opened: int = 0
+    released: int = 0
+    release_round: int = 0
+    release_digest: bytes = b""
+    evaluated: int = 0
+    aborts: int = 0
+
+
 def spec_of(body: bytes) -> JobSpec:
     """The job that these bytes specify; raises as `job_spec_from_bytes` does.
 

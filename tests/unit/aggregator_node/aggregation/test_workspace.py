@@ -79,7 +79,7 @@ def terms(
 def workspace_of(
     memory: MemoryBudget, of: RoundContext, coordinator: str = "model-owner", now: float = 0
 ) -> Workspace:
-    return memory.lend(coordinator, of, now)
+    return memory.lend(coordinator, of.size, now)
 
 
 @contextmanager

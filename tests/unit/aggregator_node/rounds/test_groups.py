@@ -12,9 +12,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator_node.admission import AdmissionPolicy, Opening, Progress, check_opening
+from aggregator_node.admission import AdmissionPolicy, Opening, check_opening
 from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.upload import RoundContext
+from aggregator_node.storage.rows import Progress
 from cairn.errors import CairnError
 from cairn.protocol.cohorts import Groups
 from cairn.protocol.messages import JobSpec

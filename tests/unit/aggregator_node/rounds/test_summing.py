@@ -42,7 +42,7 @@ class Sums:
     def __init__(self, of: RoundContext) -> None:
         self.terms = of
         self.memory = MemoryBudget(Mean, 1 << 30, 1)
-        self.workspace: Workspace = self.memory.lend("model-owner", of, 0)
+        self.workspace: Workspace = self.memory.lend("model-owner", of.size, 0)
         self.summing = Summing(of)
         self.kept: dict[str, memoryview] = {}
 
