@@ -27,7 +27,7 @@ from cairn.transport.retry import retry_while_unavailable
 from cairn.transport.status import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
-from coordinator.release_download import Collecting, Release, Wanted
+from coordinator.release_download import Release, ReleaseDownload, Wanted
 from coordinator.schedule import Step
 
 T = TypeVar("T")
@@ -160,11 +160,11 @@ class AggregatorClient:
     ) -> Release:
         """Fetch a release into the file that `begin` begins, and verify its statement and its bytes."""
         wanted = Wanted(manifest_digest, self._epoch)
-        collecting = Collecting(self._stub, self._key, wanted, schema, begin)
+        download = ReleaseDownload(self._stub, self._key, wanted, schema, begin)
         try:
-            return self._call(collecting.fetch)
+            return self._call(download.fetch)
         except BaseException:
-            collecting.discard()
+            download.discard()
             raise
 
     def entries(self, first: int) -> Page:

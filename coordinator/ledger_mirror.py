@@ -31,7 +31,7 @@ from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import Page
 
 
-class LedgerCopy:
+class LedgerMirror:
     """What the run's folder holds of the ledger of the aggregator of `federation`."""
 
     def __init__(self, folder: Path, federation: str) -> None:

@@ -76,16 +76,16 @@ class RoundContext:
         return min(max(examples, self.job.min_examples), self.job.max_examples)
 
 
-def check_header(header: aggregator_pb2.UpdateHeader, terms: RoundContext) -> None:
+def check_header(header: aggregator_pb2.UpdateHeader, context: RoundContext) -> None:
     """Raise InvalidMessage or UpdateRefused for an update that cannot belong to the round."""
-    if header.base_digest != terms.manifest.base_digest:
+    if header.base_digest != context.manifest.base_digest:
         raise UpdateRefused(
             "the update was trained from another model than the round's base",
             pb.REASON_BASE_MISMATCH,
         )
-    if header.total_bytes != terms.total_bytes:
+    if header.total_bytes != context.total_bytes:
         raise InvalidMessage(
-            f"the update declares {header.total_bytes} bytes, its layout has {terms.total_bytes}"
+            f"the update declares {header.total_bytes} bytes, its layout has {context.total_bytes}"
         )
     if not 1 <= header.examples <= MAX_EXAMPLES:
         raise UpdateRefused(
@@ -102,7 +102,7 @@ def check_header(header: aggregator_pb2.UpdateHeader, terms: RoundContext) -> No
 
 
 class Call(Protocol):
-    """What a push needs of the call that brings it; `grpc.ServicerContext` has it."""
+    """What an upload needs of the call that brings it; `grpc.ServicerContext` has it."""
 
     def cancel(self) -> object: ...
 
@@ -112,12 +112,12 @@ class Call(Protocol):
 
 
 class Upload:
-    """The stream of one update: counted, hashed, and kept in a buffer that is lent to it."""
+    """The stream of one update: counted, hashed, and kept in a buffer that it borrows."""
 
     def __init__(
         self,
         header: aggregator_pb2.UpdateHeader,
-        terms: RoundContext,
+        context: RoundContext,
         call: Call,
     ) -> None:
         """Prepare for the bytes that `header` declares and `check_header` has checked."""
@@ -125,7 +125,7 @@ class Upload:
         self.call = call
         self.payload: memoryview | None = None
         self.turn_ends = math.inf  # on the monotonic clock, where others wait for their turn
-        self._terms = terms
+        self._context = context
         self._incoming = self._expected(None)
 
     def keep_in(self, buffer: memoryview, turn_ends: float) -> None:
@@ -158,7 +158,7 @@ class Upload:
                 f"the update ends after {self._incoming.offset} of {self._incoming.total} bytes",
                 pb.REASON_CORRUPT_UPDATE,
             )
-        if not self._terms.manifest.trains:
+        if not self._context.manifest.trains:
             if commit.payload_digest:
                 raise InvalidMessage("an evaluation carries no payload digest")
             return b""
@@ -168,7 +168,7 @@ class Upload:
                 "the bytes that arrived do not have the committed digest", pb.REASON_CORRUPT_UPDATE
             )
         if self.payload is not None:
-            check_update(self._terms.layout, self.payload, self._terms.bounds)
+            check_update(self._context.layout, self.payload, self._context.bounds)
         return commit.payload_digest
 
     def header_digest(self) -> bytes:
@@ -180,7 +180,7 @@ class Upload:
 
     def reading(self) -> ReadBlock:
         """Reads the update that is kept, block by block."""
-        layout, payload, scratch = self._terms.layout, self.payload, np.empty(BLOCK)
+        layout, payload, scratch = self._context.layout, self.payload, np.empty(BLOCK)
         if payload is None:
             raise AssertionError("an update that is not kept cannot be read")
 
@@ -191,17 +191,17 @@ class Upload:
         return read
 
     def _expected(self, buffer: memoryview | None) -> PayloadReceiver:
-        return PayloadReceiver(self.header.total_bytes, self._terms.layout.hasher(), buffer)
+        return PayloadReceiver(self.header.total_bytes, self._context.layout.hasher(), buffer)
 
 
 @dataclass
 class _UnderWay:
-    push: Upload
+    upload: Upload
     heard_at: float
 
 
 class Uploads:
-    """The pushes under way in one round: one of an owner at a time.
+    """The uploads under way in one round: one of an owner at a time.
 
     The round holds its lock around every call. Times are seconds of a monotonic clock.
     """
@@ -210,7 +210,7 @@ class Uploads:
         self._of: dict[str, _UnderWay] = {}
 
     def check_free(self, owner: str, now: float) -> None:
-        """Raise TooMuch while the owner has a push under way.
+        """Raise TooMuch while the owner has an upload under way.
 
         One that has brought nothing for a moment is ended. Whoever pushes anew has given it up, and where a
         connection is gone and only the owner was told, nothing else would end it for a while.
@@ -219,26 +219,26 @@ class Uploads:
         if before is None:
             return
         if now - before.heard_at >= SHORT_WAIT_SECONDS:
-            before.push.call.cancel()
+            before.upload.call.cancel()
         raise TooMuch("another push of this owner is under way")
 
-    def begin(self, owner: str, push: Upload, now: float) -> None:
+    def begin(self, owner: str, upload: Upload, now: float) -> None:
         self.check_free(owner, now)
-        self._of[owner] = _UnderWay(push, now)
+        self._of[owner] = _UnderWay(upload, now)
 
-    def heard(self, owner: str, push: Upload, now: float) -> None:
-        """The push has brought something."""
-        if self._is_of(owner, push):
+    def heard(self, owner: str, upload: Upload, now: float) -> None:
+        """The upload has brought something."""
+        if self._is_of(owner, upload):
             self._of[owner].heard_at = now
 
-    def end(self, owner: str, push: Upload) -> None:
-        """The push is over, or complete; may be said twice."""
-        if self._is_of(owner, push):
+    def end(self, owner: str, upload: Upload) -> None:
+        """The upload is over, or complete; may be said twice."""
+        if self._is_of(owner, upload):
             del self._of[owner]
 
     def cancel_all(self) -> None:
         for under_way in self._of.values():
-            under_way.push.call.cancel()
+            under_way.upload.call.cancel()
 
-    def _is_of(self, owner: str, push: Upload) -> bool:
-        return owner in self._of and self._of[owner].push is push
+    def _is_of(self, owner: str, upload: Upload) -> bool:
+        return owner in self._of and self._of[owner].upload is upload
