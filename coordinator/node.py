@@ -29,10 +29,9 @@ from coordinator.events import JobFinished, Observer, ignore
 from coordinator.groups import Sampling, groups_of
 from coordinator.initial_model import first_model
 from coordinator.invitation_service import InvitationService
-from coordinator.job_runner import Driver
+from coordinator.job_runner import JobRunner
 from coordinator.owner_sessions import OwnerSessions
-from coordinator.record_client import RecordClient
-from coordinator.round_runner import Job, Rounds
+from coordinator.round_runner import Job, RoundRunner
 from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.settings import CoordinatorSettings, JobSettings
 
@@ -100,7 +99,7 @@ class Coordinator:
         serving = self._serving
         if serving is None:
             return
-        serving.attendance.wake()
+        serving.sessions.wake()
         serving.rounds.abort_open_round()
         if not self._ended.wait(SHUTDOWN_SECONDS):
             serving.hang_up()  # whatever still waits for the aggregator ends now
@@ -131,10 +130,9 @@ class Coordinator:
         key = parse_signing_key_text(settings.aggregator_signing_key)
         patience = settings.patience_seconds
         aggregator = AggregatorClient(channel, settings.aggregator, key, patience, stopping)
-        records = RecordClient(channel, settings.aggregator, key, patience, stopping)
-        attendance = OwnerSessions()
-        service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
-        rounds = Rounds(job, aggregator, attendance, service, folder.new_model, stopping)
+        sessions = OwnerSessions()
+        service = InvitationService(settings.federation, job.spec.name, job.spec.owners, sessions)
+        rounds = RoundRunner(job, aggregator, sessions, service, folder.new_model, stopping)
         owners = len(job.spec.owners)
         listener = Server(
             identity,
@@ -144,8 +142,8 @@ class Coordinator:
             serves=Role.OWNER,
         )
         listener.add(add_InvitationServiceServicer_to_server, service)
-        driver = Driver(job, folder, aggregator, records, rounds, self._tell, stopping)
-        return _Serving(job, channel.close, attendance, rounds, listener, driver)
+        runner = JobRunner(job, folder, aggregator, rounds, self._tell, stopping)
+        return _Serving(job, channel.close, sessions, rounds, listener, runner)
 
     def _run(
         self, folder: RunFolder, checkpoint: Checkpoint, serving: "_Serving | None", kept: ExitStack
@@ -162,12 +160,12 @@ class Coordinator:
         return 0
 
     def _serve(self, serving: "_Serving", checkpoint: Checkpoint) -> None:
-        job, attendance = serving.job, serving.attendance
+        job, sessions = serving.job, serving.sessions
         finished, goes_on = coordinator_pb2.Finished(job=job.spec.name), False
         try:
             if checkpoint.completed:
-                attendance.gather_all(job.spec.owners, job.gather_seconds)
-            serving.driver.run(checkpoint)
+                sessions.wait_for_all(job.spec.owners, job.gather_seconds)
+            serving.runner.run(checkpoint)
             finished.completed = True
         except Fenced:
             goes_on = True
@@ -177,7 +175,7 @@ class Coordinator:
             # A job that was only stopped, or is another's now, goes on: its owners stay.
             goes_on |= self._stopping.is_set()
             last = None if goes_on else coordinator_pb2.AttendResponse(finished=finished)
-            attendance.dismiss(last, SHORT_WAIT_SECONDS)
+            sessions.dismiss(last, SHORT_WAIT_SECONDS)
             serving.listener.stop(0.0)
 
 
@@ -187,10 +185,10 @@ class _Serving:
 
     job: Job
     hang_up: Callable[[], None]  # on the aggregator
-    attendance: OwnerSessions
-    rounds: Rounds
+    sessions: OwnerSessions
+    rounds: RoundRunner
     listener: Server
-    driver: Driver
+    runner: JobRunner
 
 
 def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:

@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator_node.aggregation.buffers import anonymous
 from aggregator_node.aggregation.exact_rounding import Rounding
 from aggregator_node.aggregation.exact_sum import BLOCK, ExactSums
-from aggregator_node.aggregation.pages import anonymous
 from aggregator_node.aggregation.rule import Ask, ReadBlock, Rule
 from cairn.errors import LimitExceeded, UpdateRefused, WrongState
 from cairn.model.schema import DTYPES, FLOATS, Schema

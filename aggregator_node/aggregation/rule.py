@@ -1,6 +1,6 @@
 """What an aggregation rule is to a round: how accepted updates become the one model that is released.
 
-`aggregator_node/aggregation/mean.py` is the one rule today. A round lends a rule its memory, adds every accepted update to
+`aggregator_node/aggregation/mean.py` is the one rule today. A round gives a rule its memory, adds every accepted update to
 it block by block, asks for the result once, and resets it. It knows nothing else of it.
 """
 

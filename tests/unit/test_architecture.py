@@ -28,7 +28,6 @@ PURE = [
     "aggregator_node/admission.py",
     "aggregator_node/rounds/upload.py",
     "aggregator_node/rounds/state.py",
-    "aggregator_node/storage/rows.py",
     "aggregator_node/aggregation/shares.py",
     "cairn/transport/access.py",
     "cairn/model/update_encoding.py",
