@@ -18,8 +18,8 @@ from aggregator_node.rounds.state import Ending, OwnerState, Round
 from aggregator_node.rounds.summing import Summing
 from aggregator_node.rounds.upload import Call, RoundContext, Upload, Uploads, check_header
 from cairn.errors import Conflict, LimitExceeded, NotFound, UpdateRefused, WrongState
-from cairn.protocol.words import reason_word
 from cairn.protocol.statements import commitment_of
+from cairn.protocol.words import reason_word
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
