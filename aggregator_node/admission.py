@@ -1,9 +1,10 @@
-"""What the aggregator allows of a job, of a round and of a release. Pure."""
+"""What the aggregator allows of a job and of a round. Pure."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from cairn.errors import InvalidMessage, TooMuch, WrongState
+from aggregator_node.storage.rows import Progress
+from cairn.errors import InvalidMessage, LimitExceeded, WrongState
 from cairn.model.validation import Bounds
 from cairn.protocol.cohorts import are_of_one_group, check_group_sizes
 from cairn.protocol.limits import LARGEST_SHARE
@@ -38,7 +39,7 @@ class AdmissionPolicy:
         return max(job.floor, self.floor)
 
     def check_job(self, job: JobSpec) -> None:
-        """Raise InvalidMessage or TooMuch for a job that this aggregator does not serve."""
+        """Raise InvalidMessage or LimitExceeded for a job that this aggregator does not serve."""
         if job.federation != self.federation:
             raise InvalidMessage(
                 f"the job is for the federation {job.federation}, this aggregator serves"
@@ -63,7 +64,7 @@ class AdmissionPolicy:
                 "no tensor of the model has an element: there is nothing to train or to average"
             )
         if job.schema.total_bytes > self.model_bytes:
-            raise TooMuch(
+            raise LimitExceeded(
                 f"the model has {job.schema.total_bytes} bytes, this aggregator takes"
                 f" {self.model_bytes}: raise largest_model_megabytes in its file"
             )
@@ -78,24 +79,6 @@ class AdmissionPolicy:
                 f" {self.weight_ratio} times: narrow examples = [fewest, most] in the job's file",
                 pb.REASON_EXAMPLES_REFUSED,
             )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a job is.
-
-    `opened` is the number of the last training round that was opened, in whatever way it ended;
-    `released` counts the releases with a model; `release_round` and `release_digest` name the last of
-    them; `evaluated` is the number of the last round whose evaluation was opened; `aborts` is how
-    many rounds since the last release its coordinator ended.
-    """
-
-    opened: int = 0
-    released: int = 0
-    release_round: int = 0
-    release_digest: bytes = b""
-    evaluated: int = 0
-    aborts: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,50 +127,6 @@ def check_opening(
             f"{progress.aborts} rounds of {job.name} were ended by its coordinator since the last release:"
             " the job is closed; go on under a new name",
             pb.REASON_TOO_MANY_ABORTS,
-        )
-
-
-@dataclass(frozen=True)
-class Average:
-    """What an average is over: the counted owners, and how much each may count.
-
-    `least` and `most` are the smallest and the largest weight of one update. `may_be_capped` says whether one of
-    them may count for less than its weight, because of the others' weights.
-    """
-
-    owners: frozenset[str]
-    least: int
-    most: int
-    may_be_capped: bool
-
-
-def are_different(average: Average, earlier: Iterable[Average]) -> bool:
-    """Whether an average and earlier ones of the same quantities together would tell of too few owners.
-
-    Averages over S and over S without v tell what v alone contributed; so do several sets that overlap,
-    each differing from the others by many; and equal and unequal shares in the same updates are two
-    equations for them. Comparable releases therefore count the same owners in the same way, or have
-    nobody in common: then no sum of them is over fewer owners than one of them. Releases that are not
-    comparable are kept apart by the groups of a job, where it has some: see `check_opening`.
-
-    Where weights may be capped, the same owners never count in the same way for sure: one that says another
-    number of examples moves the cap, and with it what others count for. Whether a cap was needed would itself
-    tell of others' numbers, so it is not looked at.
-    """
-    return any(
-        average.owners & other.owners and (average != other or average.may_be_capped)
-        for other in earlier
-    )
-
-
-def check_difference(average: Average, earlier: Iterable[Average]) -> None:
-    """Raise WrongState where an average is different from an earlier one that it overlaps with."""
-    if are_different(average, earlier):
-        raise WrongState(
-            "an earlier release counts some of these owners together with others, or weights them"
-            " otherwise (also where the bounds of examples let one outweigh the others, so that weights may be"
-            " capped): several such averages together would tell of single owners",
-            pb.REASON_COHORT_DIFFERENCE,
         )
 
 

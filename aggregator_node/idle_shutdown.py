@@ -12,7 +12,7 @@ from cairn.runtime.clock import Clock
 from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 
 
-class Departure:
+class IdleShutdown:
     """Counts the coordinators' calls. Every method may be called from any thread."""
 
     def __init__(self, patience_seconds: float, clock: Clock) -> None:
@@ -38,6 +38,6 @@ class Departure:
         """Whether nobody is to be expected any more, where the jobs are `completed` or are not."""
         with self._lock:
             quiet = self._clock.monotonic() - self._heard
-            # Longer than the moment for which owners are gathered between a release and its evaluation.
+            # Longer than the moment for which owners are waited for between a release and its evaluation.
             wait = SHUTDOWN_SECONDS if completed else self._patience_seconds
             return self._under_way == 0 and quiet >= wait

@@ -34,13 +34,13 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         jobs: JobRegistry,
         receipts: Receipts,
         roster: Roster,
-        witness: RollbackDetector,
+        rollback: RollbackDetector,
         clock: Clock,
     ) -> None:
         self._jobs = jobs
         self._receipts = receipts
         self._roster = roster
-        self._witness = witness
+        self._rollback = rollback
         self._clock = clock
 
     def JoinRound(  # noqa: N802 - gRPC calls it so
@@ -49,22 +49,22 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         owner = caller(context).name
         check_protocol(request.protocol, request.software)
         if request.HasField("seen_head"):
-            self._witness.check(request.seen_head)
-        live = self._live(request.manifest_digest)
+            self._rollback.check(request.seen_head)
+        session = self._session(request.manifest_digest)
         if request.join:
             if request.reason:
                 raise InvalidMessage("a reason is given where the owner takes part")
-            joined = live.join(owner)
+            joined = session.join(owner)
             failpoint("aggregator.join.before_reply")
             return aggregator_pb2.JoinRoundResponse(
-                lease_seconds=live.manifest.lease_seconds,
+                lease_seconds=session.manifest.lease_seconds,
                 update_accepted=joined.update_accepted,
                 open_seconds=math.ceil(joined.open_seconds),
                 queue_place=joined.queue_place,
-                ledger_head=self._witness.head(),
+                ledger_head=self._rollback.head(),
             )
         known(pb.Reason, request.reason, "reason")
-        live.decline(owner, request.reason)
+        session.decline(owner, request.reason)
         return aggregator_pb2.JoinRoundResponse()
 
     def SubmitUpdate(  # noqa: N802 - gRPC calls it so
@@ -89,38 +89,38 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         owner = certified.node.name
         header = _expected(next(requests, None), "header").header
         if header.HasField("seen_head"):
-            self._witness.check(header.seen_head)
-        live = self._live(header.manifest_digest)
-        with live.push(owner, header, context) as push:
+            self._rollback.check(header.seen_head)
+        session = self._session(header.manifest_digest)
+        with session.upload(owner, header, context) as upload:
             failpoint("aggregator.push.header_checked")
             # It is this owner's turn: a good owner has waited for this.
             context.send_initial_metadata(())
-            commit = self._receive(live, owner, push, requests)
+            commit = self._receive(session, owner, upload, requests)
             failpoint("aggregator.push.complete")
             if not context.is_active():
                 raise Unavailable("the owner broke off before its update was accepted")
             self._roster.check(certified)  # it may have been removed while it pushed
-            receipt = live.commit(owner, push, commit)
+            receipt = session.commit(owner, upload, commit)
             failpoint("aggregator.push.before_receipt")
             return aggregator_pb2.SubmitUpdateResponse(receipt=receipt)
 
     def _receive(
-        self, live: RoundSession, owner: str, push: Upload, requests: Iterator[Part]
+        self, session: RoundSession, owner: str, upload: Upload, requests: Iterator[Part]
     ) -> aggregator_pb2.UpdateCommit:
         # Who is silent for all of its turn keeps others waiting, however short the round is.
-        turn = rest(push.turn_ends - self._clock.monotonic())
-        with cancel_when_idle(push.call.cancel, self._clock, turn) as heard:
+        turn = rest(upload.turn_ends - self._clock.monotonic())
+        with cancel_when_idle(upload.call.cancel, self._clock, turn) as heard:
             while isinstance(part := next(requests, None), memoryview):
-                push.write(part)
+                upload.write(part)
                 heard()
-                live.heard(owner, push)
+                session.heard(owner, upload)
             commit = _expected(part, "commit").commit
             if next(requests, None) is not None:
                 raise InvalidMessage("something follows the commit")
         return commit
 
-    def _live(self, manifest_digest: bytes) -> RoundSession:
-        return self._jobs.live(check_digest(manifest_digest, "manifest_digest"))
+    def _session(self, manifest_digest: bytes) -> RoundSession:
+        return self._jobs.session(check_digest(manifest_digest, "manifest_digest"))
 
 
 def _expected(part: Part | None, due: str) -> aggregator_pb2.SubmitUpdateRequest:

@@ -10,7 +10,7 @@ import structlog
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import MemoryBudget
 from aggregator_node.diagnostics import node_of
-from aggregator_node.idle_shutdown import Departure
+from aggregator_node.idle_shutdown import IdleShutdown
 from aggregator_node.intake_service import IntakeService
 from aggregator_node.record_service import RecordService
 from aggregator_node.release_service import ReleaseService
@@ -57,12 +57,12 @@ class _Parts:
     identity: Identity
     store: Store
     roster: Roster
-    witness: RollbackDetector
+    rollback: RollbackDetector
     jobs: JobRegistry
     rounds: RoundRegistry
     receipts: Receipts
-    departure: Departure
-    audit: RefusalLog
+    idle_shutdown: IdleShutdown
+    refusals: RefusalLog
     clock: Clock
 
 
@@ -120,16 +120,16 @@ class AggregatorNode:
     def _serve(self, parts: _Parts, listeners: Sequence[Server]) -> int:
         while not self._stopping.wait(_LOOK_EVERY_SECONDS):
             parts.roster.look()  # so that trouble with the file is logged though nobody calls
-            parts.audit.count()
-            if self._once and parts.departure.is_due(completed=parts.jobs.are_released()):
+            parts.refusals.count()
+            if self._once and parts.idle_shutdown.is_due(completed=parts.jobs.are_released()):
                 break
         log.info("aggregator is stopping")
         parts.rounds.abort_all()
         for listener in listeners:
             listener.stop(SHUTDOWN_SECONDS)
-        parts.audit.count(at_end=True)
+        parts.refusals.count(at_end=True)
         parts.store.close()
-        return 1 if parts.witness.rolled_back else 0
+        return 1 if parts.rollback.rolled_back else 0
 
 
 def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Event) -> _Parts:
@@ -139,10 +139,10 @@ def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Ev
     roster = Roster(settings.file, lambda path: AggregatorSettings.load(path).listed(), clock)
     store = Store(settings.state, clock)
     # Before the jobs, which write to the ledger: not to one that was rolled back.
-    witness = RollbackDetector(settings.federation, store, signing_key, stopping.set)
+    rollback = RollbackDetector(settings.federation, store, signing_key, stopping.set)
     rules = settings.policy()
-    averages = ReleaseOverlap(any_base=settings.compare_releases == "same_model")
-    recorder = RoundRecorder(store, signing_key, clock, averages)
+    overlap = ReleaseOverlap(any_base=settings.compare_releases == "same_model")
+    recorder = RoundRecorder(store, signing_key, clock, overlap)
     memory = MemoryBudget(Mean, settings.memory_bytes, settings.updates_in_flight)
     rounds = RoundRegistry(recorder, memory, signing_key, clock)
     jobs = JobRegistry(
@@ -150,19 +150,19 @@ def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Ev
         settings.lease_seconds,
         store,
         rounds,
-        averages,
+        overlap,
         clock,
     )
     return _Parts(
         identity=identity,
         store=store,
         roster=roster,
-        witness=witness,
+        rollback=rollback,
         jobs=jobs,
         rounds=rounds,
         receipts=Receipts(rounds.find, store, signing_key),
-        departure=Departure(settings.patience_seconds, clock),
-        audit=RefusalLog(store, clock),
+        idle_shutdown=IdleShutdown(settings.patience_seconds, clock),
+        refusals=RefusalLog(store, clock),
         clock=clock,
     )
 
@@ -177,12 +177,12 @@ def _intake(parts: _Parts, owners: int, connections: int) -> Server:
         window_bytes=_WINDOW_BYTES,
         serves=Role.OWNER,
         admits=parts.roster.check,
-        refused=parts.audit.refused,
+        refused=parts.refusals.refused,
         can_work=parts.store.can_write,
     )
-    service = IntakeService(parts.jobs, parts.receipts, parts.roster, parts.witness, parts.clock)
+    service = IntakeService(parts.jobs, parts.receipts, parts.roster, parts.rollback, parts.clock)
     intake.add(add_IntakeServiceServicer_to_server, service)
-    record = RecordService(parts.store, parts.witness)
+    record = RecordService(parts.store, parts.rollback)
     intake.add(add_RecordServiceServicer_to_server, record)
     return intake
 
@@ -197,11 +197,11 @@ def _release(parts: _Parts, owners: int, connections: int) -> Server:
         serves=Role.COORDINATOR,
         message_bytes=JOB_MESSAGE_BYTES,
         admits=parts.roster.check,
-        refused=parts.audit.refused,
+        refused=parts.refusals.refused,
         can_work=parts.store.can_write,
     )
-    service = ReleaseService(parts.jobs, parts.rounds, parts.store, parts.departure)
+    service = ReleaseService(parts.jobs, parts.rounds, parts.store, parts.idle_shutdown)
     release.add(add_ReleaseServiceServicer_to_server, service)
-    record = RecordService(parts.store, parts.witness)
+    record = RecordService(parts.store, parts.rollback)
     release.add(add_RecordServiceServicer_to_server, record)
     return release

@@ -23,22 +23,22 @@ _FRAME_BYTES = 128  # of an entry, beside its body
 class RecordService(aggregator_pb2_grpc.RecordServiceServicer):
     """Statements and ledger entries; no weights."""
 
-    def __init__(self, store: Store, witness: RollbackDetector) -> None:
+    def __init__(self, store: Store, rollback: RollbackDetector) -> None:
         self._store = store
-        self._witness = witness
+        self._rollback = rollback
 
     def GetStatement(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.GetStatementRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.GetStatementResponse:
         if request.HasField("seen_head"):  # first: a state that was set back may not know the round
-            self._witness.check(request.seen_head)
+            self._rollback.check(request.seen_head)
         row = self._store.round(check_digest(request.manifest_digest, "manifest_digest"))
         manifest = pb.Signed.FromString(row.manifest)
         job = self._store.job(row.job)
         self._check_concerned(caller(context), manifest, job.coordinator if job else "")
         if row.state == aggregator_pb2.ROUND_STATE_ABORTED:
             raise NotFound("the round ended without a release", pb.REASON_ROUND_ENDED)
-        answer = aggregator_pb2.GetStatementResponse(ledger_head=self._witness.head())
+        answer = aggregator_pb2.GetStatementResponse(ledger_head=self._rollback.head())
         if row.statement is not None:
             answer.statement.ParseFromString(row.statement)
         return answer  # of an open round the head alone: owners ask on, and that is no refusal to record
@@ -49,7 +49,7 @@ class RecordService(aggregator_pb2_grpc.RecordServiceServicer):
         del context
         limit = within(request.limit, 1, _MAX_ENTRIES, "limit")
         first = within(request.first, 1, _LAST_NUMBER, "first")
-        answer = aggregator_pb2.ListEntriesResponse(head=self._witness.head())
+        answer = aggregator_pb2.ListEntriesResponse(head=self._rollback.head())
         room = _MAX_BYTES
         while len(answer.entries) < limit:
             page = self._store.entries(first, min(_PAGE, limit - len(answer.entries)))

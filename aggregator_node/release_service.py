@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import grpc
 
 from aggregator_node.admission import Opening
-from aggregator_node.idle_shutdown import Departure
+from aggregator_node.idle_shutdown import IdleShutdown
 from aggregator_node.rounds.jobs import JobRegistry
 from aggregator_node.rounds.registry import RoundRegistry
 from aggregator_node.rounds.session import ENDED
@@ -31,19 +31,19 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
     """A coordinator sees its own jobs and nobody else's."""
 
     def __init__(
-        self, jobs: JobRegistry, rounds: RoundRegistry, store: Store, departure: Departure
+        self, jobs: JobRegistry, rounds: RoundRegistry, store: Store, idle_shutdown: IdleShutdown
     ) -> None:
         self._jobs = jobs
         self._rounds = rounds
         self._store = store
-        self._departure = departure
+        self._idle_shutdown = idle_shutdown
 
     def RegisterJob(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.RegisterJobRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.RegisterJobResponse:
         check_protocol(request.protocol, request.software)
         process = check_digest(request.process, "process")
-        with self._departure.call():
+        with self._idle_shutdown.call():
             state = self._jobs.register(caller(context).name, request.job_spec, process)
             failpoint("aggregator.job.before_reply")
         return aggregator_pb2.RegisterJobResponse(
@@ -65,7 +65,7 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
             cohort=check_owners(request.cohort),
             base_digest=check_digest(request.base_digest, "base_digest"),
         )
-        with self._departure.call():
+        with self._idle_shutdown.call():
             coordinator = caller(context).name
             manifest = self._jobs.open(coordinator, request.epoch, request.job, opening)
             failpoint("aggregator.open.before_reply")
@@ -74,12 +74,12 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
     def WatchRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.WatchRoundRequest, context: grpc.ServicerContext
     ) -> Iterator[aggregator_pb2.WatchRoundResponse]:
-        with self._departure.call():
+        with self._idle_shutdown.call():
             row = self._row(request, context)
-            live = self._rounds.find(row.manifest_digest)
+            session = self._rounds.find(row.manifest_digest)
             seen = aggregator_pb2.ROUND_STATE_UNSPECIFIED
-            while live is not None and seen not in ENDED:
-                state = live.wait_for_change(seen, _LOOK_EVERY_SECONDS)
+            while session is not None and seen not in ENDED:
+                state = session.wait_for_change(seen, _LOOK_EVERY_SECONDS)
                 if not context.is_active():
                     return
                 if state != seen:
@@ -87,15 +87,15 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
                     if seen not in ENDED:
                         yield aggregator_pb2.WatchRoundResponse(state=state)
             ended = self._row(request, context)
-            if live is not None and live.reason:
-                yield _ending(live.state, live.reason, live.exclusions)
+            if session is not None and session.reason:
+                yield _ending(session.state, session.reason, session.exclusions)
             else:
                 yield _ending(ended.state, ended.reason, ended.exclusions)
 
     def CollectRelease(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.CollectReleaseRequest, context: grpc.ServicerContext
     ) -> Iterator[aggregator_pb2.CollectReleaseResponse | memoryview]:
-        with self._departure.call():
+        with self._idle_shutdown.call():
             row = self._row(request, context)
             if row.state != aggregator_pb2.ROUND_STATE_RELEASED or row.statement is None:
                 raise WrongState("the round is not released")
@@ -116,9 +116,9 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         self, request: aggregator_pb2.AbortRoundRequest, context: grpc.ServicerContext
     ) -> aggregator_pb2.AbortRoundResponse:
         digest = check_digest(request.manifest_digest, "manifest_digest")
-        live = self._jobs.abort(caller(context).name, request.epoch, digest)
-        if live is not None:
-            live.wait_for_end(SHUTDOWN_SECONDS)  # on the disk: the next round can be opened
+        session = self._jobs.abort(caller(context).name, request.epoch, digest)
+        if session is not None:
+            session.wait_for_end(SHUTDOWN_SECONDS)  # on the disk: the next round can be opened
         return aggregator_pb2.AbortRoundResponse()
 
     def _values(self, row: RoundRow) -> ModelReader:

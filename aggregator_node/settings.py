@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from aggregator_node.admission import AdmissionPolicy
 from aggregator_node.aggregation.workspace import memory_of_this_machine
 from aggregator_node.roster import Listed
-from cairn.config import Address, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
+from cairn.config import AddressText, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import LARGEST_SHARE, MAX_COHORT, MIN_COHORT
 from cairn.runtime.timeouts import LEASE_SECONDS, STANDBY_TIMEOUT_SECONDS
@@ -61,8 +61,8 @@ class AggregatorSettings(Settings):
     kind: ClassVar[str] = "an aggregator"
     federation: NodeLabel
     name: NodeLabel
-    listen_owners: Address
-    listen_coordinators: Address
+    listen_owners: AddressText
+    listen_coordinators: AddressText
     state: FilePath
     owners: list[NodeLabel]
     revoked: tuple[Fingerprint, ...] = ()

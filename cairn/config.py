@@ -16,7 +16,9 @@ from pydantic import (
     ValidationInfo,
 )
 
+from cairn.address import Address
 from cairn.errors import InvalidMessage, UsageError
+from cairn.identity.names import NODE_NAME_PATTERN
 from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.protocol.limits import MAX_ROUND_SECONDS, NAME_PATTERN
 from cairn.runtime.foreign_files import Incomplete, content_of
@@ -40,9 +42,10 @@ def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
 
 
 def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise ValueError('should be "HOST:PORT", for example "localhost:7443"')
+    try:
+        Address.parse(text)
+    except UsageError:
+        raise ValueError('should be "HOST:PORT", for example "localhost:7443"') from None
     return text
 
 
@@ -57,10 +60,10 @@ def _signing_key(text: str) -> str:
 FilePath = Annotated[
     Path, AfterValidator(_beside_the_file)
 ]  # relative to the TOML file it stands in
-Address = Annotated[str, AfterValidator(_address)]
+AddressText = Annotated[str, AfterValidator(_address)]
 SigningKeyText = Annotated[str, AfterValidator(_signing_key)]  # "ed25519:" and base64
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
-NodeLabel = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]  # fit for a certificate
+NodeLabel = Annotated[str, Field(pattern=f"^{NODE_NAME_PATTERN}$")]
 Seconds = Annotated[int, Field(ge=1, le=MAX_ROUND_SECONDS)]
 
 

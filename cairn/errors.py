@@ -9,12 +9,13 @@
      ├── WrongState            the right message at the wrong time
      ├── Fenced                another process has taken over what this one did
      ├── Conflict              something else was accepted under the same name
-     ├── TooMuch               beyond an agreed limit
+     ├── LimitExceeded         beyond an agreed limit
      └── Unavailable           the peer cannot be reached now
-          └── PeerUntrusted       nor later, until a certificate or an address is mended
+          └── PeerUntrusted    nor later, until a certificate or an address is mended
 
-Pure code raises these; `cairn/guard.py` maps them to gRPC statuses and `cairn/transport/server.py` back. Each
-carries a reason of the fixed list in `round.proto`: its kind's own where none is given.
+Pure code raises these; `cairn/transport/error_mapping.py` maps them to gRPC statuses and
+`cairn/transport/status.py` back. Each carries a reason of the fixed list in `round.proto`: its kind's own
+where none is given.
 """
 
 from cairn.v1 import round_pb2 as pb
@@ -75,7 +76,7 @@ class Conflict(CairnError):
     reason = pb.REASON_CONFLICT
 
 
-class TooMuch(CairnError):
+class LimitExceeded(CairnError):
     """Beyond an agreed limit."""
 
     reason = pb.REASON_TOO_MUCH

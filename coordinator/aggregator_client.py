@@ -1,4 +1,4 @@
-"""The coordinator's calls to the aggregator. Makes `cairn.v1.ReleaseService`'s.
+"""The coordinator's calls to the aggregator. Makes `cairn.v1.ReleaseService`'s and `cairn.v1.RecordService`'s.
 
 Everything signed is verified here against the pinned key, so the rest of the coordinator handles only
 what the aggregator really said.
@@ -16,21 +16,23 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn import __version__
 from cairn.errors import CairnError, InvalidMessage, Unavailable
+from cairn.ledger.chain import Entry
 from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_ROUND_SECONDS
 from cairn.protocol.messages import PROTOCOL, Manifest, digest_of, known, manifest_from_bytes
-from cairn.protocol.statements import MANIFEST, verified, verified_statement
+from cairn.protocol.statements import MANIFEST, verified, verified_head, verified_statement
 from cairn.runtime.timeouts import CALL_SECONDS, IDLE_SECONDS, SHUTDOWN_SECONDS
 from cairn.transport.retry import retry_while_unavailable
 from cairn.transport.status import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
-from coordinator.release_download import Collecting, Release, Wanted
+from coordinator.release_download import Release, ReleaseDownload, Wanted
 from coordinator.schedule import Step
 
 T = TypeVar("T")
 
+_PAGE = 1000  # entries: the most that the contract allows
 _ENDED = {aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED}
 
 
@@ -54,10 +56,19 @@ class OpenedRound:
     signed: pb.Signed
 
 
+@dataclass(frozen=True)
+class Page:
+    """Entries as they came, and the verified head of the whole ledger, with its signed form."""
+
+    entries: tuple[Entry, ...]
+    head: pb.LedgerHead
+    signed_head: pb.Signed
+
+
 class AggregatorClient:
     """Speaks to one aggregator for one job. Waits for it as patiently as the settings say.
 
-    Everything but `opened` and `statement` raises Fenced once another process has registered the job.
+    Everything but `opened`, `statement` and `entries` raises Fenced once another process has registered the job.
     """
 
     def __init__(
@@ -69,6 +80,7 @@ class AggregatorClient:
         stopping: threading.Event,
     ) -> None:
         self._stub = aggregator_pb2_grpc.ReleaseServiceStub(channel)
+        self._records = aggregator_pb2_grpc.RecordServiceStub(channel)
         self.address = address
         self._peer = f"the aggregator at {address}"
         self._key = key
@@ -148,12 +160,19 @@ class AggregatorClient:
     ) -> Release:
         """Fetch a release into the file that `begin` begins, and verify its statement and its bytes."""
         wanted = Wanted(manifest_digest, self._epoch)
-        collecting = Collecting(self._stub, self._key, wanted, schema, begin)
+        download = ReleaseDownload(self._stub, self._key, wanted, schema, begin)
         try:
-            return self._call(collecting.fetch)
+            return self._call(download.fetch)
         except BaseException:
-            collecting.discard()
+            download.discard()
             raise
+
+    def entries(self, first: int) -> Page:
+        """The ledger's entries from number `first` on, as many as one answer holds."""
+        request = aggregator_pb2.ListEntriesRequest(first=first, limit=_PAGE)
+        answer = self._call(lambda: self._records.ListEntries(request, timeout=CALL_SECONDS))
+        entries = tuple(Entry(e.number, e.kind, e.body, e.head) for e in answer.entries)
+        return Page(entries, verified_head(self._key, answer.head), answer.head)
 
     def abort(self, opened: OpenedRound) -> None:
         """End the round. For a coordinator that is told to stop: it waits for a moment only."""

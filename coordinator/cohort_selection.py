@@ -1,4 +1,4 @@
-"""Gathers the next cohort: whose turn it is, who attends, and who is left out."""
+"""Selects the next cohort: whose turn it is, who attends, and who is left out."""
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -13,7 +13,7 @@ from coordinator.schedule import Step
 
 
 @dataclass(frozen=True)
-class Gathered:
+class SelectedCohort:
     """Whom a round is to be opened with, or too few of them, and everybody who attends.
 
     `left_out` are of the cohort's group, attend and are not invited. `passed_over` are the groups whose turn it
@@ -26,20 +26,20 @@ class Gathered:
     passed_over: tuple[int, ...]
 
 
-class Gathering:
+class CohortSelection:
     """Knows who took part in the rounds of one job."""
 
-    def __init__(self, sampling: Sampling, seconds: float, attendance: OwnerSessions) -> None:
+    def __init__(self, sampling: Sampling, seconds: float, sessions: OwnerSessions) -> None:
         self._sampling = sampling
         self._seconds = seconds
-        self._attendance = attendance
-        self._leaving_out = Backoff()
+        self._sessions = sessions
+        self._backoff = Backoff()
         self._expected: dict[
             tuple[str, ...], AbstractSet[str]
         ] = {}  # who is likely to attend, by group
         self._trained: tuple[str, ...] | None = None
 
-    def next(self, step: Step, floor: int, waiting: Waiting) -> Gathered:
+    def next(self, step: Step, floor: int, waiting: Waiting) -> SelectedCohort:
         """Wait for owners. Raises nothing where too few attend: see `check`."""
         turns = self._turns(step)
         present = frozenset(self._present(turns, floor, waiting))
@@ -47,22 +47,22 @@ class Gathering:
             self._expected[group] = present & set(group)
         enough = (n for n, group in enumerate(turns) if len(self._expected[group]) >= floor)
         place = next(enough, 0)
-        attending = self._expected[turns[place]]
+        here = self._expected[turns[place]]
         cycle = self._sampling.cycle(step.round)
-        cohort = self._leaving_out.cohort(cycle, attending, floor)
+        cohort = self._backoff.cohort(cycle, here, floor)
         passed_over = tuple(1 + self._sampling.groups.index(group) for group in turns[:place])
-        return Gathered(cohort, present, tuple(sorted(attending - set(cohort))), passed_over)
+        return SelectedCohort(cohort, present, tuple(sorted(here - set(cohort))), passed_over)
 
-    def check(self, gathered: Gathered, floor: int) -> None:
+    def check(self, selected: SelectedCohort, floor: int) -> None:
         """Raise CairnError, which says who is missing, where no group has as many as the floor."""
-        if len(gathered.cohort) >= floor:
+        if len(selected.cohort) >= floor:
             return
         groups = self._sampling.groups
         counts = [
-            f"{len(gathered.present & set(group))}{f' of group {n}' if len(groups) > 1 else ''}"
+            f"{len(selected.present & set(group))}{f' of group {n}' if len(groups) > 1 else ''}"
             for n, group in enumerate(groups, 1)
         ]
-        missing = sorted({owner for group in groups for owner in group} - gathered.present)
+        missing = sorted({owner for group in groups for owner in group} - selected.present)
         raise CairnError(
             f"after gather_seconds = {self._seconds:g} only {' and '.join(counts)} of at least {floor} owners"
             f" attend. Not there: {', '.join(missing)}. Start their owner nodes and run this again: the job goes"
@@ -88,17 +88,17 @@ class Gathering:
             return {}
         cycle = self._sampling.cycle(manifest.round)
         self._trained = group
-        back_in = self._leaving_out.note(cycle, counted if released else set(), missed)
+        back_in = self._backoff.note(cycle, counted if released else set(), missed)
         return {owner: self._sampling.first_round(cycle) for owner, cycle in back_in.items()}
 
     @property
     def failing(self) -> Failing:
         """Which owners fail, for a checkpoint."""
-        return self._leaving_out.failing
+        return self._backoff.failing
 
     def take_up(self, failing: Failing) -> None:
         """Go on from a checkpoint."""
-        self._leaving_out = Backoff(failing)
+        self._backoff = Backoff(failing)
 
     def was_trained_by(self, cohort: Sequence[str]) -> None:
         """The last release, which an earlier process of this coordinator has seen, is of this cohort."""
@@ -118,6 +118,6 @@ class Gathering:
         seen = all(group in self._expected for group in turns)
         if seen and any(self._expected.values()):
             expected = self._expected[turns[0]]
-            return self._attendance.gather(turns, expected, floor, self._seconds, waiting)
+            return self._sessions.wait_for_group(turns, expected, floor, self._seconds, waiting)
         everybody = [owner for group in turns for owner in group]
-        return self._attendance.gather_all(everybody, self._seconds, waiting)
+        return self._sessions.wait_for_all(everybody, self._seconds, waiting)

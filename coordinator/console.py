@@ -1,6 +1,6 @@
 """Shows a person what happens in a job: a line a round, and at the end where the model is."""
 
-from cairn.protocol.messages import reason_word
+from cairn.protocol.words import reason_word
 from cairn.runtime.quoting import say
 from cairn.v1 import round_pb2 as pb
 from coordinator.events import (

@@ -18,12 +18,12 @@ class InvitationService(coordinator_pb2_grpc.InvitationServiceServicer):
     """Serves the owners of one job."""
 
     def __init__(
-        self, federation: str, job: str, owners: Collection[str], attendance: OwnerSessions
+        self, federation: str, job: str, owners: Collection[str], sessions: OwnerSessions
     ) -> None:
         self._federation = federation
         self._job = job
         self._owners = frozenset(owners)
-        self._attendance = attendance
+        self._sessions = sessions
         self._lock = threading.Lock()
         self._base = (b"", memoryview(b""))
 
@@ -40,10 +40,10 @@ class InvitationService(coordinator_pb2_grpc.InvitationServiceServicer):
             raise WrongState(f"this coordinator belongs to the federation {self._federation}")
         check_protocol(request.protocol, request.software)
         self._check_listed(owner)
-        seat = self._attendance.enter(owner)
-        if not context.add_callback(lambda: self._attendance.leave(owner, seat)):
-            self._attendance.leave(owner, seat)
-        while (event := seat.next()) is not None:
+        stream = self._sessions.enter(owner)
+        if not context.add_callback(lambda: self._sessions.leave(owner, stream)):
+            self._sessions.leave(owner, stream)
+        while (event := stream.next()) is not None:
             yield event
 
     def FetchModel(  # noqa: N802 - gRPC calls it so

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from cairn.errors import CairnError, Fenced, Unavailable
-from cairn.protocol.messages import reason_word
+from cairn.protocol.words import reason_word
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound
 from coordinator.events import (
@@ -22,10 +22,9 @@ from coordinator.events import (
     RoundAborted,
     RoundFinished,
 )
-from coordinator.ledger_mirror import LedgerCopy
-from coordinator.record_client import RecordClient
+from coordinator.ledger_mirror import LedgerMirror
 from coordinator.release_download import Release
-from coordinator.round_runner import Base, Ended, Job, Rounds
+from coordinator.round_runner import Base, Ended, Job, RoundRunner
 from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.schedule import Schedule, Step
 
@@ -58,7 +57,7 @@ class _Standing:
     line: _Line | None = field(default=None)
 
 
-class Driver:
+class JobRunner:
     """Runs one job in the calling thread."""
 
     def __init__(
@@ -66,14 +65,12 @@ class Driver:
         job: Job,
         folder: RunFolder,
         aggregator: AggregatorClient,
-        records: RecordClient,
-        rounds: Rounds,
+        rounds: RoundRunner,
         tell: Observer,
         stopping: threading.Event,
     ) -> None:
         self._job = job
-        self._records = records
-        self._ledger = LedgerCopy(folder.path, job.spec.federation)
+        self._ledger = LedgerMirror(folder.path, job.spec.federation)
         self._folder = folder
         self._aggregator = aggregator
         self._rounds = rounds
@@ -84,7 +81,7 @@ class Driver:
     def run(self, checkpoint: Checkpoint) -> None:
         """Run the job to its end. Raises CairnError with the reason where it cannot be ended."""
         status = self._aggregator.register(self._job.spec_bytes)
-        self._ledger.bring_up_to_date(self._records.entries)
+        self._ledger.bring_up_to_date(self._aggregator.entries)
         standing = self._take_up(status, checkpoint)
         self._tell(
             JobStarted(
@@ -98,7 +95,7 @@ class Driver:
         except CairnError:  # stopped, or given up
             self._part()
             raise
-        self._ledger.bring_up_to_date(self._records.entries)
+        self._ledger.bring_up_to_date(self._aggregator.entries)
         self._folder.finish(standing.checkpoint)
 
     def _carry_out_all(self, standing: _Standing, status: JobStatus) -> None:
@@ -120,7 +117,7 @@ class Driver:
         """
         try:
             self._aggregator.register(self._job.spec_bytes)
-            self._ledger.bring_up_to_date(self._records.entries)
+            self._ledger.bring_up_to_date(self._aggregator.entries)
         except Unavailable as error:
             log.warning("the ledger's last entries were not fetched", reason=str(error))
 
@@ -128,17 +125,17 @@ class Driver:
         if opened is not None:
             return self._rounds.see_to_end(opened, base)
         spec, seconds = self._job.spec, self._job.gather_seconds
-        gathering = self._rounds.gathering
+        selection = self._rounds.selection
 
         def waiting(present: Sequence[str]) -> None:
             self._tell(OwnersAwaited(spec.owners, present, floor, bool(spec.groups), seconds))
 
-        gathered = gathering.next(step, floor, waiting)
+        selected = selection.next(step, floor, waiting)
         self._check_stop()
-        gathering.check(gathered, floor)
-        for group in gathered.passed_over:
+        selection.check(selected, floor)
+        for group in selected.passed_over:
             self._tell(GroupPassedOver(step.round, group, floor))
-        return self._rounds.carry_out(step, gathered, base)
+        return self._rounds.carry_out(step, selected, base)
 
     def _take_up(self, status: JobStatus, checkpoint: Checkpoint) -> _Standing:
         """Reconcile the folder with what the aggregator has released."""
@@ -149,7 +146,7 @@ class Driver:
                 f" name, with model = {self._folder.model_path}"
             )
         self._folder.prune_history(checkpoint.round)
-        self._rounds.gathering.take_up(checkpoint.failing)
+        self._rounds.selection.take_up(checkpoint.failing)
         schema, payload = self._folder.model()
         base = Base(schema, payload, schema.digest(payload))
         schedule = Schedule(
@@ -163,7 +160,7 @@ class Driver:
                 self._keep(standing, self._rounds.collect(statement.manifest_digest, schema))
             if statement.round > checkpoint.round:
                 cohort = self._ledger.cohort_of(statement.manifest_digest)
-                self._rounds.gathering.was_trained_by(cohort)
+                self._rounds.selection.was_trained_by(cohort)
                 standing.line = _line_of(statement, 0.0, self._job.sampling.number_of(cohort))
                 schedule.resume_evaluation(statement.round)
                 if not schedule.awaits_evaluation:
@@ -214,7 +211,7 @@ class Driver:
             standing.checkpoint,
             round=line.round,
             released=standing.schedule.released,
-            failing=self._rounds.gathering.failing,
+            failing=self._rounds.selection.failing,
         )
         values = {**line.__dict__, "seconds": round(line.seconds, 3)}
         self._folder.finish_round(standing.checkpoint, values)

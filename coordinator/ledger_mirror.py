@@ -28,10 +28,10 @@ from cairn.runtime.foreign_files import Incomplete, content_of
 from cairn.storage import fsync
 from cairn.storage.files import write_atomically
 from cairn.v1 import round_pb2 as pb
-from coordinator.record_client import Page
+from coordinator.aggregator_client import Page
 
 
-class LedgerCopy:
+class LedgerMirror:
     """What the run's folder holds of the ledger of the aggregator of `federation`."""
 
     def __init__(self, folder: Path, federation: str) -> None:

@@ -9,19 +9,19 @@ from pathlib import Path
 
 from cairn.diagnostics.preflight import preflight
 from cairn.errors import CairnError, Fenced, UsageError
-from cairn.identity.credentials import Identity, load_identity, load_pinned_aggregator
+from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import NodeName, Role
 from cairn.identity.signing_keys import parse_signing_key_text
+from cairn.identity.trust import load_pinned
 from cairn.model.schema import Schema
-from cairn.model.update_encoding import WORDS
 from cairn.protocol.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
+from cairn.protocol.words import ENCODINGS, WEIGHTINGS
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS, SHUTDOWN_SECONDS
 from cairn.transport.channel import dial
 from cairn.transport.server import Server
 from cairn.v1 import coordinator_pb2
-from cairn.v1 import round_pb2 as pb
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.aggregator_client import AggregatorClient
 from coordinator.diagnostics import node_of
@@ -29,15 +29,13 @@ from coordinator.events import JobFinished, Observer, ignore
 from coordinator.groups import Sampling, groups_of
 from coordinator.initial_model import first_model
 from coordinator.invitation_service import InvitationService
-from coordinator.job_runner import Driver
+from coordinator.job_runner import JobRunner
 from coordinator.owner_sessions import OwnerSessions
-from coordinator.record_client import RecordClient
-from coordinator.round_runner import Job, Rounds
+from coordinator.round_runner import Job, RoundRunner
 from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.settings import CoordinatorSettings, JobSettings
 
 _OTHERS = 4  # who ask for its health, such as its own container
-_WEIGHTING = {"equal": pb.WEIGHTING_EQUAL, "examples": pb.WEIGHTING_EXAMPLES}
 
 
 class Coordinator:
@@ -101,7 +99,7 @@ class Coordinator:
         serving = self._serving
         if serving is None:
             return
-        serving.attendance.wake()
+        serving.sessions.wake()
         serving.rounds.abort_open_round()
         if not self._ended.wait(SHUTDOWN_SECONDS):
             serving.hang_up()  # whatever still waits for the aggregator ends now
@@ -125,17 +123,16 @@ class Coordinator:
 
     def _assembled(self, job: Job, identity: Identity, folder: RunFolder) -> "_Serving":
         settings, stopping = self._settings, self._stopping
-        pin = load_pinned_aggregator(
-            settings.identity.aggregator, settings.federation, datetime.now(UTC)
+        pin = load_pinned(
+            settings.identity.aggregator, Role.AGGREGATOR, settings.federation, datetime.now(UTC)
         )
         channel = dial(settings.aggregator, identity, pin)
         key = parse_signing_key_text(settings.aggregator_signing_key)
         patience = settings.patience_seconds
         aggregator = AggregatorClient(channel, settings.aggregator, key, patience, stopping)
-        records = RecordClient(channel, settings.aggregator, key, patience, stopping)
-        attendance = OwnerSessions()
-        service = InvitationService(settings.federation, job.spec.name, job.spec.owners, attendance)
-        rounds = Rounds(job, aggregator, attendance, service, folder.new_model, stopping)
+        sessions = OwnerSessions()
+        service = InvitationService(settings.federation, job.spec.name, job.spec.owners, sessions)
+        rounds = RoundRunner(job, aggregator, sessions, service, folder.new_model, stopping)
         owners = len(job.spec.owners)
         listener = Server(
             identity,
@@ -145,8 +142,8 @@ class Coordinator:
             serves=Role.OWNER,
         )
         listener.add(add_InvitationServiceServicer_to_server, service)
-        driver = Driver(job, folder, aggregator, records, rounds, self._tell, stopping)
-        return _Serving(job, channel.close, attendance, rounds, listener, driver)
+        runner = JobRunner(job, folder, aggregator, rounds, self._tell, stopping)
+        return _Serving(job, channel.close, sessions, rounds, listener, runner)
 
     def _run(
         self, folder: RunFolder, checkpoint: Checkpoint, serving: "_Serving | None", kept: ExitStack
@@ -163,12 +160,12 @@ class Coordinator:
         return 0
 
     def _serve(self, serving: "_Serving", checkpoint: Checkpoint) -> None:
-        job, attendance = serving.job, serving.attendance
+        job, sessions = serving.job, serving.sessions
         finished, goes_on = coordinator_pb2.Finished(job=job.spec.name), False
         try:
             if checkpoint.completed:
-                attendance.gather_all(job.spec.owners, job.gather_seconds)
-            serving.driver.run(checkpoint)
+                sessions.wait_for_all(job.spec.owners, job.gather_seconds)
+            serving.runner.run(checkpoint)
             finished.completed = True
         except Fenced:
             goes_on = True
@@ -178,7 +175,7 @@ class Coordinator:
             # A job that was only stopped, or is another's now, goes on: its owners stay.
             goes_on |= self._stopping.is_set()
             last = None if goes_on else coordinator_pb2.AttendResponse(finished=finished)
-            attendance.dismiss(last, SHORT_WAIT_SECONDS)
+            sessions.dismiss(last, SHORT_WAIT_SECONDS)
             serving.listener.stop(0.0)
 
 
@@ -188,10 +185,10 @@ class _Serving:
 
     job: Job
     hang_up: Callable[[], None]  # on the aggregator
-    attendance: OwnerSessions
-    rounds: Rounds
+    sessions: OwnerSessions
+    rounds: RoundRunner
     listener: Server
-    driver: Driver
+    runner: JobRunner
 
 
 def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
@@ -204,12 +201,12 @@ def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
         owners=tuple(sorted(job.owners)),
         floor=job.floor,
         rounds=job.rounds,
-        weighting=_WEIGHTING[job.weighting],
+        weighting=WEIGHTINGS[job.weighting],
         schema=schema,
         round_deadline_seconds=job.round_deadline_seconds,
         min_examples=job.examples[0],
         max_examples=job.examples[1],
-        encoding=WORDS[job.updates],
+        encoding=ENCODINGS[job.updates],
         groups=groups if job.groups > 1 else (),
     )
     body = job_spec_to_bytes(spec)

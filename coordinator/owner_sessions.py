@@ -25,39 +25,39 @@ class OwnerStream:
 
 
 class OwnerSessions:
-    """The seats of all owners. Every method may be called from any thread."""
+    """The streams of all owners. Every method may be called from any thread."""
 
     def __init__(self) -> None:
-        self._seats: dict[str, OwnerStream] = {}
+        self._streams: dict[str, OwnerStream] = {}
         self._changed = threading.Condition()
         self._invitation: tuple[frozenset[str], coordinator_pb2.AttendResponse] | None = None
         self._stopped = False
 
     def enter(self, owner: str) -> OwnerStream:
-        """Seat the owner; a seat it had before is ended, an open invitation is sent again."""
-        seat = OwnerStream()
+        """Open the owner's stream; one that it had before is ended, an open invitation is sent again."""
+        stream = OwnerStream()
         with self._changed:
-            before = self._seats.get(owner)
+            before = self._streams.get(owner)
             if before is not None:
                 before.send(None)
             if self._stopped:
-                seat.send(None)
+                stream.send(None)
             else:
-                self._seats[owner] = seat
+                self._streams[owner] = stream
             if self._invitation is not None and owner in self._invitation[0]:
-                seat.send(self._invitation[1])
+                stream.send(self._invitation[1])
             self._changed.notify_all()
-        return seat
+        return stream
 
-    def leave(self, owner: str, seat: OwnerStream) -> None:
+    def leave(self, owner: str, stream: OwnerStream) -> None:
         """The owner's stream has ended."""
-        seat.send(None)
+        stream.send(None)
         with self._changed:
-            if self._seats.get(owner) is seat:
-                del self._seats[owner]
+            if self._streams.get(owner) is stream:
+                del self._streams[owner]
             self._changed.notify_all()
 
-    def gather(
+    def wait_for_group(
         self,
         groups: Sequence[Collection[str]],
         expected: Collection[str],
@@ -71,9 +71,9 @@ class OwnerSessions:
         everybody is, for at most `seconds`; then `waiting` is told who attends.
         """
         self._wait_for([expected], len(expected), min(seconds, SHORT_WAIT_SECONDS))
-        return self._gather(groups, floor, 0.0, seconds, waiting)
+        return self._wait_and_tell(groups, floor, 0.0, seconds, waiting)
 
-    def gather_all(
+    def wait_for_all(
         self, owners: Collection[str], seconds: float, waiting: Waiting = lambda _: None
     ) -> list[str]:
         """Wait for all of `owners`, for at most `seconds`; returns who attends, sorted.
@@ -81,9 +81,9 @@ class OwnerSessions:
         Where it takes longer than a moment, `waiting` is told who attends so far.
         """
         moment = min(seconds, SHORT_WAIT_SECONDS)
-        return self._gather([owners], len(owners), moment, seconds - moment, waiting)
+        return self._wait_and_tell([owners], len(owners), moment, seconds - moment, waiting)
 
-    def _gather(
+    def _wait_and_tell(
         self,
         groups: Sequence[Collection[str]],
         count: int,
@@ -92,48 +92,48 @@ class OwnerSessions:
         waiting: Waiting,
     ) -> list[str]:
         if not self._wait_for(groups, count, silent_seconds) and told_seconds:
-            waiting(self._attending(groups))
+            waiting(self._connected(groups))
             self._wait_for(groups, count, told_seconds)
-        return self._attending(groups)
+        return self._connected(groups)
 
     def _wait_for(self, groups: Sequence[Collection[str]], count: int, seconds: float) -> bool:
         with self._changed:
             return self._changed.wait_for(lambda: self._present(groups, count), seconds)
 
-    def _attending(self, groups: Sequence[Collection[str]]) -> list[str]:
+    def _connected(self, groups: Sequence[Collection[str]]) -> list[str]:
         with self._changed:
-            return sorted(self._seats.keys() & {owner for group in groups for owner in group})
+            return sorted(self._streams.keys() & {owner for group in groups for owner in group})
 
     def _present(self, groups: Sequence[Collection[str]], count: int) -> bool:
-        seated = self._seats.keys()
-        return self._stopped or any(len(seated & set(group)) >= count for group in groups)
+        connected = self._streams.keys()
+        return self._stopped or any(len(connected & set(group)) >= count for group in groups)
 
     def invite(self, cohort: Collection[str], invitation: coordinator_pb2.AttendResponse) -> None:
         """Send the invitation to the cohort, now and to those of it who come back."""
         with self._changed:
             self._invitation = (frozenset(cohort), invitation)
             for owner in cohort:
-                if owner in self._seats:
-                    self._seats[owner].send(invitation)
+                if owner in self._streams:
+                    self._streams[owner].send(invitation)
 
     def tell(self, owners: Collection[str], event: coordinator_pb2.AttendResponse) -> None:
         """The round has ended: withdraw the invitation and tell the outcome."""
         with self._changed:
             self._invitation = None
             for owner in owners:
-                if owner in self._seats:
-                    self._seats[owner].send(event)
+                if owner in self._streams:
+                    self._streams[owner].send(event)
 
-    def unseat(self, owners: Collection[str]) -> set[str]:
+    def disconnect(self, owners: Collection[str]) -> set[str]:
         """End the streams of owners that were not heard of; returns who had one. Who is there comes back at once.
 
         A connection may be gone of which nobody told us yet; a round for those at its other end is in vain.
         """
         with self._changed:
-            seated = self._seats.keys() & set(owners)
-            for owner in seated:
-                self._seats.pop(owner).send(None)
-        return seated
+            connected = self._streams.keys() & set(owners)
+            for owner in connected:
+                self._streams.pop(owner).send(None)
+        return connected
 
     def wake(self) -> None:
         """End all waiting for owners: the job is being stopped."""
@@ -146,9 +146,9 @@ class OwnerSessions:
         with self._changed:
             self._stopped = True
             self._invitation = None
-            for seat in self._seats.values():
+            for stream in self._streams.values():
                 if last is not None:
-                    seat.send(last)
-                seat.send(None)
+                    stream.send(last)
+                stream.send(None)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._seats, timeout=seconds)
+            self._changed.wait_for(lambda: not self._streams, timeout=seconds)

@@ -34,7 +34,7 @@ class Wanted:
     epoch: int
 
 
-class Collecting:
+class ReleaseDownload:
     """One release on its way. `begin` begins the file of its model."""
 
     def __init__(

@@ -14,7 +14,7 @@ from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
-from coordinator.cohort_selection import Gathered, Gathering
+from coordinator.cohort_selection import CohortSelection, SelectedCohort
 from coordinator.groups import Sampling
 from coordinator.invitation_service import InvitationService
 from coordinator.owner_sessions import OwnerSessions
@@ -64,40 +64,40 @@ class Ended:
     resting: Mapping[str, int] = field(default_factory=dict)
 
 
-class Rounds:
+class RoundRunner:
     """Carries out the rounds of one job, one after the other."""
 
     def __init__(
         self,
         job: Job,
         aggregator: AggregatorClient,
-        attendance: OwnerSessions,
+        sessions: OwnerSessions,
         service: InvitationService,
         new_model: Callable[[Schema], ModelWriter],
         stopping: threading.Event,
     ) -> None:
         self._job = job
         self._aggregator = aggregator
-        self._attendance = attendance
+        self._sessions = sessions
         self._service = service
         self._new_model = new_model
         self._stopping = stopping
         self._lock = threading.Lock()
         self._open: OpenedRound | None = None
-        self.gathering = Gathering(job.sampling, job.gather_seconds, attendance)
+        self.selection = CohortSelection(job.sampling, job.gather_seconds, sessions)
 
-    def carry_out(self, step: Step, gathered: Gathered, base: Base) -> Ended:
+    def carry_out(self, step: Step, selected: SelectedCohort, base: Base) -> Ended:
         """Open the round and see it to its end."""
         failpoint("coordinator.open.before_call")
         try:
-            name, cohort = self._job.spec.name, gathered.cohort
+            name, cohort = self._job.spec.name, selected.cohort
             opened = self._aggregator.open(name, step, cohort, base.digest)
         except WrongState as error:
             if step.trains:
                 raise
             log.warning("evaluation left out", round=step.round, reason=str(error))
             return Ended(None, error.reason, ())
-        return replace(self.see_to_end(opened, base), left_out=gathered.left_out)
+        return replace(self.see_to_end(opened, base), left_out=selected.left_out)
 
     def see_to_end(self, opened: OpenedRound, base: Base) -> Ended:
         """Invite the cohort of an open round, wait for its end and tell everybody of it."""
@@ -115,7 +115,7 @@ class Rounds:
             manifest=opened.signed, job_spec=self._job.spec_bytes
         )
         cohort = opened.manifest.cohort
-        self._attendance.invite(cohort, coordinator_pb2.AttendResponse(invitation=invitation))
+        self._sessions.invite(cohort, coordinator_pb2.AttendResponse(invitation=invitation))
         failpoint("coordinator.invite.sent")
         ending = self._aggregator.watch(opened, self._job.spec.round_deadline_seconds)
         excluded = tuple(ending.exclusions)
@@ -127,9 +127,9 @@ class Rounds:
             self._open = None
         self._announce(opened, release, ending.reason)
         unheard = [e.owner for e in excluded if e.reason == pb.REASON_LEASE_EXPIRED]
-        doubted = self._attendance.unseat(unheard)
+        doubted = self._sessions.disconnect(unheard)
         missed = {exclusion.owner for exclusion in excluded}
-        resting = self.gathering.note(
+        resting = self.selection.note(
             opened.manifest, missed, doubted, released=release is not None
         )
         group = self._job.sampling.number_of(cohort)
@@ -165,7 +165,7 @@ class Rounds:
             reason=reason,
         )
         event = coordinator_pb2.AttendResponse(outcome=outcome)
-        self._attendance.tell(opened.manifest.cohort, event)
+        self._sessions.tell(opened.manifest.cohort, event)
 
 
 def _check(release: Release, opened: OpenedRound) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from cairn.errors import CairnError
-from cairn.protocol.messages import reason_word
+from cairn.protocol.words import reason_word
 from cairn.v1 import round_pb2 as pb
 
 MAX_ABORTS_IN_A_ROW = 3

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cairn.config import (
-    Address,
+    AddressText,
     FilePath,
     Name,
     NodeLabel,
@@ -31,8 +31,8 @@ class CoordinatorSettings(Settings):
     kind: ClassVar[str] = "a coordinator"
     federation: NodeLabel
     name: NodeLabel
-    listen: Address
-    aggregator: Address
+    listen: AddressText
+    aggregator: AddressText
     aggregator_signing_key: SigningKeyText
     patience_seconds: Seconds = RECONNECT_TIMEOUT_SECONDS
     identity: PinnedIdentityFiles
@@ -63,7 +63,7 @@ class JobSettings(Settings):
     weighting: Literal["equal", "examples"] = "equal"
     examples: tuple[_Examples, _Examples] = (1, MAX_EXAMPLES)
     updates: Literal["whole", "bf16_deltas", "int8_deltas"] = (
-        "whole"  # cairn.model.update_encoding.WORDS
+        "whole"  # ENCODINGS of cairn.protocol.words
     )
     evaluate: bool = False
     round_deadline_seconds: Seconds = ROUND_DEADLINE_SECONDS

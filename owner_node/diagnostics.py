@@ -8,21 +8,20 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from cryptography import x509
-
 from cairn.diagnostics.findings import Finding, attempted, fault, note, ok, warning
 from cairn.diagnostics.identity import SOON
 from cairn.diagnostics.preflight import NodeChecks, Peer
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity.names import NodeName, Role
+from cairn.identity.trust import PeerTrust, load_pinned
 from cairn.ledger.files import read_ledger
 from cairn.storage.directory import OWNER_DATABASE, state_directory
 from cairn.tasks.loader import find_task
-from cairn.transport.pinning import PinnedCoordinator, load_pinned_coordinator
+from cairn.tasks.settings import TaskSettings
 from cairn.v1 import round_pb2 as pb
 from owner_node.records.budgets import Budgets, bits_told
 from owner_node.sandbox.choice import HOLDS, Sandbox, check_hides, sandbox_for
-from owner_node.settings import OwnerSettings, TaskSettings
+from owner_node.settings import OwnerSettings
 
 _NO_SANDBOX = 'its code can open what this account can, this node\'s key and the network too; sandbox = "on" keeps it in'
 
@@ -40,6 +39,7 @@ def node_of_file(path: Path) -> NodeChecks:
 
 
 def node_of(settings: OwnerSettings) -> NodeChecks:
+    coordinator, findings = _coordinator_pin(settings)
     return NodeChecks(
         name=NodeName(settings.federation, Role.OWNER, settings.name),
         identity=settings.identity,
@@ -48,41 +48,27 @@ def node_of(settings: OwnerSettings) -> NodeChecks:
         place=state_directory(settings.state),
         database=OWNER_DATABASE,
         peers=(
-            Peer(
-                Role.COORDINATOR, settings.coordinator, "coordinator", "listen", _pinned(settings)
-            ),
+            Peer(Role.COORDINATOR, settings.coordinator, "coordinator", "listen", coordinator),
             Peer(Role.AGGREGATOR, settings.aggregator, "aggregator", "listen_owners"),
         ),
-        further=[*_coordinator_pin(settings), *_tasks(settings)],
+        further=[*findings, *_tasks(settings)],
     )
 
 
-def _pinned(settings: OwnerSettings) -> PinnedCoordinator | None:
-    """What is pinned of the coordinator; None where it cannot be used, which its check says."""
-    file = settings.coordinator_certificate
+def _coordinator_pin(settings: OwnerSettings) -> tuple[PeerTrust | None, list[Finding]]:
+    """What is pinned of the coordinator, and what is found of it; None where nothing is, or it cannot be used."""
+    file, now = settings.coordinator_certificate, datetime.now(UTC)
     if file is None:
-        return None
+        return None, []
     try:
-        return load_pinned_coordinator(file, settings.federation, datetime.now(UTC))
-    except UsageError:
-        return None
-
-
-def _coordinator_pin(settings: OwnerSettings) -> list[Finding]:
-    file = settings.coordinator_certificate
-    if file is None:
-        return []
-    try:
-        pinned = load_pinned_coordinator(file, settings.federation, datetime.now(UTC))
+        pinned = load_pinned(file, Role.COORDINATOR, settings.federation, now)
     except UsageError as error:
-        return [fault("coordinator pin", f"coordinator_certificate: {error}")]
-    certificates = x509.load_pem_x509_certificates(pinned.certificates)
-    end = max(certificate.not_valid_after_utc for certificate in certificates)
-    sentence = f"{file} pins the coordinator, valid until {end:%Y-%m-%d}"
-    if end - datetime.now(UTC) > SOON:
-        return [ok("coordinator pin", sentence)]
+        return None, [fault("coordinator pin", f"coordinator_certificate: {error}")]
+    sentence = f"{file} pins the coordinator, valid until {pinned.end:%Y-%m-%d}"
+    if pinned.end - now > SOON:
+        return pinned, [ok("coordinator pin", sentence)]
     cure = "ask whoever runs the coordinator for the present one, and append it"
-    return [warning("coordinator pin", f"{sentence}: {cure}")]
+    return pinned, [warning("coordinator pin", f"{sentence}: {cure}")]
 
 
 def _tasks(settings: OwnerSettings) -> list[Finding]:

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-import structlog
-
-from cairn.errors import CairnError, TooMuch, Unavailable
-
-log = structlog.get_logger()
+from cairn.errors import CairnError, LimitExceeded, Unavailable
+from owner_node import events
+from owner_node.events import Observer
 
 _RENEWALS_A_LEASE = 3
 _LEAST_PAUSE_SECONDS = (
@@ -31,12 +29,14 @@ class Lease:
         seconds: float,
         deadline: float,
         lost: Callable[[], None],
+        tell: Observer,
     ) -> None:
         self._renew = renew
         self._seconds = seconds
         self._pause = seconds / _RENEWALS_A_LEASE
         self._heard = time.monotonic()
         self._lost = lost
+        self._tell = tell
         self._done = threading.Event()
         self._asked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -72,7 +72,7 @@ class Lease:
 
     def _expire(self) -> None:
         if not self._done.is_set():
-            log.warning("the round's deadline has passed: the work on it is ended")
+            self._tell(events.DeadlinePassed())
             self._end()
             self._lost()
 
@@ -85,11 +85,11 @@ class Lease:
             try:
                 self._renew()
                 self._heard = time.monotonic()
-            except (Unavailable, TooMuch) as error:
-                log.warning("the lease could not be renewed, trying again", trouble=str(error))
+            except (Unavailable, LimitExceeded) as error:
+                self._tell(events.LeaseNotRenewed(error))
             except CairnError as error:
                 if not self._done.is_set():
-                    log.warning("the round has ended without this owner", reason=str(error))
+                    self._tell(events.RoundEndedMeanwhile(error))
                     self._lost()
                 return
             if asked:

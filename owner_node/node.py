@@ -7,21 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.diagnostics.preflight import preflight
-from cairn.identity.credentials import (
-    Identity,
-    PinnedAggregator,
-    fingerprint,
-    load_identity,
-    load_pinned_aggregator,
-)
+from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import NodeName, Role
 from cairn.identity.reload import Reloading, renewal_of_pin
 from cairn.identity.signing_keys import parse_signing_key_text
-from cairn.model.update_encoding import WORDS
+from cairn.identity.trust import PeerTrust, load_pinned
+from cairn.protocol.words import ENCODINGS
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.timeouts import CALL_SECONDS, SHUTDOWN_SECONDS
@@ -29,11 +22,13 @@ from cairn.storage.database import StateDirectory
 from cairn.storage.directory import OWNER_DATABASE
 from cairn.transport.channel import dial
 from cairn.transport.health_client import is_serving
-from cairn.transport.pinning import CoordinatorTrust, load_pinned_coordinator
+from cairn.transport.pinning import CoordinatorTrust
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.coordinator_session import CoordinatorSession
 from owner_node.diagnostics import node_of, sandbox_of
+from owner_node.event_log import log_event
+from owner_node.events import Observer
 from owner_node.participation import Closing, Deciding, Participation
 from owner_node.policy import Policy, TaskRules
 from owner_node.receipts import Receipts
@@ -54,13 +49,21 @@ log = structlog.get_logger()
 class OwnerNode:
     """A data owner's node, from its settings and a clock. Several can work in one process; it listens on nothing.
 
-    With `once` it ends when a job has ended.
+    With `once` it ends when a job has ended. What happens in its rounds is told to `tell`, from any thread.
     """
 
-    def __init__(self, settings: OwnerSettings, clock: Clock, *, once: bool = False) -> None:
+    def __init__(
+        self,
+        settings: OwnerSettings,
+        clock: Clock,
+        *,
+        once: bool = False,
+        tell: Observer = log_event,
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._once = once
+        self._tell = tell
         self._stopping = threading.Event()
         self._rounds: Participation | None = None
         self._coordinator: CoordinatorClient | None = None
@@ -73,7 +76,7 @@ class OwnerNode:
         now = datetime.now(UTC)
         node = NodeName(settings.federation, Role.OWNER, settings.name)
         identity = load_identity(settings.identity, node, now)
-        pin = load_pinned_aggregator(settings.identity.aggregator, settings.federation, now)
+        pin = load_pinned(settings.identity.aggregator, Role.AGGREGATOR, settings.federation, now)
         key = parse_signing_key_text(settings.aggregator_signing_key)
         with ExitStack() as opened:
             state = StateDirectory(settings.state, OWNER_DATABASE)
@@ -83,10 +86,10 @@ class OwnerNode:
             channel = opened.enter_context(dial(settings.aggregator, identity, pin))
             aggregator = AggregatorClient(channel, key, settings.name, witness)
             ledger, renewal = OwnerLedger(state, self._clock), renewal_of_pin(pin)
-            closing = _closing(settings, aggregator, ledger, renewal, self._clock, self._stopping)
+            closing = self._closing(aggregator, ledger, renewal)
             deciding, tasks = Deciding(_policy(settings), settings.largest_value), _tasks(settings)
             rounds = Participation(
-                deciding, closing, coordinator, aggregator, tasks, self._stopping
+                deciding, closing, coordinator, aggregator, tasks, self._stopping, self._tell
             )
             attending = CoordinatorSession(
                 settings, coordinator_serves, coordinator, rounds, self._stopping
@@ -97,7 +100,7 @@ class OwnerNode:
         self._thread = NodeThread(lambda: self._attend(parts), "owner")
 
     def _attend(self, parts: "_Parts") -> int:
-        watching = Watching(parts.rounds, parts.closing.outcomes, self._stopping)
+        watching = Watching(parts.rounds, parts.closing.outcomes, self._stopping, self._tell)
         try:
             with _started(parts.tasks.values()), watching:
                 log.info(
@@ -114,6 +117,26 @@ class OwnerNode:
             if all(thread.has_ended(SHUTDOWN_SECONDS) for thread in threads):
                 parts.state.close()
         return 0
+
+    def _closing(
+        self, aggregator: AggregatorClient, ledger: OwnerLedger, pinned: Reloading[PeerTrust]
+    ) -> Closing:
+        def destination() -> str:
+            return pinned.current().fingerprints
+
+        settings, tell = self._settings, self._tell
+        rules = {
+            name: DisclosureRules(frozenset(task.metrics), task.clip)
+            for name, task in settings.tasks.items()
+        }
+        kept = UpdateSpool(settings.state, ledger.past.may_leave_again)
+        receipts = Receipts(aggregator, ledger, tell)
+        owner = (settings.federation, settings.name)
+        return Closing(
+            DecisionLog(ledger, receipts, destination, tell),
+            Pushing(aggregator, ledger, kept, receipts, rules, destination, self._stopping, tell),
+            Settlement(aggregator, ledger, kept, receipts, *owner, self._clock, tell),
+        )
 
     def wait(self) -> int:
         """Wait until it has ended. Raises CairnError where the coordinator cannot be reached or refuses this owner."""
@@ -148,7 +171,7 @@ def _coordinator(
     address, file = settings.coordinator, settings.coordinator_certificate
     pin = None
     if file is not None:
-        pin = load_pinned_coordinator(file, settings.federation, datetime.now(UTC))
+        pin = load_pinned(file, Role.COORDINATOR, settings.federation, datetime.now(UTC))
     trust = CoordinatorTrust(address, identity, pin)
     channel = dial(address, identity, trusted=trust.certificates)
 
@@ -198,7 +221,7 @@ def _policy(settings: OwnerSettings) -> Policy:
             name: TaskRules(
                 ranges=task.settings,
                 max_rounds=task.max_rounds,
-                encodings=frozenset(WORDS[word] for word in task.encodings),
+                encodings=frozenset(ENCODINGS[word] for word in task.encodings),
                 max_failures=task.max_failures,
                 work_seconds=task.work_seconds,
             )
@@ -207,32 +230,3 @@ def _policy(settings: OwnerSettings) -> Policy:
         trusted=None if trusted is None else frozenset({*trusted, settings.name}),
         largest_model_bytes=settings.largest_model_megabytes << 20,
     )
-
-
-def _closing(
-    settings: OwnerSettings,
-    aggregator: AggregatorClient,
-    ledger: OwnerLedger,
-    pinned: Reloading[PinnedAggregator],
-    clock: Clock,
-    stopping: threading.Event,
-) -> Closing:
-    def destination() -> str:
-        return _fingerprints(pinned.current())
-
-    rules = {
-        name: DisclosureRules(frozenset(task.metrics), task.clip)
-        for name, task in settings.tasks.items()
-    }
-    kept = UpdateSpool(settings.state, ledger.past.may_leave_again)
-    return Closing(
-        DecisionLog(ledger, Receipts(aggregator, ledger), destination),
-        Pushing(aggregator, ledger, kept, rules, destination, stopping),
-        Settlement(aggregator, ledger, kept, settings.federation, settings.name, clock),
-    )
-
-
-def _fingerprints(pinned: PinnedAggregator) -> str:
-    """Those of the certificates that are accepted of the aggregator: more than one while it changes."""
-    certificates = x509.load_pem_x509_certificates(pinned.certificates)
-    return ", ".join(fingerprint(each.public_bytes(Encoding.DER)) for each in certificates)

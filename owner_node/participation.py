@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import structlog
-
 from cairn.errors import CairnError, InvalidMessage, NotFound, WrongState
 from cairn.protocol.messages import digest_of, job_spec_from_bytes
 from cairn.protocol.reasons import told_to_others
@@ -20,10 +18,12 @@ from cairn.tasks.loader import TaskFailed
 from cairn.transport.retry import retry_while_unavailable
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
+from owner_node import events
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.deadline import Deadline, not_fetched, too_late
 from owner_node.download import Fetching
+from owner_node.events import Observer
 from owner_node.lease import Lease
 from owner_node.policy import Declined, Invited, Policy
 from owner_node.records.decisions import DecisionLog
@@ -33,8 +33,6 @@ from owner_node.training.supervisor import TrainingSupervisor
 from owner_node.turns import Turns
 from owner_node.upload import Pushing
 from owner_node.working import Progress, Working
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,9 @@ class Participation:
         aggregator: AggregatorClient,
         tasks: Mapping[str, TrainingSupervisor],
         stopping: threading.Event,
+        tell: Observer,
     ) -> None:
+        self._tell = tell
         self._deciding = deciding
         self._records = closing.records
         self._pushing = closing.pushing
@@ -85,7 +85,7 @@ class Participation:
         self._aggregator = aggregator
         self._tasks = tasks
         self._stopping = stopping
-        self._turns = Turns(aggregator, closing.records.past, stopping)
+        self._turns = Turns(aggregator, closing.records.past, stopping, tell)
         self._lock = threading.Lock()
         self._current: _Current | None = None
         self._dropped: set[bytes] = set()
@@ -96,8 +96,8 @@ class Participation:
             invited = self._read(invitation)
         except CairnError as error:
             self._records.refused(error)
-        except Exception:
-            log.exception("the invitation could not be read")
+        except Exception as error:  # noqa: BLE001 - whatever it is, this thread must outlive it
+            self._tell(events.InvitationUnreadable(error))
             self._records.refused(InvalidMessage("the invitation could not be read"))
         else:
             self._turns.wait(invited)
@@ -118,10 +118,10 @@ class Participation:
         except InvalidMessage as error:
             self._records.refused(error, invited)
         except CairnError as error:
-            log.error("round failed", **_ids(invited), reason=str(error))
+            self._tell(events.RoundFailed(*invited.ids, error))
             self._records.left_out(invited, error)
-        except Exception:  # the thread that takes part in rounds must outlive any one of them
-            log.exception("round failed", **_ids(invited))
+        except Exception as error:  # noqa: BLE001 - whatever it is, this thread must outlive it
+            self._tell(events.RoundCrashed(*invited.ids, error))
             self._give_up(invited, TaskFailed("the round failed"))
 
     def end(self, outcome: coordinator_pb2.Outcome) -> None:
@@ -148,14 +148,13 @@ class Participation:
             under_way = self._current.invited.digest if self._current is not None else b""
         self._recording_ends(lambda: self._outcomes.settle(under_way))
 
-    @staticmethod
-    def _recording_ends(record: Callable[[], None]) -> None:
+    def _recording_ends(self, record: Callable[[], None]) -> None:
         try:
             record()
         except CairnError as error:
-            log.error("the end of a round could not be recorded", reason=str(error))
-        except Exception:  # the thread that takes part in rounds must outlive it
-            log.exception("the end of a round could not be recorded")
+            self._tell(events.EndNotRecorded(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, this thread must outlive it
+            self._tell(events.EndCrashed(error))
 
     def leave(self) -> None:
         """This node is told to stop: say so in the round under way, so that nobody waits for it."""
@@ -189,7 +188,7 @@ class Participation:
         self._records.joined(invited)
         failpoint("owner.join.recorded")
         if joined.update_accepted:
-            log.info("update was accepted before", **_ids(invited))
+            self._tell(events.AcceptedBefore(*invited.ids))
             self._records.find_receipt(invited)
             return
         seconds = self._deciding.policy.tasks[invited.job.task].work_seconds
@@ -201,6 +200,7 @@ class Participation:
             joined.lease_seconds,
             deadline.latest,
             lambda: self._drop(invited.digest),
+            self._tell,
         )
         with self._lock:
             if invited.digest in self._dropped:
@@ -234,7 +234,7 @@ class Participation:
             self._records.refused(error, invited)
             raise
         if joined.queue_place:
-            log.info("waiting in line to push", **_ids(invited), place=joined.queue_place)
+            self._tell(events.Queued(*invited.ids, joined.queue_place))
         return joined
 
     def _drop(self, manifest_digest: bytes) -> None:
@@ -274,8 +274,4 @@ class Participation:
                 stopping,
             )
         except CairnError as error:
-            log.warning("could not decline", reason=str(error))
-
-
-def _ids(invited: Invited) -> dict[str, object]:
-    return {"job": invited.manifest.job, "round": invited.manifest.round}
+            self._tell(events.NotDeclined(error))

@@ -4,16 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cairn.errors import CairnError, InvalidMessage
-from cairn.model.update_encoding import WORDS, encoding_word
 from cairn.protocol.cohorts import are_of_one_group
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec, Manifest
+from cairn.protocol.words import ENCODINGS, word_of
+from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS
 from cairn.v1 import round_pb2 as pb
 
 Ranges = Mapping[str, tuple[float, float]]
-
-MAX_ROUNDS = 1000
-MAX_FAILURES = 2
 
 
 class Declined(CairnError):
@@ -33,6 +31,11 @@ class Invited:
     manifest: Manifest
     digest: bytes
     job: JobSpec
+
+    @property
+    def ids(self) -> tuple[str, int]:
+        """The job's name and the round's number."""
+        return self.manifest.job, self.manifest.round
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class TaskRules:
 
     ranges: Ranges = field(default_factory=dict)
     max_rounds: int = MAX_ROUNDS
-    encodings: frozenset["pb.Encoding"] = frozenset(WORDS.values())
+    encodings: frozenset["pb.Encoding"] = frozenset(ENCODINGS.values())
     max_failures: int = MAX_FAILURES
     work_seconds: float | None = None
 
@@ -226,8 +229,8 @@ def _check_encoding(invited: Invited, allowed: frozenset["pb.Encoding"]) -> None
     manifest = invited.manifest
     if manifest.trains and manifest.encoding not in allowed:
         raise Declined(
-            f"the updates of {manifest} travel as {encoding_word(manifest.encoding)}; this owner's file"
-            f" allows {', '.join(sorted(map(encoding_word, allowed)))} for the task {invited.job.task}",
+            f"the updates of {manifest} travel as {word_of(pb.Encoding, manifest.encoding)}; this owner's file"
+            f" allows {', '.join(sorted(word_of(pb.Encoding, each) for each in allowed))} for the task {invited.job.task}",
             pb.REASON_ENCODING_REFUSED,
         )
 

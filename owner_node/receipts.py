@@ -2,22 +2,21 @@
 
 import base64
 
-import structlog
-
 from cairn.errors import CairnError, Unavailable
 from cairn.v1 import round_pb2 as pb
+from owner_node import events
 from owner_node.aggregator_client import AggregatorClient
+from owner_node.events import Observer
 from owner_node.records.ledger import NotRecorded, OwnerLedger
-
-log = structlog.get_logger()
 
 
 class Receipts:
     """The receipts in the ledger."""
 
-    def __init__(self, aggregator: AggregatorClient, ledger: OwnerLedger) -> None:
+    def __init__(self, aggregator: AggregatorClient, ledger: OwnerLedger, tell: Observer) -> None:
         self._aggregator = aggregator
         self._ledger = ledger
+        self._tell = tell
 
     def keep(self, manifest_digest: bytes, receipt: pb.Signed) -> None:
         """Record a receipt. Never raises: what it is for has left already."""
@@ -27,7 +26,7 @@ class Receipts:
                 "receipt", {"manifest_digest": manifest_digest.hex(), "receipt": text}
             )
         except NotRecorded as error:
-            log.error("a receipt could not be kept", reason=str(error))
+            self._tell(events.ReceiptNotKept(error))
 
     def find(self, manifest_digest: bytes) -> pb.Signed | None:
         """The receipt for what this owner pushed in a round, if there is one.
@@ -43,7 +42,7 @@ class Receipts:
         except Unavailable:
             raise
         except CairnError as error:
-            log.warning("the receipt could not be fetched", reason=str(error))
+            self._tell(events.ReceiptRefused(error))
             return None
         if receipt is not None:
             self.keep(manifest_digest, receipt)

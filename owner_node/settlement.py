@@ -9,22 +9,19 @@ import base64
 import threading
 from dataclasses import dataclass
 
-import structlog
-
 from cairn.errors import CairnError, InvalidMessage, NotFound, Unavailable, WrongState
-from cairn.protocol.messages import reason_word
 from cairn.protocol.statements import commitment_of
+from cairn.protocol.words import reason_word, word_of
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
+from owner_node import events
 from owner_node.aggregator_client import AggregatorClient
+from owner_node.events import Observer
 from owner_node.receipts import Receipts
-from owner_node.records.history import PHASE_WORDS
 from owner_node.records.ledger import NotRecorded, OwnerLedger
 from owner_node.updates.spool import UpdateSpool
-
-log = structlog.get_logger()
 
 ASK_EVERY_SECONDS = 3.0  # between two questions about one round
 _LONGEST_PAUSE_SECONDS = (
@@ -52,17 +49,20 @@ class Settlement:
         aggregator: AggregatorClient,
         ledger: OwnerLedger,
         kept: UpdateSpool,
+        receipts: Receipts,
         federation: str,
         owner: str,
         clock: Clock,
+        tell: Observer,
     ) -> None:
         self._aggregator = aggregator
         self._ledger = ledger
         self._kept = kept
-        self._receipts = Receipts(aggregator, ledger)
+        self._receipts = receipts
         self._federation = federation
         self._owner = owner
         self._clock = clock
+        self._tell = tell
         self._lock = threading.RLock()  # over all that follows, and from a question to its record
         self._asked: dict[bytes, _Asked] = {}
         # Recorded from a coordinator's copy: the aggregator itself has not answered yet.
@@ -86,14 +86,12 @@ class Settlement:
     def is_proved(self, outcome: coordinator_pb2.Outcome) -> bool:
         """Whether the aggregator has signed that this round has ended."""
         if not outcome.HasField("statement"):
-            log.warning("the coordinator gave up a round", reason=_word(outcome.reason))
+            self._tell(events.GivenUp(outcome.reason))
             return False
         try:
             self._statement(outcome.statement, outcome.manifest_digest)
         except InvalidMessage as error:
-            log.error(
-                "the coordinator sent a statement that is not the aggregator's", why=str(error)
-            )
+            self._tell(events.StatementForged(error))
             return False
         return True
 
@@ -119,7 +117,7 @@ class Settlement:
             try:
                 self._record(outcome.statement, copy)
             except Unavailable as error:  # whether our update was counted is asked again
-                log.warning("the receipt of a round was not fetched", reason=str(error))
+                self._tell(events.CountNotKnown(error))
 
     def settle(self, under_way: bytes = b"") -> None:
         """Ask the aggregator how the rounds ended of whose end it has given this owner no proof.
@@ -146,14 +144,15 @@ class Settlement:
             self._note_asked(digest, ASK_EVERY_SECONDS)
             self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
             self._is_reached = False
-            log.warning("the statement of a round was not fetched", reason=str(error))
+            self._tell(events.AggregatorNotAsked(error))
             return False
         except NotRecorded:
             self._note_asked(digest, longer)
             raise
         except CairnError as error:
             self._note_asked(digest, longer)
-            self._log_refusal(digest, error)
+            about = self._ledger.past.unsettled.get(digest)
+            self._tell(events.EndNotTold(about, digest, error))
         else:
             self._note_asked(digest, ASK_EVERY_SECONDS, is_open=is_open)
         self._pause, self._is_reached = ASK_EVERY_SECONDS, True
@@ -184,16 +183,6 @@ class Settlement:
         self._asked = {d: asked for d, asked in self._asked.items() if d in mine}
         self._asked[digest] = _Asked(self._clock.monotonic(), pause, is_open)
 
-    def _log_refusal(self, digest: bytes, error: CairnError) -> None:
-        about = self._ledger.past.unsettled.get(digest)
-        ids = {"job": about.job, "round": about.round} if about else {"manifest": digest.hex()}
-        if error.reason == pb.REASON_ROLLED_BACK:
-            log.error("THE AGGREGATOR'S STATE WAS REPLACED", **ids, reason=str(error))
-        elif isinstance(error, InvalidMessage):
-            log.error("the aggregator's answer on a round is not good", **ids, reason=str(error))
-        else:
-            log.warning("the statement of a round was not fetched", **ids, reason=str(error))
-
     def _note_no_release(self, digest: bytes, why: str) -> None:
         """Record the end, and whether our update was refused in it: that answer may have been lost.
 
@@ -217,13 +206,13 @@ class Settlement:
         if self._ledger.past.is_released(digest):
             return
         missing = self._why_not_counted(statement)
-        ids = {"job": statement.job, "round": statement.round}
         failpoint("owner.outcome.before_record")
         self._ledger.record(
             "released",
             {
-                **ids,
-                "phase": PHASE_WORDS[statement.phase],
+                "job": statement.job,
+                "round": statement.round,
+                "phase": word_of(pb.Phase, statement.phase),
                 "manifest_digest": digest.hex(),
                 "release_digest": statement.release_digest.hex(),
                 "contributors": statement.contributors,
@@ -233,12 +222,8 @@ class Settlement:
             },
         )
         self._kept.tidy()
-        log.info(
-            "released",
-            **ids,
-            contributors=statement.contributors,
-            counted=next(iter(missing.values()), "yes"),
-        )
+        why_not = next(iter(missing.values()), "")
+        self._tell(events.Released(statement.job, statement.round, statement.contributors, why_not))
 
     def _why_not_counted(self, statement: pb.ReleaseStatement) -> dict[str, str]:
         """Why this owner's update is not in the release; empty where it provably is."""
@@ -249,12 +234,8 @@ class Settlement:
                 return {"reason": excluded[self._owner]}
             return self._why_no_receipt(statement)
         if commitment_of(receipt) not in statement.commitments:
-            log.error(
-                "THE AGGREGATOR ACCEPTED AN UPDATE AND LEFT IT OUT OF ITS RELEASE",
-                job=statement.job,
-                round=statement.round,
-                manifest=statement.manifest_digest.hex(),
-            )
+            manifest = statement.manifest_digest
+            self._tell(events.AcceptedAndLeftOut(statement.job, statement.round, manifest))
             return {"why": "the receipt's commitment is missing"}
         return {}
 
@@ -265,12 +246,7 @@ class Settlement:
             return {"why": "this owner holds no receipt"}
         if not self._is_of_the_cohort(digest):
             return {"why": "this owner was not invited"}
-        log.error(
-            "AN UPDATE MAY HAVE BEEN COUNTED IN THIS OWNER'S NAME THAT IT NEVER SENT",
-            job=statement.job,
-            round=statement.round,
-            manifest=digest.hex(),
-        )
+        self._tell(events.CountedUnsent(statement.job, statement.round, digest))
         return {"why": "the statement does not exclude this owner, which sent no update"}
 
     def _is_of_the_cohort(self, digest: bytes) -> bool:
@@ -281,8 +257,3 @@ class Settlement:
         except CairnError:
             return False
         return True
-
-
-def _word(reason: int) -> str:
-    known = reason in pb.Reason.values()
-    return reason_word(reason) if known else f"unknown reason {reason}"

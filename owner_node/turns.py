@@ -9,16 +9,13 @@ import threading
 import time
 from dataclasses import dataclass
 
-import structlog
-
 from cairn.errors import CairnError, Unavailable
 from cairn.runtime.timeouts import CALL_SECONDS
 from owner_node.aggregator_client import AggregatorClient
+from owner_node.events import Observer, OtherJobAwaited
 from owner_node.policy import Invited
 from owner_node.records.history import LedgerHistory
 from owner_node.settlement import ASK_EVERY_SECONDS
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -32,11 +29,16 @@ class Turns:
     """Is asked and told by the one thread that takes part in rounds."""
 
     def __init__(
-        self, aggregator: AggregatorClient, past: LedgerHistory, stopping: threading.Event
+        self,
+        aggregator: AggregatorClient,
+        past: LedgerHistory,
+        stopping: threading.Event,
+        tell: Observer,
     ) -> None:
         self._aggregator = aggregator
         self._past = past
         self._stopping = stopping
+        self._tell = tell
         self._joined: _Joined | None = None
 
     def joined(self, invited: Invited, deadline: float) -> None:
@@ -48,7 +50,7 @@ class Turns:
         last = self._joined
         if last is None or last.job == invited.job.name or not self._is_open(last):
             return
-        log.info("waiting for the end of a round of another job", job=last.job)
+        self._tell(OtherJobAwaited(last.job))
         while not self._stopping.wait(ASK_EVERY_SECONDS) and self._is_open(last):
             pass
 

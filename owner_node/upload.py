@@ -3,17 +3,16 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-import structlog
-
-from cairn.errors import Conflict, TooMuch, Unavailable, UpdateRefused
-from cairn.model.update_encoding import encoding_word
-from cairn.protocol.messages import reason_word
+from cairn.errors import Conflict, LimitExceeded, Unavailable, UpdateRefused
+from cairn.protocol.words import reason_word, word_of
 from cairn.runtime.failpoints import failpoint
 from cairn.transport.retry import retry_while_unavailable
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
+from owner_node import events
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.download import until
+from owner_node.events import Observer
 from owner_node.policy import Declined, Invited
 from owner_node.receipts import Receipts
 from owner_node.records.ledger import OwnerLedger, round_facts
@@ -29,8 +28,6 @@ from owner_node.updates.prepare import (
 )
 from owner_node.updates.spool import UpdateSpool
 
-log = structlog.get_logger()
-
 
 class Pushing:
     """Pushes one update at a time. `destination` says the pinned aggregator's fingerprint."""
@@ -40,17 +37,20 @@ class Pushing:
         aggregator: AggregatorClient,
         ledger: OwnerLedger,
         kept: UpdateSpool,
+        receipts: Receipts,
         rules: Mapping[str, DisclosureRules],
         destination: Callable[[], str],
         stopping: threading.Event,
+        tell: Observer,
     ) -> None:
         self._aggregator = aggregator
         self._ledger = ledger
         self._kept = kept
-        self._receipts = Receipts(aggregator, ledger)
+        self._receipts = receipts
         self._rules = rules
         self._destination = destination
         self._stopping = stopping
+        self._tell = tell
         self._residuals = ErrorFeedback()
 
     def needs_base(self, invited: Invited) -> bool:
@@ -84,17 +84,9 @@ class Pushing:
     def _tell_of_dropped(self, invited: Invited, dropped: Sequence[str]) -> None:
         listed = self._rules[invited.job.task].metrics
         if unlisted := [name for name in dropped if name not in listed]:
-            log.warning(
-                "metrics that this owner's file does not list are dropped",
-                **_ids(invited),
-                metrics=unlisted,
-            )
+            self._tell(events.UnlistedMetricsDropped(*invited.ids, unlisted))
         if new := [name for name in dropped if name in listed]:
-            log.warning(
-                "metrics that the task did not report at first are dropped until `cairn reset`",
-                **_ids(invited),
-                metrics=new,
-            )
+            self._tell(events.NewMetricsDropped(*invited.ids, new))
 
     def push_again(self, invited: Invited, deadline: float) -> bool:
         """Push what was recorded as sent in this round before, as it was; returns whether something was.
@@ -105,7 +97,7 @@ class Pushing:
         leaving = self._sent_before(invited)
         if leaving is None:
             return False
-        log.info("the finished update is pushed again, without training", **_ids(invited))
+        self._tell(events.PushedAgain(*invited.ids))
         again = {**round_facts(invited), "payload_digest": leaving.pushed.payload_digest.hex()}
         self._ledger.record("sent again", again | {"destination": self._destination()})
         self._push(invited, leaving, deadline, lambda: None)
@@ -143,7 +135,7 @@ class Pushing:
         except (UpdateRefused, Conflict) as error:
             if leaving.change is not None:
                 self._residuals.refused(stream, leaving.change)
-            log.error("update refused", **_ids(invited), reason=str(error))
+            self._tell(events.UpdateRefused(*invited.ids, error))
             self._ledger.record(
                 "not accepted",
                 {
@@ -154,13 +146,8 @@ class Pushing:
             )
             self._kept.remove(invited.digest)
             return
-        log.info(
-            "update accepted",
-            **_ids(invited),
-            bytes=len(leaving.payload),
-            digest=leaving.pushed.payload_digest.hex(),
-            clipped=leaving.clipped,
-        )
+        nbytes, digest = len(leaving.payload), leaving.pushed.payload_digest
+        self._tell(events.UpdateAccepted(*invited.ids, nbytes, digest, leaving.clipped))
         failpoint("owner.push.accepted")
         self._receipts.keep(invited.digest, receipt)
         failpoint("owner.receipt.recorded")
@@ -203,7 +190,9 @@ class Pushing:
                 if error.reason == pb.REASON_CORRUPT_UPDATE:
                     raise Unavailable(str(error)) from None
                 raise
-            except TooMuch as error:  # a push that broke off is still held; its watchdog ends it
+            except (
+                LimitExceeded
+            ) as error:  # a push that broke off is still held; its watchdog ends it
                 raise Unavailable(str(error)) from None
 
         return retry_while_unavailable(push, "the aggregator", until(deadline), self._stopping)
@@ -217,20 +206,12 @@ class Pushing:
             "payload_digest": leaving.pushed.payload_digest.hex(),
             "tensors": len(invited.job.schema.tensors) if trains else 0,
             "bytes": len(leaving.payload),
-            "encoding": encoding_word(invited.manifest.encoding),
+            "encoding": word_of(pb.Encoding, invited.manifest.encoding),
             "examples": leaving.pushed.examples,
             "metrics": dict(leaving.pushed.metrics),
             "salt": leaving.pushed.salt.hex(),
             "dropped_metrics": list(leaving.dropped_metrics),
             "clipped": leaving.clipped,
             "rule": "mean",
-            "weighting": _weighting_word(invited.manifest.weighting),
+            "weighting": word_of(pb.Weighting, invited.manifest.weighting),
         }
-
-
-def _ids(invited: Invited) -> dict[str, object]:
-    return {"job": invited.job.name, "round": invited.manifest.round}
-
-
-def _weighting_word(weighting: "pb.Weighting") -> str:
-    return pb.Weighting.Name(weighting).removeprefix("WEIGHTING_").lower()

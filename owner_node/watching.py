@@ -6,23 +6,25 @@ A coordinator that says nothing, or is not there, changes nothing about it, and 
 import threading
 from typing import Self
 
-import structlog
-
+from owner_node.events import EndAwaited, Observer
 from owner_node.participation import Participation
 from owner_node.settlement import Settlement
-
-log = structlog.get_logger()
 
 
 class Watching:
     """Asks while the block runs that it is the context of."""
 
     def __init__(
-        self, rounds: Participation, outcomes: Settlement, stopping: threading.Event
+        self,
+        rounds: Participation,
+        outcomes: Settlement,
+        stopping: threading.Event,
+        tell: Observer,
     ) -> None:
         self._rounds = rounds
         self._outcomes = outcomes
         self._stopping = stopping
+        self._tell = tell
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -34,7 +36,7 @@ class Watching:
             if not self._outcomes.awaits_an_end:
                 return
             if not told:
-                log.info("waiting for the end of a round, whatever the coordinator says")
+                self._tell(EndAwaited())
                 told = True
             self._stopping.wait(self._outcomes.ask_in)
 

@@ -1,1 +1,1 @@
-"""The weighted mean, the exact sums below it, and the memory that they are lent."""
+"""The weighted mean, the exact sums below it, and the memory that they use."""

@@ -1,26 +1,26 @@
-"""Lends memory to the updates under way: a few buffers, in the order in which owners ask.
+"""The memory of the updates under way: a few buffers, borrowed in the order in which owners ask.
 
 The buffers are made once for a job and used again for every update. If none is free, the owner waits in
 line and sends nothing meanwhile; HTTP/2 flow control limits what an impatient one can make us hold.
 
-A buffer whose update is not added yet is kept beyond its push. There are further buffers for these, which
+A buffer whose update is not added yet is kept beyond its upload. There are further buffers for these, which
 nobody else gets, so a kept one holds up no line.
 
 What was in a buffer is in the sums by then, or counts for nothing. It is overwritten at the latest when the
 round ends: by the next update, where an owner waits for the buffer, and else by zeros.
 """
 
+import mmap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from aggregator_node.aggregation.pages import anonymous
 from cairn.errors import Unavailable
 from cairn.runtime.timeouts import IDLE_SECONDS
 
-# A cancelled push ends at once, but a look at many gigabytes takes its time.
+# A cancelled upload ends at once, but a look at many gigabytes takes its time.
 _RETURN_SECONDS = 2 * IDLE_SECONDS
 
 
@@ -28,22 +28,22 @@ class BufferPool:
     """Buffers of one size. Every method may be called from any thread."""
 
     def __init__(self, count: int, nbytes: int, to_keep: int = 0) -> None:
-        """Make `count` buffers to lend, and `to_keep` in the place of those that are kept."""
+        """Make `count` buffers to borrow, and `to_keep` in the place of those that are kept."""
         self.nbytes = nbytes
         self.count = count
         self.to_keep = to_keep
         self._free = [memoryview(anonymous(nbytes))[:nbytes] for _ in range(count + to_keep)]
         self._passed_on: list[memoryview] = []  # free as well, and not overwritten yet
-        # By their id: the memory may be lent again before the loan that was kept has ended.
+        # By their id: the memory may be borrowed again before the loan that was kept has ended.
         self._loans: dict[int, memoryview] = {}
         self._kept: dict[int, memoryview] = {}
-        self._is_lent = True
+        self._is_open = True
         self._line: list[str] = []
         self._changed = threading.Condition()
 
     @contextmanager
-    def one(self, owner: str, is_over: Callable[[], bool]) -> Iterator[memoryview]:
-        """Lend a buffer inside, after a wait in line; it is given back then, unless it is kept.
+    def borrow(self, owner: str, is_over: Callable[[], bool]) -> Iterator[memoryview]:
+        """Borrow a buffer inside, after a wait in line; it is given back then, unless it is kept.
 
         Raises Unavailable once `is_over` says so, which is asked first and whenever `wake` is called, and
         where the round has ended.
@@ -58,7 +58,7 @@ class BufferPool:
                 self._put_back(buffer)
 
     def keep(self, buffer: memoryview) -> None:
-        """Keep a lent buffer as it is until `give_back`, or until the round ends."""
+        """Keep a borrowed buffer as it is until `give_back`, or until the round ends."""
         with self._changed:
             self._kept[id(buffer)] = self._loans.pop(id(buffer))
             self._changed.notify_all()
@@ -87,17 +87,17 @@ class BufferPool:
     def begin(self) -> None:
         """A round begins that may use them."""
         with self._changed:
-            self._is_lent = True
+            self._is_open = True
 
     def end(self) -> bool:
-        """The round has ended: lend none of them before `begin`.
+        """The round has ended: none of them can be borrowed before `begin`.
 
-        Waits for those that are still lent, to pushes that were cancelled or whose update is being looked at.
+        Waits for those that are still borrowed, by uploads that were cancelled or whose update is being looked at.
         All that are back are overwritten, as are the kept ones. Returns False where one is not: then none may
         be used again.
         """
         with self._changed:
-            self._is_lent = False
+            self._is_open = False
             self._passed_on += self._kept.values()
             self._kept.clear()
             self._changed.notify_all()
@@ -114,8 +114,8 @@ class BufferPool:
         with self._changed:
             self._line.append(owner)
             try:
-                while self._is_lent and not is_over():
-                    if self._line[0] == owner and self._can_lend():
+                while self._is_open and not is_over():
+                    if self._line[0] == owner and self._has_one_to_spare():
                         loan = (self._passed_on or self._free).pop()[:]
                         self._loans[id(loan)] = loan
                         return loan
@@ -125,13 +125,13 @@ class BufferPool:
                 self._changed.notify_all()
         raise Unavailable("the wait for a turn to push is over")
 
-    def _can_lend(self) -> bool:
+    def _has_one_to_spare(self) -> bool:
         spared = max(0, self.to_keep - len(self._kept))
         return len(self._free) + len(self._passed_on) > spared
 
     def _put_back(self, buffer: memoryview) -> None:
         with self._changed:
-            if self._is_lent and self._line:
+            if self._is_open and self._line:
                 self._passed_on.append(buffer)
                 self._changed.notify_all()
                 return
@@ -143,3 +143,12 @@ class BufferPool:
 
 def _erase(buffer: memoryview) -> None:
     np.frombuffer(buffer, np.uint8).fill(0)
+
+
+def anonymous(nbytes: int) -> mmap.mmap:
+    """Private zeroed memory of this size, at least one byte, in large pages where the kernel has them."""
+    memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a page fault for 2 MiB instead of 4 KiB is not to be had here
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator_node.aggregation.buffers import anonymous
 from aggregator_node.aggregation.exact_rounding import Rounding
 from aggregator_node.aggregation.exact_sum import BLOCK, ExactSums
-from aggregator_node.aggregation.pages import anonymous
 from aggregator_node.aggregation.rule import Ask, ReadBlock, Rule
-from cairn.errors import TooMuch, UpdateRefused, WrongState
+from cairn.errors import LimitExceeded, UpdateRefused, WrongState
 from cairn.model.schema import DTYPES, FLOATS, Schema
 from cairn.model.validation import DtypeBlock, clear_negative_zeros, runs_of
 from cairn.runtime.buffer import Buffer
@@ -94,13 +94,13 @@ class Mean(Rule):
         A block begins at a multiple of `BLOCK` elements of its run and is that long, or the run's rest.
         What `read` returns is used before it is called again; it must not raise, because the blocks
         before would stay in the sums. Raises UpdateRefused for a weight outside 1 to `MAX_WEIGHT`, and
-        TooMuch where all weights exceed `MAX_TOTAL_WEIGHT`; the sums are then as before. Raises
+        LimitExceeded where all weights exceed `MAX_TOTAL_WEIGHT`; the sums are then as before. Raises
         Unavailable where the sums may not grow as they have to; they are then good for nothing.
         """
         if not 1 <= weight <= MAX_WEIGHT:
             raise UpdateRefused(f"a weight is 1 to {MAX_WEIGHT}", pb.REASON_EXAMPLES_REFUSED)
         if self._total_weight + weight > MAX_TOTAL_WEIGHT:
-            raise TooMuch(f"the weights of a round add up to {MAX_TOTAL_WEIGHT} at the most")
+            raise LimitExceeded(f"the weights of a round add up to {MAX_TOTAL_WEIGHT} at the most")
         first = not self._total_weight
         with np.errstate(all="ignore"):  # what leaves the range is refused by the result, by name
             for number, (run, sums) in enumerate(zip(self._runs, self._sums, strict=True)):
@@ -117,7 +117,7 @@ class Mean(Rule):
         """The bytes of the mean in canonical order; each piece lasts until the next but one is asked for.
 
         With a base, a payload of the same schema, F32 and F64 updates were deltas from it. Raises
-        WrongState where nothing was added, and TooMuch where a mean leaves the range of its type, which
+        WrongState where nothing was added, and LimitExceeded where a mean leaves the range of its type, which
         only F64 and deltas can do: nothing may be used before the last piece has come.
         """
         if not self._total_weight:
@@ -184,7 +184,7 @@ class Mean(Rule):
         clear_negative_zeros(out)
         if not (good := np.isfinite(out)).all():
             name = run.tensor_name(self._schema, block.start + int(good.argmin()))
-            raise TooMuch(f"the average of tensor {name} exceeds the range of {run.dtype}")
+            raise LimitExceeded(f"the average of tensor {name} exceeds the range of {run.dtype}")
 
 
 def sum_bytes(schema: Schema) -> int:

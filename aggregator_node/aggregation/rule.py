@@ -1,6 +1,6 @@
 """What an aggregation rule is to a round: how accepted updates become the one model that is released.
 
-`aggregator_node/aggregation/mean.py` is the one rule today. A round lends a rule its memory, adds every accepted update to
+`aggregator_node/aggregation/mean.py` is the one rule today. A round gives a rule its memory, adds every accepted update to
 it block by block, asks for the result once, and resets it. It knows nothing else of it.
 """
 
@@ -47,7 +47,7 @@ class Rule(Protocol):
     def add_blocks(self, read: ReadBlock, weight: int) -> None:
         """Add one update that is read block by block, in canonical order; it counts `weight` times.
 
-        What `read` returns is used before it is called again; it must not raise. Raises UpdateRefused or TooMuch for
+        What `read` returns is used before it is called again; it must not raise. Raises UpdateRefused or LimitExceeded for
         a weight that cannot be; then nothing was added. Raises Unavailable where memory was refused; then it is good for
         nothing before its reset.
         """
@@ -56,7 +56,7 @@ class Rule(Protocol):
         """The bytes of the result in canonical order; each piece lasts until the next but one is asked for.
 
         With a base, a payload of the same schema, F32 and F64 updates were deltas from it. Raises WrongState where
-        nothing was added, and TooMuch where the result leaves the range of its type: nothing may be used before the
+        nothing was added, and LimitExceeded where the result leaves the range of its type: nothing may be used before the
         last piece has come.
         """
 

@@ -1,11 +1,11 @@
-"""Decides which rounds the aggregator's memory can hold, and lends it to them.
+"""Decides which rounds the aggregator's memory can hold, and allocates it to them.
 
 A round takes its rule's memory and a few buffers, for updates under way or held back, however many owners it has. All
 of it is kept for the next round of the same kind: to take fresh memory from the system costs more than the sum.
-Where values that lie far apart make its sums grow, a round borrows more while it is open, of what is free.
+Where values that lie far apart make its sums grow, a round takes more while it is open, of what is free.
 
-How far sums grow depends on values, so no other round may notice: what is borrowed counts as free when a round is
-opened. Where both together are more than there is, the rounds that have borrowed end for it.
+How far sums grow depends on values, so no other round may notice: what sums have grown by counts as free when a
+round is opened. Where both together are more than there is, the rounds whose sums have grown end for it.
 """
 
 import os
@@ -18,8 +18,7 @@ from pathlib import Path
 from aggregator_node.aggregation.buffers import BufferPool
 from aggregator_node.aggregation.memory_shares import MemoryShares
 from aggregator_node.aggregation.rule import Rule
-from aggregator_node.rounds.upload import RoundContext
-from cairn.errors import TooMuch, Unavailable
+from cairn.errors import LimitExceeded, Unavailable
 from cairn.model.schema import Schema
 from cairn.v1 import round_pb2 as pb
 
@@ -39,15 +38,29 @@ class Workspace:
     schema: Schema
     nbytes: int
     coordinator: str = ""  # whose round has it
-    borrowed: int = 0  # beyond `nbytes`, for sums that grow
+    grown: int = 0  # beyond `nbytes`, by sums that grow
     end: Callable[[], object] = lambda: (
         None
-    )  # ends the round, for another that needs what is borrowed
+    )  # ends the round, for another that needs what it has grown by
+
+
+@dataclass(frozen=True)
+class RoundSize:
+    """What decides how much memory a round takes.
+
+    `schema` is of what is summed, `update_bytes` the size of an update on the wire, and `held` how many updates may
+    have to wait for their weight.
+    """
+
+    schema: Schema
+    update_bytes: int
+    cohort: int
+    held: int
 
 
 @dataclass(frozen=True)
 class _Needs:
-    """What a round needs: a rule's memory for a schema, buffers of one size to lend and to keep."""
+    """What a round needs: a rule's memory for a schema, buffers of one size for updates under way and for kept ones."""
 
     rule: type[Rule]
     schema: Schema
@@ -66,27 +79,27 @@ class _Needs:
 
 
 class MemoryBudget:
-    """What is lent and what is kept. Every method may be called from any thread."""
+    """What is allocated and what is kept for reuse. Every method may be called from any thread."""
 
     def __init__(self, rule: type[Rule], nbytes: int, updates_in_flight: int) -> None:
-        """Lend at most `nbytes`: to each round a rule, and buffers for so many updates, or more small ones."""
+        """Allocate at most `nbytes`: to each round a rule, and buffers for so many updates, or more small ones."""
         self._rule = rule
         self._nbytes = nbytes
         self._in_flight = updates_in_flight
         self._lock = threading.Lock()
         self._shares = MemoryShares(nbytes)
         self._kept: list[Workspace] = []
-        self._borrowers: list[Workspace] = []
+        self._grown: list[Workspace] = []
 
-    def lend(self, coordinator: str, terms: RoundContext, now: float) -> Workspace:
+    def allocate(self, coordinator: str, round_size: RoundSize, now: float) -> Workspace:
         """The workspace of a new round of this coordinator; `now` is of a monotonic clock.
 
-        Raises TooMuch where this aggregator can never hold it, and Unavailable, which is to be tried
+        Raises LimitExceeded where this aggregator can never hold it, and Unavailable, which is to be tried
         again, while other rounds have the memory or another coordinator is to have its share of it first.
         """
-        needs = self._needs_of(terms)
+        needs = self._needs_of(round_size)
         if needs.nbytes > self._nbytes:
-            raise TooMuch(
+            raise LimitExceeded(
                 f"a round of this model takes {_megabytes(needs.nbytes)} of memory: the sums,"
                 f" {needs.count} updates at a time and {needs.to_keep} held back for their weight; this"
                 f" aggregator has {_megabytes(self._nbytes)}: raise memory_megabytes in its file, or"
@@ -101,36 +114,34 @@ class MemoryBudget:
                 )
             self._shares.take(coordinator, needs.nbytes)
             kept = self._take_kept(needs)
-            self._let_go_of_kept()
-            in_the_way = self._borrowers_in_the_way()
-        for borrower in in_the_way:
-            borrower.end()
+            self._drop_kept()
+            in_the_way = self._grown_in_the_way()
+        for grown in in_the_way:
+            grown.end()
         workspace = kept or self._fresh(coordinator, needs)
         workspace.coordinator = coordinator
         workspace.buffers.begin()
         workspace.rule.begin(partial(self._grow, workspace))
         return workspace
 
-    def take_back(self, workspace: Workspace) -> None:
-        """The round is over, and nothing is added any more: its memory, which is erased here, can be lent again."""
+    def give_back(self, workspace: Workspace) -> None:
+        """The round is over, and nothing is added any more: its memory, which is erased here, can be allocated again."""
         is_whole = workspace.buffers.end()
         workspace.rule.reset()
         with self._lock:
             self._shares.give_back(workspace.coordinator, workspace.nbytes)
-            workspace.borrowed = 0
-            if workspace in self._borrowers:
-                self._borrowers.remove(workspace)
+            workspace.grown = 0
+            if workspace in self._grown:
+                self._grown.remove(workspace)
             if is_whole and workspace.nbytes:
                 self._kept.append(workspace)
                 del self._kept[:-_MOST_KEPT]
 
-    def _needs_of(self, terms: RoundContext) -> _Needs:
-        # In an evaluation nothing is added: its sums are those of no tensor.
-        schema = terms.job.schema if terms.manifest.trains else Schema(())
-        size, cohort = terms.total_bytes, len(terms.manifest.cohort)
+    def _needs_of(self, of: RoundSize) -> _Needs:
+        size, cohort = of.update_bytes, of.cohort
         count = min(cohort, max(self._in_flight, _SMALL_BYTES // size)) if size else cohort
-        held = terms.most_held + self._rule.held_updates(cohort)
-        return _Needs(self._rule, schema, size, count, min(held, cohort - count))
+        held = of.held + self._rule.held_updates(cohort)
+        return _Needs(self._rule, of.schema, size, count, min(held, cohort - count))
 
     def _fresh(self, coordinator: str, needs: _Needs) -> Workspace:
         try:
@@ -146,15 +157,15 @@ class MemoryBudget:
 
     @property
     def _free(self) -> int:
-        """What is neither lent nor borrowed; less than nothing until the borrowers in the way have ended."""
-        return self._shares.free - sum(workspace.borrowed for workspace in self._borrowers)
+        """What no round has; less than nothing until those in the way have ended."""
+        return self._shares.free - sum(workspace.grown for workspace in self._grown)
 
-    def _borrowers_in_the_way(self) -> list[Workspace]:
+    def _grown_in_the_way(self) -> list[Workspace]:
         missing, in_the_way = -self._free, []
-        for workspace in reversed(self._borrowers):
+        for workspace in reversed(self._grown):
             if missing > 0:
                 in_the_way.append(workspace)
-                missing -= workspace.borrowed
+                missing -= workspace.grown
         return in_the_way
 
     def _grow(self, workspace: Workspace, nbytes: int) -> None:
@@ -167,10 +178,10 @@ class MemoryBudget:
                     " largest_value",
                     pb.REASON_TOO_MUCH,
                 )
-            workspace.borrowed += nbytes
-            if workspace not in self._borrowers:
-                self._borrowers.append(workspace)
-            self._let_go_of_kept()
+            workspace.grown += nbytes
+            if workspace not in self._grown:
+                self._grown.append(workspace)
+            self._drop_kept()
 
     def _take_kept(self, needs: _Needs) -> Workspace | None:
         for workspace in self._kept:
@@ -179,7 +190,7 @@ class MemoryBudget:
                 return workspace
         return None
 
-    def _let_go_of_kept(self) -> None:
+    def _drop_kept(self) -> None:
         while self._kept and sum(w.nbytes for w in self._kept) > self._free:
             del self._kept[0]
 

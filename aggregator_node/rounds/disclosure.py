@@ -9,14 +9,60 @@ It is read off what the aggregator has signed when it starts, so there is no tab
 
 import threading
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
 
-from aggregator_node.admission import Average, are_different, check_difference
 from aggregator_node.rounds.upload import RoundContext
+from cairn.errors import WrongState
 from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_EXAMPLES
+from cairn.v1 import round_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Average:
+    """What an average is over: the counted owners, and how much each may count.
+
+    `least` and `most` are the smallest and the largest weight of one update. `may_be_capped` says whether one of
+    them may count for less than its weight, because of the others' weights.
+    """
+
+    owners: frozenset[str]
+    least: int
+    most: int
+    may_be_capped: bool
+
+
+def are_different(average: Average, earlier: Iterable[Average]) -> bool:
+    """Whether an average and earlier ones of the same quantities together would tell of too few owners.
+
+    Averages over S and over S without v tell what v alone contributed; so do several sets that overlap,
+    each differing from the others by many; and equal and unequal shares in the same updates are two
+    equations for them. Comparable releases therefore count the same owners in the same way, or have
+    nobody in common: then no sum of them is over fewer owners than one of them. Releases that are not
+    comparable are kept apart by the groups of a job, where it has some (aggregator_node/admission.py).
+
+    Where weights may be capped, the same owners never count in the same way for sure: one that says another
+    number of examples moves the cap, and with it what others count for. Whether a cap was needed would itself
+    tell of others' numbers, so it is not looked at.
+    """
+    return any(
+        average.owners & other.owners and (average != other or average.may_be_capped)
+        for other in earlier
+    )
+
+
+def check_difference(average: Average, earlier: Iterable[Average]) -> None:
+    """Raise WrongState where an average is different from an earlier one that it overlaps with."""
+    if are_different(average, earlier):
+        raise WrongState(
+            "an earlier release counts some of these owners together with others, or weights them"
+            " otherwise (also where the bounds of examples let one outweigh the others, so that weights may be"
+            " capped): several such averages together would tell of single owners",
+            pb.REASON_COHORT_DIFFERENCE,
+        )
 
 
 class _Says(Enum):
@@ -36,89 +82,72 @@ class ReleaseOverlap:
     def __init__(self, *, any_base: bool) -> None:
         """With `any_base`, releases of one schema are compared whatever their bases and phases are."""
         self._any_base = any_base
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._released: defaultdict[_Key, dict[bytes, Average]] = defaultdict(dict)
 
-    def check(self, terms: RoundContext, owners: Collection[str]) -> None:
-        """Raise WrongState where an average over these owners may not stand beside an earlier one.
+    def check(self, context: RoundContext, owners: Collection[str]) -> bool:
+        """Whether a release over these owners may carry its metrics, beside the earlier ones.
 
-        A training may where only its metrics may not: see `add`.
+        Raises WrongState where there may be no such release. A training whose tensors may stand beside the others
+        and whose metrics may not leaves without metrics; of an evaluation nothing would be left, so it is refused.
         """
+        average = _average(context, owners)
         with self._lock:
-            self._may_say_metrics(terms, owners)
+            check_difference(average, self._earlier(self._must_say(context), context))
+            return not are_different(average, self._earlier(_Says.METRICS, context))
 
     def add(
         self,
         manifest_digest: bytes,
-        terms: RoundContext,
+        context: RoundContext,
         owners: Collection[str],
         *,
         has_metrics: bool,
     ) -> bool:
-        """Check and remember in one step, so that no two releases pass together.
-
-        Returns whether the release may carry its metrics. A training whose tensors may stand beside the others
-        and whose metrics may not leaves without metrics; of an evaluation nothing would be left, so it is refused.
-        """
+        """Check and remember in one step, so that no two releases pass together; returns as `check` does."""
         with self._lock:
-            says_metrics = self._may_say_metrics(terms, owners) and has_metrics
-            self._keep(manifest_digest, terms, owners, has_metrics=says_metrics)
-        return says_metrics
+            has_metrics &= self.check(context, owners)
+            self.remember(manifest_digest, context, owners, has_metrics=has_metrics)
+        return has_metrics
 
     def remember(
         self,
         manifest_digest: bytes,
-        terms: RoundContext,
+        context: RoundContext,
         owners: Collection[str],
         *,
         has_metrics: bool,
     ) -> None:
-        """Remember what was released before this process began."""
+        """Remember a release that is made, or was made before this process began."""
+        average = _average(context, owners)
         with self._lock:
-            self._keep(manifest_digest, terms, owners, has_metrics=has_metrics)
+            for says in {self._must_say(context)} | ({_Says.METRICS} if has_metrics else set()):
+                self._released[self._key(says, context)][manifest_digest] = average
 
-    def forget(self, manifest_digest: bytes, terms: RoundContext) -> None:
+    def forget(self, manifest_digest: bytes, context: RoundContext) -> None:
         """The round is not released after all."""
         with self._lock:
             for says in _Says:
-                self._released[self._key(says, terms)].pop(manifest_digest, None)
+                self._released[self._key(says, context)].pop(manifest_digest, None)
 
-    def _may_say_metrics(self, terms: RoundContext, owners: Collection[str]) -> bool:
-        """Whether such a release may carry metrics. Raises WrongState where there may be no such release."""
-        average = _average(terms, owners)
-        check_difference(average, self._earlier(self._must_say(terms), terms))
-        return not are_different(average, self._earlier(_Says.METRICS, terms))
-
-    def _keep(
-        self,
-        manifest_digest: bytes,
-        terms: RoundContext,
-        owners: Collection[str],
-        *,
-        has_metrics: bool,
-    ) -> None:
-        says = {self._must_say(terms)} | ({_Says.METRICS} if has_metrics else set())
-        for each in says:
-            self._released[self._key(each, terms)][manifest_digest] = _average(terms, owners)
-
-    def _must_say(self, terms: RoundContext) -> _Says:
+    def _must_say(self, context: RoundContext) -> _Says:
         """What a release says in any case. An evaluation counts as one with metrics, though it may have none."""
         if self._any_base:
             return _Says.ANYTHING
-        return _Says.TENSORS if terms.manifest.trains else _Says.METRICS
+        return _Says.TENSORS if context.manifest.trains else _Says.METRICS
 
-    def _earlier(self, says: _Says, terms: RoundContext) -> set[Average]:
-        return set(self._released.get(self._key(says, terms), {}).values())
+    def _earlier(self, says: _Says, context: RoundContext) -> set[Average]:
+        return set(self._released.get(self._key(says, context), {}).values())
 
-    def _key(self, says: _Says, terms: RoundContext) -> _Key:
-        base = b"" if self._any_base else terms.manifest.base_digest
-        return says, _digest_of(terms.job.schema), base
+    def _key(self, says: _Says, context: RoundContext) -> _Key:
+        base = b"" if self._any_base else context.manifest.base_digest
+        return says, _digest_of(context.job.schema), base
 
 
 def _digest_of(schema: Schema) -> bytes:
     return sha256(schema.header()).digest()
 
 
-def _average(terms: RoundContext, owners: Collection[str]) -> Average:
-    least, most = terms.weight(1), terms.weight(MAX_EXAMPLES)
-    return Average(frozenset(owners), least, most, terms.may_be_capped)
+def _average(context: RoundContext, owners: Collection[str]) -> Average:
+    least, most = context.weight(1), context.weight(MAX_EXAMPLES)
+    return Average(frozenset(owners), least, most, context.may_be_capped)

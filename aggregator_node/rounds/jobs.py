@@ -17,7 +17,6 @@ from aggregator_node.admission import (
     MAX_UNRELEASED_BYTES,
     AdmissionPolicy,
     Opening,
-    Progress,
     check_opening,
 )
 from aggregator_node.rounds.disclosure import ReleaseOverlap
@@ -25,14 +24,13 @@ from aggregator_node.rounds.epochs import Epochs
 from aggregator_node.rounds.registry import RoundRegistry
 from aggregator_node.rounds.session import RoundSession
 from aggregator_node.rounds.upload import RoundContext
-from aggregator_node.storage.rows import JobRow, RoundRow
-from aggregator_node.storage.specs import spec_of
+from aggregator_node.storage.rows import JobRow, Progress, RoundRow, spec_of
 from aggregator_node.storage.store import Store
 from cairn.errors import (
     CallerNotAllowed,
     Conflict,
+    LimitExceeded,
     NotFound,
-    TooMuch,
     Unavailable,
     WrongState,
 )
@@ -71,7 +69,7 @@ class JobRegistry:
         lease_seconds: int,
         store: Store,
         rounds: RoundRegistry,
-        averages: ReleaseOverlap,
+        overlap: ReleaseOverlap,
         clock: Clock,
     ) -> None:
         """Take up the store.
@@ -83,7 +81,7 @@ class JobRegistry:
         self._store = store
         self._epochs = Epochs(store)
         self._rounds = rounds
-        self._averages = averages
+        self._overlap = overlap
         self._clock = clock
         self._lock = threading.RLock()
         self._registered: dict[str, int] = {}  # job → its rounds, since this process began
@@ -97,7 +95,7 @@ class JobRegistry:
                 self._policy().check_job(spec)
                 unreleased = self._store.unreleased_bytes(coordinator, LEAST_JOB_BYTES)
                 if unreleased + max(len(body), LEAST_JOB_BYTES) > MAX_UNRELEASED_BYTES:
-                    raise TooMuch(
+                    raise LimitExceeded(
                         "too many jobs of this coordinator have no release yet: finish one of them"
                         " first"
                     )
@@ -131,7 +129,7 @@ class JobRegistry:
             if known is not None:
                 return _same_opening(known, opening)
             under_way = self._rounds.under_way(coordinator)
-            if any(live.manifest.job == job for live in under_way):
+            if any(session.manifest.job == job for session in under_way):
                 raise WrongState(f"a round of {job} is open")
             if len(under_way) >= MAX_OPEN_ROUNDS:
                 raise Unavailable(
@@ -143,20 +141,20 @@ class JobRegistry:
             check_opening(policy, spec, progress, opening)
             # Else all owners would train for a round that can only be aborted.
             self._store.check_room(spec.schema.total_bytes)
-            terms = self._terms(policy, spec, digest_of(row.spec), progress, opening)
-            self._averages.check(terms, opening.cohort)
-            return self._rounds.start(coordinator, terms)
+            context = self._context_of(policy, spec, digest_of(row.spec), progress, opening)
+            self._overlap.check(context, opening.cohort)
+            return self._rounds.start(coordinator, context)
 
-    def live(self, manifest_digest: bytes) -> RoundSession:
+    def session(self, manifest_digest: bytes) -> RoundSession:
         """A round that is open or has just ended.
 
         Raises WrongState for one that ended longer ago, NotFound for one that never was.
         """
-        live = self._rounds.find(manifest_digest)
-        if live is None:
+        session = self._rounds.find(manifest_digest)
+        if session is None:
             self._store.round(manifest_digest)
             raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
-        return live
+        return session
 
     def row(self, coordinator: str, epoch: int, manifest_digest: bytes) -> RoundRow:
         """What is recorded of a round, for the coordinator that is in charge of its job."""
@@ -172,12 +170,12 @@ class JobRegistry:
         """
         with self._lock:  # nobody takes over meanwhile
             row = self.row(coordinator, epoch, manifest_digest)
-            live = self._rounds.find(manifest_digest)
-            if live is not None:
-                live.abort(pb.REASON_ABORTED)
+            session = self._rounds.find(manifest_digest)
+            if session is not None:
+                session.abort(pb.REASON_ABORTED)
             elif row.state != aggregator_pb2.ROUND_STATE_ABORTED:
                 raise WrongState("the round was released")
-            return live
+            return session
 
     def are_released(self) -> bool:
         """Whether coordinators have come with jobs, and all of these have their last release."""
@@ -185,7 +183,7 @@ class JobRegistry:
             jobs = dict(self._registered)
         return bool(jobs) and all(self._store.progress(j).released >= n for j, n in jobs.items())
 
-    def _terms(
+    def _context_of(
         self,
         policy: AdmissionPolicy,
         spec: JobSpec,
@@ -237,7 +235,7 @@ class JobRegistry:
     def _state_of(self, spec: JobSpec, epoch: int) -> JobState:
         progress = self._store.progress(spec.name)
         last = self._store.last_release(spec.name)
-        under_way_here = {live.digest for live in self._rounds.under_way()}
+        under_way_here = {session.digest for session in self._rounds.under_way()}
         under_way = [
             row
             for row in self._store.open_rounds()

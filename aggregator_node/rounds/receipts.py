@@ -39,9 +39,9 @@ class Receipts:
         kept any more.
         """
         digest = check_digest(asked.manifest_digest, "manifest_digest")
-        live = self._find(digest)
-        if live is not None:
-            return live.receipt(owner)
+        session = self._find(digest)
+        if session is not None:
+            return session.receipt(owner)
         row = self._store.round(digest)
         if owner not in parse(pb.RoundManifest, parse(pb.Signed, row.manifest).body).cohort:
             raise not_of_the_cohort(owner)

@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.results import SealedRound
 from aggregator_node.rounds.upload import RoundContext
-from aggregator_node.storage.rows import JobRow, RoundRow
-from aggregator_node.storage.specs import spec_of
+from aggregator_node.storage.rows import JobRow, RoundRow, spec_of
 from aggregator_node.storage.store import Store
 from cairn import __version__
 from cairn.errors import InvalidMessage, UsageError, WrongState
@@ -25,14 +24,9 @@ from cairn.model.safetensors_reader import map_values
 from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import MIN_COHORT
-from cairn.protocol.messages import (
-    Manifest,
-    digest_of,
-    manifest_from_bytes,
-    parse,
-    reason_word,
-)
+from cairn.protocol.messages import Manifest, digest_of, manifest_from_bytes, parse
 from cairn.protocol.statements import STATEMENT, sign
+from cairn.protocol.words import reason_word, word_of
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2
@@ -45,13 +39,13 @@ class RoundRecorder:
     """Writes the beginnings and ends of rounds to the store."""
 
     def __init__(
-        self, store: Store, signing_key: Ed25519PrivateKey, clock: Clock, averages: ReleaseOverlap
+        self, store: Store, signing_key: Ed25519PrivateKey, clock: Clock, overlap: ReleaseOverlap
     ) -> None:
         """Take up what was released before; rounds that were open when the last process ended are aborted."""
         self._store = store
         self._key = signing_key
         self._clock = clock
-        self._averages = averages
+        self._overlap = overlap
         self._remember_releases()
         for row in store.open_rounds():
             self.abort(row, pb.REASON_AGGREGATOR_RESTARTED, ())
@@ -65,56 +59,56 @@ class RoundRecorder:
             failpoint("aggregator.open.before_commit")
         log.info("round opened", job=row.job, round=row.number, cohort=len(cohort))
 
-    def release(self, row: RoundRow, terms: RoundContext, closing: SealedRound) -> None:
+    def release(self, row: RoundRow, context: RoundContext, sealed: SealedRound) -> None:
         """Keep the average, and sign and record its statement.
 
         Raises WrongState, and keeps nothing, where it may not be released beside an earlier release. Where only
         its metrics may not, it is released without metrics.
         """
-        averaged = closing.rule.averages_over(len(closing.contributors))
-        if averaged < max(MIN_COHORT, terms.manifest.floor):
+        averaged = sealed.rule.averages_over(len(sealed.contributors))
+        if averaged < max(MIN_COHORT, context.manifest.floor):
             raise AssertionError("a release of fewer owners than the floor was asked for")
-        says_metrics = self._averages.add(
-            row.manifest_digest, terms, closing.contributors, has_metrics=bool(closing.metrics)
+        says_metrics = self._overlap.add(
+            row.manifest_digest, context, sealed.contributors, has_metrics=bool(sealed.metrics)
         )
-        if closing.metrics and not says_metrics:
-            closing = replace(closing, metrics={})
+        if sealed.metrics and not says_metrics:
+            sealed = replace(sealed, metrics={})
             log.info(
                 "metrics are left out: an earlier release of this base has metrics that overlap with them",
                 job=row.job,
                 round=row.number,
             )
-        replaced = self._store.last_release(row.job) if terms.manifest.trains else None
+        replaced = self._store.last_release(row.job) if context.manifest.trains else None
         try:
-            self._release(row, terms, closing)
+            self._release(row, context, sealed)
         except BaseException:
-            self._averages.forget(row.manifest_digest, terms)
+            self._overlap.forget(row.manifest_digest, context)
             self._store.release_path(row.manifest_digest).unlink(missing_ok=True)
             raise
         failpoint("aggregator.release.after_commit")
         if replaced is not None:
             with suppress(OSError):  # the next start clears what is left over
                 self._store.release_path(replaced.manifest_digest).unlink()
-        log.info("released", job=row.job, round=row.number, contributors=len(closing.contributors))
+        log.info("released", job=row.job, round=row.number, contributors=len(sealed.contributors))
 
-    def _release(self, row: RoundRow, terms: RoundContext, closing: SealedRound) -> None:
-        manifest = terms.manifest
+    def _release(self, row: RoundRow, context: RoundContext, sealed: SealedRound) -> None:
+        manifest = context.manifest
         release_digest = manifest.base_digest
         if manifest.trains:
             path = self._store.release_path(row.manifest_digest)
-            base = self._base_of(terms) if terms.layout.encoding != pb.ENCODING_WHOLE else None
-            with ModelWriter(path, terms.job.schema) as new:
-                _write_beside(new, closing.rule.result_blocks(base))
+            base = self._base_of(context) if context.layout.encoding != pb.ENCODING_WHOLE else None
+            with ModelWriter(path, context.job.schema) as new:
+                _write_beside(new, sealed.rule.result_blocks(base))
                 new.keep()
                 release_digest = new.digest()
                 failpoint("aggregator.release.file_written")
         with self._store.transaction():
             self._check_open(row)
-            signed = self._state(row, manifest, closing, release_digest)
+            signed = self._state(row, manifest, sealed, release_digest)
             released = replace(
                 row,
                 state=aggregator_pb2.ROUND_STATE_RELEASED,
-                exclusions=closing.exclusions,
+                exclusions=sealed.exclusions,
                 statement=signed.SerializeToString(),
                 release_digest=release_digest,
             )
@@ -123,7 +117,7 @@ class RoundRecorder:
                 row,
                 release_digest=release_digest.hex(),
                 base_digest=manifest.base_digest.hex(),
-                contributors=len(closing.contributors),
+                contributors=len(sealed.contributors),
                 statement_digest=digest_of(signed.body).hex(),
             )
             self._store.append("release", facts)
@@ -153,10 +147,10 @@ class RoundRecorder:
         if self._store.round(row.manifest_digest).state != aggregator_pb2.ROUND_STATE_OPEN:
             raise WrongState("the round's end is recorded already", pb.REASON_ROUND_ENDED)
 
-    def _base_of(self, terms: RoundContext) -> memoryview:
+    def _base_of(self, context: RoundContext) -> memoryview:
         """What the updates are deltas from: the job's last release, from this aggregator's own disk."""
-        last = self._store.last_release(terms.manifest.job)
-        if last is None or last.release_digest != terms.manifest.base_digest:
+        last = self._store.last_release(context.manifest.job)
+        if last is None or last.release_digest != context.manifest.base_digest:
             raise AssertionError(
                 "a round of deltas starts from another model than the last release"
             )
@@ -164,7 +158,7 @@ class RoundRecorder:
         if blake3().update_mmap(path).digest() != last.release_digest:
             path.unlink()  # then the updates of the next round are whole
             raise OSError(f"{path} is not the release that was written there")
-        return map_values(path, terms.job.schema)
+        return map_values(path, context.job.schema)
 
     def _remember_releases(self) -> None:
         released = aggregator_pb2.ROUND_STATE_RELEASED
@@ -174,14 +168,14 @@ class RoundRecorder:
             job = self._store.job(row.job)
             if job is None:
                 continue
-            terms = self._terms_of(row, job)
+            context = self._context_of(row, job)
             stated = parse(pb.ReleaseStatement, parse(pb.Signed, row.statement).body)
-            owners = set(terms.manifest.cohort) - {e.owner for e in stated.exclusions}
-            self._averages.remember(
-                row.manifest_digest, terms, owners, has_metrics=bool(stated.metrics)
+            owners = set(context.manifest.cohort) - {e.owner for e in stated.exclusions}
+            self._overlap.remember(
+                row.manifest_digest, context, owners, has_metrics=bool(stated.metrics)
             )
 
-    def _terms_of(self, row: RoundRow, job: JobRow) -> RoundContext:
+    def _context_of(self, row: RoundRow, job: JobRow) -> RoundContext:
         """Of a round that was released before this process began.
 
         Raises UsageError where another version of Cairn did: what this one cannot read it could not keep apart
@@ -198,7 +192,7 @@ class RoundRecorder:
             ) from None
 
     def _state(
-        self, row: RoundRow, manifest: Manifest, closing: SealedRound, release_digest: bytes
+        self, row: RoundRow, manifest: Manifest, sealed: SealedRound, release_digest: bytes
     ) -> pb.Signed:
         number, head = self._store.ledger_head()
         statement = pb.ReleaseStatement(
@@ -209,16 +203,16 @@ class RoundRecorder:
             phase=manifest.phase,
             release_digest=release_digest,
             base_digest=manifest.base_digest,
-            contributors=len(closing.contributors),
-            exclusions=[pb.Exclusion(owner=o, reason=r) for o, r in closing.exclusions],
+            contributors=len(sealed.contributors),
+            exclusions=[pb.Exclusion(owner=o, reason=r) for o, r in sealed.exclusions],
             rule=pb.RULE_MEAN,
             weighting=manifest.weighting,
             encoding=manifest.encoding,
-            metrics=closing.metrics,
+            metrics=sealed.metrics,
             ledger_head=head,
             ledger_number=number,
             floor=manifest.floor,
-            commitments=closing.commitments,
+            commitments=sealed.commitments,
             sealed_unix_ms=self._clock.unix_ms(),
             software=__version__,
         )
@@ -242,7 +236,7 @@ def _facts(row: RoundRow, **more: object) -> dict[str, object]:
     return {
         "job": row.job,
         "round": row.number,
-        "phase": pb.Phase.Name(row.phase).removeprefix("PHASE_").lower(),
+        "phase": word_of(pb.Phase, row.phase),
         "manifest_digest": row.manifest_digest.hex(),
         **more,
     }

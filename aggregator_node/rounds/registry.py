@@ -1,4 +1,7 @@
-"""The rounds that are open or have just ended: starts them, finds them and has each seen to its end."""
+"""The rounds that are open or have just ended: starts them, finds them and sees each to its end.
+
+A release, or an abort, is durable before anybody is told of it.
+"""
 
 import gc
 import threading
@@ -7,23 +10,25 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.admission import MAX_EXHAUSTED_ROUNDS
 from aggregator_node.aggregation.workspace import MemoryBudget, Workspace
-from aggregator_node.rounds.ending import see_to_end
 from aggregator_node.rounds.receipts import signed_receipt
 from aggregator_node.rounds.recorder import RoundRecorder
 from aggregator_node.rounds.session import ENDED, RoundSession
 from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import RoundRow
-from cairn.errors import WrongState
+from cairn.errors import CairnError, LimitExceeded, Unavailable, WrongState
 from cairn.protocol.messages import digest_of, manifest_to_bytes
 from cairn.protocol.statements import MANIFEST, sign
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 from cairn.v1 import round_pb2 as pb
+
+log = structlog.get_logger()
 
 _KEPT_ROUNDS = 64  # ended rounds whose receipts can still be asked for
 
@@ -43,42 +48,42 @@ class RoundRegistry:
         self._key = signing_key
         self._clock = clock
         self._lock = threading.Lock()
-        self._live: dict[bytes, RoundSession] = {}
-        self._coordinators: dict[bytes, str] = {}  # whose round it is, for those in `_live`
+        self._sessions: dict[bytes, RoundSession] = {}
+        self._coordinators: dict[bytes, str] = {}  # whose round it is, for those in `_sessions`
         self._ended: deque[bytes] = deque()
         self._exhausted: Counter[str] = (
             Counter()
         )  # coordinator → its rounds that ended for want of memory
 
-    def start(self, coordinator: str, terms: RoundContext) -> pb.Signed:
+    def start(self, coordinator: str, context: RoundContext) -> pb.Signed:
         """Sign the manifest, record it and open the round.
 
-        Raises TooMuch for a round that the memory can never hold, Unavailable while others hold it, and
+        Raises LimitExceeded for a round that the memory can never hold, Unavailable while others hold it, and
         WrongState where too many of the coordinator's rounds ended for want of memory for their sums.
         """
         self._check_not_exhausted(coordinator)
-        manifest = terms.manifest
+        manifest = context.manifest
         body = manifest_to_bytes(manifest)
         digest = digest_of(body)
         signed = sign(self._key, MANIFEST, body)
         row = RoundRow(
             digest, manifest.job, manifest.round, manifest.phase, signed.SerializeToString()
         )
-        workspace = self._memory.lend(coordinator, terms, self._clock.monotonic())
+        workspace = self._memory.allocate(coordinator, context.size, self._clock.monotonic())
         with ExitStack() as undo:
-            undo.callback(self._memory.take_back, workspace)
+            undo.callback(self._memory.give_back, workspace)
             self._recorder.open(row, manifest.cohort)
             undo.callback(self._recorder.abort, row, pb.REASON_STORAGE_FAILED, ())
             failpoint("aggregator.open.after_commit")
             sign_receipt = partial(signed_receipt, self._key, digest)
-            live = RoundSession(digest, terms, workspace, self._clock, sign_receipt)
-            workspace.end = partial(_give_up_memory, live)
+            session = RoundSession(digest, context, workspace, self._clock, sign_receipt)
+            workspace.end = partial(_give_up_memory, session)
             with self._lock:
-                self._live[digest] = live
+                self._sessions[digest] = session
                 self._coordinators[digest] = coordinator
             undo.callback(self._forget, digest)
             name = f"round-{manifest.job}-{manifest.round}"
-            arguments = (live, row, terms, workspace)
+            arguments = (session, row, context, workspace)
             threading.Thread(
                 target=self._see_to_end, args=arguments, name=name, daemon=True
             ).start()
@@ -88,7 +93,7 @@ class RoundRegistry:
     def find(self, manifest_digest: bytes) -> RoundSession | None:
         """A round that is open or has just ended."""
         with self._lock:
-            return self._live.get(manifest_digest)
+            return self._sessions.get(manifest_digest)
 
     def under_way(self, coordinator: str | None = None) -> list[RoundSession]:
         """The rounds whose end is not recorded yet: of this coordinator, or all.
@@ -97,10 +102,10 @@ class RoundRegistry:
         """
         with self._lock:
             return [
-                live
-                for live in self._live.values()
-                if live.state not in ENDED
-                and coordinator in {None, self._coordinators[live.digest]}
+                session
+                for session in self._sessions.values()
+                if session.state not in ENDED
+                and coordinator in {None, self._coordinators[session.digest]}
             ]
 
     def record_left_over_ends(self, rows: Iterable[RoundRow]) -> None:
@@ -108,7 +113,7 @@ class RoundRegistry:
 
         Raises Unavailable while it still does.
         """
-        under_way = {live.digest for live in self.under_way()}
+        under_way = {session.digest for session in self.under_way()}
         for row in rows:
             if row.manifest_digest not in under_way:
                 with suppress(WrongState):  # ended between the two looks
@@ -117,32 +122,78 @@ class RoundRegistry:
     def abort_all(self) -> None:
         """End every open round, because the process is about to end, and wait for the records."""
         under_way = self.under_way()
-        for live in under_way:
+        for session in under_way:
             with suppress(WrongState):  # sealed meanwhile: then it is released
-                live.abort(pb.REASON_AGGREGATOR_RESTARTED)
-        for live in under_way:
-            live.wait_for_end(SHUTDOWN_SECONDS)
+                session.abort(pb.REASON_AGGREGATOR_RESTARTED)
+        for session in under_way:
+            session.wait_for_end(SHUTDOWN_SECONDS)
 
     def _see_to_end(
-        self, live: RoundSession, row: RoundRow, terms: RoundContext, workspace: Workspace
+        self, session: RoundSession, row: RoundRow, context: RoundContext, workspace: Workspace
     ) -> None:
-        reason = see_to_end(live, row, terms, self._recorder)
+        reason = self._record_end(session, row, context)
         try:
             # Before anybody is told of the end: no update outlives its round here.
-            live.let_go()
-            self._memory.take_back(workspace)
-            if live.has_broken_pushes:
+            session.release_memory()
+            self._memory.give_back(workspace)
+            if session.has_broken_uploads:
                 gc.collect()  # an error that gRPC keeps refers to the frame that had the last chunk
         finally:
             if reason == pb.REASON_TOO_MUCH:  # counted before the coordinator can open the next
                 with self._lock:
-                    self._exhausted[self._coordinators[live.digest]] += 1
-            live.end(reason)
+                    self._exhausted[self._coordinators[session.digest]] += 1
+            session.end(reason)
         with self._lock:
-            self._ended.append(live.digest)
+            self._ended.append(session.digest)
             left = self._ended.popleft() if len(self._ended) > _KEPT_ROUNDS else None
         if left is not None:
             self._forget(left)
+
+    def _record_end(
+        self, session: RoundSession, row: RoundRow, context: RoundContext
+    ) -> "pb.Reason":
+        """Wait for the round's end and record it; whatever fails, the round ends.
+
+        Returns the reason why there is no release; unspecified where there is one.
+        """
+        try:
+            sealed = session.await_seal()
+            if sealed is None:
+                self._recorder.abort(row, session.reason, session.exclusions)
+                return session.reason
+            failpoint("aggregator.seal.before_release")
+            self._recorder.release(row, context, sealed)
+            return pb.REASON_UNSPECIFIED
+        except (LimitExceeded, WrongState, Unavailable, OSError) as error:
+            log.error("round not released", job=row.job, round=row.number, error=str(error))
+            reason = error.reason if isinstance(error, CairnError) else pb.REASON_UNSPECIFIED
+            if isinstance(error, LimitExceeded):  # the average of finite values is not
+                reason = pb.REASON_NON_FINITE
+        except Exception:
+            log.exception("round not released", job=row.job, round=row.number)
+            reason = session.reason
+        return self._record_abort(session, row, reason or pb.REASON_STORAGE_FAILED)
+
+    def _record_abort(
+        self, session: RoundSession, row: RoundRow, reason: "pb.Reason"
+    ) -> "pb.Reason":
+        """Record an abort where that is still possible; returns the reason that is told.
+
+        What was recorded before the failure stands, and is told: a release cannot be taken back.
+        """
+        try:
+            self._recorder.abort(row, reason, session.exclusions)
+        except WrongState:
+            return self._recorder.end_of(row)
+        except Unavailable as error:  # the next opening or the next start records it
+            log.error(
+                "round could not be recorded", job=row.job, round=row.number, reason=str(error)
+            )
+            return pb.REASON_STORAGE_FAILED
+        except Exception:
+            log.exception("round could not be recorded", job=row.job, round=row.number)
+            return pb.REASON_STORAGE_FAILED
+        return reason
 
     def _check_not_exhausted(self, coordinator: str) -> None:
         with self._lock:
@@ -156,11 +207,11 @@ class RoundRegistry:
 
     def _forget(self, digest: bytes) -> None:
         with self._lock:
-            self._live.pop(digest, None)
+            self._sessions.pop(digest, None)
             self._coordinators.pop(digest, None)
 
 
-def _give_up_memory(live: RoundSession) -> None:
+def _give_up_memory(session: RoundSession) -> None:
     """Another round is given the memory that the sums have borrowed. A sealed round has it for a moment more."""
     with suppress(WrongState):
-        live.abort(pb.REASON_TOO_MUCH)
+        session.abort(pb.REASON_TOO_MUCH)

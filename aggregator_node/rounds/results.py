@@ -1,4 +1,4 @@
-"""What a live round hands on: the answer to a join, an accepted update, what is to be released."""
+"""What a round hands on: the answer to a join, an accepted update, what is to be released."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """A round while it is open: the pure state machine with its lock, its updates and its end.
 
-Updates live here and nowhere else, in memory, until the round is sealed; then they are let go. What an
+Updates live here and nowhere else, in memory, until the round is sealed; then they are overwritten. What an
 owner's receipt says of its update stays a while longer, for the owner to ask for.
 """
 
@@ -16,11 +16,10 @@ from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.rounds.results import Accepted, Joined, SealedRound
 from aggregator_node.rounds.state import Ending, OwnerState, Round
 from aggregator_node.rounds.summing import Summing
-from aggregator_node.rounds.upload import Call, RoundContext, Upload, check_header
-from aggregator_node.rounds.uploads import Uploads
-from cairn.errors import Conflict, NotFound, TooMuch, UpdateRefused, WrongState
-from cairn.protocol.messages import reason_word
+from aggregator_node.rounds.upload import Call, RoundContext, Upload, Uploads, check_header
+from cairn.errors import Conflict, LimitExceeded, NotFound, UpdateRefused, WrongState
 from cairn.protocol.statements import commitment_of
+from cairn.protocol.words import reason_word
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -37,30 +36,30 @@ class RoundSession:
     def __init__(
         self,
         digest: bytes,
-        terms: RoundContext,
+        context: RoundContext,
         workspace: Workspace,
         clock: Clock,
         sign_receipt: Callable[[str, bytes, aggregator_pb2.UpdateHeader], pb.Signed],
     ) -> None:
         """Open the round now. `sign_receipt` takes the owner, the update's digest and its header."""
-        now, manifest = clock.monotonic(), terms.manifest
+        now, manifest = clock.monotonic(), context.manifest
         remaining = (manifest.deadline_unix_ms - clock.unix_ms()) / 1000
         self.digest = digest
         self.manifest = manifest
         self.state = aggregator_pb2.ROUND_STATE_OPEN
         self.reason: pb.Reason = pb.REASON_UNSPECIFIED
         self.exclusions: tuple[tuple[str, pb.Reason], ...] = ()
-        self._terms = terms
+        self._context = context
         self._clock = clock
         self._sign_receipt = sign_receipt
         self._round = Round.open(
             manifest.cohort, manifest.floor, manifest.lease_seconds, now + remaining, now
         )
         self._workspace: Workspace | None = workspace
-        self._sums = Summing(terms)
+        self._sums = Summing(context)
         self._summing = threading.Lock()
-        self._pushes = Uploads()
-        self.has_broken_pushes = False  # whose last bytes wait for Python's collector
+        self._uploads = Uploads()
+        self.has_broken_uploads = False  # whose last bytes wait for Python's collector
         self._accepted: dict[str, Accepted] = {}
         self._reports: dict[str, dict[str, float]] = {}  # the metrics of each accepted owner
         self._abort_reason: pb.Reason = pb.REASON_UNSPECIFIED
@@ -74,12 +73,14 @@ class RoundSession:
             now = self._clock.monotonic()
             self._round.join(owner, now)
             left = max(0.0, self._round.deadline - now)
-            return Joined(owner in self._accepted, left, self._lent().buffers.place(owner))
+            return Joined(
+                owner in self._accepted, left, self._open_workspace().buffers.place(owner)
+            )
 
     def decline(self, owner: str, reason: "pb.Reason") -> None:
         """The owner does not take part."""
         with self._while_open():
-            is_repeated = self._round.seat(owner) is OwnerState.DECLINED
+            is_repeated = self._round.state_of(owner) is OwnerState.DECLINED
             self._round.decline(owner, reason)
         if not is_repeated:  # an owner may say so as often as it likes
             log.info("declined", **self._ids, owner=owner, reason=reason_word(reason))
@@ -87,62 +88,64 @@ class RoundSession:
     def receipt(self, owner: str) -> pb.Signed:
         """The owner's receipt, also after the round ended. Raises NotFound before."""
         with self._changed:
-            self._round.seat(owner)
+            self._round.state_of(owner)
             if owner not in self._accepted:
                 raise NotFound("no update of yours was accepted in this round")
             return self._accepted[owner].receipt
 
     @contextmanager
-    def push(self, owner: str, header: aggregator_pb2.UpdateHeader, call: Call) -> Iterator[Upload]:
-        """Let the owner push inside, as soon as there is memory for it; one push of an owner at a time."""
+    def upload(
+        self, owner: str, header: aggregator_pb2.UpdateHeader, call: Call
+    ) -> Iterator[Upload]:
+        """Let the owner push inside, as soon as there is memory for it; one upload of an owner at a time."""
         with self._changed:
             self._check_may_push(owner)
-        self._refusing(owner, lambda: check_header(header, self._terms))
-        push = Upload(header, self._terms, call)
+        self._refusing(owner, lambda: check_header(header, self._context))
+        upload = Upload(header, self._context, call)
         with self._changed:
             self._check_may_push(owner)
-            self._pushes.begin(owner, push, self._clock.monotonic())
+            self._uploads.begin(owner, upload, self._clock.monotonic())
             is_repeated = owner in self._accepted
         try:
-            with nullcontext() if is_repeated else self._buffer_for(owner, push):
-                yield push
+            with nullcontext() if is_repeated else self._buffer_for(owner, upload):
+                yield upload
         except BaseException:
-            self.has_broken_pushes = True
+            self.has_broken_uploads = True
             raise
         finally:
             with self._changed:
-                self._pushes.end(owner, push)
+                self._uploads.end(owner, upload)
 
-    def heard(self, owner: str, push: Upload) -> None:
+    def heard(self, owner: str, upload: Upload) -> None:
         """A chunk arrived, which renews the owner's lease.
 
-        Raises TooMuch where the owner has had its turn, and others wait in line: else a few owners who send
+        Raises LimitExceeded where the owner has had its turn, and others wait in line: else a few owners who send
         as slowly as they may would keep the memory to the round's end.
         """
         now = self._clock.monotonic()
         with self._changed:
-            self._pushes.heard(owner, push, now)
+            self._uploads.heard(owner, upload, now)
             if self.is_open:
                 self._round.join(owner, now)
             workspace = self._workspace
-        if now >= push.turn_ends and workspace is not None and workspace.buffers.are_waited_for:
-            raise TooMuch(
+        if now >= upload.turn_ends and workspace is not None and workspace.buffers.are_waited_for:
+            raise LimitExceeded(
                 "this push took longer than its share of the round, and others wait in line"
             )
 
-    def commit(self, owner: str, push: Upload, commit: aggregator_pb2.UpdateCommit) -> pb.Signed:
+    def commit(self, owner: str, upload: Upload, commit: aggregator_pb2.UpdateCommit) -> pb.Signed:
         """Accept the pushed update and return its receipt; the same update again, the same receipt.
 
         Raises UpdateRefused for a bad update, Conflict where another was accepted, WrongState where
         the round has ended.
         """
-        digest = self._refusing(owner, lambda: push.finish(commit), push)
-        header_digest = push.header_digest()
-        receipt = self._sign_receipt(owner, digest, push.header)
+        digest = self._refusing(owner, lambda: upload.finish(commit), upload)
+        header_digest = upload.header_digest()
+        receipt = self._sign_receipt(owner, digest, upload.header)
         with self._summing:
             with self._changed:
                 # Complete: the seal, which ends what is under way, must not take its answer away.
-                self._pushes.end(owner, push)
+                self._uploads.end(owner, upload)
                 before = self._accepted.get(owner)
                 if before is not None:
                     if (before.header_digest, before.payload_digest) != (header_digest, digest):
@@ -151,8 +154,8 @@ class RoundSession:
                 self._check_in_time()
                 self._round.accept(owner)
                 self._accepted[owner] = Accepted(header_digest, digest, receipt)
-                self._reports[owner] = dict(push.header.metrics)
-            failure = self._sums.take(owner, push, self._lent())
+                self._reports[owner] = dict(upload.header.metrics)
+            failure = self._sums.take(owner, upload, self._open_workspace())
         log.info("accepted", **self._ids, owner=owner)
         with self._changed:
             self._abort_reason = self._abort_reason or failure
@@ -174,7 +177,7 @@ class RoundSession:
             while (ending := self._ending()) is None:
                 wait = self._round.next_event() - self._clock.monotonic()
                 self._changed.wait(max(0.0, wait))
-            self._pushes.cancel_all()
+            self._uploads.cancel_all()
             sealed = ending is Ending.SEAL
             self.exclusions = tuple(self._round.exclusions(self._clock.monotonic()))
             if sealed:
@@ -183,10 +186,10 @@ class RoundSession:
             else:
                 self._abort_reason = self._abort_reason or pb.REASON_BELOW_FLOOR
                 self.reason = self._abort_reason
-            self._lent().buffers.wake()
+            self._open_workspace().buffers.wake()
         return self._close() if sealed else None
 
-    def let_go(self) -> None:
+    def release_memory(self) -> None:
         """The round needs its memory no more. After this no update is added to the sums."""
         with self._summing:
             self._sums.forget()
@@ -227,10 +230,10 @@ class RoundSession:
 
     def _close(self) -> SealedRound:
         with self._summing:
-            counts = self._sums.finish(self._lent())
+            counts = self._sums.finish(self._open_workspace())
         owners = tuple(sorted(counts))
         return SealedRound(
-            rule=self._lent().rule,
+            rule=self._open_workspace().rule,
             contributors=owners,
             commitments=tuple(sorted(commitment_of(self._accepted[o].receipt) for o in owners)),
             metrics=average_metrics([(self._reports[owner], counts[owner]) for owner in owners]),
@@ -243,31 +246,31 @@ class RoundSession:
         return self._round.settle(self._clock.monotonic())
 
     @contextmanager
-    def _buffer_for(self, owner: str, push: Upload) -> Iterator[None]:
-        buffers, call = self._lent().buffers, push.call
+    def _buffer_for(self, owner: str, upload: Upload) -> Iterator[None]:
+        buffers, call = self._open_workspace().buffers, upload.call
         call.add_callback(buffers.wake)  # when the call ends, in whatever way
-        with buffers.one(owner, lambda: not (self.is_open and call.is_active())) as buffer:
+        with buffers.borrow(owner, lambda: not (self.is_open and call.is_active())) as buffer:
             with self._changed:
                 turn_ends = self._round.end_of_turn(self._clock.monotonic(), buffers.count)
-            push.keep_in(buffer, turn_ends)
+            upload.keep_in(buffer, turn_ends)
             yield
 
-    def _lent(self) -> Workspace:
+    def _open_workspace(self) -> Workspace:
         if self._workspace is None:
             raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
         return self._workspace
 
-    def _refusing(self, owner: str, check: Callable[[], T], push: Upload | None = None) -> T:
+    def _refusing(self, owner: str, check: Callable[[], T], upload: Upload | None = None) -> T:
         """Run a check of an update; where no retry can mend it, the owner is out of the round."""
         try:
             return check()
         except UpdateRefused as error:
             if error.reason != pb.REASON_CORRUPT_UPDATE:
                 with self._changed:
-                    if push is not None:  # the end of the round must not take its answer away
-                        self._pushes.end(owner, push)
+                    if upload is not None:  # the end of the round must not take its answer away
+                        self._uploads.end(owner, upload)
                     # An owner whose update was accepted before stays in: its share is in the sum.
-                    out = self.is_open and self._round.seat(owner) in {
+                    out = self.is_open and self._round.state_of(owner) in {
                         OwnerState.JOINED,
                         OwnerState.LOST,
                     }
@@ -284,12 +287,12 @@ class RoundSession:
             self._changed.notify_all()
 
     def _check_may_push(self, owner: str) -> None:
-        seat = self._round.seat(owner)
-        self._pushes.check_free(owner, self._clock.monotonic())
+        state = self._round.state_of(owner)
+        self._uploads.check_free(owner, self._clock.monotonic())
         if owner not in self._accepted:
             self._check_in_time()
-            if seat is not OwnerState.JOINED:
-                raise WrongState(f"{owner} is {seat} in this round; join it before you push")
+            if state is not OwnerState.JOINED:
+                raise WrongState(f"{owner} is {state} in this round; join it before you push")
 
     def _check_in_time(self) -> None:
         """The deadline holds for owners also where the thread that seals has not come to it yet."""

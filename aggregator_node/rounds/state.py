@@ -1,6 +1,6 @@
 """The state machine of one round: who is where, and when it ends. Pure: the clock is passed in.
 
-Everything about a seat's transitions stands in `_SEAT`; an event that has no row there is refused and
+All transitions of an owner's state stand in `_TRANSITIONS`; an event that has no row there is refused and
 changes nothing. Times are seconds of a monotonic clock.
 """
 
@@ -37,7 +37,7 @@ class Ending(StrEnum):
     ABORT = "abort"
 
 
-_SEAT: dict[tuple[OwnerState, Event], OwnerState] = {
+_TRANSITIONS: dict[tuple[OwnerState, Event], OwnerState] = {
     (OwnerState.INVITED, Event.JOIN): OwnerState.JOINED,
     (OwnerState.INVITED, Event.DECLINE): OwnerState.DECLINED,
     (OwnerState.INVITED, Event.EXPIRE): OwnerState.LOST,
@@ -67,7 +67,7 @@ def not_of_the_cohort(owner: str) -> CallerNotAllowed:
 @dataclass
 class _Owner:
     lease_until: float
-    seat: OwnerState = OwnerState.INVITED
+    state: OwnerState = OwnerState.INVITED
     reason: "pb.Reason" = pb.REASON_UNSPECIFIED
 
 
@@ -88,9 +88,9 @@ class Round:
         owners = {owner: _Owner(now + lease_seconds) for owner in cohort}
         return cls(floor, lease_seconds, deadline, owners)
 
-    def seat(self, owner: str) -> OwnerState:
+    def state_of(self, owner: str) -> OwnerState:
         """Where the owner stands. Raises CallerNotAllowed outside the cohort."""
-        return self._of(owner).seat
+        return self._of(owner).state
 
     def join(self, owner: str, now: float) -> None:
         """The owner takes part, or renews its lease."""
@@ -112,13 +112,13 @@ class Round:
     @property
     def accepted(self) -> list[str]:
         return sorted(
-            name for name, owner in self._owners.items() if owner.seat is OwnerState.ACCEPTED
+            name for name, owner in self._owners.items() if owner.state is OwnerState.ACCEPTED
         )
 
     @property
     def awaited(self) -> int:
         """How many may still push."""
-        return sum(owner.seat in _AWAITED for owner in self._owners.values())
+        return sum(owner.state in _AWAITED for owner in self._owners.values())
 
     def end_of_turn(self, now: float, at_a_time: int) -> float:
         """Until when a push that begins now may keep others waiting: the round's rest is shared out."""
@@ -132,7 +132,7 @@ class Round:
         deadline at the latest.
         """
         for name, owner in self._owners.items():
-            if owner.seat in _AWAITED and now >= owner.lease_until:
+            if owner.state in _AWAITED and now >= owner.lease_until:
                 self._apply(name, Event.EXPIRE, pb.REASON_LEASE_EXPIRED)
         awaited, accepted = self.awaited, len(self.accepted)
         if accepted + awaited < self.floor:
@@ -143,7 +143,7 @@ class Round:
 
     def next_event(self) -> float:
         """When `settle` may have something new to say although nothing happened."""
-        leases = (o.lease_until for o in self._owners.values() if o.seat in _AWAITED)
+        leases = (o.lease_until for o in self._owners.values() if o.state in _AWAITED)
         return min(self.deadline, *leases, self.deadline)
 
     def exclusions(self, now: float) -> list[tuple[str, "pb.Reason"]]:
@@ -155,15 +155,15 @@ class Round:
         return [
             (name, told_to_others(owner.reason or pb.REASON_DEADLINE))
             for name, owner in sorted(self._owners.items())
-            if owner.seat is not OwnerState.ACCEPTED
-            and (owner.seat not in _AWAITED or now >= self.deadline)
+            if owner.state is not OwnerState.ACCEPTED
+            and (owner.state not in _AWAITED or now >= self.deadline)
         ]
 
     def check_not_refused(self, owner: str) -> None:
         """Raise WrongState with the reason where this owner's update was refused: its answer may be lost."""
-        seated = self._of(owner)
-        if seated.seat is OwnerState.REFUSED:
-            raise WrongState(f"the update of {owner} was refused in this round", seated.reason)
+        record = self._of(owner)
+        if record.state is OwnerState.REFUSED:
+            raise WrongState(f"the update of {owner} was refused in this round", record.reason)
 
     def _of(self, owner: str) -> _Owner:
         if owner not in self._owners:
@@ -171,9 +171,9 @@ class Round:
         return self._owners[owner]
 
     def _apply(self, owner: str, event: Event, reason: "pb.Reason" = pb.REASON_UNSPECIFIED) -> None:
-        seated = self._of(owner)
-        after = _SEAT.get((seated.seat, event))
+        record = self._of(owner)
+        after = _TRANSITIONS.get((record.state, event))
         if after is None:
-            raise WrongState(f"{owner} is {seated.seat} in this round and cannot {event}")
-        if after is not seated.seat:
-            seated.seat, seated.reason = after, reason
+            raise WrongState(f"{owner} is {record.state} in this round and cannot {event}")
+        if after is not record.state:
+            record.state, record.reason = after, reason

@@ -26,28 +26,28 @@ class _Held:
 class Summing:
     """The updates of one round. The round holds a lock around every call."""
 
-    def __init__(self, terms: RoundContext) -> None:
-        self._terms = terms
-        self._trains = terms.manifest.trains
-        self._may_hold = terms.most_held > 0
+    def __init__(self, context: RoundContext) -> None:
+        self._context = context
+        self._trains = context.manifest.trains
+        self._may_hold = context.most_held > 0
         self._weights: dict[str, int] = {}  # in the order of arrival
         self._held: dict[str, _Held] = {}
         self._added = 0
         # Not the error itself: its traceback would keep what it was about to add.
         self._failure: tuple[str, pb.Reason] | None = None
 
-    def take(self, owner: str, push: Upload, workspace: Workspace) -> "pb.Reason":
+    def take(self, owner: str, upload: Upload, workspace: Workspace) -> "pb.Reason":
         """Count the owner's update, and add what is decided by now.
 
         Returns why the round cannot go on, where there is no memory for sums of such values.
         """
-        self._weights[owner] = self._terms.weight(push.header.examples)
+        self._weights[owner] = self._context.weight(upload.header.examples)
         if self._trains and self._failure is None:
             try:
-                self._take(owner, push, workspace)
+                self._take(owner, upload, workspace)
             except Unavailable as error:
                 self._failure = str(error), error.reason
-                ids = {"job": self._terms.manifest.job, "round": self._terms.manifest.round}
+                ids = {"job": self._context.manifest.job, "round": self._context.manifest.round}
                 log.error("round cannot go on", **ids, owner=owner, error=str(error))
         return self._failure[1] if self._failure is not None else pb.REASON_UNSPECIFIED
 
@@ -58,7 +58,7 @@ class Summing:
         """
         if self._failure is not None:
             raise Unavailable(*self._failure)
-        cap = self._terms.share.cap(self._weights.values())
+        cap = self._context.share.cap(self._weights.values())
         counts = {owner: min(weight, cap) for owner, weight in self._weights.items()}
         for owner in list(self._held):
             self._add_held(owner, counts[owner], workspace)
@@ -68,18 +68,18 @@ class Summing:
         return counts
 
     def forget(self) -> None:
-        """The round is over: let go of what is held back."""
+        """The round is over: forget what is held back."""
         self._held.clear()
 
-    def _take(self, owner: str, push: Upload, workspace: Workspace) -> None:
-        if push.payload is None:
+    def _take(self, owner: str, upload: Upload, workspace: Workspace) -> None:
+        if upload.payload is None:
             raise AssertionError("an update that is not kept cannot be added")
-        undecided = self._terms.share.undecided(self._weights) if self._may_hold else []
+        undecided = self._context.share.undecided(self._weights) if self._may_hold else []
         if owner in undecided:
-            workspace.buffers.keep(push.payload)
-            self._held[owner] = _Held(push.reading(), push.payload)
+            workspace.buffers.keep(upload.payload)
+            self._held[owner] = _Held(upload.reading(), upload.payload)
         else:
-            self._add(workspace.rule, push.reading(), self._weights[owner])
+            self._add(workspace.rule, upload.reading(), self._weights[owner])
         for decided in self._held.keys() - set(undecided):
             self._add_held(decided, self._weights[decided], workspace)
 

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from aggregator_node.aggregation.exact_sum import BLOCK
 from aggregator_node.aggregation.rule import ReadBlock
 from aggregator_node.aggregation.shares import LargestShare
-from cairn.errors import InvalidMessage, TooMuch, UpdateRefused
-from cairn.model.schema import CHUNK_BYTES
+from aggregator_node.aggregation.workspace import RoundSize
+from cairn.errors import InvalidMessage, LimitExceeded, UpdateRefused
+from cairn.model.schema import CHUNK_BYTES, Schema
 from cairn.model.update_encoding import UpdateLayout, check_update, decoded
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.protocol.messages import JobSpec, Manifest, check_digest, digest_of
+from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 from cairn.transport.receiver import PayloadReceiver
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -57,6 +59,12 @@ class RoundContext:
         least, most = self.weight(1), self.weight(MAX_EXAMPLES)
         return self.share.may_cap(least, most, self.manifest.floor)
 
+    @property
+    def size(self) -> RoundSize:
+        """What the round takes of memory. In an evaluation nothing is added: its sums are those of no tensor."""
+        schema = self.job.schema if self.manifest.trains else Schema(())
+        return RoundSize(schema, self.total_bytes, len(self.manifest.cohort), self.most_held)
+
     def weight(self, examples: int) -> int:
         """How much an update counts, unless its share is too large.
 
@@ -68,16 +76,16 @@ class RoundContext:
         return min(max(examples, self.job.min_examples), self.job.max_examples)
 
 
-def check_header(header: aggregator_pb2.UpdateHeader, terms: RoundContext) -> None:
+def check_header(header: aggregator_pb2.UpdateHeader, context: RoundContext) -> None:
     """Raise InvalidMessage or UpdateRefused for an update that cannot belong to the round."""
-    if header.base_digest != terms.manifest.base_digest:
+    if header.base_digest != context.manifest.base_digest:
         raise UpdateRefused(
             "the update was trained from another model than the round's base",
             pb.REASON_BASE_MISMATCH,
         )
-    if header.total_bytes != terms.total_bytes:
+    if header.total_bytes != context.total_bytes:
         raise InvalidMessage(
-            f"the update declares {header.total_bytes} bytes, its layout has {terms.total_bytes}"
+            f"the update declares {header.total_bytes} bytes, its layout has {context.total_bytes}"
         )
     if not 1 <= header.examples <= MAX_EXAMPLES:
         raise UpdateRefused(
@@ -94,7 +102,7 @@ def check_header(header: aggregator_pb2.UpdateHeader, terms: RoundContext) -> No
 
 
 class Call(Protocol):
-    """What a push needs of the call that brings it; `grpc.ServicerContext` has it."""
+    """What an upload needs of the call that brings it; `grpc.ServicerContext` has it."""
 
     def cancel(self) -> object: ...
 
@@ -104,12 +112,12 @@ class Call(Protocol):
 
 
 class Upload:
-    """The stream of one update: counted, hashed, and kept in a buffer that is lent to it."""
+    """The stream of one update: counted, hashed, and kept in a buffer that it borrows."""
 
     def __init__(
         self,
         header: aggregator_pb2.UpdateHeader,
-        terms: RoundContext,
+        context: RoundContext,
         call: Call,
     ) -> None:
         """Prepare for the bytes that `header` declares and `check_header` has checked."""
@@ -117,7 +125,7 @@ class Upload:
         self.call = call
         self.payload: memoryview | None = None
         self.turn_ends = math.inf  # on the monotonic clock, where others wait for their turn
-        self._terms = terms
+        self._context = context
         self._incoming = self._expected(None)
 
     def keep_in(self, buffer: memoryview, turn_ends: float) -> None:
@@ -127,16 +135,18 @@ class Upload:
         self._incoming = self._expected(buffer)
 
     def write(self, chunk: memoryview) -> None:
-        """Take the next bytes. Raises TooMuch beyond the declared size."""
+        """Take the next bytes. Raises LimitExceeded beyond the declared size."""
         missing = self._incoming.missing
         if len(chunk) > missing:
-            raise TooMuch(f"more bytes than the {self._incoming.total} that the header declares")
+            raise LimitExceeded(
+                f"more bytes than the {self._incoming.total} that the header declares"
+            )
         if len(chunk) < max(1, min(MIN_CHUNK_BYTES, missing)):
             raise InvalidMessage(
                 f"a chunk of {len(chunk)} bytes: every chunk but the last has at least {MIN_CHUNK_BYTES}"
             )
         if len(chunk) > CHUNK_BYTES:
-            raise TooMuch(f"a chunk has at most {CHUNK_BYTES} bytes")
+            raise LimitExceeded(f"a chunk has at most {CHUNK_BYTES} bytes")
         self._incoming.write(chunk)
 
     def finish(self, commit: aggregator_pb2.UpdateCommit) -> bytes:
@@ -150,7 +160,7 @@ class Upload:
                 f"the update ends after {self._incoming.offset} of {self._incoming.total} bytes",
                 pb.REASON_CORRUPT_UPDATE,
             )
-        if not self._terms.manifest.trains:
+        if not self._context.manifest.trains:
             if commit.payload_digest:
                 raise InvalidMessage("an evaluation carries no payload digest")
             return b""
@@ -160,7 +170,7 @@ class Upload:
                 "the bytes that arrived do not have the committed digest", pb.REASON_CORRUPT_UPDATE
             )
         if self.payload is not None:
-            check_update(self._terms.layout, self.payload, self._terms.bounds)
+            check_update(self._context.layout, self.payload, self._context.bounds)
         return commit.payload_digest
 
     def header_digest(self) -> bytes:
@@ -172,7 +182,7 @@ class Upload:
 
     def reading(self) -> ReadBlock:
         """Reads the update that is kept, block by block."""
-        layout, payload, scratch = self._terms.layout, self.payload, np.empty(BLOCK)
+        layout, payload, scratch = self._context.layout, self.payload, np.empty(BLOCK)
         if payload is None:
             raise AssertionError("an update that is not kept cannot be read")
 
@@ -183,4 +193,54 @@ class Upload:
         return read
 
     def _expected(self, buffer: memoryview | None) -> PayloadReceiver:
-        return PayloadReceiver(self.header.total_bytes, self._terms.layout.hasher(), buffer)
+        return PayloadReceiver(self.header.total_bytes, self._context.layout.hasher(), buffer)
+
+
+@dataclass
+class _UnderWay:
+    upload: Upload
+    heard_at: float
+
+
+class Uploads:
+    """The uploads under way in one round: one of an owner at a time.
+
+    The round holds its lock around every call. Times are seconds of a monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[str, _UnderWay] = {}
+
+    def check_free(self, owner: str, now: float) -> None:
+        """Raise LimitExceeded while the owner has an upload under way.
+
+        One that has brought nothing for a moment is ended. Whoever pushes anew has given it up, and where a
+        connection is gone and only the owner was told, nothing else would end it for a while.
+        """
+        before = self._of.get(owner)
+        if before is None:
+            return
+        if now - before.heard_at >= SHORT_WAIT_SECONDS:
+            before.upload.call.cancel()
+        raise LimitExceeded("another push of this owner is under way")
+
+    def begin(self, owner: str, upload: Upload, now: float) -> None:
+        self.check_free(owner, now)
+        self._of[owner] = _UnderWay(upload, now)
+
+    def heard(self, owner: str, upload: Upload, now: float) -> None:
+        """The upload has brought something."""
+        if self._is_of(owner, upload):
+            self._of[owner].heard_at = now
+
+    def end(self, owner: str, upload: Upload) -> None:
+        """The upload is over, or complete; may be said twice."""
+        if self._is_of(owner, upload):
+            del self._of[owner]
+
+    def cancel_all(self) -> None:
+        for under_way in self._of.values():
+            under_way.upload.call.cancel()
+
+    def _is_of(self, owner: str, upload: Upload) -> bool:
+        return owner in self._of and self._of[owner].upload is upload

@@ -11,7 +11,8 @@ from hashlib import sha256
 from aggregator_node.storage.rows import JobRow, RoundRow
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import Entry
-from cairn.protocol.messages import parse, reason_word
+from cairn.protocol.messages import parse
+from cairn.protocol.words import reason_word
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

@@ -13,7 +13,7 @@ import structlog
 from aggregator_node.storage.store import Store
 from cairn.errors import CairnError, Unavailable
 from cairn.identity.names import NodeName
-from cairn.protocol.messages import reason_word
+from cairn.protocol.words import reason_word
 from cairn.runtime.clock import Clock
 from cairn.runtime.ration import Ration
 

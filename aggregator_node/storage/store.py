@@ -14,9 +14,8 @@ from typing import Any
 
 import structlog
 
-from aggregator_node.admission import Progress
 from aggregator_node.storage.integrity import check_state
-from aggregator_node.storage.rows import JobRow, RoundRow
+from aggregator_node.storage.rows import JobRow, Progress, RoundRow
 from cairn.errors import InvalidMessage, NotFound, Unavailable, UsageError
 from cairn.ledger.chain import Entry, Ledger
 from cairn.runtime.clock import Clock

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cairn.diagnostics.findings import Finding
     from cairn.diagnostics.preflight import NodeChecks
 
+_GRADE_WIDTH = 9
 # Who knows what to check of each kind of file.
 _EXAMINERS = {
     "a coordinator": "coordinator",
@@ -64,7 +65,7 @@ def doctor(*, file: Path, as_json: bool, timeout: float) -> None:
         )
     else:
         for finding in findings:
-            say(str(finding))
+            say(finding.line(_GRADE_WIDTH))
         say(f"{file}: {_count(faults, 'fault')}, {_count(warnings, 'warning')}")
     sys.exit(1 if faults else 0)
 

@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from cairn.address import Address
 from cairn.cli.errors import mistakes_explained
 from cairn.errors import UsageError
 from cairn.identity.authority import (
@@ -26,7 +28,7 @@ from cairn.identity.authority import (
 )
 from cairn.identity.credentials import fingerprint, key_fingerprint
 from cairn.identity.describe import describe
-from cairn.identity.names import NAME_PATTERN, NodeName, Role
+from cairn.identity.names import NODE_NAME_PATTERN, NodeName, Role
 from cairn.identity.pem import PRIVATE, PUBLIC, load_certificate, load_key, read_file, write_new
 from cairn.identity.signing_keys import load_signing_key, public_signing_key_text
 from cairn.provisioning.create import FederationPlan, usual_floor, write_federation
@@ -75,7 +77,7 @@ def init(
         floor=usual_floor(len(owners)) if floor is None else floor,
         coordinator_address=coordinator,
         intake_address=aggregator,
-        release_address=aggregator_release or f"{aggregator.rpartition(':')[0]}:7444",
+        release_address=aggregator_release or str(replace(Address.parse(aggregator), port=7444)),
         tasks_file=tasks,
         data=data,
     )
@@ -85,7 +87,7 @@ def init(
 
 def _federation_named_like(directory: Path) -> str:
     name = directory.absolute().name
-    return name if re.fullmatch(NAME_PATTERN, name) else "federation"
+    return name if re.fullmatch(NODE_NAME_PATTERN, name) else "federation"
 
 
 def _made(directory: Path, plan: FederationPlan) -> str:

@@ -10,7 +10,7 @@ class _Lazy(click.Group):
     """A group whose commands are found in other modules when they are needed."""
 
     places: ClassVar[dict[str, str]] = {
-        "demo": "cairn.cli.demo_command:demo",
+        "demo": "cairn.cli.demo:demo",
         "doctor": "cairn.cli.doctor:doctor",
         "health": "cairn.cli.health:health",
         "identity": "cairn.cli.identity:identity",

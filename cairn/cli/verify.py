@@ -6,19 +6,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import ConfigDict
 
 from cairn.cli.errors import mistakes_explained
+from cairn.config import Settings, SigningKeyText
+from cairn.diagnostics.findings import Finding, Grade, failed
 from cairn.errors import UsageError
+from cairn.identity.signing_keys import parse_signing_key_text
+from cairn.ledger.files import lines_for_people
 from cairn.runtime.quoting import say
-
-if TYPE_CHECKING:
-    from cairn.verify.ledger import Finding
+from cairn.verify.verify import Evidence
+from cairn.verify.verify import verify as check
 
 _path = click.Path(path_type=Path)
 _MOST_LINES = 1000
+_GRADE_WIDTH = 7
 _TERMINATED = 128 + signal.SIGTERM
 _NOT_ENDED = (
     "Not ended: nothing that is there is wrong, and each line BEHIND says what is not there yet. Run the"
@@ -66,11 +71,6 @@ def verify(
     yet, as in a run that was killed. Exit codes: 0 everything is as it was signed and recorded, 1 something
     FAILED or is BEHIND, 2 a mistake in the call.
     """
-    from cairn.cli.verify_key import pinned_key
-    from cairn.verify.ledger import failed
-    from cairn.verify.verify import Evidence
-    from cairn.verify.verify import verify as check
-
     with _ending_in_order():
         against = Evidence(pinned_key(key, config), ledger, statements)
         try:
@@ -80,18 +80,40 @@ def verify(
     sys.exit(_report(findings))
 
 
-def _report(findings: Sequence["Finding"]) -> int:
-    """Print what was found, not more than so many lines of a grade, and return the exit code."""
-    from cairn.verify.ledger import Grade
+class _PinningNode(Settings):
+    """What of a node's file is needed here; the node itself checks the rest."""
 
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    aggregator_signing_key: SigningKeyText | None = None
+
+
+def pinned_key(text: str | None, config: Path | None) -> Ed25519PublicKey | None:
+    """The key that was given or that a node's file pins; None where neither was named.
+
+    Raises UsageError where both were, or where the file pins none: an aggregator's own does not.
+    """
+    if text is not None and config is not None:
+        raise UsageError("--key and --config both name the aggregator's key: give one of them")
+    if config is not None:
+        text = _PinningNode.load(config).aggregator_signing_key
+        if text is None:
+            raise UsageError(
+                f"{config} has no aggregator_signing_key: name the file of an owner or of a coordinator"
+            )
+    return parse_signing_key_text(text) if text is not None else None
+
+
+def _report(findings: Sequence[Finding]) -> int:
+    """Print what was found, not more than so many lines of a grade, and return the exit code."""
     printed = Counter[Grade]()
     for finding in findings:
         printed[finding.grade] += 1
         if printed[finding.grade] <= _MOST_LINES:
-            say(str(finding))
+            say(finding.line(_GRADE_WIDTH))
     for grade, number in printed.items():
         if number > _MOST_LINES:
-            say(f"{grade:6} {number - _MOST_LINES} more, which are not printed")
+            say(f"{grade:{_GRADE_WIDTH}}{number - _MOST_LINES} more, which are not printed")
     if printed[Grade.BEHIND] and not printed[Grade.FAILED]:
         say(_NOT_ENDED)
     return 1 if printed[Grade.FAILED] or printed[Grade.BEHIND] else 0
@@ -112,8 +134,6 @@ def ledger(*, path: Path, full: bool, refusals: bool) -> None:
     PATH is a node's state directory, a run's folder or a ledger.jsonl. Prints what is there: whether
     nothing was changed is what `cairn verify` tells.
     """
-    from cairn.ledger.lines import lines_for_people
-
     with _ending_in_order():
         for line in lines_for_people(path, full=full, refusals=refusals):
             click.echo(line)  # JSON in ASCII

@@ -7,7 +7,9 @@ from cairn.diagnostics.findings import Finding, note
 from cairn.diagnostics.peers import listening_findings, peer_findings
 from cairn.diagnostics.preflight import NodeChecks, on_this_machine
 from cairn.errors import UsageError
-from cairn.identity.credentials import load_identity, load_pinned_aggregator
+from cairn.identity.credentials import load_identity
+from cairn.identity.names import Role
+from cairn.identity.trust import load_pinned
 
 
 def examine(node: NodeChecks, seconds: float) -> list[Finding]:
@@ -22,7 +24,7 @@ def examine(node: NodeChecks, seconds: float) -> list[Finding]:
         identity = load_identity(node.identity, node.name, now)
         pinned = None
         if node.pin is not None:
-            pinned = load_pinned_aggregator(node.pin, node.name.federation, now)
+            pinned = load_pinned(node.pin, Role.AGGREGATOR, node.name.federation, now)
     except UsageError:
         return [*findings, note("peers", "not asked: they are asked with an identity in order")]
     return [

@@ -1,4 +1,4 @@
-"""What a check of a node found: how bad it is, and one line for a person. Pure."""
+"""What a check of a node or of what it left found: how bad it is, and one line for a person. Pure."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,18 +12,28 @@ class Grade(StrEnum):
     NOTE = "note"  # neither good nor bad, such as a node that is running
     WARNING = "warning"  # it works now, and may not for long
     FAULT = "fault"  # the node does not start with it, or cannot do its part
+    BEHIND = "BEHIND"  # nothing is wrong, but what is there does not go far enough to prove it
+    FAILED = "FAILED"  # it is not as it was signed and recorded
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked. The sentence of a warning or a fault names the cause and the cure."""
+    """One thing that was checked, by the name of the check or of the file.
+
+    The sentence of a warning or a fault names the cause and the cure.
+    """
 
     grade: Grade
     check: str
     sentence: str
 
-    def __str__(self) -> str:
-        return f"{self.grade:9}{self.check}: {self.sentence}"
+    @property
+    def good(self) -> bool:
+        return self.grade is Grade.OK
+
+    def line(self, width: int) -> str:
+        """The finding as a line, its grade in a column of this width."""
+        return f"{self.grade:{width}}{self.check}: {self.sentence}"
 
 
 def ok(check: str, sentence: str) -> Finding:
@@ -40,6 +50,10 @@ def warning(check: str, sentence: str) -> Finding:
 
 def fault(check: str, sentence: str) -> Finding:
     return Finding(Grade.FAULT, check, sentence)
+
+
+def failed(check: str, sentence: str) -> Finding:
+    return Finding(Grade.FAILED, check, sentence)
 
 
 def faults_of(check: str, error: UsageError) -> list[Finding]:

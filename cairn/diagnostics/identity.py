@@ -15,11 +15,11 @@ from cairn.identity.credentials import (
     IdentityFiles,
     fingerprint,
     identity_faults,
-    load_pinned_aggregator,
 )
-from cairn.identity.names import NodeName
+from cairn.identity.names import NodeName, Role
 from cairn.identity.pem import load_certificate
 from cairn.identity.signing_keys import load_signing_key, public_signing_key_text
+from cairn.identity.trust import load_pinned
 
 SOON = timedelta(days=30)
 
@@ -40,10 +40,10 @@ def identity_findings(files: IdentityFiles, node: NodeName, now: datetime) -> li
 def pin_findings(pin: Path, federation: str, authority: Path, now: datetime) -> list[Finding]:
     """The certificates that are accepted of the aggregator: this node's own authority issued them."""
     try:
-        pinned = load_pinned_aggregator(pin, federation, now)
+        pinned = load_pinned(pin, Role.AGGREGATOR, federation, now)
     except UsageError as error:
         return [fault("pin", str(error))]
-    certificates = x509.load_pem_x509_certificates(pinned.certificates)
+    certificates = pinned.parsed_certificates
     foreign = _foreign(certificates, authority)
     if len(foreign) == len(certificates):
         return [
@@ -63,11 +63,10 @@ def pin_findings(pin: Path, federation: str, authority: Path, now: datetime) -> 
         )
         for each in foreign
     ]
-    end = max(certificate.not_valid_after_utc for certificate in certificates)
     return [
-        ok("pin", f"{pin} pins the aggregator, valid until {end:%Y-%m-%d}"),
+        ok("pin", f"{pin} pins the aggregator, valid until {pinned.end:%Y-%m-%d}"),
         *strange,
-        *_ending("pin", pin, now, end, ASK_FOR_PRESENT),
+        *_ending("pin", pin, now, pinned.end, ASK_FOR_PRESENT),
     ]
 
 

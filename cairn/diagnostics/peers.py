@@ -3,20 +3,18 @@
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from cairn.address import Address
 from cairn.diagnostics.disk import CLOCK_SKEW_SECONDS
 from cairn.diagnostics.findings import Finding, fault, note, ok, warning
 from cairn.diagnostics.preflight import Peer
 from cairn.errors import CairnError, Unavailable
-from cairn.identity.credentials import Identity, PinnedAggregator
+from cairn.identity.credentials import Identity
 from cairn.identity.names import NodeName, Role
+from cairn.identity.trust import PeerTrust, is_believed, of_own_authority
 from cairn.protocol.messages import check_protocol
 from cairn.transport.channel import dial
-from cairn.transport.distrust import Trust
 from cairn.transport.health_client import Health, ask_health
-from cairn.transport.pinning import PinnedCoordinator
 from cairn.transport.ports import tried
 from cairn.transport.probe import NothingListens, ProbeTarget, Unreachable, probe
 
@@ -37,42 +35,34 @@ def listening_findings(
 
 
 def _answers_itself(address: str, identity: Identity, seconds: float) -> bool:
-    host = Address.parse(address).host
-    dialled = "localhost" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - we dial it
-    at = address.replace(host, dialled) if ":" not in host else address.replace("[::]", dialled)
+    at = Address.parse(address).dialled_here
     try:
-        return probe(ProbeTarget(at, identity, _issued(identity), seconds)) == identity.node
+        trust = of_own_authority(identity, identity.node.role)
+        return probe(ProbeTarget(at, identity, trust, seconds)) == identity.node
     except Unreachable:
         return False
 
 
 def peer_findings(
-    peers: Sequence[Peer], identity: Identity, pinned: PinnedAggregator | None, seconds: float
+    peers: Sequence[Peer], identity: Identity, pinned: PeerTrust | None, seconds: float
 ) -> list[Finding]:
     """What is found at each peer; all are asked at the same time."""
 
     def ask(peer: Peer) -> list[Finding]:
         pin = pinned if peer.role is Role.AGGREGATOR else peer.pinned
-        trust = _issued(identity) if pin is None else Trust(pin.certificates, pin.file, pinned=True)
-        return _found_at(peer, ProbeTarget(peer.address, identity, trust, seconds), pin)
+        trust = pin or of_own_authority(identity, peer.role)
+        return _found_at(peer, ProbeTarget(peer.address, identity, trust, seconds))
 
     with ThreadPoolExecutor(max(1, len(peers))) as threads:
         return [finding for found in threads.map(ask, peers) for finding in found]
 
 
-def _issued(identity: Identity) -> Trust:
-    return Trust(identity.authority, Path(identity.files.authority), pinned=False)
-
-
-def _found_at(
-    peer: Peer, way: ProbeTarget, pin: PinnedAggregator | PinnedCoordinator | None
-) -> list[Finding]:
-    trusted = None if pin is None else lambda: pin.certificates
+def _found_at(peer: Peer, way: ProbeTarget) -> list[Finding]:
     try:
         name = probe(way)
-        if name.role is not peer.role or name.federation != way.identity.node.federation:
+        if not is_believed(way.trust, name):
             return [fault(peer.role, _another(peer, name))]
-        with dial(peer.address, way.identity, trusted=trusted) as channel:
+        with dial(peer.address, way.identity, way.trust) as channel:
             asked_ms = time.time() * 1000
             health = ask_health(channel, way.seconds)
             half_ms = (asked_ms + time.time() * 1000) / 2

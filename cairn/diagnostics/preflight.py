@@ -14,9 +14,9 @@ from cairn.diagnostics.identity import identity_findings, pin_findings, signing_
 from cairn.errors import UsageError
 from cairn.identity.credentials import IdentityFiles
 from cairn.identity.names import NodeName, Role
+from cairn.identity.trust import PeerTrust
 from cairn.runtime.quoting import quoted
 from cairn.storage.directory import WritableDirectory
-from cairn.transport.pinning import PinnedCoordinator
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ class Peer:
     address: str
     key: str
     their_key: str
-    pinned: PinnedCoordinator | None = None
+    pinned: PeerTrust | None = None
 
     @property
     def must_answer(self) -> bool:

@@ -1,4 +1,4 @@
-"""Who a node is: the certificate and key that it starts with, and the certificates that it pins."""
+"""Who a node is: the certificate and key that it starts with."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity.names import KEY_USES, NodeName, Role, node_named_in
-from cairn.identity.pem import load_certificate, load_certificates, load_key
+from cairn.identity.pem import load_certificate, load_key
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -91,9 +91,9 @@ def _examined(
     if certificate is not None and authority is not None:
         _attempt(faults, _check_issuer, files, certificate, authority)
     if certificate is not None:
-        _attempt(faults, _check_time, files.certificate, certificate, now, RENEW)
+        _attempt(faults, check_time, files.certificate, certificate, now, RENEW)
     if authority is not None:
-        _attempt(faults, _check_time, files.authority, authority, now, ASK_FOR_PRESENT)
+        _attempt(faults, check_time, files.authority, authority, now, ASK_FOR_PRESENT)
     if certificate is not None:
         _attempt(faults, _check_uses, files.certificate, certificate, node.role)
     if faults or certificate is None or authority is None or loaded is None:
@@ -118,46 +118,8 @@ def _attempt(
         return None
 
 
-@dataclass(frozen=True)
-class PinnedAggregator:
-    """The certificates that an owner or a coordinator accepts of the aggregator, as PEM, and their file.
-
-    The file may hold several, one after the other: while an aggregator changes its certificate, the old
-    and the new one, so that nobody must change files in the same second.
-    """
-
-    certificates: bytes
-    federation: str
-    file: Path = field(compare=False)
-
-
-def load_pinned_aggregator(path: Path, federation: str, now: datetime) -> PinnedAggregator:
-    """Load what a node pins. Each certificate must name the aggregator, and one at least be in time."""
-    pinned = load_pinned(path, federation, Role.AGGREGATOR, now)
-    return PinnedAggregator(pinned, federation, path)
-
-
-def load_pinned(path: Path, federation: str, role: Role, now: datetime) -> bytes:
-    """The certificates of a file that are in time, as PEM, where all of them are of this role."""
-    pinned, expired = [], None
-    for certificate in load_certificates(path):
-        found = _node_of_file(path, certificate)
-        if (found.federation, found.role) != (federation, role):
-            raise UsageError(
-                f"{path} is the certificate of {found}, but it should be that of the {role} of"
-                f" federation {federation}; ask whoever runs the {role} for its node.crt"
-            )
-        try:
-            _check_time(path, certificate, now, f"ask whoever runs the {role} for the present one")
-            pinned.append(certificate.public_bytes(Encoding.PEM))
-        except UsageError as error:
-            expired = error
-    if expired is not None and not pinned:
-        raise expired
-    return b"".join(pinned)
-
-
-def _node_of_file(path: Path, certificate: x509.Certificate) -> NodeName:
+def node_of_file(path: Path, certificate: x509.Certificate) -> NodeName:
+    """Whose certificate it is. Raises UsageError, which names the file, where it is no node's."""
     try:
         return node_named_in(certificate)
     except InvalidMessage as error:
@@ -165,7 +127,7 @@ def _node_of_file(path: Path, certificate: x509.Certificate) -> NodeName:
 
 
 def _check_name(path: Path, certificate: x509.Certificate, node: NodeName) -> None:
-    found = _node_of_file(path, certificate)
+    found = node_of_file(path, certificate)
     if found != node:
         raise UsageError(f"{path} is the certificate of {found}, but this node is {node}")
 
@@ -190,7 +152,8 @@ def _check_issuer(
         ) from error
 
 
-def _check_time(path: Path, certificate: x509.Certificate, now: datetime, cure: str) -> None:
+def check_time(path: Path, certificate: x509.Certificate, now: datetime, cure: str) -> None:
+    """Raise UsageError, which names the file and the cure, where it is not valid at this time."""
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now > end:
         raise UsageError(f"{path} expired on {end:%Y-%m-%d %H:%M} UTC; {cure}")

@@ -15,8 +15,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from cairn.errors import InvalidMessage
 
-NAME_PATTERN = "[a-z0-9][a-z0-9-]{0,62}"
-_URI = re.compile(f"spiffe://({NAME_PATTERN})/([a-z]+)/({NAME_PATTERN})")
+NODE_NAME_PATTERN = (
+    "[a-z0-9][a-z0-9-]{0,62}"  # of a federation and of a node: fit for a certificate
+)
+_URI = re.compile(f"spiffe://({NODE_NAME_PATTERN})/([a-z]+)/({NODE_NAME_PATTERN})")
 
 
 class Role(StrEnum):
@@ -50,7 +52,7 @@ class NodeName:
 
     def __post_init__(self) -> None:
         for name in (self.federation, self.name):
-            if not re.fullmatch(NAME_PATTERN, name):
+            if not re.fullmatch(NODE_NAME_PATTERN, name):
                 raise InvalidMessage(
                     f"{name!r} cannot be a name: a federation and a node are named by 1 to 63 of"
                     " a-z, 0-9 and '-', and not with '-' first"

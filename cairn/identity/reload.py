@@ -8,12 +8,8 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from cairn.identity.credentials import (
-    Identity,
-    PinnedAggregator,
-    load_identity,
-    load_pinned_aggregator,
-)
+from cairn.identity.credentials import Identity, load_identity
+from cairn.identity.trust import PeerTrust, load_pinned
 
 T = TypeVar("T")
 
@@ -71,12 +67,12 @@ def renewal_of(identity: Identity) -> Reloading[Identity]:
     )
 
 
-def renewal_of_pin(pinned: PinnedAggregator) -> Reloading[PinnedAggregator]:
+def renewal_of_pin(pinned: PeerTrust) -> Reloading[PeerTrust]:
     """The pinned certificates as their file has them."""
     return Reloading(
         pinned,
         (pinned.file,),
-        lambda: load_pinned_aggregator(pinned.file, pinned.federation, datetime.now(UTC)),
+        lambda: load_pinned(pinned.file, pinned.role, pinned.federation, datetime.now(UTC)),
     )
 
 

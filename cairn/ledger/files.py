@@ -4,12 +4,14 @@
     aggregator.sqlite     in an aggregator's state directory, with a second chain: what was refused
     owner.sqlite          in an owner's state directory
 
-What is returned was read and not checked: see `cairn.ledger.chain.check_chain`.
+What is returned was read and not checked, and put in lines for people by `lines_for_people`: see `cairn.ledger.chain.check_chain`.
 """
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ HEAD_FILE = "ledger_head.json"
 # What is read of a ledger: far more than a federation writes in years.
 MAX_ENTRIES = 1_000_000
 MAX_LEDGER_BYTES = 1 << 28
+_SIGNED_MESSAGE = re.compile(r"[A-Za-z0-9+/]{128,}={0,2}")  # longer than any digest in hex
 _LINE_BYTES = 2 * MAX_ENTRY_BYTES  # JSON within JSON escapes every quotation mark
 
 
@@ -121,3 +124,37 @@ def _bounded(entries: Iterable[Entry]) -> Iterator[Entry]:
                 f"it has more than {MAX_ENTRIES} entries or {MAX_LEDGER_BYTES} bytes, and no more are read"
             )
         yield entry
+
+
+def lines_for_people(path: Path, *, full: bool, refusals: bool) -> Iterator[str]:
+    """A line for each entry of the ledger, or with `refusals` of the refusals, that `path` is or has.
+
+    Leaves signed messages in base64 out unless `full`. Raises UsageError where nothing can be read.
+    """
+    file = find_refusals(path) if refusals else find_ledger(path)
+    try:
+        for entry in read_refusals(file) if refusals else read_ledger(file):
+            yield json.dumps(_values(entry, full=full))
+    except (InvalidMessage, RecursionError) as error:
+        raise UsageError(f"{file}: {error}") from None
+
+
+def _values(entry: Entry, *, full: bool) -> dict[str, Any]:
+    facts = entry.facts
+    ours = {"number": entry.number, "kind": entry.kind, "at": _time(facts.pop("unix_ms", None))}
+    if not full:
+        facts = {key: value for key, value in facts.items() if not _is_signed_message(value)}
+    return {**ours, **facts, **ours}  # ours come first, and no fact replaces them
+
+
+def _is_signed_message(value: object) -> bool:
+    return isinstance(value, str) and _SIGNED_MESSAGE.fullmatch(value) is not None
+
+
+def _time(unix_ms: object) -> str | None:
+    if not isinstance(unix_ms, int):
+        return None
+    try:
+        return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError, OSError):
+        return None

@@ -36,12 +36,11 @@ from cairn.model.validation import BLOCK, Bounds, check_values, magnitudes_of, r
 from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 
-WORDS: dict[str, "pb.Encoding"] = {
-    "whole": pb.ENCODING_WHOLE,
-    "bf16_deltas": pb.ENCODING_BF16_DELTAS,
-    "int8_deltas": pb.ENCODING_INT8_DELTAS,
+# What a digest begins with: a part of its definition, whatever the encodings are called elsewhere.
+_DIGESTED_FIRST = {
+    pb.ENCODING_BF16_DELTAS: b"bf16_deltas\n",
+    pb.ENCODING_INT8_DELTAS: b"int8_deltas\n",
 }
-
 _ENCODED = frozenset({"F32", "F64"})
 _ALIGNMENT = 8
 _BF16_INFINITY = 0x7F80
@@ -67,7 +66,7 @@ class UpdateLayout:
         """A BLAKE3 that has seen all that comes before the payload: feed it the payload."""
         if self.encoding == pb.ENCODING_WHOLE:
             return self.schema.hasher()
-        hasher = blake3(f"{encoding_word(self.encoding)}\n".encode())
+        hasher = blake3(_DIGESTED_FIRST[self.encoding])
         hasher.update(self.schema.header())
         return hasher
 
@@ -93,11 +92,6 @@ class UpdateLayout:
             part = Segment(run, begin, encoding, own)
             end = part.end
             yield part
-
-
-def encoding_word(encoding: "pb.Encoding") -> str:
-    """An encoding as the files of people name it, for example int8_deltas."""
-    return pb.Encoding.Name(encoding).removeprefix("ENCODING_").lower()
 
 
 def decoded(part: Segment, payload: Buffer, block: slice, out: NDArray[np.float64]) -> NDArray[Any]:

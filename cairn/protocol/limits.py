@@ -1,6 +1,8 @@
 """The limits that owners and aggregator agree on."""
 
-NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
+NAME_PATTERN = (
+    "[a-z0-9][a-z0-9._-]{0,62}"  # of a job and of a task; no node is called otherwise either
+)
 MIN_COHORT = 2  # an average of one is that one's update
 MAX_COHORT = 1024
 MAX_EXAMPLES = (1 << 31) - 1

@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from cairn import __version__
-from cairn.errors import InvalidMessage, TooMuch
+from cairn.errors import InvalidMessage, LimitExceeded
 from cairn.model.schema import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
 from cairn.protocol.cohorts import Groups, check_groups, check_name, check_owners
 from cairn.protocol.limits import (
@@ -143,7 +143,7 @@ def job_spec_to_bytes(spec: JobSpec) -> bytes:
 
 def job_spec_from_bytes(body: bytes) -> JobSpec:
     if len(body) > MAX_JOB_SPEC_BYTES:
-        raise TooMuch(
+        raise LimitExceeded(
             f"the job's specification has {len(body)} bytes, most of them the names of its tensors; it"
             f" has {MAX_JOB_SPEC_BYTES} at the most"
         )
@@ -280,16 +280,3 @@ def within(value: int, low: int, high: int, field: str) -> int:
     if not low <= value <= high:
         raise InvalidMessage(f"{field} is {value}; it must be {low} to {high}")
     return value
-
-
-def reason_word(reason: int) -> str:
-    """A reason as people read it, for example LEASE_EXPIRED."""
-    return pb.Reason.Name(pb.Reason.ValueType(reason)).removeprefix("REASON_")
-
-
-def reason_of_word(word: str) -> "pb.Reason":
-    """The reason of `reason_word`'s word; unspecified for a word that this version does not know."""
-    for value in pb.Reason.values():
-        if reason_word(value) == word:
-            return cast("pb.Reason", value)
-    return pb.REASON_UNSPECIFIED

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from cairn.errors import InvalidMessage
 from cairn.protocol.limits import MIN_COHORT
-from cairn.protocol.messages import check_digest, digest_of, known, parse, reason_word
+from cairn.protocol.messages import check_digest, digest_of, known, parse
+from cairn.protocol.words import reason_word, word_of
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
@@ -120,13 +121,13 @@ def _in_words(statement: pb.ReleaseStatement) -> dict[str, Any]:
         "federation": statement.federation,
         "job": statement.job,
         "round": statement.round,
-        "phase": pb.Phase.Name(statement.phase).removeprefix("PHASE_").lower(),
+        "phase": word_of(pb.Phase, statement.phase),
         "contributors": statement.contributors,
         "floor": statement.floor,
         "exclusions": {e.owner: reason_word(e.reason) for e in statement.exclusions},
-        "rule": pb.Rule.Name(statement.rule).removeprefix("RULE_").lower(),
-        "weighting": pb.Weighting.Name(statement.weighting).removeprefix("WEIGHTING_").lower(),
-        "encoding": pb.Encoding.Name(statement.encoding).removeprefix("ENCODING_").lower(),
+        "rule": word_of(pb.Rule, statement.rule),
+        "weighting": word_of(pb.Weighting, statement.weighting),
+        "encoding": word_of(pb.Encoding, statement.encoding),
         "metrics": dict(sorted(statement.metrics.items())),
         "release_digest": statement.release_digest.hex(),
         "base_digest": statement.base_digest.hex(),

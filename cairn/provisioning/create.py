@@ -22,7 +22,7 @@ from cairn.identity.names import NodeName, Role
 from cairn.identity.pem import PRIVATE, PUBLIC, write_new
 from cairn.identity.signing_keys import load_signing_key, public_signing_key_text
 from cairn.provisioning.plan import AUTHORITY, FederationPlan, read_tasks, usual_floor
-from cairn.provisioning.templates import aggregator_toml, coordinator_toml, owner_toml
+from cairn.provisioning.render import aggregator_toml, coordinator_toml, owner_toml
 
 __all__ = ["FederationPlan", "usual_floor", "write_federation"]
 

@@ -1,18 +1,13 @@
 """What a whole federation shall look like, checked before anything of it is made. Reads one file."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
-
-from pydantic import AfterValidator, Field, model_validator
 
 from cairn.address import Address
-from cairn.config import FilePath, Settings
+from cairn.config import Settings
 from cairn.errors import UsageError
 from cairn.identity.names import NodeName, Role
-from cairn.model.update_encoding import WORDS
-from cairn.protocol.limits import MAX_ROUND_SECONDS
+from cairn.tasks.settings import TaskSettings
 
 AUTHORITY = "authority"
 RESERVED = frozenset({AUTHORITY, Role.AGGREGATOR.value, Role.COORDINATOR.value})
@@ -76,55 +71,12 @@ def _check_owners(federation: str, owners: tuple[str, ...]) -> None:
         )
 
 
-def _range(limits: tuple[float, float]) -> tuple[float, float]:
-    low, high = limits
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError("should be [smallest, largest]")
-    return limits
-
-
-def _encoding(word: str) -> str:
-    if word not in WORDS:
-        raise ValueError(f"should be {', '.join(WORDS)}")
-    return word
-
-
-class PlannedTask(Settings):
-    """One [tasks.NAME] table. `{owner}` in `data` stands for the owner's name, `{data}` for the plan's directory.
-
-    It has every key of an owner's file (`owner_node/settings.py`). All but `data` go into each owner's file as
-    they stand, with absolute paths, and mean what they mean there.
-    """
-
-    file: FilePath
-    data: FilePath
-    metrics: tuple[str, ...] = ()
-    min_examples: Annotated[int, Field(ge=1)] = 1
-    max_rounds: Annotated[int, Field(ge=1)] | None = None
-    max_failures: Annotated[int, Field(ge=1)] | None = None
-    work_seconds: Annotated[float, Field(gt=0, le=MAX_ROUND_SECONDS)] | None = None
-    clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
-    encodings: (
-        Annotated[tuple[Annotated[str, AfterValidator(_encoding)], ...], Field(min_length=1)] | None
-    ) = None
-    environment: tuple[Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
-    sandbox: Literal["off", "on"] = "off"
-    sandbox_reads: tuple[FilePath, ...] = ()
-    settings: dict[str, Annotated[tuple[float, float], AfterValidator(_range)]] = Field(
-        default_factory=dict
-    )
-
-    @model_validator(mode="after")
-    def _check_sandbox(self) -> Self:
-        if self.sandbox_reads and self.sandbox == "off":
-            raise ValueError('sandbox_reads has no effect without sandbox = "on"')
-        return self
-
-
 class _TasksFile(Settings):
-    tasks: dict[str, PlannedTask]
+    """The tables of an owner's tasks. In `data`, `{owner}` is the owner's name and `{data}` the plan's directory."""
+
+    tasks: dict[str, TaskSettings]
 
 
-def read_tasks(path: Path) -> dict[str, PlannedTask]:
+def read_tasks(path: Path) -> dict[str, TaskSettings]:
     """Read a tasks file; its paths become absolute. Raises UsageError that names what is wrong."""
     return _TasksFile.load(path.resolve()).tasks

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cairn.errors import CairnError, InvalidMessage, TooMuch
+from cairn.errors import CairnError, InvalidMessage, LimitExceeded
 from cairn.protocol.limits import MAX_ROUND_SECONDS
 from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.transport.steps import Call
@@ -38,7 +38,7 @@ class PeerTimeout:
     def around(self, call: Call) -> Iterator[None]:
         def late(complaint: str) -> None:
             call.context.cancel()
-            self._record(call, TooMuch(complaint))
+            self._record(call, LimitExceeded(complaint))
 
         watch = call.watch = self._watchdog.watch(late)
         try:

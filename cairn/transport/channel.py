@@ -12,8 +12,9 @@ from typing import Any, Self
 
 import grpc
 
-from cairn.identity.credentials import Identity, PinnedAggregator
+from cairn.identity.credentials import Identity
 from cairn.identity.reload import renewal_of, renewal_of_pin
+from cairn.identity.trust import PeerTrust
 from cairn.transport import framing
 from cairn.transport.keepalive import CALL_MS, IDLE_MS, KEEPALIVE
 from cairn.transport.parsing import JOB_MESSAGE_BYTES
@@ -176,17 +177,17 @@ _DIALLING = [
 def dial(
     address: str,
     identity: Identity,
-    pinned: PinnedAggregator | None = None,
+    trust: PeerTrust | None = None,
     trusted: Callable[[], bytes] | None = None,
 ) -> grpc.Channel:
-    """Open a channel to a node whose certificate is pinned, or else was issued by our own authority.
+    """Open a channel to a node whose certificate the trust pins, or else was issued by our own authority.
 
     `trusted` says, in the place of a pin, which certificates are accepted at present; what it raises is
     raised by the call. When the files of the identity or of the pin change, or what is trusted, the next
     call dials again with what they hold.
     """
     own = renewal_of(identity)
-    pin = renewal_of_pin(pinned) if pinned is not None else None
+    pin = renewal_of_pin(trust) if trust is not None and trust.is_pinned else None
 
     def present() -> tuple[Identity, bytes]:
         current = own.current()

@@ -17,7 +17,8 @@ from urllib.parse import unquote
 
 import structlog
 
-from cairn.errors import TooMuch
+from cairn.address import Address
+from cairn.errors import LimitExceeded, UsageError
 from cairn.identity.names import NodeName
 from cairn.runtime.clock import Clock
 
@@ -46,7 +47,7 @@ class Connections:
         self._uses: dict[NodeName, dict[str, _Use]] = defaultdict(dict)
 
     def enter(self, node: NodeName, peer: str) -> None:
-        """The node calls over this connection. Raises TooMuch where it has too many others.
+        """The node calls over this connection. Raises LimitExceeded where it has too many others.
 
         `peer` is the other end as gRPC writes it, as "ipv4:192.0.2.1:40000".
         """
@@ -56,7 +57,7 @@ class Connections:
             for quiet in [other for other, use in uses.items() if _is_quiet(use, now)]:
                 del uses[quiet]
             if peer not in uses and len(uses) >= CONNECTIONS_OF_ONE_CALLER:
-                raise TooMuch(f"{node} has {CONNECTIONS_OF_ONE_CALLER} connections already")
+                raise LimitExceeded(f"{node} has {CONNECTIONS_OF_ONE_CALLER} connections already")
             use = uses.setdefault(peer, _Use(0, now))
             use.calls, use.last = use.calls + 1, now
 
@@ -183,8 +184,11 @@ def _ends_of(connection: socket.socket) -> tuple[tuple[str, int], tuple[str, int
 
 def _other_end(peer: str) -> tuple[str, int]:
     """The address and the port; of a connection that is gone gRPC may say neither."""
-    host, _, port = unquote(peer.partition(":")[2]).rpartition(":")
-    return _plain(host.strip("[]")), int(port) if port.isdecimal() else 0
+    try:
+        end = Address.parse(unquote(peer.partition(":")[2]))
+    except UsageError:
+        return "", 0
+    return _plain(end.host), end.port
 
 
 def _plain(host: str) -> str:

@@ -9,8 +9,8 @@ import structlog
 
 from cairn.errors import CairnError
 from cairn.identity.names import NodeName
-from cairn.protocol.messages import reason_word
-from cairn.transport.status import STATUS
+from cairn.protocol.words import reason_word
+from cairn.transport.status import STATUS, wire_name
 from cairn.transport.steps import Call
 from cairn.transport.watchdog import Late
 
@@ -62,7 +62,7 @@ class ErrorMapping:
             "refused",
             method=call.method,
             caller=str(node or "unknown"),
-            error=type(error).__name__,
+            error=wire_name(type(error)),
             reason=str(error),
         )
         try:
@@ -73,7 +73,7 @@ class ErrorMapping:
     def _refuse(self, call: Call, error: CairnError) -> NoReturn:
         self.record(call, error)
         call.context.set_trailing_metadata(
-            (("cairn-error", type(error).__name__), ("cairn-reason", reason_word(error.reason)))
+            (("cairn-error", wire_name(type(error))), ("cairn-reason", reason_word(error.reason)))
         )
         call.context.abort(
             STATUS.get(type(error), grpc.StatusCode.INTERNAL),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cairn.errors import InvalidMessage, TooMuch
+from cairn.errors import InvalidMessage, LimitExceeded
 from cairn.model.schema import CHUNK_BYTES
 from cairn.protocol.limits import MAX_JOB_SPEC_BYTES
 from cairn.transport import framing
@@ -14,12 +14,12 @@ _LARGE = {"/cairn.v1.ReleaseService/RegisterJob"}  # a job's schema; its listene
 
 
 def parsing(method: str, generated: framing.Reader) -> framing.Reader:
-    """The reader of a method's messages; it raises TooMuch and InvalidMessage."""
+    """The reader of a method's messages; it raises LimitExceeded and InvalidMessage."""
     reader = framing.request_reader(method, generated)
 
     def parsed(raw: bytes) -> Any:
         if len(raw) > MESSAGE_BYTES and method not in _LARGE:
-            raise TooMuch(f"a message of this method has {MESSAGE_BYTES} bytes at most")
+            raise LimitExceeded(f"a message of this method has {MESSAGE_BYTES} bytes at most")
         try:
             return reader(raw)
         except Exception as error:

@@ -7,48 +7,25 @@ take the peer's place between the look and the call. Nothing is looked at again 
 """
 
 import threading
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.errors import InvalidMessage, PeerUntrusted, Unavailable
-from cairn.identity.credentials import Identity, load_pinned
+from cairn.identity.credentials import Identity
 from cairn.identity.names import Role, node_named_in
-from cairn.identity.reload import Reloading, renewal_of
+from cairn.identity.reload import renewal_of, renewal_of_pin
+from cairn.identity.trust import PeerTrust, is_believed, of_own_authority
 from cairn.runtime.timeouts import CALL_SECONDS
-from cairn.transport.distrust import Trust
 from cairn.transport.probe import ProbeTarget, Unreachable, shown
-
-
-@dataclass(frozen=True)
-class PinnedCoordinator:
-    """The certificates that an owner accepts of the coordinator, as PEM, and their file.
-
-    There may be several, one after the other, while the coordinator changes its own.
-    """
-
-    certificates: bytes
-    federation: str
-    file: Path = field(compare=False)
-
-
-def load_pinned_coordinator(path: Path, federation: str, now: datetime) -> PinnedCoordinator:
-    """Load what an owner pins. Each certificate must name a coordinator, and one at least be in time."""
-    pinned = load_pinned(path, federation, Role.COORDINATOR, now)
-    return PinnedCoordinator(pinned, federation, path)
 
 
 class CoordinatorTrust:
     """Every method may be called from any thread."""
 
-    def __init__(
-        self, address: str, identity: Identity, pinned: PinnedCoordinator | None = None
-    ) -> None:
+    def __init__(self, address: str, identity: Identity, pinned: PeerTrust | None) -> None:
         self._address = address
         self._identity = renewal_of(identity)
-        self._pin = None if pinned is None else _renewal_of(pinned)
+        self._pin = None if pinned is None else renewal_of_pin(pinned)
         self._lock = threading.Lock()
         self._seen: bytes | None = None
 
@@ -71,7 +48,7 @@ class CoordinatorTrust:
 
     def _look(self) -> bytes:
         own = self._identity.current()
-        trust = Trust(own.authority, Path(own.files.authority), pinned=False)
+        trust = of_own_authority(own, Role.COORDINATOR)
         try:
             certificate = shown(ProbeTarget(self._address, own, trust, CALL_SECONDS))
         except Unreachable as error:
@@ -80,7 +57,7 @@ class CoordinatorTrust:
             node = node_named_in(certificate)
         except InvalidMessage as error:
             raise PeerUntrusted(self._no_coordinator(f"that of no node: {error}")) from None
-        if (node.federation, node.role) != (own.node.federation, Role.COORDINATOR):
+        if not is_believed(trust, node):
             raise PeerUntrusted(self._no_coordinator(f"that of {node}"))
         return certificate.public_bytes(Encoding.PEM)
 
@@ -90,11 +67,3 @@ class CoordinatorTrust:
             f"the certificate at {self._address} is {found}, and not that of a coordinator of federation"
             f" {federation}: correct `coordinator` in this node's file"
         )
-
-
-def _renewal_of(pinned: PinnedCoordinator) -> Reloading[PinnedCoordinator]:
-    return Reloading(
-        pinned,
-        (pinned.file,),
-        lambda: load_pinned_coordinator(pinned.file, pinned.federation, datetime.now(UTC)),
-    )

@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from queue import Empty, Queue
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from cairn.address import Address
 from cairn.errors import CairnError, InvalidMessage
-from cairn.identity.credentials import Identity
+from cairn.identity.credentials import Identity, fingerprint
 from cairn.identity.names import NodeName, node_named_in
-from cairn.transport.distrust import Trust, distrusted, other_host
+from cairn.identity.trust import PeerTrust
 
 # Numbers of OpenSSL's: X509_V_ERR_..._MISMATCH.
 _OTHER_HOST = {62, 64}
@@ -36,7 +37,7 @@ class ProbeTarget:
 
     address: str
     identity: Identity
-    trust: Trust
+    trust: PeerTrust
     seconds: float
 
     @property
@@ -131,7 +132,7 @@ def _shake_hands(way: ProbeTarget, connection: socket.socket) -> x509.Certificat
 def _context(way: ProbeTarget) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a pinned certificate has no issuer here
-    context.load_verify_locations(cadata=way.trust.pem.decode())
+    context.load_verify_locations(cadata=way.trust.certificates.decode())
     files = way.identity.files
     context.load_cert_chain(files.certificate, files.key)
     context.set_alpn_protocols(["h2"])
@@ -166,8 +167,53 @@ def _distrusted(way: ProbeTarget, error: ssl.SSLCertVerificationError) -> str:
     except (OSError, ValueError, Unreachable):
         return f"the certificate at {way.address} is not trusted: {error.verify_message}"
     if error.verify_code in _OTHER_HOST:
-        return other_host(way.address, way.host, shown)
-    return distrusted(way.address, way.trust, shown, datetime.now(UTC))
+        return _other_host(way.address, way.host, shown)
+    return _untrusted(way.address, way.trust, shown, datetime.now(UTC))
+
+
+def _other_host(address: str, host: str, shown: x509.Certificate) -> str:
+    """The sentence for a trusted certificate of other host names."""
+    return (
+        f"the certificate at {address} holds the names {_hosts(shown)} and not {host}: dial one of them,"
+        f" or have it signed again with `cairn sign --host {host}`"
+    )
+
+
+def _untrusted(address: str, trust: PeerTrust, shown: x509.Certificate, now: datetime) -> str:
+    """The sentence for a certificate that is out of date, or is not the one that is trusted."""
+    begin, end = shown.not_valid_before_utc, shown.not_valid_after_utc
+    if not begin <= now <= end:
+        return (
+            f"the certificate at {address} is valid from {begin:%Y-%m-%d %H:%M} to"
+            f" {end:%Y-%m-%d %H:%M} UTC: whoever runs that node renews it, or a clock is wrong"
+        )
+    found = f"{_named(shown)}, {fingerprint(shown.public_bytes(Encoding.DER))}"
+    if trust.is_pinned:
+        return (
+            f"the certificate at {address} is another than the pinned one of {trust.file}: it is {found};"
+            " ask whoever runs that node for its present node.crt, or correct the address"
+        )
+    return (
+        f"the certificate at {address} was not issued by the authority {trust.file}: it is {found};"
+        " the two nodes need certificates of one authority, or correct the address"
+    )
+
+
+def _named(certificate: x509.Certificate) -> str:
+    try:
+        return f"that of {node_named_in(certificate)}"
+    except InvalidMessage:
+        return "of no node"
+
+
+def _hosts(certificate: x509.Certificate) -> str:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return "(none)"
+    hosts = names.get_values_for_type(x509.DNSName)
+    hosts += [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
+    return ", ".join(hosts) or "(none)"
 
 
 def _shown_by(way: ProbeTarget) -> x509.Certificate:

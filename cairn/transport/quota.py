@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cairn.errors import TooMuch
+from cairn.errors import LimitExceeded
 from cairn.identity.names import NodeName
 from cairn.transport.access import LONG_CALLS
 from cairn.transport.connections import Connections
@@ -45,12 +45,12 @@ class Quota:
         self._under_way: Counter[NodeName] = Counter()
 
     def take(self, node: NodeName) -> Place:
-        """A place for one more call. Raises TooMuch where there is none."""
+        """A place for one more call. Raises LimitExceeded where there is none."""
         with self.lock:
             if self._under_way[node] >= self._each:
-                raise TooMuch(f"{node} has {self._each} {self._kind} calls under way already")
+                raise LimitExceeded(f"{node} has {self._each} {self._kind} calls under way already")
             if self._under_way.total() >= self._in_all:
-                raise TooMuch(
+                raise LimitExceeded(
                     f"this node has {self._in_all} {self._kind} calls under way already, of many callers"
                 )
             self._under_way[node] += 1
@@ -77,7 +77,7 @@ class Quotas:
         self._connections.enter(node, peer)
         try:
             place = (self._long if call.method in LONG_CALLS else self._short).take(node)
-        except TooMuch:
+        except LimitExceeded:
             self._connections.leave(node, peer)
             raise
 

@@ -1,13 +1,14 @@
-"""Checks a ledger: its chain, its signed head, and another copy of it. Pure: values in, findings out."""
+"""Checks a ledger: its chain, its signed head, its groups, and another copy of it. Pure: values in, findings out."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cairn.diagnostics.findings import Finding, Grade, failed, ok
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import GENESIS, Entry, check_chain
 from cairn.protocol.statements import verified_head
@@ -16,30 +17,7 @@ from cairn.v1 import round_pb2 as pb
 
 T = TypeVar("T")
 
-
 _LONGEST = 80  # characters of a value that are shown
-
-
-class Grade(StrEnum):
-    OK = "ok"
-    BEHIND = "BEHIND"  # nothing is wrong, but what is there does not go far enough to prove it
-    FAILED = "FAILED"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was checked: in which file, what is so, and whether that is good."""
-
-    where: str
-    what: str
-    grade: Grade = Grade.OK
-
-    @property
-    def good(self) -> bool:
-        return self.grade is Grade.OK
-
-    def __str__(self) -> str:
-        return f"{self.grade:6} {self.where}: {self.what}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +38,7 @@ class LedgerCopy:
 
     def lacking(self, where: str, what: str) -> Finding:
         """The finding for something that only entries after this copy's last could show."""
-        return Finding(where, what, Grade.BEHIND if self.goes_on else Grade.FAILED)
+        return Finding(Grade.BEHIND if self.goes_on else Grade.FAILED, where, what)
 
     def opening(self, manifest_digest: str) -> Entry | None:
         """The entry that opens the round of this manifest; the first of several."""
@@ -92,10 +70,6 @@ class LedgerCopy:
         return found
 
 
-def failed(where: str, what: str) -> Finding:
-    return Finding(where, what, Grade.FAILED)
-
-
 def attempted(
     where: str, check: Callable[[], T], *, goes_on: bool = False
 ) -> tuple[T | None, list[Finding]]:
@@ -104,7 +78,7 @@ def attempted(
         return check(), []
     except InvalidMessage as error:
         behind = goes_on and isinstance(error, Incomplete)
-        return None, [Finding(where, str(error), Grade.BEHIND if behind else Grade.FAILED)]
+        return None, [Finding(Grade.BEHIND if behind else Grade.FAILED, where, str(error))]
 
 
 def check_ledger(
@@ -127,7 +101,7 @@ def check_ledger(
     if complaints:
         return copy, complaints[0]
     what = f"the chain of {len(kept)} entries holds; its head is {copy.head.hex()}"
-    return copy, Finding(name, what)
+    return copy, ok(name, what)
 
 
 def check_head(
@@ -156,7 +130,7 @@ def check_head(
             f" {head.number + 1} is too many",
         )
     else:
-        yield Finding(name, f"the aggregator signed for these {head.number} entries")
+        yield ok(name, f"the aggregator signed for these {head.number} entries")
 
 
 def check_same_ledger(one: LedgerCopy, other: LedgerCopy) -> Finding:
@@ -165,7 +139,52 @@ def check_same_ledger(one: LedgerCopy, other: LedgerCopy) -> Finding:
         if mine.head != theirs.head:
             return failed(one.name, f"entry {mine.number} is another one than in {other.name}")
     shared = min(len(one.entries), len(other.entries))
-    return Finding(one.name, f"its first {shared} entries are those of {other.name}")
+    return ok(one.name, f"its first {shared} entries are those of {other.name}")
+
+
+def check_groups(ledger: LedgerCopy) -> Iterator[Finding]:
+    """Whether each round of a job with groups was opened with owners of one of them.
+
+    A release counts owners of its round's cohort and no others (see `check_recorded`), so it counts owners of one
+    group as well. Nothing is said of jobs without groups.
+    """
+    groups: dict[str, dict[str, int | None]] = {}
+    rounds = Counter[str]()
+    for entry in ledger.entries:
+        facts = entry.facts
+        job = str(facts.get("job"))
+        if entry.kind == "job" and "groups" in facts:
+            groups[job] = _group_of_each(facts["groups"])
+        elif entry.kind == "open" and job in groups:
+            rounds[job] += 1
+            if not _is_of_one(groups[job], facts.get("cohort")):
+                yield failed(
+                    ledger.name,
+                    f"entry {entry.number} opens a round of {short(job)} with owners of more than one group",
+                )
+                return
+    for job in groups:
+        yield ok(
+            ledger.name, f"the {rounds[job]} cohorts of {short(job)} are each of one of its groups"
+        )
+
+
+def _group_of_each(groups: Any) -> dict[str, int | None]:
+    """The number of the group that each owner is in; None where it is in several. Anybody may have written them."""
+    found: dict[str, int | None] = {}
+    for number, group in enumerate(groups if isinstance(groups, list) else []):
+        for owner in group if isinstance(group, list) else []:
+            if isinstance(owner, str):
+                found[owner] = number if found.get(owner, number) == number else None
+    return found
+
+
+def _is_of_one(group_of: Mapping[str, int | None], cohort: Any) -> bool:
+    """Whether the cohort is within a group; it is as anybody may have written it."""
+    if not isinstance(cohort, list) or not all(isinstance(owner, str) for owner in cohort):
+        return False
+    found = {group_of.get(owner) for owner in cohort}
+    return len(found) <= 1 and None not in found
 
 
 def differing(facts: Mapping[str, Any], expected: Mapping[str, object]) -> str | None:

@@ -19,21 +19,16 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cairn.diagnostics.findings import Finding, failed, ok
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import Entry
-from cairn.protocol.messages import parse, reason_of_word, reason_word
+from cairn.protocol.messages import parse
 from cairn.protocol.statements import commitment_of, verified_receipt
+from cairn.protocol.words import reason_of_word, reason_word, word_of
 from cairn.v1 import round_pb2 as pb
-from cairn.verify.ledger import (
-    Finding,
-    LedgerCopy,
-    attempted,
-    differing,
-    failed,
-    short,
-)
+from cairn.verify.ledger import LedgerCopy, attempted, differing, short
 from cairn.verify.sent import SentUpdates
-from cairn.verify.statement import VerifiedStatement, check_recorded, phase_word, title
+from cairn.verify.statement import VerifiedStatement, check_recorded, title
 
 _MOST_COMPLAINTS = 1000  # then it is no ledger of an owner, and the rest is not looked at
 _NEVER_LEFT = (
@@ -76,14 +71,14 @@ class OwnerRecord:
         self._check_names()
         if not self.findings:
             self.findings.append(
-                Finding(
+                ok(
                     self._name,
                     f"{self._sent.count} updates left; {len(self._commitments)} receipts and"
                     f" {len(self._statements)} release statements are signed by the aggregator and agree"
                     " with what left",
                 )
             )
-            self.findings += [Finding(self._name, reset) for reset in self._resets]
+            self.findings += [ok(self._name, reset) for reset in self._resets]
 
     def check_statements_in(self, aggregators: LedgerCopy) -> Iterator[Finding]:
         """Whether every statement the owner was given is in the aggregator's ledger."""
@@ -101,7 +96,7 @@ class OwnerRecord:
         """Whether a statement counts the update that the owner holds a receipt for."""
         commitment = self._commitments.get(statement.manifest_digest.hex())
         if commitment is not None and commitment in statement.commitments:
-            return Finding(name, f"{title(statement)}: counted")
+            return ok(name, f"{title(statement)}: counted")
         excluded = {e.owner: reason_word(e.reason) for e in statement.exclusions}
         manifest_digest = statement.manifest_digest.hex()
         reason = self._reasons.get(manifest_digest) or excluded.get(self._owner)
@@ -113,7 +108,7 @@ class OwnerRecord:
             )
         if manifest_digest in self._met and self._is_misnamed(statement):
             return failed(name, f"{title(statement)}: {_NEVER_LEFT}")
-        return Finding(
+        return ok(
             name,
             f"{title(statement)}: not counted ({reason or 'the owner holds no receipt for it'})",
         )
@@ -193,7 +188,7 @@ class OwnerRecord:
             {
                 "job": statement.job,
                 "round": statement.round,
-                "phase": phase_word(statement),
+                "phase": word_of(pb.Phase, statement.phase),
                 "manifest_digest": statement.manifest_digest.hex(),
                 "release_digest": statement.release_digest.hex(),
                 "contributors": statement.contributors,

@@ -9,6 +9,7 @@ from typing import Any
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cairn.diagnostics.findings import Finding, Grade, ok
 from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.files import HEAD_FILE, head_envelope, read_ledger
 from cairn.model.schema import MAX_MODEL_BYTES
@@ -16,8 +17,7 @@ from cairn.protocol.statements import envelope, from_envelope
 from cairn.runtime.foreign_files import content_of, pieces_of
 from cairn.storage.directory import OWNER_DATABASE
 from cairn.v1 import round_pb2 as pb
-from cairn.verify.groups import check_groups
-from cairn.verify.ledger import Finding, Grade, LedgerCopy, attempted, check_head, check_ledger
+from cairn.verify.ledger import LedgerCopy, attempted, check_groups, check_head, check_ledger
 from cairn.verify.statement import VerifiedStatement, title
 
 
@@ -67,7 +67,7 @@ def read_statement(
     )
     if stated is not None:
         signed = f"{title(stated.statement)} is signed by the aggregator"
-        findings.append(Finding(path.name, signed))
+        findings.append(ok(path.name, signed))
     return stated, findings
 
 

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from cairn.diagnostics.findings import Finding, Grade, failed, ok
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import MAX_ENTRY_VALUES
+from cairn.protocol.words import word_of
 from cairn.runtime.foreign_files import Incomplete, json_values
 from cairn.v1 import round_pb2 as pb
-from cairn.verify.ledger import Finding, Grade, LedgerCopy, attempted, differing, failed
-from cairn.verify.statement import phase_word, title
+from cairn.verify.ledger import LedgerCopy, attempted, differing
+from cairn.verify.statement import title
 
 
 def check_model(
@@ -17,8 +19,12 @@ def check_model(
 ) -> Finding:
     """Whether the file with this BLAKE3 is the released model."""
     if digest == statement.release_digest:
-        return Finding(name, f"it is the release of {title(statement)}")
-    later = {"job": statement.job, "phase": "train", "release_digest": digest.hex()}
+        return ok(name, f"it is the release of {title(statement)}")
+    later = {
+        "job": statement.job,
+        "phase": word_of(pb.Phase, pb.PHASE_TRAIN),
+        "release_digest": digest.hex(),
+    }
     for entry in ledger.entries[statement.ledger_number + 1 :]:
         if entry.kind == "release" and differing(entry.facts, later) is None:
             return ledger.lacking(
@@ -35,7 +41,7 @@ def check_model(
 def check_last(name: str, statement: pb.ReleaseStatement, ledger: LedgerCopy) -> Iterator[Finding]:
     """Whether this is the last release of its job and phase."""
     for entry in ledger.entries[statement.ledger_number + 1 :]:
-        later = {"job": statement.job, "phase": phase_word(statement)}
+        later = {"job": statement.job, "phase": word_of(pb.Phase, statement.phase)}
         if entry.kind == "release" and differing(entry.facts, later) is None:
             yield ledger.lacking(
                 name,
@@ -48,7 +54,7 @@ def check_last(name: str, statement: pb.ReleaseStatement, ledger: LedgerCopy) ->
 def check_no_evaluation(name: str, job: str, ledger: LedgerCopy) -> Iterator[Finding]:
     """Whether an evaluation may be missing: there was none."""
     for entry in ledger.entries:
-        evaluated = {"job": job, "phase": "evaluate"}
+        evaluated = {"job": job, "phase": word_of(pb.Phase, pb.PHASE_EVALUATE)}
         if entry.kind == "release" and differing(entry.facts, evaluated) is None:
             yield ledger.lacking(
                 name, f"it is missing: entry {entry.number} of {ledger.name} is an evaluation"
@@ -63,12 +69,14 @@ def check_evaluation(
     if evaluation.phase != pb.PHASE_EVALUATE or evaluation.job != release.job:
         return failed(name, f"it is not the statement of an evaluation of {release.job}")
     digest = evaluation.base_digest.hex()
-    released = {"job": release.job, "phase": "train", "release_digest": digest}
+    released = {
+        "job": release.job,
+        "phase": word_of(pb.Phase, pb.PHASE_TRAIN),
+        "release_digest": digest,
+    }
     for entry in ledger.entries:
         if entry.kind == "release" and differing(entry.facts, released) is None:
-            return Finding(
-                name, f"it evaluates the release of entry {entry.number} of {ledger.name}"
-            )
+            return ok(name, f"it evaluates the release of entry {entry.number} of {ledger.name}")
     return failed(
         name, f"the evaluated model {digest} is no release of {release.job} in {ledger.name}"
     )
@@ -114,7 +122,7 @@ def check_history(
         )
     elif not complaints:
         others = f"; the {before} before them are not in it" if before else ""
-        yield Finding(name, f"its {seen} rounds are the releases of {job} in {ledger.name}{others}")
+        yield ok(name, f"its {seen} rounds are the releases of {job} in {ledger.name}{others}")
 
 
 def _releases_of(job: str, ledger: LedgerCopy) -> list[dict[str, Any]]:
@@ -122,7 +130,7 @@ def _releases_of(job: str, ledger: LedgerCopy) -> list[dict[str, Any]]:
     return [
         {"round": facts.get("round"), "contributors": facts.get("contributors")}
         for facts in (entry.facts for entry in ledger.entries if entry.kind == "release")
-        if differing(facts, {"job": job, "phase": "train"}) is None
+        if differing(facts, {"job": job, "phase": word_of(pb.Phase, pb.PHASE_TRAIN)}) is None
     ]
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cairn.diagnostics.findings import Finding, failed, ok
 from cairn.ledger.chain import GENESIS
 from cairn.protocol.messages import digest_of
 from cairn.protocol.statements import verified_statement
+from cairn.protocol.words import word_of
 from cairn.v1 import round_pb2 as pb
-from cairn.verify.ledger import Finding, LedgerCopy, differing, failed, short
+from cairn.verify.ledger import LedgerCopy, differing, short
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,10 @@ def check_recorded(name: str, stated: VerifiedStatement, ledger: LedgerCopy) -> 
     if complaint:
         yield failed(name, complaint)
         return
-    yield Finding(name, f"{title(statement)} is entry {number} of {ledger.name}, after its opening")
-    for entry in ledger.releases(statement.job, statement.round, phase_word(statement)):
+    yield ok(name, f"{title(statement)} is entry {number} of {ledger.name}, after its opening")
+    for entry in ledger.releases(
+        statement.job, statement.round, word_of(pb.Phase, statement.phase)
+    ):
         if entry.number != number:
             yield failed(
                 name, f"entry {entry.number} of {ledger.name} is another release of the same round"
@@ -57,11 +61,6 @@ def check_recorded(name: str, stated: VerifiedStatement, ledger: LedgerCopy) -> 
 def title(statement: pb.ReleaseStatement) -> str:
     evaluation = " (evaluation)" if statement.phase == pb.PHASE_EVALUATE else ""
     return f"{statement.job} round {statement.round}{evaluation}"
-
-
-def phase_word(statement: pb.ReleaseStatement) -> str:
-    """The phase as ledgers have it."""
-    return pb.Phase.Name(statement.phase).removeprefix("PHASE_").lower()
 
 
 def _misplaced(statement: pb.ReleaseStatement, ledger: LedgerCopy) -> str | None:
@@ -77,7 +76,7 @@ def _misplaced(statement: pb.ReleaseStatement, ledger: LedgerCopy) -> str | None
     expected = {
         "job": statement.job,
         "round": statement.round,
-        "phase": phase_word(statement),
+        "phase": word_of(pb.Phase, statement.phase),
         "manifest_digest": statement.manifest_digest.hex(),
         "release_digest": statement.release_digest.hex(),
         "base_digest": statement.base_digest.hex(),

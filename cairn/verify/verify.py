@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cairn.diagnostics.findings import Finding, Grade, failed
 from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.files import (
     LEDGER_FILE,
@@ -19,15 +20,7 @@ from cairn.ledger.files import (
 from cairn.runtime.foreign_files import content_of, lines_of
 from cairn.storage.directory import OWNER_DATABASE
 from cairn.v1 import round_pb2 as pb
-from cairn.verify.ledger import (
-    Finding,
-    Grade,
-    LedgerCopy,
-    attempted,
-    check_ledger,
-    check_same_ledger,
-    failed,
-)
+from cairn.verify.ledger import LedgerCopy, attempted, check_ledger, check_same_ledger
 from cairn.verify.owner import OwnerRecord
 from cairn.verify.reading import blake3_of, no_key, read_copy, read_statement
 from cairn.verify.run import (

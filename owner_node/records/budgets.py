@@ -15,11 +15,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from cairn.protocol.messages import reason_of_word
 from cairn.protocol.reasons import DEPENDING_ON_DATA
+from cairn.protocol.words import PHASES, reason_of_word
 from cairn.v1 import round_pb2 as pb
 
-PHASES = {"train": pb.PHASE_TRAIN, "evaluate": pb.PHASE_EVALUATE}
 _WORDS = 2  # by which others are shown a failure: NOT_COUNTED or DEADLINE
 _PHASES = 2
 

@@ -1,19 +1,17 @@
-"""Writes down what this owner decided on an invitation: in its ledger, and in its log."""
+"""Writes down what this owner decided on an invitation: in its ledger."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-import structlog
-
 from cairn.errors import CairnError, Unavailable
-from cairn.protocol.messages import reason_word
+from cairn.protocol.words import reason_word
 from cairn.v1 import round_pb2 as pb
+from owner_node import events
+from owner_node.events import Observer
 from owner_node.policy import Invited
 from owner_node.receipts import Receipts
 from owner_node.records.history import LedgerHistory
 from owner_node.records.ledger import NotRecorded, OwnerLedger, round_facts
-
-log = structlog.get_logger()
 
 # Of one run, of what the aggregator has not signed: a coordinator must not be able to fill the disk.
 _MOST_REFUSALS = 1000
@@ -23,11 +21,16 @@ class DecisionLog:
     """The decisions of one owner. `destination` says the pinned aggregator's fingerprint."""
 
     def __init__(
-        self, ledger: OwnerLedger, receipts: Receipts, destination: Callable[[], str]
+        self,
+        ledger: OwnerLedger,
+        receipts: Receipts,
+        destination: Callable[[], str],
+        tell: Observer,
     ) -> None:
         self._ledger = ledger
         self._receipts = receipts
         self._destination = destination
+        self._tell = tell
         self._answered: set[tuple[str, ...]] = set()
         self._refusals = 0
         self._left_out = 0
@@ -42,7 +45,7 @@ class DecisionLog:
         `invited` is what the aggregator has signed of it. Where that is nothing, only so many are
         written down in a run, and the others counted.
         """
-        log.error("invitation refused", reason=str(error))
+        self._tell(events.InvitationRefused(error))
         key = ("refused", str(error))
         if invited is None and key not in self._answered:
             if self._refusals >= _MOST_REFUSALS:
@@ -59,14 +62,14 @@ class DecisionLog:
 
     def declined(self, invited: Invited, error: CairnError) -> None:
         """This owner does not take part. Never raises."""
+        self._tell(events.Declined(*invited.ids, error))
         word = reason_word(error.reason)
-        log.warning("declined", **_ids(invited), why=word, reason=str(error))
         facts = {**round_facts(invited), "reason": word, "why": str(error)}
         self._once(("declined", invited.digest.hex(), word), facts)
 
     def left_out(self, invited: Invited, error: CairnError) -> None:
         """The aggregator does not let this owner take part, or not to the end. Never raises."""
-        log.warning("left out of the round", **_ids(invited), reason=str(error))
+        self._tell(events.LeftOut(*invited.ids, error))
         word = reason_word(error.reason)
         facts = {"manifest_digest": invited.digest.hex(), "reason": word, "why": str(error)}
         self._once(("not accepted", invited.digest.hex(), word), facts)
@@ -82,24 +85,19 @@ class DecisionLog:
 
     @contextmanager
     def telling_of_a_failure(self, task: str) -> Iterator[None]:
-        """Log it where what happens inside counts as a failure of the task."""
+        """Tell it where what happens inside counts as a failure of the task."""
         before = self.past.budgets.failures(task)
         yield
         failures = self.past.budgets.failures(task)
         if failures > before:
-            log.warning(
-                "a round failed for a cause that may depend on this owner's data: after max_failures of them the"
-                " task is declined until `cairn reset`",
-                task=task,
-                failures=failures,
-            )
+            self._tell(events.FailureCounted(task, failures))
 
     def find_receipt(self, invited: Invited) -> None:
         """Fetch the receipt of an update that was accepted before. Never raises: it is asked for again."""
         try:
             self._receipts.find(invited.digest)
         except Unavailable as error:
-            log.warning("the receipt was not fetched", **_ids(invited), reason=str(error))
+            self._tell(events.ReceiptNotFetched(*invited.ids, error))
 
     def _once(self, key: tuple[str, ...], facts: Mapping[str, object]) -> None:
         """Record the same answer to the same question once in a run, however often it is asked.
@@ -111,10 +109,6 @@ class DecisionLog:
         try:
             self._ledger.record(key[0], facts)
         except NotRecorded as error:
-            log.error("a decision could not be recorded", reason=str(error))
+            self._tell(events.DecisionNotRecorded(error))
         else:
             self._answered.add(key)
-
-
-def _ids(invited: Invited) -> dict[str, object]:
-    return {"job": invited.manifest.job, "round": invited.manifest.round}

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cairn.protocol.messages import parse
+from cairn.protocol.words import PHASES
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Invited, JobHistory, LastRound
-from owner_node.records.budgets import PHASES, Budgets
-
-PHASE_WORDS = {phase: word for word, phase in PHASES.items()}
+from owner_node.records.budgets import Budgets
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,13 @@ from collections.abc import Mapping
 
 from cairn.errors import CairnError, InvalidMessage, UsageError
 from cairn.ledger.chain import Ledger
+from cairn.protocol.words import word_of
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Invited
-from owner_node.records.history import PHASE_WORDS, LedgerHistory
+from owner_node.records.history import LedgerHistory
 
 
 class NotRecorded(CairnError):
@@ -84,7 +85,7 @@ def round_facts(invited: Invited) -> dict[str, object]:
     return {
         "job": manifest.job,
         "round": manifest.round,
-        "phase": PHASE_WORDS[manifest.phase],
+        "phase": word_of(pb.Phase, manifest.phase),
         "manifest_digest": invited.digest.hex(),
     }
 

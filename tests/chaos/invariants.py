@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from cairn.cli.verify_key import pinned_key
+from cairn.cli.verify import pinned_key
 from cairn.identity.signing_keys import load_signing_key
 from cairn.verify.verify import Evidence, verify
 from tests.chaos.marking import COLUMNS, OWNERS
@@ -90,7 +90,7 @@ def check_verified(stage: Stage) -> None:
     for path, against in checks:
         findings = list(verify(path, against))
         assert findings
-        assert all(finding.good for finding in findings), [str(f) for f in findings if not f.good]
+        assert all(finding.good for finding in findings), [f for f in findings if not f.good]
 
 
 def check_secrets(stage: Stage) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from cairn.errors import UsageError
 from cairn.identity.pem import load_certificate, load_certificates, load_key
-from coordinator.ledger_mirror import LedgerCopy
+from coordinator.ledger_mirror import LedgerMirror
 from coordinator.run_directory import RunFolder
 
 
@@ -38,7 +38,7 @@ def prune_history(folder: Path) -> None:
 
 
 def read_ledger(folder: Path) -> None:
-    LedgerCopy(folder, "clinics")
+    LedgerMirror(folder, "clinics")
 
 
 @pytest.mark.parametrize("make", [pipe, device, loop, terabyte], ids=lambda make: make.__name__)

@@ -11,9 +11,10 @@ import grpc
 
 from cairn.errors import CairnError
 from cairn.identity.authority import Subject, issue, new_authority, new_key, new_request
-from cairn.identity.credentials import Identity, PinnedAggregator, load_identity
-from cairn.identity.credentials import load_pinned_aggregator as load_pin
+from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import NodeName, Role
+from cairn.identity.trust import PeerTrust
+from cairn.identity.trust import load_pinned as load_pin
 from cairn.transport.channel import dial
 from cairn.transport.server import Server
 from cairn.transport.steps import caller
@@ -71,10 +72,10 @@ class Ward:
         home.certificate.write_bytes(certificate)
         return certificate
 
-    def pinned(self, *certificates: bytes) -> PinnedAggregator:
+    def pinned(self, *certificates: bytes) -> PeerTrust:
         file = self.directory / "pinned.crt"
         file.write_bytes(b"".join(certificates))
-        return load_pin(file, FEDERATION, datetime.now(UTC))
+        return load_pin(file, Role.AGGREGATOR, FEDERATION, datetime.now(UTC))
 
 
 class Door(
@@ -156,5 +157,5 @@ class Calls:
         return seconds
 
 
-def dialled(door: Door, home: Home, pinned: PinnedAggregator | None = None) -> Calls:
+def dialled(door: Door, home: Home, pinned: PeerTrust | None = None) -> Calls:
     return Calls(dial(door.address, home.identity(), pinned))

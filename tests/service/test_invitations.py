@@ -40,8 +40,8 @@ class Door:
         )
         node = NodeName(FEDERATION, Role.COORDINATOR, "coordinator")
         self.network = network
-        self.attendance = OwnerSessions()
-        self.service = InvitationService(FEDERATION, "job", ["alice", "bob"], self.attendance)
+        self.sessions = OwnerSessions()
+        self.service = InvitationService(FEDERATION, "job", ["alice", "bob"], self.sessions)
         self.listener = Server(load_identity(files, node, datetime.now(UTC)), long_callers=4)
         self.listener.add(add_InvitationServiceServicer_to_server, self.service)
         self.address = f"127.0.0.1:{free_port()}"
@@ -64,7 +64,7 @@ class Door:
 def door(network: Network) -> Iterator[Door]:
     door = Door(network)
     yield door
-    door.attendance.dismiss(None, 5)
+    door.sessions.dismiss(None, 5)
     door.listener.stop(0.0)
 
 
@@ -84,17 +84,17 @@ def test_an_owner_of_another_federation_or_protocol_is_turned_away(door: Door) -
 
 def test_an_owner_attends_until_the_job_is_finished(door: Door) -> None:
     events = door.attend("alice")
-    assert door.attendance.gather_all(["alice"], SECONDS) == ["alice"]
-    door.attendance.invite(["alice"], INVITATION)
+    assert door.sessions.wait_for_all(["alice"], SECONDS) == ["alice"]
+    door.sessions.invite(["alice"], INVITATION)
     assert next(events) == INVITATION
-    door.attendance.dismiss(FINISHED, 5)
+    door.sessions.dismiss(FINISHED, 5)
     assert list(events) == [FINISHED]
 
 
-def test_a_second_attendance_ends_the_first_and_brings_the_invitation_again(door: Door) -> None:
+def test_a_second_stream_ends_the_first_and_brings_the_invitation_again(door: Door) -> None:
     first = door.attend("alice")
-    door.attendance.gather_all(["alice"], SECONDS)
-    door.attendance.invite(["alice"], INVITATION)
+    door.sessions.wait_for_all(["alice"], SECONDS)
+    door.sessions.invite(["alice"], INVITATION)
     second = door.attend("alice")
     assert list(first) == [INVITATION]
     assert next(second) == INVITATION
@@ -102,10 +102,10 @@ def test_a_second_attendance_ends_the_first_and_brings_the_invitation_again(door
 
 def test_an_owner_that_leaves_is_missed(door: Door) -> None:
     events = door.attend("alice")
-    door.attendance.gather_all(["alice"], SECONDS)
+    door.sessions.wait_for_all(["alice"], SECONDS)
     events.cancel()
-    with door.attendance._changed:
-        assert door.attendance._changed.wait_for(lambda: not door.attendance._seats, SECONDS)
+    with door.sessions._changed:
+        assert door.sessions._changed.wait_for(lambda: not door.sessions._streams, SECONDS)
 
 
 def test_the_model_is_fetched_whole_or_from_an_offset(door: Door) -> None:

@@ -35,7 +35,9 @@ from coordinator.invitation_service import InvitationService
 from coordinator.owner_sessions import OwnerSessions
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
+from owner_node.event_log import log_event
 from owner_node.policy import Invited
+from owner_node.receipts import Receipts
 from owner_node.records.history import Pushed
 from owner_node.records.ledger import OwnerLedger, round_facts
 from owner_node.records.ledger_head import LedgerHeadTracker
@@ -266,9 +268,9 @@ class Owner:
         rules = {"task": DisclosureRules()}
         self.kept = UpdateSpool(self.state.path, self.ledger.past.may_leave_again)
         self.stopping, self.is_closed = threading.Event(), False
-        self._pushing = Pushing(
-            self.aggregator, self.ledger, self.kept, rules, lambda: "sha256:00", self.stopping
-        )
+        receipts = Receipts(self.aggregator, self.ledger, log_event)
+        whats = (self.aggregator, self.ledger, self.kept, receipts, rules)
+        self._pushing = Pushing(*whats, lambda: "sha256:00", self.stopping, log_event)
 
     def push(self, opened: OpenRound, payload: bytes) -> None:
         """Push as after training, again and again where it breaks off."""

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
 
 from cairn.errors import CallerNotAllowed, PeerUntrusted, Unavailable
-from cairn.identity.credentials import PinnedAggregator
+from cairn.identity.names import Role
+from cairn.identity.trust import PeerTrust
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.transport import retry
 from cairn.transport.channel import dial
@@ -66,7 +67,7 @@ def attend(ward: Ward, address: str, _shown: bytes, seconds: float) -> None:
 
 def join(ward: Ward, address: str, shown: bytes, seconds: float) -> None:
     """What an owner begins a round with."""
-    pin = PinnedAggregator(shown, FEDERATION, ward.directory / "pinned.crt")
+    pin = PeerTrust(Role.AGGREGATOR, FEDERATION, shown, ward.directory / "pinned.crt")
     with dial(address, ward.home(ALICE).identity(), pin) as channel:
         calls = Calls(channel)
 
@@ -79,7 +80,7 @@ def join(ward: Ward, address: str, shown: bytes, seconds: float) -> None:
 
 def register(ward: Ward, address: str, shown: bytes, seconds: float) -> None:
     """What a coordinator begins a job with."""
-    pin = PinnedAggregator(shown, FEDERATION, ward.directory / "pinned.crt")
+    pin = PeerTrust(Role.AGGREGATOR, FEDERATION, shown, ward.directory / "pinned.crt")
     key = Ed25519PrivateKey.generate().public_key()
     with dial(address, ward.home(COORDINATOR).identity(), pin) as channel:
         AggregatorClient(channel, address, key, seconds, threading.Event()).register(b"")

@@ -1,22 +1,17 @@
-"""What the aggregator allows of jobs, rounds and releases."""
+"""What the aggregator allows of jobs and of rounds."""
 
-import itertools
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
 
 from aggregator_node.admission import (
     MAX_ABORTS,
     AdmissionPolicy,
-    Average,
     Opening,
-    Progress,
-    check_difference,
     check_opening,
 )
-from cairn.errors import CairnError, InvalidMessage, TooMuch, WrongState
+from aggregator_node.storage.rows import Progress
+from cairn.errors import CairnError, InvalidMessage, LimitExceeded, WrongState
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
@@ -180,7 +175,7 @@ def test_an_owner_that_left_the_roster_cannot_be_in_a_cohort_of_a_job_that_lists
 def test_a_model_beyond_the_limit_is_refused_by_its_size() -> None:
     assert JOB.schema.total_bytes == 8
     replace(POLICY, model_bytes=8).check_job(JOB)
-    with pytest.raises(TooMuch, match="8 bytes, this aggregator takes 7"):
+    with pytest.raises(LimitExceeded, match="8 bytes, this aggregator takes 7"):
         replace(POLICY, model_bytes=7).check_job(JOB)
 
 
@@ -201,77 +196,3 @@ def test_an_update_may_weigh_so_many_times_another_and_no_more(
     with pytest.raises(InvalidMessage, match="narrow examples") as caught:
         policy.check_job(job)
     assert caught.value.reason == pb.REASON_EXAMPLES_REFUSED
-
-
-def average(owners: str, most: int = 1, *, may_be_capped: bool = False) -> Average:
-    return Average(frozenset(owners), 1, most, may_be_capped)
-
-
-@pytest.mark.parametrize(
-    ("counted", "earlier", "passes"),
-    [
-        ("abcd", ["abcd"], True),  # the same again
-        ("abcd", [], True),
-        ("abc", ["abcd"], False),  # without one
-        ("abcd", ["abc"], False),  # with one more
-        ("abce", ["abcd"], False),  # one for another
-        ("ab", ["abcd"], False),  # without two: with "cd" as well, it would be nobody's
-        ("abef", ["abcd"], False),  # two for two others: see the next test
-        ("abcd", ["efgh"], True),  # nobody in common
-        ("abcd", ["efgh", "abc"], False),  # one of many is enough
-    ],
-)
-def test_comparable_releases_count_the_same_owners_or_have_nobody_in_common(
-    counted: str, earlier: list[str], *, passes: bool
-) -> None:
-    others = [average(owners) for owners in earlier]
-    if passes:
-        check_difference(average(counted), others)
-        return
-    with pytest.raises(WrongState, match="tell of single owners") as caught:
-        check_difference(average(counted), others)
-    assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE
-
-
-def test_the_same_owners_weighted_otherwise_are_refused() -> None:
-    by_examples = average("abcd", most=9)
-    check_difference(by_examples, [by_examples])
-    check_difference(by_examples, [average("efgh")])
-    capped = average("abcd", most=9, may_be_capped=True)
-    for otherwise in (average("abcd"), average("abcd", most=8), average("abef"), capped):
-        with pytest.raises(WrongState, match="otherwise") as caught:
-            check_difference(by_examples, [otherwise])
-        assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE
-
-
-def test_the_same_owners_count_otherwise_for_sure_only_where_no_weight_may_be_capped() -> None:
-    capped = average("abcd", most=9, may_be_capped=True)
-    check_difference(capped, [average("efgh", most=9, may_be_capped=True)])
-    with pytest.raises(WrongState, match="capped") as caught:
-        check_difference(capped, [capped])
-    assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE
-
-
-def test_no_number_of_releases_that_pass_tells_of_fewer_owners_than_one_of_them() -> None:
-    """By linear algebra: nothing but the released sums themselves is made of so few owners.
-
-    Three averages that differ by many owners in every pair could tell of a single one: with all of
-    "abcde", "cde" and "abe", the first less the others is what e contributed.
-    """
-    names = "abcde"
-    sets = ["".join(c) for size in (2, 3, 4, 5) for c in itertools.combinations(names, size)]
-    for order in (sets, sets[::-1], sets[7:] + sets[:7]):
-        released: list[str] = []
-        for one in order:
-            try:
-                check_difference(average(one), [average(other) for other in released])
-            except WrongState:
-                continue
-            released.append(one)
-        rows: Any = np.array([[float(name in one) for name in names] for one in released])
-        for few in (c for size in (1, 2) for c in itertools.combinations(names, size)):
-            if "".join(few) in released:
-                continue
-            alone = np.array([float(name in few) for name in names])
-            rank = np.linalg.matrix_rank(np.vstack([rows, alone]))
-            assert rank == np.linalg.matrix_rank(rows) + 1, (released, few)

@@ -1,6 +1,6 @@
 """When an aggregator that runs for one job may stop, by a clock that the test sets."""
 
-from aggregator_node.idle_shutdown import Departure
+from aggregator_node.idle_shutdown import IdleShutdown
 from cairn.runtime.clock import Clock
 from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 
@@ -18,36 +18,36 @@ class SetClock(Clock):
 
 def test_an_aggregator_whose_jobs_are_complete_stops_soon_after_the_last_call() -> None:
     clock = SetClock()
-    departure = Departure(PATIENCE, clock)
-    with departure.call():
+    idle_shutdown = IdleShutdown(PATIENCE, clock)
+    with idle_shutdown.call():
         clock.now += 30
-    assert not departure.is_due(completed=True)
+    assert not idle_shutdown.is_due(completed=True)
     clock.now += SHUTDOWN_SECONDS
-    assert departure.is_due(completed=True)
+    assert idle_shutdown.is_due(completed=True)
 
 
 def test_an_aggregator_whose_jobs_are_not_complete_waits_for_its_coordinator_to_come_back() -> None:
     clock = SetClock()
-    departure = Departure(PATIENCE, clock)
-    with departure.call():
+    idle_shutdown = IdleShutdown(PATIENCE, clock)
+    with idle_shutdown.call():
         pass
     clock.now += PATIENCE - 1
-    assert not departure.is_due(completed=False)
+    assert not idle_shutdown.is_due(completed=False)
     clock.now += 1
-    assert departure.is_due(completed=False)
+    assert idle_shutdown.is_due(completed=False)
 
 
 def test_an_aggregator_that_no_coordinator_calls_stops_when_its_patience_has_run_out() -> None:
     clock = SetClock()
-    departure = Departure(PATIENCE, clock)
-    assert not departure.is_due(completed=False)
+    idle_shutdown = IdleShutdown(PATIENCE, clock)
+    assert not idle_shutdown.is_due(completed=False)
     clock.now += PATIENCE
-    assert departure.is_due(completed=False)
+    assert idle_shutdown.is_due(completed=False)
 
 
 def test_a_release_that_is_being_collected_keeps_the_aggregator_up_however_long_it_takes() -> None:
     clock = SetClock()
-    departure = Departure(PATIENCE, clock)
-    with departure.call():
+    idle_shutdown = IdleShutdown(PATIENCE, clock)
+    with idle_shutdown.call():
         clock.now += 10 * PATIENCE
-        assert not departure.is_due(completed=True)
+        assert not idle_shutdown.is_due(completed=True)

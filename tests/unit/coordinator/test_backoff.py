@@ -12,14 +12,14 @@ from coordinator.backoff import LONGEST_REST, Backoff
 THREE = ["alice", "bob", "carol"]
 
 
-def rounds_of(leaving_out: Backoff, numbers: range, missing: str, floor: int = 2) -> list[int]:
+def rounds_of(backoff: Backoff, numbers: range, missing: str, floor: int = 2) -> list[int]:
     """Play these rounds with one owner that is never counted; returns those to which it is invited."""
     invited = []
     for number in numbers:
-        cohort = leaving_out.cohort(number, THREE, floor)
+        cohort = backoff.cohort(number, THREE, floor)
         missed = {missing} & set(cohort)
         invited += [number] if missed else []
-        leaving_out.note(number, set(cohort) - missed, missed)
+        backoff.note(number, set(cohort) - missed, missed)
     return invited
 
 
@@ -30,19 +30,19 @@ def test_an_owner_that_missed_three_rounds_is_left_out_twice_as_long_each_time()
 
 
 def test_once_it_is_counted_all_is_forgotten() -> None:
-    leaving_out = Backoff()
-    assert rounds_of(leaving_out, range(1, 6), "carol") == [1, 2, 3]
-    assert leaving_out.cohort(6, THREE, 2) == THREE
-    assert leaving_out.note(6, THREE, []) == {}
-    assert rounds_of(leaving_out, range(7, 13), "carol") == [7, 8, 9, 12]
+    backoff = Backoff()
+    assert rounds_of(backoff, range(1, 6), "carol") == [1, 2, 3]
+    assert backoff.cohort(6, THREE, 2) == THREE
+    assert backoff.note(6, THREE, []) == {}
+    assert rounds_of(backoff, range(7, 13), "carol") == [7, 8, 9, 12]
 
 
 def test_two_misses_and_a_round_that_is_counted_leave_nobody_out() -> None:
-    leaving_out = Backoff()
+    backoff = Backoff()
     for number in range(1, 30):
         missed = [] if number % 3 == 0 else ["carol"]
-        assert leaving_out.note(number, set(THREE) - set(missed), missed) == {}
-        assert leaving_out.cohort(number + 1, THREE, 2) == THREE
+        assert backoff.note(number, set(THREE) - set(missed), missed) == {}
+        assert backoff.cohort(number + 1, THREE, 2) == THREE
 
 
 @given(
@@ -62,29 +62,29 @@ def test_what_goes_through_a_checkpoint_goes_on_as_if_it_had_not(
 
 
 def test_it_is_told_when_it_is_back() -> None:
-    leaving_out = Backoff()
-    told = [leaving_out.note(number, ["alice", "bob"], ["carol"]) for number in (1, 2, 3)]
+    backoff = Backoff()
+    told = [backoff.note(number, ["alice", "bob"], ["carol"]) for number in (1, 2, 3)]
     assert told == [{}, {}, {"carol": 6}]
-    assert [leaving_out.cohort(n, THREE, 2) for n in (4, 5, 6)] == [THREE[:2], THREE[:2], THREE]
+    assert [backoff.cohort(n, THREE, 2) for n in (4, 5, 6)] == [THREE[:2], THREE[:2], THREE]
 
 
 def test_a_round_without_a_release_counts_only_against_those_it_names() -> None:
-    leaving_out = Backoff()
+    backoff = Backoff()
     for number in (1, 2, 3):
-        leaving_out.note(number, [], ["carol"])
-    assert leaving_out.cohort(4, THREE, 2) == ["alice", "bob"]
+        backoff.note(number, [], ["carol"])
+    assert backoff.cohort(4, THREE, 2) == ["alice", "bob"]
 
 
 def test_nobody_is_left_out_below_the_floor_and_who_is_back_soonest_comes_first() -> None:
-    leaving_out = Backoff()
+    backoff = Backoff()
     for number in (1, 2, 3):
-        leaving_out.note(number, ["alice"], ["carol"])
+        backoff.note(number, ["alice"], ["carol"])
     for number in (2, 3, 4):
-        leaving_out.note(number, ["alice"], ["bob"])
-    assert leaving_out.cohort(5, THREE, 1) == ["alice"]
-    assert leaving_out.cohort(5, THREE, 2) == ["alice", "carol"]
-    assert leaving_out.cohort(5, THREE, 3) == THREE
-    assert leaving_out.cohort(5, ["bob"], 2) == ["bob"]  # too few as it is
+        backoff.note(number, ["alice"], ["bob"])
+    assert backoff.cohort(5, THREE, 1) == ["alice"]
+    assert backoff.cohort(5, THREE, 2) == ["alice", "carol"]
+    assert backoff.cohort(5, THREE, 3) == THREE
+    assert backoff.cohort(5, ["bob"], 2) == ["bob"]  # too few as it is
 
 
 @given(
@@ -95,10 +95,10 @@ def test_nobody_is_left_out_below_the_floor_and_who_is_back_soonest_comes_first(
 def test_a_cohort_is_of_those_present_and_as_large_as_the_floor_where_they_are(
     misses: list[Collection[str]], present: set[str], floor: int
 ) -> None:
-    leaving_out = Backoff()
+    backoff = Backoff()
     for number, missed in enumerate(misses, 1):
-        leaving_out.note(number, set("abcdef") - set(missed), missed)
-    cohort = leaving_out.cohort(len(misses) + 1, present, floor)
+        backoff.note(number, set("abcdef") - set(missed), missed)
+    cohort = backoff.cohort(len(misses) + 1, present, floor)
     assert cohort == sorted(set(cohort))
     assert set(cohort) <= present
     assert len(cohort) >= min(floor, len(present))

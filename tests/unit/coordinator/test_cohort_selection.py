@@ -8,7 +8,7 @@ import pytest
 from cairn.errors import CairnError
 from cairn.protocol.messages import Manifest
 from cairn.v1 import round_pb2 as pb
-from coordinator.cohort_selection import Gathered, Gathering
+from coordinator.cohort_selection import CohortSelection, SelectedCohort
 from coordinator.groups import Sampling
 from coordinator.owner_sessions import OwnerSessions, OwnerStream
 from coordinator.schedule import Step
@@ -40,28 +40,28 @@ def manifest_of(number: int, cohort: Iterable[str], phase: "pb.Phase" = pb.PHASE
 
 
 class Hall:
-    """The owners of three groups, who come and go, and what is gathered of them."""
+    """The owners of three groups, who come and go, and what is selected of them."""
 
     def __init__(self, *groups: tuple[str, ...], seconds: float = LONG) -> None:
-        self.attendance = OwnerSessions()
-        self.gathering = Gathering(SAMPLING, seconds, self.attendance)
-        self.seats: dict[str, OwnerStream] = {}
+        self.sessions = OwnerSessions()
+        self.selection = CohortSelection(SAMPLING, seconds, self.sessions)
+        self.streams: dict[str, OwnerStream] = {}
         self.told: list[list[str]] = []
         self.come(*(owner for group in groups for owner in group))
 
     def come(self, *owners: str) -> None:
-        self.seats |= {owner: self.attendance.enter(owner) for owner in owners}
+        self.streams |= {owner: self.sessions.enter(owner) for owner in owners}
 
     def go(self, *owners: str) -> None:
         for owner in owners:
-            self.attendance.leave(owner, self.seats.pop(owner))
+            self.sessions.leave(owner, self.streams.pop(owner))
 
-    def next(self, number: int, phase: "pb.Phase" = pb.PHASE_TRAIN) -> Gathered:
-        return self.gathering.next(Step(number, phase), FLOOR, self.told.append)
+    def next(self, number: int, phase: "pb.Phase" = pb.PHASE_TRAIN) -> SelectedCohort:
+        return self.selection.next(Step(number, phase), FLOOR, self.told.append)
 
     def note(self, number: int, cohort: Iterable[str], *missed: str) -> dict[str, int]:
         return dict(
-            self.gathering.note(manifest_of(number, cohort), frozenset(missed), released=True)
+            self.selection.note(manifest_of(number, cohort), frozenset(missed), released=True)
         )
 
 
@@ -72,9 +72,9 @@ def turns(numbers: Iterable[int]) -> list[tuple[str, ...]]:
 def test_where_all_attend_every_round_is_of_the_group_whose_turn_it_is() -> None:
     hall = Hall(A, B, C)
     for number, group in zip(range(1, 10), turns(range(1, 10)), strict=True):
-        gathered = hall.next(number)
-        assert gathered == Gathered(list(group), frozenset(A + B + C), (), ())
-        hall.note(number, gathered.cohort)
+        selected = hall.next(number)
+        assert selected == SelectedCohort(list(group), frozenset(A + B + C), (), ())
+        hall.note(number, selected.cohort)
     assert hall.told == []
 
 
@@ -101,8 +101,8 @@ def test_a_restarted_coordinator_waits_for_the_group_whose_turn_it_is() -> None:
         told.append(present)
         hall.come(*rest)
 
-    gathered = hall.gathering.next(Step(2, pb.PHASE_TRAIN), FLOOR, they_come)
-    assert gathered.cohort == list(then)
+    selected = hall.selection.next(Step(2, pb.PHASE_TRAIN), FLOOR, they_come)
+    assert selected.cohort == list(then)
     assert told == [list(last)]
 
 
@@ -113,20 +113,20 @@ def test_a_group_of_which_too_few_attend_is_passed_over_at_once_and_comes_back()
     hall.note(number - 2, hall.next(number - 2).cohort)
     hall.go(*gone[1:])
     hall.note(number - 1, hall.next(number - 1).cohort)  # where it is seen to be gone
-    gathered = hall.next(number)
-    assert gathered.cohort == list(stands_in)
-    assert gathered.passed_over == (1 + SAMPLING.groups.index(gone),)
+    selected = hall.next(number)
+    assert selected.cohort == list(stands_in)
+    assert selected.passed_over == (1 + SAMPLING.groups.index(gone),)
     assert hall.told == []
     hall.come(*gone[1:])
     again = next(n for n in range(number + 1, number + 6) if turns([n]) == [gone])
-    assert hall.next(again) == Gathered(list(gone), frozenset(A + B + C), (), ())
+    assert hall.next(again) == SelectedCohort(list(gone), frozenset(A + B + C), (), ())
 
 
 def test_where_no_group_reaches_the_floor_it_is_said_who_is_missing() -> None:
     hall = Hall(("alice",), ("bob",), seconds=SHORT)
-    gathered = hall.next(1)
+    selected = hall.next(1)
     with pytest.raises(CairnError) as end:
-        hall.gathering.check(gathered, FLOOR)
+        hall.selection.check(selected, FLOOR)
     assert str(end.value).startswith(
         "after gather_seconds = 0.01 only 1 of group 1 and 1 of group 2 and 0 of group 3 of at least 2 owners attend."
         " Not there: anna, aron, bert, carl, carol, cora. Start their owner nodes"
@@ -143,7 +143,7 @@ def test_one_group_that_comes_is_enough() -> None:
         assert present == []
         hall.come(*B)
 
-    assert hall.gathering.next(Step(2, pb.PHASE_TRAIN), FLOOR, they_come).cohort == list(B)
+    assert hall.selection.next(Step(2, pb.PHASE_TRAIN), FLOOR, they_come).cohort == list(B)
 
 
 def test_a_release_is_evaluated_by_those_who_trained_it_though_it_was_anothers_turn() -> None:
@@ -157,7 +157,7 @@ def test_a_release_is_evaluated_by_those_who_trained_it_though_it_was_anothers_t
 def test_after_a_restart_a_release_is_evaluated_by_those_who_trained_it() -> None:
     hall = Hall(A, B, C)
     trained = SAMPLING.turns(1)[1]
-    hall.gathering.was_trained_by(trained[:FLOOR])
+    hall.selection.was_trained_by(trained[:FLOOR])
     assert hall.next(1, pb.PHASE_EVALUATE).cohort == list(trained)
 
 
@@ -167,14 +167,14 @@ def test_an_owner_that_fails_is_left_out_of_its_groups_turns_and_never_below_the
     invited = {"aron": 0, "bob": 0}
     order = []
     for number in range(1, 28):
-        gathered = hall.next(number)
-        missed = set(invited) & set(gathered.cohort)
+        selected = hall.next(number)
+        missed = set(invited) & set(selected.cohort)
         for owner in missed:
             invited[owner] += 1
-        if gathered.cohort[0] in A:
-            order.append("aron" in gathered.cohort)
-            assert gathered.left_out == (() if order[-1] else ("aron",))
-        back_in = hall.note(number, gathered.cohort, *missed)
+        if selected.cohort[0] in A:
+            order.append("aron" in selected.cohort)
+            assert selected.left_out == (() if order[-1] else ("aron",))
+        back_in = hall.note(number, selected.cohort, *missed)
         assert all((number - 1) % 3 == 0 for number in back_in.values())  # a cycle's first round
     assert order == [True, True, True, False, False, True, False, False, False]
     assert invited["bob"] == 9  # its group has but the floor
@@ -182,24 +182,24 @@ def test_an_owner_that_fails_is_left_out_of_its_groups_turns_and_never_below_the
 
 def test_without_groups_everybody_is_one() -> None:
     everybody = tuple(sorted(A + B))
-    gathering = Gathering(Sampling((everybody,), 0, "job"), SHORT, OwnerSessions())
-    gathered = gathering.next(Step(1, pb.PHASE_TRAIN), FLOOR, lambda _: None)
+    selection = CohortSelection(Sampling((everybody,), 0, "job"), SHORT, OwnerSessions())
+    selected = selection.next(Step(1, pb.PHASE_TRAIN), FLOOR, lambda _: None)
     with pytest.raises(
         CairnError, match=r"^after gather_seconds = 0\.01 only 0 of at least 2 owners attend"
     ):
-        gathering.check(gathered, FLOOR)
+        selection.check(selected, FLOOR)
 
 
 def test_an_owner_that_is_doubted_has_a_moment_to_come_back() -> None:
     everybody = tuple(sorted(A + B))
-    attendance = OwnerSessions()
-    gathering = Gathering(Sampling((everybody,), 0, "job"), LONG, attendance)
+    sessions = OwnerSessions()
+    selection = CohortSelection(Sampling((everybody,), 0, "job"), LONG, sessions)
     for owner in everybody:
-        attendance.enter(owner)
-    doubted = attendance.unseat(everybody[:1])
-    gathering.note(manifest_of(1, everybody), doubted, doubted, released=True)
-    back = threading.Timer(0.2, attendance.enter, everybody[:1])  # when it is waited for
+        sessions.enter(owner)
+    doubted = sessions.disconnect(everybody[:1])
+    selection.note(manifest_of(1, everybody), doubted, doubted, released=True)
+    back = threading.Timer(0.2, sessions.enter, everybody[:1])  # when it is waited for
     back.start()
-    gathered = gathering.next(Step(2, pb.PHASE_TRAIN), FLOOR, lambda _: None)
+    selected = selection.next(Step(2, pb.PHASE_TRAIN), FLOOR, lambda _: None)
     back.join()
-    assert gathered.cohort == list(everybody)
+    assert selected.cohort == list(everybody)

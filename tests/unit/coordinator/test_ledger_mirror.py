@@ -11,8 +11,8 @@ from cairn.errors import CairnError, InvalidMessage, UsageError
 from cairn.ledger.chain import Entry
 from cairn.protocol.statements import HEAD, from_envelope, sign, verified_head
 from cairn.v1 import round_pb2 as pb
-from coordinator.ledger_mirror import LedgerCopy
-from coordinator.record_client import Page
+from coordinator.aggregator_client import Page
+from coordinator.ledger_mirror import LedgerMirror
 
 KEY = Ed25519PrivateKey.generate()
 
@@ -43,8 +43,8 @@ class Aggregator:
         return Page(tuple(self.entries[first - 1 :][: self._page]), head, signed)
 
 
-def copied(folder: Path, aggregator: Aggregator) -> LedgerCopy:
-    copy = LedgerCopy(folder, "clinics")
+def copied(folder: Path, aggregator: Aggregator) -> LedgerMirror:
+    copy = LedgerMirror(folder, "clinics")
     copy.bring_up_to_date(aggregator)
     return copy
 
@@ -148,7 +148,7 @@ def test_a_copy_that_was_changed_is_named(tmp_path: Path, old: str, new: str, wo
     path = tmp_path / "ledger.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     with pytest.raises(UsageError, match=rf"ledger\.jsonl: {words}.* Move the file away"):
-        LedgerCopy(tmp_path, "clinics")
+        LedgerMirror(tmp_path, "clinics")
 
 
 def test_a_copy_that_is_not_that_of_its_signed_head_is_named(tmp_path: Path) -> None:
@@ -157,14 +157,14 @@ def test_a_copy_that_is_not_that_of_its_signed_head_is_named(tmp_path: Path) -> 
     copied(tmp_path / "other", Aggregator().grow(4, word="other"))
     (tmp_path / "other" / "ledger.jsonl").replace(tmp_path / "ledger.jsonl")
     with pytest.raises(UsageError, match=r"entry 4 is not the one of ledger_head\.json"):
-        LedgerCopy(tmp_path, "clinics")
+        LedgerMirror(tmp_path, "clinics")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"payloadType": 1}'])
 def test_a_damaged_head_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "ledger_head.json").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=r"ledger_head\.json"):
-        LedgerCopy(tmp_path, "clinics")
+        LedgerMirror(tmp_path, "clinics")
 
 
 def test_another_federations_ledger_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from cairn.errors import UsageError
-from cairn.model.update_encoding import WORDS
+from cairn.protocol.words import ENCODINGS
 from coordinator.settings import JobSettings
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -83,7 +83,7 @@ def test_a_mistake_in_a_job_is_named(tmp_path: Path, old: str, new: str, words: 
 
 def test_a_job_says_in_a_word_how_its_updates_travel(tmp_path: Path) -> None:
     words = get_args(JobSettings.model_fields["updates"].annotation)
-    assert words == tuple(WORDS)
+    assert words == tuple(ENCODINGS)
     assert load(tmp_path, JOB).updates == "whole"
     smaller = JOB.replace("[settings]", 'updates = "int8_deltas"\n[settings]')
     assert load(tmp_path, smaller).updates == "int8_deltas"

@@ -11,7 +11,7 @@ from cairn.errors import (
     CairnError,
     CallerNotAllowed,
     InvalidMessage,
-    TooMuch,
+    LimitExceeded,
     Unavailable,
     WrongState,
 )
@@ -205,7 +205,9 @@ def attend_a_coordinator_that_answers(error: CairnError) -> Stop:
     return stopping
 
 
-@pytest.mark.parametrize("error", [CairnError("RESOURCE_EXHAUSTED: too large"), TooMuch("busy")])
+@pytest.mark.parametrize(
+    "error", [CairnError("RESOURCE_EXHAUSTED: too large"), LimitExceeded("busy")]
+)
 def test_a_stream_that_cannot_be_followed_does_not_end_the_node(error: CairnError) -> None:
     assert attend_a_coordinator_that_answers(error).pauses[0] == 10.0
 

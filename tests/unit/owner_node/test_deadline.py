@@ -16,7 +16,7 @@ ENDED = WrongState("the round has ended", pb.REASON_ROUND_ENDED)
 
 
 def lease(seconds: float) -> Lease:
-    return Lease(lambda: None, seconds, time.monotonic() + 1e5, lambda: None)
+    return Lease(lambda: None, seconds, time.monotonic() + 1e5, lambda: None, lambda _: None)
 
 
 def cut_off(left: float, error: Exception, as_what: Callable[[str], CairnError]) -> CairnError:

@@ -39,6 +39,7 @@ from cairn.tasks.loader import TaskFailed
 from cairn.transport.receiver import PayloadReceiver
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
+from owner_node import events
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.participation import Closing, Deciding, Participation
 from owner_node.policy import Declined, Invited, Policy, TaskRules
@@ -258,21 +259,23 @@ class Bench:
         vars(aggregator).update(parts)
         rules = {"tumours": DisclosureRules(frozenset({"loss"}), clip)}
         self.stopping = stopping = threading.Event()
-        self.records = DecisionLog(
-            self.ledger, Receipts(aggregator, self.ledger), lambda: "sha256:00"
-        )
+        self.events: list[events.Event] = []
+        tell, owner = self.events.append, ("clinics", "bob")
+        receipts = Receipts(aggregator, self.ledger, tell)
+        self.records = DecisionLog(self.ledger, receipts, lambda: "sha256:00", tell)
         self.kept = UpdateSpool(path / "state", self.ledger.past.may_leave_again)
-        self.outcomes = Settlement(aggregator, self.ledger, self.kept, "clinics", "bob", self.clock)
+        whats = (aggregator, self.ledger, self.kept, receipts)
+        self.outcomes = Settlement(*whats, *owner, self.clock, tell)
         closing = Closing(
             self.records,
-            Pushing(aggregator, self.ledger, self.kept, rules, lambda: "sha256:00", stopping),
+            Pushing(*whats, rules, lambda: "sha256:00", stopping, tell),
             self.outcomes,
         )
         policy = Policy("clinics", "bob", 3, {"tumours": TaskRules({"lr": (0.0, 1.0)})})
         tasks: Any = {"tumours": self.task}
         coordinator: Any = self.coordinator
         self.rounds = Participation(
-            Deciding(policy, 1e9), closing, coordinator, aggregator, tasks, stopping
+            Deciding(policy, 1e9), closing, coordinator, aggregator, tasks, stopping, tell
         )
 
     def entries(self) -> list[Entry]:
@@ -524,13 +527,11 @@ def test_an_update_was_counted_where_the_statement_has_the_receipts_commitment(
     assert kept == signed.SerializeToString()
 
 
-def test_an_accepted_update_that_is_left_out_of_the_release_is_found_out(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_accepted_update_that_is_left_out_of_the_release_is_found_out(bench: Bench) -> None:
     bench.rounds.take_part(invitation())
     bench.rounds.take_in(outcome(statement([])))
     assert counted(bench) == (False, "the receipt's commitment is missing")
-    assert "LEFT IT OUT" in capsys.readouterr().out
+    assert events.AcceptedAndLeftOut("tumours", 4, DIGEST) in bench.events
 
 
 def test_without_a_statement_the_owner_asks_the_aggregator_itself(bench: Bench) -> None:
@@ -645,9 +646,7 @@ def test_after_a_copy_the_aggregator_is_asked_on_for_the_head_behind_the_release
     assert bench.kinds().count("released") == 1
 
 
-def test_an_aggregator_that_forgot_a_release_it_has_signed_is_loud(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_aggregator_that_forgot_a_release_it_has_signed_is_loud(bench: Bench) -> None:
     bench.rounds.take_part(invitation())
     bench.stub.statement_error = Unavailable("not there")
     bench.rounds.take_in(outcome(statement([commitment_of(bench.stub.receipts[DIGEST])])))
@@ -655,7 +654,8 @@ def test_an_aggregator_that_forgot_a_release_it_has_signed_is_loud(
     bench.clock.now += 60
     bench.rounds.settle()
     assert "no release" not in bench.kinds()
-    assert "STATE WAS REPLACED" in capsys.readouterr().out
+    (told,) = [event for event in bench.events if isinstance(event, events.EndNotTold)]
+    assert told.error.reason == pb.REASON_ROLLED_BACK
 
 
 def test_a_round_is_asked_about_until_it_has_ended_and_not_while_its_own_work_is_under_way(
@@ -741,12 +741,12 @@ def test_while_a_lost_receipt_cannot_be_asked_for_the_round_stays_unsettled(benc
     assert counted(bench) == (True, "")
 
 
-LOUD = "COUNTED IN THIS OWNER'S NAME"
+COUNTED_UNSENT = events.CountedUnsent("tumours", 4, DIGEST)
 
 
 @pytest.mark.parametrize("known_by", ["its ledger", "the aggregator"])
 def test_a_release_that_counts_an_owner_that_sent_nothing_is_loud(
-    bench: Bench, capsys: pytest.CaptureFixture[str], known_by: str
+    bench: Bench, known_by: str
 ) -> None:
     if known_by == "its ledger":
         bench.records.declined(
@@ -757,16 +757,14 @@ def test_a_release_that_counts_an_owner_that_sent_nothing_is_loud(
     bench.rounds.take_in(outcome(statement([])))
     why = "the statement does not exclude this owner, which sent no update"
     assert counted(bench) == (False, why)
-    assert LOUD in capsys.readouterr().out
+    assert COUNTED_UNSENT in bench.events
 
 
-def test_a_release_of_other_owners_is_no_reason_for_alarm(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_release_of_other_owners_is_no_reason_for_alarm(bench: Bench) -> None:
     bench.stub.statement_error = CallerNotAllowed("only the round's cohort may ask")
     bench.rounds.take_in(outcome(statement([])))
     assert counted(bench) == (False, "this owner was not invited")
-    assert LOUD not in capsys.readouterr().out
+    assert COUNTED_UNSENT not in bench.events
 
 
 @pytest.mark.parametrize(
@@ -896,9 +894,7 @@ def test_a_receipt_that_says_something_else_is_not_kept(
     assert "receipt" in bench.facts("refused")["why"]
 
 
-def test_a_manifest_of_another_version_is_refused_with_both_versions(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_manifest_of_another_version_is_refused_with_both_versions(bench: Bench) -> None:
     message = pb.RoundManifest.FromString(manifest_to_bytes(MANIFEST))
     message.protocol, message.software = 77, "9.9.9"
     signed = sign(KEY, MANIFEST_TYPE, message.SerializeToString())
@@ -907,7 +903,8 @@ def test_a_manifest_of_another_version_is_refused_with_both_versions(
     why = bench.facts("refused")["why"]  # once, however often it is said
     assert f"speaks version {PROTOCOL}" in why
     assert "Cairn 9.9.9, which speaks version 77" in why
-    assert why in capsys.readouterr().out
+    told = [event for event in bench.events if isinstance(event, events.InvitationRefused)]
+    assert [str(event.error) for event in told] == [why] * 3
     assert bench.stub.log == []
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from cairn.errors import InvalidMessage
 from cairn.model.schema import Schema, TensorSpec
-from cairn.model.update_encoding import WORDS
 from cairn.protocol.messages import JobSpec, Manifest, digest_of, job_spec_to_bytes
+from cairn.protocol.words import ENCODINGS
+from cairn.tasks.settings import TaskSettings
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Declined, Invited, JobHistory, LastRound, Policy, TaskRules
-from owner_node.settings import TaskSettings
 
 OWNERS = ("alice", "bob", "carol")
 LAST_RELEASE = b"r" * 32
@@ -271,8 +271,8 @@ def test_a_round_whose_updates_travel_as_this_owner_does_not_allow_is_declined()
 
 
 def test_an_owners_file_allows_every_way_to_travel_unless_it_says_otherwise() -> None:
-    assert TaskSettings.model_fields["encodings"].default == tuple(WORDS)
-    assert RULES.encodings == frozenset(WORDS.values())
+    assert TaskSettings.model_fields["encodings"].default == tuple(ENCODINGS)
+    assert RULES.encodings == frozenset(ENCODINGS.values())
 
 
 def test_how_an_evaluation_would_travel_does_not_matter() -> None:

@@ -42,7 +42,7 @@ def waits(
     """Wait for the end of a round of the first job; returns how often the aggregator was asked."""
     aggregator: Any = FakeAggregator(*answers)
     past: Any = SimpleNamespace(is_released=lambda _digest: released)
-    turn = Turns(aggregator, past, threading.Event())
+    turn = Turns(aggregator, past, threading.Event(), lambda _: None)
     turn.wait(invited("first", b"a"))
     turn.joined(invited("first", b"a"), time.monotonic() + deadline)
     turn.wait(invited(then, b"b"))

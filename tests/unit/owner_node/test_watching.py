@@ -32,7 +32,7 @@ class FakeRounds:
 
 def watching(rounds: FakeRounds, stopping: threading.Event | None = None) -> Watching:
     asks: Any = rounds
-    return Watching(asks, asks, stopping or threading.Event())
+    return Watching(asks, asks, stopping or threading.Event(), lambda _: None)
 
 
 def test_it_asks_from_the_start_on_and_again_without_any_event() -> None:

@@ -41,7 +41,7 @@ class Owner:
 
     def _take(self) -> None:
         try:
-            with self._buffers.one(self.name, lambda: self.is_over) as self.buffer:
+            with self._buffers.borrow(self.name, lambda: self.is_over) as self.buffer:
                 self.order.append(self.name)
                 self.has.set()
                 assert self.lets_go.wait(LONG)
@@ -138,7 +138,7 @@ def test_who_has_a_buffer_keeps_it_whatever_is_over(line: Line) -> None:
 def test_who_comes_when_it_is_over_gets_no_buffer_although_one_is_free() -> None:
     """Its bytes would stay behind in memory that was erased already, or is another round's."""
     buffers = BufferPool(1, NBYTES)
-    with pytest.raises(Unavailable), buffers.one("alice", lambda: True):
+    with pytest.raises(Unavailable), buffers.borrow("alice", lambda: True):
         pytest.fail("it has a buffer")
     assert places(buffers, "alice") == [0]
     assert buffers.end()
@@ -147,7 +147,7 @@ def test_who_comes_when_it_is_over_gets_no_buffer_although_one_is_free() -> None
 def test_a_push_that_fails_gives_its_buffer_back() -> None:
     buffers = BufferPool(1, NBYTES)
     for _ in range(3):
-        with pytest.raises(OSError, match="broken"), buffers.one("alice", lambda: False):
+        with pytest.raises(OSError, match="broken"), buffers.borrow("alice", lambda: False):
             raise OSError("broken")
     assert buffers.end()
 
@@ -202,7 +202,7 @@ def test_between_two_rounds_no_buffer_is_lent(line: Line, monkeypatch: pytest.Mo
         waiting.thread.join(LONG)
         assert waiting.refused
     alice.ends()
-    with pytest.raises(Unavailable), buffers.one("dave", lambda: False):
+    with pytest.raises(Unavailable), buffers.borrow("dave", lambda: False):
         pytest.fail("it has a buffer")
     assert buffers.end()
     buffers.begin()

@@ -22,7 +22,7 @@ from aggregator_node.aggregation import mean as averaging
 from aggregator_node.aggregation.exact_rounding import Rounding
 from aggregator_node.aggregation.exact_sum import BLOCK, ExactSums
 from aggregator_node.aggregation.mean import MAX_TOTAL_WEIGHT, MAX_WEIGHT, average_metrics
-from cairn.errors import TooMuch, UpdateRefused, WrongState
+from cairn.errors import LimitExceeded, UpdateRefused, WrongState
 from cairn.model.schema import DTYPES, FLOATS, Schema, TensorSpec
 from cairn.model.validation import Bounds, check_values
 from cairn.runtime.buffer import Buffer
@@ -200,7 +200,7 @@ def test_a_mean_of_deltas_is_rounded_once_to_bfloat16_and_added_to_the_base(
         expected = base + np.array([0.0 if is_beyond else float(each) for each in means])
         expected = expected.astype(DTYPES[dtype])
     if is_beyond or not np.isfinite(expected).all():
-        with pytest.raises(TooMuch, match="tensor t"):
+        with pytest.raises(LimitExceeded, match="tensor t"):
             bytes_of(mean, base.tobytes())
     else:
         released = np.frombuffer(bytes_of(mean, base.tobytes()), DTYPES[dtype])
@@ -331,12 +331,12 @@ def test_the_largest_values_and_weights_stay_in_range(dtype: str) -> None:
 
 @pytest.mark.parametrize("values", [[1.7e308, 1.7e308], [-1.7e308, -1.7e308]])
 def test_an_f64_sum_beyond_the_range_is_not_released(values: list[float]) -> None:
-    with pytest.raises(TooMuch, match="average of tensor t exceeds the range of F64"):
+    with pytest.raises(LimitExceeded, match="average of tensor t exceeds the range of F64"):
         mean_of("F64", [np.array([1.0, value]) for value in values], [1, 1])
 
 
 def test_an_f64_product_beyond_the_range_is_not_released() -> None:
-    with pytest.raises(TooMuch, match="average of tensor t exceeds the range of F64"):
+    with pytest.raises(LimitExceeded, match="average of tensor t exceeds the range of F64"):
         mean_of("F64", [np.array([1e308]), np.array([-1e308])], [2**30, 2**30])
 
 
@@ -346,7 +346,7 @@ def test_an_f64_product_beyond_the_range_is_not_released() -> None:
 def test_what_is_not_finite_is_never_released(dtype: str, by: list[int], value: float) -> None:
     updates = [np.array([0.1, x, 3], DTYPES[dtype]) for x in (value, 1 / 3)]
     for order in (1, -1):
-        with pytest.raises(TooMuch, match="average of tensor t"):
+        with pytest.raises(LimitExceeded, match="average of tensor t"):
             mean_of(dtype, updates[::order], by[::order])
 
 
@@ -500,7 +500,7 @@ def test_a_total_weight_out_of_range_is_refused_and_changes_nothing() -> None:
     mean = Mean(schema_of("I8", 1))
     for _ in range(1024):
         mean.add(b"\x05", MAX_WEIGHT)
-    with pytest.raises(TooMuch):
+    with pytest.raises(LimitExceeded):
         mean.add(b"\x09", 1025)
     assert bytes_of(mean) == b"\x05"
 

@@ -12,15 +12,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregator_node.admission import AdmissionPolicy, Opening, Progress, check_opening
+from aggregator_node.admission import AdmissionPolicy, Opening, check_opening
 from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.upload import RoundContext
+from aggregator_node.storage.rows import Progress
 from cairn.errors import CairnError
 from cairn.protocol.cohorts import Groups
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 from coordinator.groups import Sampling, group_count, groups_of
-from tests.unit.aggregator_node.rounds.test_upload import TERMS
+from tests.unit.aggregator_node.rounds.test_upload import CONTEXT
 from tests.unit.aggregator_node.test_admission import JOB
 
 OWNERS = tuple("abcdefgh")
@@ -88,17 +89,17 @@ def run(
     divided: list[Groups], sequence: list[Asked], *, any_base: bool
 ) -> list[tuple[list[str], bytes]]:
     """What an aggregator releases of the rounds that it is asked for, and from which base."""
-    averages, policy = ReleaseOverlap(any_base=any_base), AdmissionPolicy("clinics", OWNERS, FLOOR)
+    overlap, policy = ReleaseOverlap(any_base=any_base), AdmissionPolicy("clinics", OWNERS, FLOOR)
     released = []
     for number, (which, part, dropped, base) in enumerate(sequence, 1):
         job = job_of(divided[which])
         asked = [OWNERS, *job.groups][part % (1 + len(job.groups))]
         counted = [owner for owner in asked if owner not in dropped]
-        manifest = replace(TERMS.manifest, base_digest=base, phase=pb.PHASE_TRAIN)
-        terms = RoundContext(manifest, job, TERMS.bounds)
+        manifest = replace(CONTEXT.manifest, base_digest=base, phase=pb.PHASE_TRAIN)
+        context = RoundContext(manifest, job, CONTEXT.bounds)
         try:
             check_opening(policy, job, Progress(), Opening(1, pb.PHASE_TRAIN, tuple(counted), base))
-            averages.add(bytes([number]) * 32, terms, counted, has_metrics=True)
+            overlap.add(bytes([number]) * 32, context, counted, has_metrics=True)
         except CairnError:
             continue
         released.append((counted, base))

@@ -70,12 +70,12 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
     store = Store(tmp_path / "state", clock)
     policy = AdmissionPolicy("clinics", frozenset(OWNERS), floor=2)
     key = Ed25519PrivateKey.generate()
-    averages = ReleaseOverlap(any_base=False)
-    recorder = RoundRecorder(store, key, clock, averages)
+    overlap = ReleaseOverlap(any_base=False)
+    recorder = RoundRecorder(store, key, clock, overlap)
     rounds = RoundRegistry(
         recorder, MemoryBudget(Mean, ROUND_BYTES, updates_in_flight=2), key, clock
     )
-    jobs = JobRegistry(lambda: policy, 15, store, rounds, averages, clock)
+    jobs = JobRegistry(lambda: policy, 15, store, rounds, overlap, clock)
     jobs.register("coordinator", job_spec_to_bytes(JOB), bytes(32))
     yield Parts(store, recorder, rounds, jobs)
     rounds.abort_all()
@@ -99,13 +99,13 @@ def test_an_end_that_a_full_disk_kept_from_being_recorded_is_recorded_before_the
     parts: Parts,
 ) -> None:
     """It stayed open on the disk until a restart, and a repeated opening of its number was never ended."""
-    live = parts.rounds.find(parts.open(1))
-    assert live is not None
+    session = parts.rounds.find(parts.open(1))
+    assert session is not None
     full = mock.patch.object(parts.recorder, "abort", side_effect=Unavailable("the disk is full"))
     with full:
-        live.abort(pb.REASON_ABORTED)
-        live.wait_for_end(10)
-        assert live.reason == pb.REASON_STORAGE_FAILED
+        session.abort(pb.REASON_ABORTED)
+        session.wait_for_end(10)
+        assert session.reason == pb.REASON_STORAGE_FAILED
         with pytest.raises(Unavailable):
             parts.open(2)
     assert [state for state, _ in parts.ends()] == [aggregator_pb2.ROUND_STATE_OPEN]

@@ -14,33 +14,33 @@ from tests.unit.aggregator_node.rounds.test_turns import HEADER, SCHEMA, SetCloc
 
 
 def push(
-    live: RoundSession, value: float, call: FakeCall, before_its_answer: Callable[[], object]
+    session: RoundSession, value: float, call: FakeCall, before_its_answer: Callable[[], object]
 ) -> None:
     """Push an update of this value for alice."""
     payload = np.full(3, value, "<f4").tobytes()
     commit = aggregator_pb2.UpdateCommit(payload_digest=SCHEMA.digest(payload))
-    with live.push("alice", HEADER, call) as pushed:
+    with session.upload("alice", HEADER, call) as pushed:
         pushed.write(memoryview(payload))
         try:
-            live.commit("alice", pushed, commit)
+            session.commit("alice", pushed, commit)
         finally:
             before_its_answer()
 
 
 def test_the_end_of_a_round_that_a_refusal_brings_about_does_not_take_its_answer_away() -> None:
-    live, _ = opened(SetClock())
+    session, _ = opened(SetClock())
     call = FakeCall()
 
     def end() -> None:
-        live.decline("bob", pb.REASON_STOPPING)
-        live.decline("carol", pb.REASON_STOPPING)
-        assert live.await_seal() is None
+        session.decline("bob", pb.REASON_STOPPING)
+        session.decline("carol", pb.REASON_STOPPING)
+        assert session.await_seal() is None
 
     with pytest.raises(UpdateRefused) as refusal:
-        push(live, np.nan, call, end)
+        push(session, np.nan, call, end)
     assert refusal.value.reason == pb.REASON_NON_FINITE
     assert not call.cancelled
-    assert dict(live.exclusions)["alice"] == pb.REASON_NOT_COUNTED
+    assert dict(session.exclusions)["alice"] == pb.REASON_NOT_COUNTED
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_the_end_of_a_round_that_a_refusal_brings_about_does_not_take_its_answer
 def test_an_owner_that_missed_the_answer_is_told_when_it_asks_also_after_the_end(
     owner: str, reason: "pb.Reason"
 ) -> None:
-    live, _ = opened(SetClock())
+    session, _ = opened(SetClock())
     with pytest.raises(UpdateRefused):
-        push(live, 1e30, FakeCall(), lambda: None)
-    live.abort(pb.REASON_ABORTED)
-    assert live.await_seal() is None
-    live.end(pb.REASON_ABORTED)
+        push(session, 1e30, FakeCall(), lambda: None)
+    session.abort(pb.REASON_ABORTED)
+    assert session.await_seal() is None
+    session.end(pb.REASON_ABORTED)
     with pytest.raises(WrongState) as told:
-        live.join(owner)
+        session.join(owner)
     assert told.value.reason == reason

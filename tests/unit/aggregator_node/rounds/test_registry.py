@@ -15,20 +15,20 @@ def _without_memory() -> None:
 
 def test_a_round_without_memory_is_counted_before_its_coordinator_can_open_another() -> None:
     recorder: Any = SimpleNamespace(abort=lambda *_: None)
-    memory: Any = SimpleNamespace(take_back=lambda _workspace: None)
+    memory: Any = SimpleNamespace(give_back=lambda _workspace: None)
     key: Any = None
     rounds = RoundRegistry(recorder, memory, key, Clock())
     rounds._coordinators[b"digest"] = "coordinator"
     counted: list[int] = []
-    live: Any = SimpleNamespace(
+    session: Any = SimpleNamespace(
         digest=b"digest",
         await_seal=_without_memory,
         exclusions=(),
-        let_go=lambda: None,
-        has_broken_pushes=False,
+        release_memory=lambda: None,
+        has_broken_uploads=False,
         end=lambda _reason: counted.append(rounds._exhausted["coordinator"]),
     )
     row: Any = SimpleNamespace(job="ward", number=1)
     anything: Any = None
-    rounds._see_to_end(live, row, anything, anything)
+    rounds._see_to_end(session, row, anything, anything)
     assert counted == [1]

@@ -56,10 +56,10 @@ def test_a_lost_owner_may_come_back_while_the_round_is_open() -> None:
     round_.join("alice", now=10.0)
     round_.join("bob", now=10.0)
     round_.settle(now=LEASE)
-    assert round_.seat("carol") is OwnerState.LOST
+    assert round_.state_of("carol") is OwnerState.LOST
     round_.join("carol", now=LEASE + 1)
     round_.accept("carol")
-    assert round_.seat("carol") is OwnerState.ACCEPTED
+    assert round_.state_of("carol") is OwnerState.ACCEPTED
 
 
 def test_the_deadline_seals_what_is_at_least_the_floor() -> None:
@@ -141,7 +141,7 @@ def test_an_update_is_not_accepted_before_its_owner_has_joined() -> None:
     round_ = opened("alice", "bob")
     with pytest.raises(WrongState):
         round_.accept("alice")
-    assert round_.seat("alice") is OwnerState.INVITED
+    assert round_.state_of("alice") is OwnerState.INVITED
 
 
 def test_a_decline_is_final() -> None:
@@ -151,7 +151,7 @@ def test_a_decline_is_final() -> None:
         round_.join("alice", now=1.0)
     with pytest.raises(WrongState):
         round_.accept("alice")
-    assert round_.seat("alice") is OwnerState.DECLINED
+    assert round_.state_of("alice") is OwnerState.DECLINED
 
 
 def test_a_repeated_join_after_acceptance_changes_nothing() -> None:
@@ -177,7 +177,7 @@ def test_no_sequence_of_events_seals_a_round_below_its_floor(
     round_ = opened(*_OWNERS, floor=floor)
     now = 0.0
     for act, owner, seconds in acts:
-        before = round_.seat(owner)
+        before = round_.state_of(owner)
         try:
             match act:
                 case "join":
@@ -191,14 +191,14 @@ def test_no_sequence_of_events_seals_a_round_below_its_floor(
                 case _:
                     now += seconds
         except CairnError:
-            assert round_.seat(owner) is before
+            assert round_.state_of(owner) is before
         ending = round_.settle(now)
-        accepted = [name for name in _OWNERS if round_.seat(name) is OwnerState.ACCEPTED]
+        accepted = [name for name in _OWNERS if round_.state_of(name) is OwnerState.ACCEPTED]
         if ending is Ending.SEAL:
             assert len(accepted) >= floor
         if ending is not None:
             awaited = {
-                n for n in _OWNERS if round_.seat(n) in {OwnerState.INVITED, OwnerState.JOINED}
+                n for n in _OWNERS if round_.state_of(n) in {OwnerState.INVITED, OwnerState.JOINED}
             }
             unnamed = awaited if now < DEADLINE else set()
             excluded = round_.exclusions(now)

@@ -136,10 +136,10 @@ class Aggregator:
     def start(self) -> None:
         self.store = Store(self.path / "state", self.clock)
         policy = AdmissionPolicy("clinics", frozenset(OWNERS), floor=2)
-        averages = ReleaseOverlap(any_base=False)
-        recorder = RoundRecorder(self.store, self.key, self.clock, averages)
+        overlap = ReleaseOverlap(any_base=False)
+        recorder = RoundRecorder(self.store, self.key, self.clock, overlap)
         rounds = RoundRegistry(recorder, MemoryBudget(Mean, MEMORY, 2), self.key, self.clock)
-        self.jobs = JobRegistry(lambda: policy, LEASE, self.store, rounds, averages, self.clock)
+        self.jobs = JobRegistry(lambda: policy, LEASE, self.store, rounds, overlap, self.clock)
 
     def crash(self) -> None:
         """Everything that is only in memory is gone."""
@@ -155,8 +155,8 @@ class Aggregator:
     def settle(self) -> None:
         """Run what sees a round to its end, where there is something to do."""
         for target, arguments in list(self.due):
-            live = arguments[0]
-            if live._ending() is not None:
+            session = arguments[0]
+            if session._ending() is not None:
                 self.due.remove((target, arguments))
                 target(*arguments)
 
@@ -179,7 +179,7 @@ class Aggregator:
 
     def push(self, opened: Opened, owner: str, how: str = "good", examples: int = 1) -> None:
         """Push an update that is good, or bad in one way."""
-        live = self.jobs.live(opened.digest)
+        session = self.jobs.session(opened.digest)
         trains = opened.manifest.trains
         value = {"nan": float("nan"), "huge": 1e10, "other": 3.0}.get(how, 1.0)
         place = OWNERS.index(owner)
@@ -196,12 +196,12 @@ class Aggregator:
             salt=sha256(owner.encode()).digest(),
         )
         digest = SCHEMA.digest(payload) if trains else b""
-        with live.push(owner, header, FakeCall()) as push:
+        with session.upload(owner, header, FakeCall()) as upload:
             if trains and how != "cut off":
-                push.write(memoryview(payload))
-                live.heard(owner, push)
+                upload.write(memoryview(payload))
+                session.heard(owner, upload)
             commit = aggregator_pb2.UpdateCommit(payload_digest=digest)
-            receipt = live.commit(owner, push, commit)
+            receipt = session.commit(owner, upload, commit)
         accepted = opened.accepted.setdefault(owner, Pushed(value, examples, receipt))
         assert accepted == Pushed(value, examples, receipt), "another update for the same receipt"
 
@@ -399,14 +399,14 @@ class Sequences(RuleBasedStateMachine):
     @rule(back=some_round, owner=owners)
     def join(self, back: int, owner: str) -> None:
         with self._step():
-            self.aggregator.jobs.live(self._round(back).digest).join(owner)
+            self.aggregator.jobs.session(self._round(back).digest).join(owner)
 
     @precondition(lambda self: self.aggregator.rounds)
     @rule(back=some_round, owner=owners)
     def decline(self, back: int, owner: str) -> None:
         with self._step():
-            live = self.aggregator.jobs.live(self._round(back).digest)
-            live.decline(owner, pb.REASON_STOPPING)
+            session = self.aggregator.jobs.session(self._round(back).digest)
+            session.decline(owner, pb.REASON_STOPPING)
 
     @precondition(lambda self: self.aggregator.rounds)
     @rule(
@@ -465,11 +465,11 @@ class Sequences(RuleBasedStateMachine):
         present = [owner for owner in opened.manifest.cohort if owner not in without]
         for owner in present:
             with self._step():
-                self.aggregator.jobs.live(opened.digest).join(owner)
+                self.aggregator.jobs.session(opened.digest).join(owner)
         for owner in without:
             with self._step():
-                live = self.aggregator.jobs.live(opened.digest)
-                live.decline(owner, pb.REASON_TASK_FAILED)
+                session = self.aggregator.jobs.session(opened.digest)
+                session.decline(owner, pb.REASON_TASK_FAILED)
         for number, owner in enumerate(sorted(present, key=lambda name: (name == last, name))):
             with self._step():
                 self.aggregator.push(opened, owner, examples=(examples + number) % 9 + 1)
@@ -483,7 +483,7 @@ class Sequences(RuleBasedStateMachine):
     @rule(back=some_round)
     def abort(self, back: int) -> None:
         with self._step():
-            self.aggregator.jobs.live(self._round(back).digest).abort(pb.REASON_ABORTED)
+            self.aggregator.jobs.session(self._round(back).digest).abort(pb.REASON_ABORTED)
 
     @rule(how_many_times_not=st.integers(0, 3))
     def crash(self, how_many_times_not: int) -> None:
@@ -521,11 +521,11 @@ def released(aggregator: Aggregator, job: str, cohort: tuple[str, ...], *dropped
     """Whether a round from the common base, in which some drop out, is released."""
     aggregator.register(spec_of(job, 2, pb.WEIGHTING_EQUAL))
     opened = aggregator.open(job, aggregator.next_opening(job, cohort, BASES[0]))
-    live = aggregator.jobs.live(opened.digest)
+    session = aggregator.jobs.session(opened.digest)
     for owner in cohort:
-        live.join(owner)
+        session.join(owner)
     for owner in dropped:
-        live.decline(owner, pb.REASON_STOPPING)
+        session.decline(owner, pb.REASON_STOPPING)
     for owner in set(cohort) - set(dropped):
         aggregator.push(opened, owner)
     aggregator.settle()

@@ -20,7 +20,7 @@ from cairn.model.validation import Bounds
 from cairn.protocol.limits import MAX_EXAMPLES
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.unit.aggregator_node.aggregation.test_workspace import COHORT, terms
+from tests.unit.aggregator_node.aggregation.test_workspace import COHORT, context
 from tests.unit.aggregator_node.rounds.calls import FakeCall
 
 SCHEMA = Schema.of([TensorSpec("a", "F64", (2,)), TensorSpec("b", "I64", (1,))])
@@ -33,23 +33,23 @@ weights = st.lists(
 
 
 def round_of(schema: Schema, owners: int, share: float = 0.5) -> RoundContext:
-    return replace(terms(schema, owners, most=MAX_EXAMPLES, share=share), bounds=Bounds())
+    return replace(context(schema, owners, most=MAX_EXAMPLES, share=share), bounds=Bounds())
 
 
 class Sums:
-    """A round's sums, and the pushes of owners whose weights are given."""
+    """A round's sums, and the uploads of owners whose weights are given."""
 
     def __init__(self, of: RoundContext) -> None:
-        self.terms = of
+        self.context = of
         self.memory = MemoryBudget(Mean, 1 << 30, 1)
-        self.workspace: Workspace = self.memory.lend("model-owner", of, 0)
+        self.workspace: Workspace = self.memory.allocate("model-owner", of.size, 0)
         self.summing = Summing(of)
         self.kept: dict[str, memoryview] = {}
 
     def push(self, owner: str, payload: bytes, weight: int) -> None:
         header = aggregator_pb2.UpdateHeader(examples=weight, total_bytes=len(payload))
-        with self.workspace.buffers.one(owner, lambda: False) as buffer:
-            push = Upload(header, self.terms, FakeCall())
+        with self.workspace.buffers.borrow(owner, lambda: False) as buffer:
+            push = Upload(header, self.context, FakeCall())
             push.keep_in(buffer, 0.0)
             buffer[:] = payload
             self.kept[owner] = buffer
@@ -63,11 +63,11 @@ class Sums:
 def mean_of(schema: Schema, updates: Sequence[bytes], by: Sequence[int], share: float) -> bytes:
     """The mean where everything is known from the beginning."""
     cap = LargestShare(share).cap(by)
-    sums = Sums(terms(schema, len(by)))
+    sums = Sums(context(schema, len(by)))
     for update, weight in zip(updates, by, strict=True):
         mean = sums.workspace.rule
         header = aggregator_pb2.UpdateHeader(examples=1, total_bytes=len(update))
-        push = Upload(header, sums.terms, FakeCall())
+        push = Upload(header, sums.context, FakeCall())
         push.keep_in(memoryview(bytearray(update)), 0.0)
         mean.add_blocks(push.reading(), min(weight, cap))
     return b"".join(bytes(piece) for piece in sums.workspace.rule.result_blocks())
@@ -181,7 +181,7 @@ def test_a_round_that_is_aborted_leaves_nothing_of_what_was_held_back() -> None:
     sums.push("owner0000", whole(7), 1000)
     assert bytes(sums.kept["owner0000"]) == whole(7)
     sums.summing.forget()
-    sums.memory.take_back(sums.workspace)
+    sums.memory.give_back(sums.workspace)
     assert bytes(sums.kept["owner0000"]) == bytes(len(whole(0)))
 
 

@@ -14,7 +14,7 @@ from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.rounds.session import RoundSession
 from aggregator_node.rounds.upload import RoundContext
-from cairn.errors import TooMuch, UpdateRefused, WrongState
+from cairn.errors import LimitExceeded, UpdateRefused, WrongState
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
 from cairn.runtime.clock import Clock
@@ -27,7 +27,7 @@ from tests.unit.aggregator_node.rounds.test_upload import JOB, MANIFEST
 SECONDS = 60.0
 SCHEMA = Schema.of([TensorSpec("w", "F32", (3,))])
 OWNERS = ("alice", "bob", "carol")
-TERMS = RoundContext(
+CONTEXT = RoundContext(
     replace(MANIFEST, cohort=OWNERS, deadline_unix_ms=int(1000 * SECONDS)),
     replace(JOB, owners=OWNERS, schema=SCHEMA),
     Bounds(),
@@ -54,10 +54,10 @@ def opened(clock: Clock) -> tuple[RoundSession, BufferPool]:
     """A round of three owners with memory for one update at a time."""
     buffers = BufferPool(1, SCHEMA.total_bytes)
     workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
-    live = RoundSession(bytes(32), TERMS, workspace, clock, lambda *_: pb.Signed())
+    session = RoundSession(bytes(32), CONTEXT, workspace, clock, lambda *_: pb.Signed())
     for owner in OWNERS:
-        live.join(owner)
-    return live, buffers
+        session.join(owner)
+    return session, buffers
 
 
 @pytest.fixture
@@ -74,9 +74,9 @@ def waiting() -> Iterator[list[threading.Thread]]:
         assert not thread.is_alive()
 
 
-def begin(live: RoundSession, owner: str, taken: list[str]) -> threading.Thread:
+def begin(session: RoundSession, owner: str, taken: list[str]) -> threading.Thread:
     def push() -> None:
-        with live.push(owner, HEADER, FakeCall()):
+        with session.upload(owner, HEADER, FakeCall()):
             taken.append(owner)
 
     thread = threading.Thread(target=push, daemon=True)
@@ -87,89 +87,89 @@ def begin(live: RoundSession, owner: str, taken: list[str]) -> threading.Thread:
 def test_a_push_may_take_its_share_of_the_rounds_time_and_no_more_while_others_wait(
     clock: SetClock, waiting: list[threading.Thread]
 ) -> None:
-    live, buffers = opened(clock)
+    session, buffers = opened(clock)
     taken: list[str] = []
-    with live.push("alice", HEADER, FakeCall()) as push:
-        waiting.append(begin(live, "bob", taken))
+    with session.upload("alice", HEADER, FakeCall()) as upload:
+        waiting.append(begin(session, "bob", taken))
         until(lambda: buffers.place("bob") == 1, "bob waits in line")
         clock.now = SECONDS / len(OWNERS) - 0.1
-        live.heard("alice", push)
+        session.heard("alice", upload)
         clock.now = SECONDS / len(OWNERS)
-        with pytest.raises(TooMuch, match="others wait in line"):
-            live.heard("alice", push)
+        with pytest.raises(LimitExceeded, match="others wait in line"):
+            session.heard("alice", upload)
         assert taken == []
     until(lambda: taken == ["bob"], "bob has his turn")
 
 
 def test_a_push_that_nobody_waits_for_may_take_the_whole_round(clock: SetClock) -> None:
-    live, _ = opened(clock)
-    with live.push("alice", HEADER, FakeCall()) as push:
+    session, _ = opened(clock)
+    with session.upload("alice", HEADER, FakeCall()) as upload:
         for clock.now in (1.0, SECONDS / 2, SECONDS - 0.1):
             for owner in OWNERS:
-                live.join(owner)
-            live.heard("alice", push)
+                session.join(owner)
+            session.heard("alice", upload)
 
 
 def test_an_ended_round_lets_its_memory_go_though_its_receipts_stay(clock: SetClock) -> None:
     buffers = BufferPool(1, SCHEMA.total_bytes)
     workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
-    live = RoundSession(bytes(32), TERMS, workspace, clock, lambda *_: pb.Signed())
-    live.join("alice")
+    session = RoundSession(bytes(32), CONTEXT, workspace, clock, lambda *_: pb.Signed())
+    session.join("alice")
     held = weakref.ref(workspace.rule)
     del workspace
-    live.abort(pb.REASON_ABORTED)
-    assert live.await_seal() is None
-    live.let_go()
-    live.end(pb.REASON_ABORTED)
+    session.abort(pb.REASON_ABORTED)
+    assert session.await_seal() is None
+    session.release_memory()
+    session.end(pb.REASON_ABORTED)
     gc.collect()
     assert held() is None
 
 
 def test_the_last_owner_that_is_awaited_has_all_the_time_that_is_left(clock: SetClock) -> None:
-    live, _ = opened(clock)
+    session, _ = opened(clock)
     for owner in ("bob", "carol"):
-        live.decline(owner, pb.REASON_TASK_FAILED)
+        session.decline(owner, pb.REASON_TASK_FAILED)
     clock.now = 10.0
-    with live.push("alice", HEADER, FakeCall()) as push:
-        assert push.turn_ends == SECONDS
+    with session.upload("alice", HEADER, FakeCall()) as upload:
+        assert upload.turn_ends == SECONDS
 
 
 def test_the_deadline_holds_also_where_nobody_has_sealed_the_round_yet(clock: SetClock) -> None:
     """The thread that seals may come late, as after the whole process was frozen."""
-    live, _ = opened(clock)
+    session, _ = opened(clock)
     commit = aggregator_pb2.UpdateCommit(payload_digest=SCHEMA.digest(bytes(12)))
-    with live.push("alice", HEADER, FakeCall()) as push:
-        push.write(memoryview(bytes(12)))
+    with session.upload("alice", HEADER, FakeCall()) as upload:
+        upload.write(memoryview(bytes(12)))
         clock.now = SECONDS
         with pytest.raises(WrongState, match="the round has ended"):
-            live.commit("alice", push, commit)
-    with pytest.raises(WrongState), live.push("bob", HEADER, FakeCall()):
+            session.commit("alice", upload, commit)
+    with pytest.raises(WrongState), session.upload("bob", HEADER, FakeCall()):
         pass
     with pytest.raises(WrongState):
-        live.join("bob")
+        session.join("bob")
     with pytest.raises(WrongState):
-        live.decline("bob", pb.REASON_STOPPING)
+        session.decline("bob", pb.REASON_STOPPING)
 
 
 def test_an_owner_whose_refusal_ends_the_round_is_told_its_reason(clock: SetClock) -> None:
     """The seal ends what is under way; a refusal that is on its way to its owner is not."""
-    live, _ = opened(clock)
+    session, _ = opened(clock)
     for owner in ("bob", "carol"):
-        live.decline(owner, pb.REASON_TASK_FAILED)
+        session.decline(owner, pb.REASON_TASK_FAILED)
     call, update = FakeCall(), bytes.fromhex("0000c07f") * 3  # NaN
     commit = aggregator_pb2.UpdateCommit(payload_digest=SCHEMA.digest(update))
-    with live.push("alice", HEADER, call) as push:
-        push.write(memoryview(update))
+    with session.upload("alice", HEADER, call) as upload:
+        upload.write(memoryview(update))
         with pytest.raises(UpdateRefused) as refused:
-            live.commit("alice", push, commit)
-        assert live.await_seal() is None
+            session.commit("alice", upload, commit)
+        assert session.await_seal() is None
     assert refused.value.reason == pb.REASON_NON_FINITE
     assert not call.cancelled
 
 
 def test_an_owner_that_declines_again_and_again_is_logged_once(clock: SetClock) -> None:
-    live, _ = opened(clock)
+    session, _ = opened(clock)
     with capture_logs() as lines:
         for _ in range(3):
-            live.decline(OWNERS[0], pb.REASON_STOPPING)
+            session.decline(OWNERS[0], pb.REASON_STOPPING)
     assert [line["event"] for line in lines] == ["declined"]

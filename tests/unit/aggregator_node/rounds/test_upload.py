@@ -1,4 +1,4 @@
-"""One update as it arrives."""
+"""One update as it arrives, and who is pushing now."""
 
 import math
 import struct
@@ -6,11 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator_node.rounds.upload import MIN_CHUNK_BYTES, RoundContext, Upload, check_header
-from cairn.errors import CairnError, InvalidMessage, TooMuch, UpdateRefused
+from aggregator_node.rounds.upload import (
+    MIN_CHUNK_BYTES,
+    RoundContext,
+    Upload,
+    Uploads,
+    check_header,
+)
+from cairn.errors import CairnError, InvalidMessage, LimitExceeded, UpdateRefused
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
 from cairn.protocol.messages import JobSpec, Manifest
+from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.rounds.calls import FakeCall
@@ -49,8 +56,9 @@ JOB = JobSpec(
     min_examples=5,
     max_examples=500,
 )
-TERMS = RoundContext(MANIFEST, JOB, Bounds(value=100.0, integer=1000))
-EVALUATION = replace(TERMS, manifest=replace(MANIFEST, phase=pb.PHASE_EVALUATE))
+CONTEXT = RoundContext(MANIFEST, JOB, Bounds(value=100.0, integer=1000))
+EVALUATION = replace(CONTEXT, manifest=replace(MANIFEST, phase=pb.PHASE_EVALUATE))
+NOW = 1000.0
 LARGE = Schema.of([TensorSpec("w", "F32", (5 * MIN_CHUNK_BYTES // 8,))])  # two and a half chunks
 
 
@@ -66,10 +74,10 @@ def header(**changes: object) -> aggregator_pb2.UpdateHeader:
     return aggregator_pb2.UpdateHeader(**{**values, **changes})  # type: ignore[arg-type]  # the changes are the test's
 
 
-def push(terms: RoundContext = TERMS) -> Upload:
+def push(context: RoundContext = CONTEXT) -> Upload:
     """A push that has its buffer, as one of an update that may be accepted has."""
-    arriving = Upload(header(total_bytes=terms.total_bytes), terms, FakeCall())
-    arriving.keep_in(memoryview(bytearray(terms.total_bytes)), turn_ends=math.inf)
+    arriving = Upload(header(total_bytes=context.total_bytes), context, FakeCall())
+    arriving.keep_in(memoryview(bytearray(context.total_bytes)), turn_ends=math.inf)
     return arriving
 
 
@@ -82,14 +90,14 @@ GOOD = struct.pack("<3f", 1.0, -2.0, 3.5)
 
 @pytest.mark.parametrize("examples", [1, 10, (1 << 31) - 1])
 def test_a_good_header_is_taken_whatever_the_jobs_bounds_on_examples_are(examples: int) -> None:
-    check_header(header(examples=examples), TERMS)
+    check_header(header(examples=examples), CONTEXT)
 
 
 @pytest.mark.parametrize(("examples", "weight"), [(1, 5), (5, 5), (6, 6), (500, 500), (501, 500)])
 def test_fewer_or_more_examples_than_the_bounds_count_as_these(examples: int, weight: int) -> None:
-    by_examples = replace(TERMS, job=replace(JOB, weighting=pb.WEIGHTING_EXAMPLES))
+    by_examples = replace(CONTEXT, job=replace(JOB, weighting=pb.WEIGHTING_EXAMPLES))
     assert by_examples.weight(examples) == weight
-    assert TERMS.weight(examples) == 1
+    assert CONTEXT.weight(examples) == 1
 
 
 @pytest.mark.parametrize(
@@ -112,12 +120,12 @@ def test_a_bad_header_is_refused(
     changes: dict[str, object], error: type[CairnError], reason: "pb.Reason"
 ) -> None:
     with pytest.raises(error) as refusal:
-        check_header(header(**changes), TERMS)
+        check_header(header(**changes), CONTEXT)
     assert refusal.value.reason == reason
 
 
 def large_push() -> Upload:
-    return push(replace(TERMS, job=replace(JOB, schema=LARGE)))
+    return push(replace(CONTEXT, job=replace(JOB, schema=LARGE)))
 
 
 @pytest.mark.parametrize("cuts", [[2.5], [1, 1, 0.5], [1, 1.5], [2.25, 0.25], [1.25, 1.25]])
@@ -148,17 +156,17 @@ def test_a_chunk_that_is_too_small_and_not_the_last_is_refused(cuts: list[float]
 
 def test_a_chunk_beyond_1_mib_is_refused() -> None:
     schema = Schema.of([TensorSpec("w", "F32", (1 << 20,))])
-    terms = replace(TERMS, job=replace(JOB, schema=schema))
-    arriving = push(terms)
+    context = replace(CONTEXT, job=replace(JOB, schema=schema))
+    arriving = push(context)
     arriving.write(memoryview(bytes(1 << 20)))
-    with pytest.raises(TooMuch, match="at most 1048576 bytes"):
+    with pytest.raises(LimitExceeded, match="at most 1048576 bytes"):
         arriving.write(memoryview(bytes((1 << 20) + 1)))
 
 
 def test_one_byte_more_than_declared_is_refused_when_it_arrives() -> None:
     arriving = push()
     arriving.write(memoryview(GOOD))
-    with pytest.raises(TooMuch):
+    with pytest.raises(LimitExceeded):
         arriving.write(memoryview(b"\x00"))
 
 
@@ -224,10 +232,66 @@ def test_a_value_beyond_the_bounds_is_refused_wherever_it_stands(place: int, val
 
 def test_without_a_buffer_an_update_is_compared_by_its_digest_and_kept_nowhere() -> None:
     """One that is repeated after it was accepted: its values were checked then."""
-    arriving = Upload(header(), TERMS, FakeCall())
+    arriving = Upload(header(), CONTEXT, FakeCall())
     arriving.write(memoryview(GOOD))
     assert arriving.payload is None
     assert arriving.finish(commit(GOOD)) == SCHEMA.digest(GOOD)
     with pytest.raises(UpdateRefused) as refusal:
         arriving.finish(commit(bytes(12)))
     assert refusal.value.reason == pb.REASON_CORRUPT_UPDATE
+
+
+def begun() -> Upload:
+    return Upload(header(), CONTEXT, FakeCall())
+
+
+def under_way(*owners: str) -> tuple[Uploads, dict[str, Upload]]:
+    uploads, of = Uploads(), {owner: begun() for owner in owners}
+    for owner, push in of.items():
+        uploads.begin(owner, push, NOW)
+    return uploads, of
+
+
+def test_an_owner_has_one_push_at_a_time() -> None:
+    uploads, of = under_way("alice")
+    with pytest.raises(LimitExceeded, match="under way"):
+        uploads.begin("alice", begun(), NOW)
+    uploads.check_free("bob", NOW)
+    uploads.end("alice", of["alice"])
+    uploads.check_free("alice", NOW)
+
+
+def test_the_end_of_a_push_that_was_replaced_does_not_end_the_new_one() -> None:
+    uploads, _ = under_way("alice")
+    uploads.end("alice", begun())
+    with pytest.raises(LimitExceeded):
+        uploads.check_free("alice", NOW)
+
+
+def test_at_the_seal_all_are_cancelled() -> None:
+    uploads, of = under_way("alice", "bob")
+    uploads.cancel_all()
+    assert [push.call.is_active() for push in of.values()] == [False, False]
+
+
+def test_a_push_that_is_over_is_not_cancelled_at_the_seal() -> None:
+    uploads, of = under_way("alice", "bob")
+    uploads.end("alice", of["alice"])
+    uploads.cancel_all()
+    assert [push.call.is_active() for push in of.values()] == [True, False]
+
+
+def test_a_push_that_was_silent_for_a_moment_is_ended_where_its_owner_pushes_anew() -> None:
+    """A connection may be gone that only the owner knows to be gone."""
+    uploads, of = under_way("alice")
+    uploads.heard("alice", of["alice"], NOW + 10)
+    for seconds, is_active in (
+        (10, True),
+        (10 + SHORT_WAIT_SECONDS - 0.1, True),
+        (10 + SHORT_WAIT_SECONDS, False),
+    ):
+        with pytest.raises(LimitExceeded):
+            uploads.check_free("alice", NOW + seconds)
+        assert of["alice"].call.is_active() is is_active
+    uploads.end("alice", of["alice"])
+    uploads.check_free("alice", NOW + 10 + SHORT_WAIT_SECONDS)

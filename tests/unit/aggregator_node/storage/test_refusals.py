@@ -9,7 +9,7 @@ import pytest
 
 from aggregator_node.storage.refusals import RefusalLog
 from aggregator_node.storage.store import Store
-from cairn.errors import TooMuch, UpdateRefused
+from cairn.errors import LimitExceeded, UpdateRefused
 from cairn.identity.names import NodeName, Role
 from cairn.runtime.clock import Clock
 from cairn.v1 import round_pb2 as pb
@@ -53,7 +53,7 @@ def test_a_refusal_is_recorded_by_its_caller_and_reason_without_its_sentence(
 ) -> None:
     error = UpdateRefused("tensor w has a value that is NaN", pb.REASON_NON_FINITE)
     RefusalLog(store, clock).refused(ALICE, METHOD, error)
-    RefusalLog(store, clock).refused(None, METHOD, TooMuch("x"))
+    RefusalLog(store, clock).refused(None, METHOD, LimitExceeded("x"))
     first, second = recorded(store)
     del first["unix_ms"]
     assert first == {
@@ -68,33 +68,33 @@ def test_a_refusal_is_recorded_by_its_caller_and_reason_without_its_sentence(
 def test_the_same_refusal_is_written_once_an_hour_and_then_counted(
     store: Store, clock: SetClock
 ) -> None:
-    audit = RefusalLog(store, clock)
+    refusals = RefusalLog(store, clock)
     for _ in range(100):
-        audit.refused(ALICE, METHOD, TooMuch("x"))
-    audit.refused(BOB, METHOD, TooMuch("x"))
-    audit.refused(ALICE, METHOD, UpdateRefused("x", pb.REASON_NON_FINITE))
+        refusals.refused(ALICE, METHOD, LimitExceeded("x"))
+    refusals.refused(BOB, METHOD, LimitExceeded("x"))
+    refusals.refused(ALICE, METHOD, UpdateRefused("x", pb.REASON_NON_FINITE))
     assert callers(store) == ["alice", "bob", "alice"]
     clock.now += 3599.9
-    audit.refused(ALICE, METHOD, TooMuch("x"))
-    audit.count()
+    refusals.refused(ALICE, METHOD, LimitExceeded("x"))
+    refusals.count()
     assert len(recorded(store)) == 3
     clock.now += 0.1
-    audit.refused(ALICE, METHOD, TooMuch("x"))
+    refusals.refused(ALICE, METHOD, LimitExceeded("x"))
     *_, count, entry = recorded(store)
     assert (count["caller"], count["count"]) == (entry["caller"], 100)
-    audit.count(at_end=True)
+    refusals.count(at_end=True)
     assert len(recorded(store)) == 5, "nothing was left out since"
 
 
 def test_one_caller_has_sixty_entries_an_hour_and_cannot_take_anothers(
     store: Store, clock: SetClock
 ) -> None:
-    audit = RefusalLog(store, clock)
+    refusals = RefusalLog(store, clock)
     for number in range(100):
-        audit.refused(ALICE, f"{METHOD}{number}", TooMuch("x"))
-    audit.refused(BOB, METHOD, TooMuch("x"))
+        refusals.refused(ALICE, f"{METHOD}{number}", LimitExceeded("x"))
+    refusals.refused(BOB, METHOD, LimitExceeded("x"))
     assert callers(store) == ["alice"] * 60 + ["bob"]
-    audit.count(at_end=True)
+    refusals.count(at_end=True)
     last = recorded(store)[-1]
     assert (last["caller"], last["count"]) == (ALICE.uri, 40)
 
@@ -102,13 +102,13 @@ def test_one_caller_has_sixty_entries_an_hour_and_cannot_take_anothers(
 def test_all_callers_together_have_three_hundred_entries_an_hour_and_the_rest_is_counted(
     store: Store, clock: SetClock
 ) -> None:
-    audit = RefusalLog(store, clock)
+    refusals = RefusalLog(store, clock)
     for number in range(1000):
         for _ in range(2):
             node = NodeName("clinics", Role.OWNER, f"owner-{number}")
-            audit.refused(node, METHOD, TooMuch("x"))
+            refusals.refused(node, METHOD, LimitExceeded("x"))
     assert len(recorded(store)) == 300
-    audit.count(at_end=True)
+    refusals.count(at_end=True)
     counts = [entry["count"] for entry in recorded(store)[300:]]
     assert len(counts) == 301
     assert recorded(store)[-1]["caller"] == "others"
@@ -120,4 +120,4 @@ def test_all_callers_together_have_three_hundred_entries_an_hour_and_the_rest_is
 
 def test_what_cannot_be_recorded_is_refused_all_the_same(store: Store, clock: SetClock) -> None:
     store._db.execute("DROP TABLE refusals")
-    RefusalLog(store, clock).refused(ALICE, METHOD, TooMuch("x"))
+    RefusalLog(store, clock).refused(ALICE, METHOD, LimitExceeded("x"))

@@ -29,7 +29,7 @@ def stops() -> list[bool]:
 
 
 @pytest.fixture
-def witness(store: Store, stops: list[bool]) -> RollbackDetector:
+def rollback(store: Store, stops: list[bool]) -> RollbackDetector:
     return RollbackDetector("clinics", store, KEY, lambda: stops.append(True))
 
 
@@ -38,51 +38,51 @@ def head(number: int, head: bytes, federation: str = "clinics") -> pb.Signed:
     return sign(KEY, HEAD, message.SerializeToString())
 
 
-def test_the_signed_head_follows_the_ledger(store: Store, witness: RollbackDetector) -> None:
+def test_the_signed_head_follows_the_ledger(store: Store, rollback: RollbackDetector) -> None:
     for number in range(3):
-        signed = verified_head(KEY.public_key(), witness.head())
+        signed = verified_head(KEY.public_key(), rollback.head())
         assert (signed.number, signed.head) == (number, store.ledger_head()[1])
-        assert (signed.federation, witness.head()) == ("clinics", witness.head())
+        assert (signed.federation, rollback.head()) == ("clinics", rollback.head())
         store.append("open", {"round": number})
 
 
 def test_every_head_that_the_ledger_had_is_good_for_ever(
-    store: Store, witness: RollbackDetector, stops: list[bool]
+    store: Store, rollback: RollbackDetector, stops: list[bool]
 ) -> None:
-    seen = [witness.head()]
+    seen = [rollback.head()]
     for number in range(3):
         store.append("open", {"round": number})
-        seen.append(witness.head())
+        seen.append(rollback.head())
     for one in seen:
-        witness.check(one)
+        rollback.check(one)
     assert not stops
     assert not (store.path / EVIDENCE).exists()
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 2**63 - 1])
 def test_a_head_that_the_ledger_does_not_hold_stops_the_node(
-    store: Store, witness: RollbackDetector, stops: list[bool], number: int
+    store: Store, rollback: RollbackDetector, stops: list[bool], number: int
 ) -> None:
     store.append("open", {"round": 1})
     store.append("abort", {"round": 1})
     with pytest.raises(WrongState, match="was replaced") as caught:
-        witness.check(head(number, b"\x07" * 32))
+        rollback.check(head(number, b"\x07" * 32))
     assert caught.value.reason == pb.REASON_ROLLED_BACK
-    assert (stops, witness.rolled_back) == ([True], True)
+    assert (stops, rollback.rolled_back) == ([True], True)
     with pytest.raises(WrongState):
-        witness.check(witness.head())  # from then on nobody is served
+        rollback.check(rollback.head())  # from then on nobody is served
     with pytest.raises(UsageError, match="behind a head"):
         RollbackDetector("clinics", store, KEY, lambda: None)
 
 
 def test_when_the_ledger_is_back_the_node_starts_and_forgets_the_evidence(
-    store: Store, witness: RollbackDetector
+    store: Store, rollback: RollbackDetector
 ) -> None:
     store.append("open", {"round": 1})
-    newest = witness.head()
+    newest = rollback.head()
     store._db.execute("DELETE FROM ledger")
     with pytest.raises(WrongState):
-        witness.check(newest)
+        rollback.check(newest)
     with pytest.raises(UsageError):
         RollbackDetector("clinics", store, KEY, lambda: None)
     store._db.execute(
@@ -101,7 +101,7 @@ def test_evidence_that_cannot_be_read_does_not_let_the_node_start(store: Store, 
 
 
 def test_what_the_aggregator_did_not_sign_as_a_head_stops_nothing(
-    store: Store, witness: RollbackDetector, stops: list[bool]
+    store: Store, rollback: RollbackDetector, stops: list[bool]
 ) -> None:
     newer = head(9, bytes(32))
     other = Ed25519PrivateKey.generate()
@@ -113,6 +113,6 @@ def test_what_the_aggregator_did_not_sign_as_a_head_stops_nothing(
         head(9, bytes(32), federation="elsewhere"),
     ):
         with pytest.raises(InvalidMessage):
-            witness.check(forged)
+            rollback.check(forged)
     assert not stops
     assert not (store.path / EVIDENCE).exists()

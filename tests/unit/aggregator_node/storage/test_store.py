@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator_node.admission import Progress
-from aggregator_node.storage.rows import JobRow, RoundRow
+from aggregator_node.storage.rows import JobRow, Progress, RoundRow
 from aggregator_node.storage.store import Store
 from cairn.errors import NotFound, UsageError
 from cairn.runtime.clock import Clock

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cairn.cli.health_check import check_health
+from cairn.cli.health import check_health
 from cairn.errors import Unavailable, UsageError
 from cairn.identity.names import NodeName, Role
 from cairn.provisioning.create import FederationPlan, write_federation

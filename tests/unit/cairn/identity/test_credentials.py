@@ -30,7 +30,7 @@ from cairn.identity.authority import (
     new_signing_key,
 )
 from cairn.identity.certified import certified
-from cairn.identity.credentials import identity_faults, load_identity, load_pinned_aggregator
+from cairn.identity.credentials import identity_faults, load_identity
 from cairn.identity.describe import describe
 from cairn.identity.names import NodeName, Role
 from cairn.identity.pem import write_new
@@ -268,71 +268,6 @@ def test_a_certificate_without_a_purpose_is_refused(files: Files, authority: Aut
     files.certificate.write_bytes(hand_made(authority, [uri(ALICE.uri)], key))
     with pytest.raises(UsageError, match="extended key usage lacks clientAuth"):
         load_identity(files, ALICE, NOW)
-
-
-def test_the_pinned_certificate_is_loaded(tmp_path: Path, authority: Authority) -> None:
-    pem = certificate_of(authority, AGGREGATOR, new_key())
-    (tmp_path / "aggregator.crt").write_bytes(pem)
-    assert load_pinned_aggregator(tmp_path / "aggregator.crt", "hospitals", NOW).certificates == pem
-
-
-@pytest.mark.parametrize("node", [COORDINATOR, ALICE], ids=str)
-def test_no_other_role_can_be_pinned_as_the_aggregator(
-    tmp_path: Path, authority: Authority, node: NodeName
-) -> None:
-    (tmp_path / "a.crt").write_bytes(certificate_of(authority, node, new_key()))
-    with pytest.raises(UsageError, match=f"is the certificate of {node}, but it should be"):
-        load_pinned_aggregator(tmp_path / "a.crt", "hospitals", NOW)
-
-
-def test_the_aggregator_of_another_federation_cannot_be_pinned(
-    tmp_path: Path, authority: Authority
-) -> None:
-    (tmp_path / "a.crt").write_bytes(certificate_of(authority, AGGREGATOR, new_key()))
-    with pytest.raises(UsageError, match="the aggregator of federation banks"):
-        load_pinned_aggregator(tmp_path / "a.crt", "banks", NOW)
-
-
-def test_an_expired_pinned_certificate_is_refused(tmp_path: Path, authority: Authority) -> None:
-    (tmp_path / "a.crt").write_bytes(certificate_of(authority, AGGREGATOR, new_key()))
-    with pytest.raises(UsageError, match="expired on"):
-        load_pinned_aggregator(tmp_path / "a.crt", "hospitals", NOW + timedelta(days=366))
-
-
-def test_while_the_aggregator_changes_its_certificate_both_can_be_pinned(
-    tmp_path: Path, authority: Authority
-) -> None:
-    old, new = (certificate_of(authority, AGGREGATOR, new_key()) for _ in range(2))
-    (tmp_path / "a.crt").write_bytes(b"the old one\n" + old + b"the new one\n" + new)
-    pinned = load_pinned_aggregator(tmp_path / "a.crt", "hospitals", NOW)
-    assert pinned.certificates == old + new
-
-
-def test_of_several_pinned_certificates_each_must_be_the_aggregators(
-    tmp_path: Path, authority: Authority
-) -> None:
-    pems = [certificate_of(authority, node, new_key()) for node in (AGGREGATOR, COORDINATOR)]
-    (tmp_path / "a.crt").write_bytes(b"".join(pems))
-    with pytest.raises(UsageError, match=f"is the certificate of {COORDINATOR}, but it should be"):
-        load_pinned_aggregator(tmp_path / "a.crt", "hospitals", NOW)
-
-
-def test_of_several_pinned_certificates_those_that_have_expired_are_not_trusted(
-    tmp_path: Path, authority: Authority
-) -> None:
-    old = certificate_of(authority, AGGREGATOR, new_key(), days=1)
-    new = certificate_of(authority, AGGREGATOR, new_key(), days=3)
-    (tmp_path / "a.crt").write_bytes(old + new)
-    later = NOW + timedelta(days=2)
-    assert load_pinned_aggregator(tmp_path / "a.crt", "hospitals", later).certificates == new
-    with pytest.raises(UsageError, match="expired on 2026-03-04"):
-        load_pinned_aggregator(tmp_path / "a.crt", "hospitals", NOW + timedelta(days=4))
-
-
-def test_a_pinned_file_without_a_certificate_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.crt").write_text("")
-    with pytest.raises(UsageError, match=r"a.crt holds no certificate in PEM"):
-        load_pinned_aggregator(tmp_path / "a.crt", "hospitals", NOW)
 
 
 def test_the_signing_key_is_loaded_and_its_public_half_written_as_text(tmp_path: Path) -> None:

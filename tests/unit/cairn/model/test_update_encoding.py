@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from cairn.errors import UpdateRefused
 from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.model.segments import SCALE_BLOCK
-from cairn.model.update_encoding import WORDS, UpdateLayout, check_update, decoded, encoding_word
+from cairn.model.update_encoding import UpdateLayout, check_update, decoded
 from cairn.model.validation import BLOCK, Bounds
+from cairn.protocol.words import ENCODINGS, word_of
 from cairn.v1 import round_pb2 as pb
 
-WHOLE, BF16, INT8 = WORDS.values()
+WHOLE, BF16, INT8 = ENCODINGS.values()
 DELTAS = [BF16, INT8]
 BOUNDS = Bounds(value=100.0, integer=1000)
 
@@ -337,7 +338,9 @@ def test_every_layout_is_aligned_without_overlap_and_takes_zeros(
 
 def test_no_two_encodings_and_no_two_models_share_a_digest() -> None:
     schemas = [schema_of(F32=0), schema_of(F64=0)]
-    digests = {UpdateLayout(schema, e).digest(b"") for schema in schemas for e in WORDS.values()}
+    digests = {
+        UpdateLayout(schema, e).digest(b"") for schema in schemas for e in ENCODINGS.values()
+    }
     assert len(digests) == 6
     header = b"int8_deltas\n" + schemas[0].header()
     assert UpdateLayout(schemas[0], INT8).digest(b"") == blake3(header).digest()
@@ -350,11 +353,11 @@ def test_a_digest_is_that_of_the_words_the_header_and_the_payload() -> None:
 
 
 def test_every_encoding_of_the_contract_has_a_word() -> None:
-    assert {0, *WORDS.values()} == set(pb.Encoding.values())
-    assert all(encoding_word(encoding) == word for word, encoding in WORDS.items())
+    assert {0, *ENCODINGS.values()} == set(pb.Encoding.values())
+    assert all(word_of(pb.Encoding, encoding) == word for word, encoding in ENCODINGS.items())
 
 
-@pytest.mark.parametrize("encoding", WORDS.values())
+@pytest.mark.parametrize("encoding", ENCODINGS.values())
 @pytest.mark.parametrize("change", [-1, 1])
 def test_an_update_of_another_length_is_refused(encoding: "pb.Encoding", change: int) -> None:
     layout = UpdateLayout(MIXED, encoding)
@@ -447,7 +450,7 @@ def test_a_quantum_of_minus_128_is_refused(position: int) -> None:
     )
 
 
-@pytest.mark.parametrize("encoding", WORDS.values())
+@pytest.mark.parametrize("encoding", ENCODINGS.values())
 def test_values_that_travel_as_they_are_keep_to_the_bounds_of_values(
     encoding: "pb.Encoding",
 ) -> None:

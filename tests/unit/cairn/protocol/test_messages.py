@@ -20,11 +20,10 @@ from cairn.protocol.messages import (
     job_spec_to_bytes,
     manifest_from_bytes,
     manifest_to_bytes,
-    reason_of_word,
-    reason_word,
     schema_from_pb,
     schema_to_pb,
 )
+from cairn.protocol.words import reason_of_word, reason_word
 from cairn.v1 import round_pb2 as pb
 
 JOB = JobSpec(

@@ -163,7 +163,7 @@ def test_refusals_are_logged_a_few_times_an_hour_and_the_others_are_counted_at_t
         "log = structlog.get_logger()\n"
         "def work():\n"
         "    for number in range(1000):\n"
-        "        log.warning('refused', caller='eve', method='Push', error='TooMuch', reason=str(number % 2))\n"
+        "        log.warning('refused', caller='eve', method='Push', error='LimitExceeded', reason=str(number % 2))\n"
         "        log.error('invitation refused', reason='an average of one' + 'x' * 10 * (number % 200))\n"
         "        log.info('released')\n"
         "        log.warning('declined', round=number, why='x')\n"

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from cairn.errors import TooMuch
+from cairn.errors import LimitExceeded
 from cairn.identity.names import NodeName, Role
 from cairn.runtime.clock import Clock
 from cairn.transport import connections as module
@@ -39,7 +39,7 @@ def connections(clock: SetClock) -> Connections:
 def test_one_connection_too_many_of_a_caller_is_refused(connections: Connections) -> None:
     for peer in PEERS[:-1]:
         connections.enter(ALICE, peer)
-    with pytest.raises(TooMuch, match=r"alice .* has 8 connections already"):
+    with pytest.raises(LimitExceeded, match=r"alice .* has 8 connections already"):
         connections.enter(ALICE, PEERS[-1])
     connections.enter(ALICE, PEERS[0])  # another call on one that it has
     connections.enter(BOB, PEERS[-1])
@@ -51,7 +51,7 @@ def test_a_connection_that_was_not_used_for_a_moment_makes_room(
     for peer in PEERS[:-1]:
         connections.enter(ALICE, peer)
         connections.leave(ALICE, peer)
-    with pytest.raises(TooMuch):
+    with pytest.raises(LimitExceeded):
         connections.enter(ALICE, PEERS[-1])
     clock.now = 1.1
     connections.enter(ALICE, PEERS[-1])

@@ -10,7 +10,7 @@ from cairn import errors
 from cairn.transport.channel import _DIALLING
 from cairn.transport.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER
 from cairn.transport.server import _LISTENING, _taking, _window
-from cairn.transport.status import STATUS, translated
+from cairn.transport.status import STATUS, translated, wire_name
 from cairn.v1 import round_pb2 as pb
 
 
@@ -112,7 +112,7 @@ def test_a_code_that_another_try_would_meet_again_is_final(code: str) -> None:
 def test_a_refusal_arrives_as_the_error_that_the_node_raised(
     kind: type[errors.CairnError], code: grpc.StatusCode
 ) -> None:
-    """Also RESOURCE_EXHAUSTED: what a quota refuses is TooMuch, and its caller knows whether to wait."""
-    error = translation(Failed(code, "no", error=kind.__name__, reason="TOO_MUCH"))
+    """Also RESOURCE_EXHAUSTED: what a quota refuses is LimitExceeded, and its caller knows whether to wait."""
+    error = translation(Failed(code, "no", error=wire_name(kind), reason="TOO_MUCH"))
     assert type(error) is kind
     assert error.reason == pb.REASON_TOO_MUCH

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cairn.protocol.messages import reason_word
 from cairn.protocol.reasons import DEPENDING_ON_DATA
+from cairn.protocol.words import reason_word
 from cairn.v1 import round_pb2 as pb
 from owner_node.records.budgets import Budgets, bits_told
 

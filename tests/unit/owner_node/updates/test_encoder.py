@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from cairn.errors import UpdateRefused
 from cairn.model.schema import DTYPES, Schema, TensorSpec
-from cairn.model.update_encoding import WORDS, UpdateLayout, check_update, decoded
+from cairn.model.update_encoding import UpdateLayout, check_update, decoded
 from cairn.model.validation import BLOCK, Bounds
+from cairn.protocol.words import ENCODINGS
 from cairn.v1 import round_pb2 as pb
 from owner_node.updates.encoder import Change, encode, length
 
-_, BF16, INT8 = WORDS.values()
+_, BF16, INT8 = ENCODINGS.values()
 DELTAS = [BF16, INT8]
 HALVES = np.arange(0x7F80, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float64).tolist()
 Values = dict[str, NDArray[Any]]

@@ -20,7 +20,9 @@ from cairn.model.update_encoding import UpdateLayout, decoded
 from cairn.model.validation import BLOCK
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
+from owner_node.events import Event
 from owner_node.policy import Declined, Invited
+from owner_node.receipts import Receipts
 from owner_node.records.history import LedgerHistory
 from owner_node.training.supervisor import Trained
 from owner_node.updates.encoder import Change, encode
@@ -209,6 +211,10 @@ class Ledger:
         self.entries.append((kind, facts))
 
 
+def ignored(_event: Event) -> None:
+    """Nobody watches this owner."""
+
+
 class Owner:
     """Pushes an update of [127, 0.3] from a base of zeros, round after round."""
 
@@ -219,7 +225,9 @@ class Owner:
         ledger: Any = self.ledger
         rules = {"tumours": DisclosureRules(clip=clip)}
         kept: Any = NotKept()
-        self.pushing = Pushing(aggregator, ledger, kept, rules, lambda: "sha256:00", self.stopping)
+        receipts = Receipts(aggregator, ledger, ignored)
+        whats = (aggregator, ledger, kept, receipts, rules)
+        self.pushing = Pushing(*whats, lambda: "sha256:00", self.stopping, ignored)
         self.update = np.array([127, 0.3], np.float32)
 
     def push(self, encoding: "pb.Encoding" = INT8, job: JobSpec = JOB) -> None:

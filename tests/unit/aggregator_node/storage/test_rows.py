@@ -1,6 +1,6 @@
 """A specification is read once while it is kept, and large ones are not kept beside others."""
 
-from aggregator_node.storage.specs import spec_of
+from aggregator_node.storage.rows import spec_of
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.messages import JobSpec, job_spec_to_bytes
 from cairn.v1 import round_pb2 as pb

@@ -1,0 +1,84 @@
+"""A task in an owner's file: what the owner has approved, and what may leave of it. `cairn init` reads the same."""
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+
+from cairn.config import FilePath, Settings
+from cairn.protocol.limits import (
+    MAX_EXAMPLES,
+    MAX_METRIC_NAME_BYTES,
+    MAX_METRICS,
+    MAX_ROUND_SECONDS,
+)
+
+MAX_ROUNDS = 1000
+MAX_FAILURES = 2
+
+
+def _task_source(text: str, info: ValidationInfo) -> str:
+    """A path of a .py file, made relative to the TOML file, or "package.module:attribute"."""
+    if ":" in text and not text.endswith(".py"):
+        return text
+    directory = (info.context or {}).get("directory", Path())
+    return str(Path(directory) / Path(text).expanduser())
+
+
+def _metric(name: str) -> str:
+    if not 1 <= len(name.encode()) <= MAX_METRIC_NAME_BYTES:
+        raise ValueError(f"a metric's name has 1 to {MAX_METRIC_NAME_BYTES} bytes")
+    return name
+
+
+TaskSourceText = Annotated[str, AfterValidator(_task_source)]
+EncodingWord = Literal[
+    "whole", "bf16_deltas", "int8_deltas"
+]  # those of cairn.protocol.words.ENCODINGS
+VariableName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
+MetricName = Annotated[str, AfterValidator(_metric)]
+
+
+class TaskSettings(Settings):
+    """A task this owner has read and approved, and what may leave of it.
+
+    `settings` says, for each number a job may set, the smallest and the largest this owner allows.
+    `metrics` lists the metrics that may leave; any other that the task returns is dropped.
+    `min_examples` is the fewest examples that what leaves must stand for, in training and in evaluation.
+    `max_rounds` is in how many trainings of this task this owner takes part, over all jobs, as its ledger
+    counts them from the moment it joins, and in how many evaluations. `max_failures` is in how many of these
+    rounds it may end as not counted for a cause that may depend on its data; then it declines the task until
+    `cairn reset`. `work_seconds` is the time that the work on the data takes in every round, whatever the data
+    is: what comes of it leaves so many seconds after the base has arrived, and work that is not done by then is
+    such a failure. `clip` is the longest way, as the L2 norm over all floating-point tensors
+    together, by which an update may differ from its base; a longer one is scaled down to it, before it
+    is encoded. `encodings` lists how updates may travel: "whole", or as deltas, which are smaller and say
+    a little less. A job that asks for deltas has its updates travel whole until its first release.
+    `environment` names the environment variables of this node that the task gets beside the harmless ones
+    that every task gets. With `sandbox = "on"` the task has no network and can read only its file, its data,
+    the libraries and what `sandbox_reads` lists, and write only to a temporary directory of its own; a machine
+    that cannot hold it to that does not start the node.
+    """
+
+    file: TaskSourceText
+    data: FilePath
+    settings: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    metrics: Annotated[tuple[MetricName, ...], Field(max_length=MAX_METRICS)] = ()
+    min_examples: Annotated[int, Field(ge=1, le=MAX_EXAMPLES)] = 1
+    max_rounds: Annotated[int, Field(ge=1)] = MAX_ROUNDS
+    max_failures: Annotated[int, Field(ge=1)] = MAX_FAILURES
+    work_seconds: Annotated[float, Field(gt=0, le=MAX_ROUND_SECONDS)] | None = None
+    clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
+    encodings: Annotated[tuple[EncodingWord, ...], Field(min_length=1)] = get_args(EncodingWord)
+    environment: tuple[VariableName, ...] = ()
+    sandbox: Literal["off", "on"] = "off"
+    sandbox_reads: tuple[FilePath, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> "TaskSettings":
+        for key, (low, high) in self.settings.items():
+            if not low <= high:
+                raise ValueError(f"settings.{key} = [{low:g}, {high:g}]: the smaller comes first")
+        if self.sandbox_reads and self.sandbox == "off":
+            raise ValueError('sandbox_reads has no effect without sandbox = "on"')
+        return self
