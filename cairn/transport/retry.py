@@ -23,7 +23,8 @@ log = structlog.get_logger()
 
 _LONGEST_PAUSE_SECONDS = 1.0
 _QUIET_PAUSE_SECONDS = 5.0  # nodes that are started together need a moment to find each other
-_STARTING_SECONDS = 2 * IDLE_SECONDS  # three nodes that import PyTorch on a busy machine take over 30
+# Three nodes that import PyTorch on a busy machine take more than half of it.
+_STARTING_SECONDS = 2 * IDLE_SECONDS
 # Certificates are renewed on one machine and then on the other; what lasts longer is a mistake.
 _DISTRUSTED_SECONDS = 2 * IDLE_SECONDS
 _DISTRUSTED_TIMES = 10  # a peer that stops may look like one that refuses us, once
