@@ -87,7 +87,7 @@ class AggregatorClient:
         self._patience_seconds = patience_seconds
         self._stopping = stopping
         self._process = secrets.token_bytes(32)
-        self._epoch = 0
+        self._epoch = 0  # until the aggregator has registered the job, and so has been reached
 
     def register(self, job_spec: bytes) -> JobStatus:
         request = aggregator_pb2.RegisterJobRequest(
@@ -190,5 +190,9 @@ class AggregatorClient:
                 return call()
 
         return retry_while_unavailable(
-            translated_call, self._peer, self._patience_seconds, self._stopping
+            translated_call,
+            self._peer,
+            self._patience_seconds,
+            self._stopping,
+            reached_before=self._epoch > 0,
         )

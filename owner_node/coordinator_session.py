@@ -75,6 +75,7 @@ class CoordinatorSession:
         return not self._worker.is_alive()
 
     def _attend_again_and_again(self, *, once: bool) -> None:
+        reached_before = False
         while not self._stopping.is_set():
             try:
                 retry_while_unavailable(
@@ -82,7 +83,9 @@ class CoordinatorSession:
                     f"the coordinator at {self._settings.coordinator}",
                     self._settings.patience_seconds,
                     self._stopping,
+                    reached_before=reached_before,
                 )
+                reached_before = True
                 log.info("attending", coordinator=self._settings.coordinator)
                 if self._attend() and once:
                     self._finish()

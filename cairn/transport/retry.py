@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 _LONGEST_PAUSE_SECONDS = 1.0
 _QUIET_PAUSE_SECONDS = 5.0  # nodes that are started together need a moment to find each other
+# Three nodes that import PyTorch on a busy machine take more than half of it.
+_STARTING_SECONDS = 2 * IDLE_SECONDS
 # Certificates are renewed on one machine and then on the other; what lasts longer is a mistake.
 _DISTRUSTED_SECONDS = 2 * IDLE_SECONDS
 _DISTRUSTED_TIMES = 10  # a peer that stops may look like one that refuses us, once
@@ -31,15 +33,23 @@ _DISTRUSTED_WITHIN_SECONDS = _DISTRUSTED_TIMES * IDLE_SECONDS
 
 
 def retry_while_unavailable(
-    call: Callable[[], T], peer: str, seconds: float, stopping: threading.Event
+    call: Callable[[], T],
+    peer: str,
+    seconds: float,
+    stopping: threading.Event,
+    *,
+    reached_before: bool = True,
 ) -> T:
     """Repeat `call`, which must be safe to repeat, while it raises Unavailable.
+
+    A peer that was not `reached_before` may still be starting: that is logged once, and is a warning only
+    where it lasts.
 
     Raises Unavailable, with the last trouble, after `seconds` of trouble or once `stopping` is set. Where
     it was PeerUntrusted again and again for a minute it raises that, however long `seconds` are. Any other error
     passes at once.
     """
-    trouble = _Trouble(call, peer, seconds, stopping)
+    trouble = _Trouble(call, peer, seconds, stopping, reached_before=reached_before)
     try:
         return Retrying(
             retry=retry_if_exception_type(Unavailable),
@@ -62,12 +72,19 @@ class _Trouble(Generic[T]):
     """How long a peer has not been reached, counted from the last call that did reach it."""
 
     def __init__(
-        self, call: Callable[[], T], peer: str, seconds: float, stopping: threading.Event
+        self,
+        call: Callable[[], T],
+        peer: str,
+        seconds: float,
+        stopping: threading.Event,
+        *,
+        reached_before: bool,
     ) -> None:
         self._call = call
         self._peer = peer
         self._seconds = seconds
         self._stopping = stopping
+        self._reached = reached_before
         self._begun = self._since = time.monotonic()
         self._distrusted: list[float] = []  # when
         self._tell_at = _QUIET_PAUSE_SECONDS
@@ -80,6 +97,7 @@ class _Trouble(Generic[T]):
         now = time.monotonic()
         if now - self._begun > IDLE_SECONDS:  # then it had reached its peer: patience begins anew
             self._since = now
+            self._reached = True
             self._tell_at = _QUIET_PAUSE_SECONDS
             self._distrusted = []
         while self._distrusted and now - self._distrusted[0] > _DISTRUSTED_WITHIN_SECONDS:
@@ -98,11 +116,16 @@ class _Trouble(Generic[T]):
         waited = time.monotonic() - self._since
         if waited < self._tell_at:
             return
-        self._tell_at = 2 * waited  # a log is not for counting
-        log.warning(
+        trouble = _last(state)
+        new = not self._reached and not isinstance(trouble, PeerUntrusted)
+        if new and waited < _STARTING_SECONDS:
+            self._tell_at, tell = _STARTING_SECONDS, log.info
+        else:
+            self._tell_at, tell = 2 * waited, log.warning  # a log is not for counting
+        tell(
             "cannot reach a peer, trying again",
             peer=self._peer,
-            trouble=str(_last(state)),
+            trouble=str(trouble),
             waited_seconds=round(waited, 1),
             patience_seconds=min(self._seconds, _DISTRUSTED_SECONDS)
             if self._distrusted

@@ -17,19 +17,30 @@ _BEGUN = 1000.0  # of the monotonic clock
 class Puppet(Network):
     """Its time passes only by `advance`, and a fault comes where it was armed, once."""
 
-    def __init__(self, directory: Path, *, lease_seconds: int = LEASE_SECONDS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        floor: int = 2,
+        lease_seconds: int = LEASE_SECONDS,
+        **settings: float | str,
+    ) -> None:
         self._control = directory / "control"
         self._control.mkdir()
         self.now = _BEGUN
         self._wall = float(int(time.time()))
         self._write_clock()
-        super().__init__(directory, lease_seconds=lease_seconds)
+        super().__init__(directory, floor=floor, lease_seconds=lease_seconds, **settings)
 
     def advance(self, seconds: float) -> None:
         """Put both clocks on."""
         self.now += seconds
         self._wall += seconds
         self._write_clock()
+
+    def let_round_look(self) -> None:
+        """Return when the open round has looked at the clock since it was put on last."""
+        until(lambda: self.seen == self.now, "the round looks at the clock")
 
     def jump(self, seconds: float) -> None:
         """Set the wall clock forward or back, as an administrator would."""

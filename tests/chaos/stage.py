@@ -177,7 +177,7 @@ class Stage(Federation):
         look()
         yield
         left = [c for node in begun if not is_alive(node.pid) for c in children.get(node.pid, [])]
-        until(lambda: not any(map(is_alive, left)), "the children of what was killed are gone", 10)
+        until(lambda: not any(map(is_alive, left)), "the children of what was killed are gone")
 
     def _next_fault(self, name: str) -> str:
         """What the node meets after this start; nothing where it has met all that was planned for it."""

@@ -37,6 +37,26 @@ def test_compose_2_reads_every_node_of_the_tutorial() -> None:
     assert set(read_by_compose()["services"]) == {*NODES, "certificates"}
 
 
+def test_one_service_builds_an_image_and_the_others_take_what_it_has_built() -> None:
+    services = read_by_compose()["services"]
+    built = [service["image"] for service in services.values() if "build" in service]
+    assert sorted(built) == ["cairn-aggregator", "cairn-node"]
+    for name, service in services.items():
+        assert service["image"] in built, name
+        assert service["pull_policy"] == "never", name
+
+
+def test_whoever_starts_the_coordinator_has_both_images_built() -> None:
+    """Compose builds for a service what it depends on, and no more."""
+    services = read_by_compose()["services"]
+    needed, left = {"coordinator"}, ["coordinator"]
+    while left:
+        new = set(services[left.pop()].get("depends_on", {})) - needed
+        needed |= new
+        left += new
+    assert {name for name in services if "build" in services[name]} <= needed
+
+
 def test_no_port_is_published_and_no_network_leads_outside() -> None:
     read = read_by_compose()
     assert [name for name, service in read["services"].items() if service.get("ports")] == []

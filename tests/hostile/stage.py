@@ -66,6 +66,7 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
         )
         self.models: dict[bytes, bytes] = {}
         self.fetched: list[tuple[str, bytes]] = []
+        self.fetched_at: dict[bytes, float] = {}  # by a model's digest, when it was last asked for
         self.attended: list[str] = []
         self.trickling: set[bytes] = set()
         self.chunk_bytes = 1 << 20
@@ -107,6 +108,7 @@ class HostileCoordinator(coordinator_pb2_grpc.InvitationServiceServicer):
     def FetchModel(  # noqa: N802 - gRPC calls it so
         self, request: coordinator_pb2.FetchModelRequest, context: grpc.ServicerContext
     ) -> Iterator[coordinator_pb2.FetchModelResponse]:
+        self.fetched_at[request.digest] = time.monotonic()
         self.fetched.append((_owner(context), request.digest))
         model = self.models[request.digest]
         header = coordinator_pb2.FetchModelHeader(total_bytes=len(model))

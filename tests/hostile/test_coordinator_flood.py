@@ -1,7 +1,6 @@
 """A coordinator that calls without end, while owners push."""
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.attacks import NewCaller, new_job
 from tests.hostile.checks import bounded, refusals
+from tests.scenarios.processes import PATIENCE
 from tests.service.network import OWNERS, PROCESS, SECONDS, Network
 
 CALLS = 10_000
@@ -39,16 +39,12 @@ def test_ten_thousand_calls_do_not_keep_owners_from_pushing(
         for thread in threads:
             thread.start()
         assert begun.wait(SECONDS)
-        slowest = 0.0
         for owner in OWNERS:
-            since = time.monotonic()
             opened.join(owner)
             opened.push(owner, bytes([len(owner)]) * LARGE.total_bytes)
-            slowest = max(slowest, time.monotonic() - since)
         assert all(thread.is_alive() for thread in threads), "the flood was over too early"
         for thread in threads:
-            thread.join(60)
-    assert slowest < 5
+            thread.join(PATIENCE)
     assert sum(answers.values()) == CALLS
     assert not set(answers) - {"OK", "TOO_MUCH", "CONFLICT", "OUT_OF_TURN", "MALFORMED"}, answers
     assert opened.ends().statement.contributors == len(OWNERS)

@@ -62,7 +62,7 @@ def alice_knows_of_the_release(stage: Stage, opened: OpenRound) -> None:
 def put_back(stage: Stage, state: Path, job: Job) -> None:
     """Stop the aggregator, put this copy of its state in the place of the present one, and start it."""
     stage.network.node.send(signal.SIGTERM)
-    assert stage.network.node.ends(15) == 0
+    assert stage.network.node.ends() == 0
     shutil.rmtree(stage.network.state)
     shutil.copytree(state, stage.network.state)
     stage.network.restart(kill=True)  # it has ended already
@@ -85,7 +85,7 @@ def test_a_state_from_before_a_release_is_found_out_although_the_coordinator_tol
         WITHOUT_CAROL, base, number=2
     )  # to subtract it from the first gives carol's update
     stage.invite(again.signed, job.body)
-    assert stage.network.node.ends(15) == 1
+    assert stage.network.node.ends() == 1
     assert "the ledger is behind a head that this aggregator signed" in stage.network.node.output()
     with database(stage.network.state / "aggregator.sqlite") as db:
         kinds = [entry.kind for entry in chain(db, "ledger")]

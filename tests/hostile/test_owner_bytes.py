@@ -1,6 +1,8 @@
 """An owner that sends bytes that no owner would: bombs, unknown and nested fields, text that is none."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import grpc
@@ -21,6 +23,7 @@ from tests.hostile.owners import (
     others_than,
     refuses_owner,
     refuses_update,
+    silent_after,
 )
 from tests.service.network import OWNERS, SECONDS, Network, OpenRound, refused
 
@@ -52,13 +55,32 @@ def raw(network: Network, who: str, method: str, *messages: bytes, **options: An
         channel.unary_unary(f"{INTAKE}/{method}")(messages[0], timeout=SECONDS, **options)
 
 
+@contextmanager
+def connection_kept(opened: OpenRound, who: str) -> Iterator[None]:
+    """Have a stream under way. A connection that has none is ended after a second, and a bomb takes long to pack."""
+    goes_on = Event()
+    stream = silent_after(opened.parts(hot(who))[:1], goes_on)
+    kept = opened.job.network.intake(who).SubmitUpdate.future(stream, timeout=SECONDS)
+    kept.initial_metadata()  # its turn has come
+    try:
+        yield
+    finally:
+        kept.cancel()
+        goes_on.set()
+
+
 @pytest.mark.parametrize("method", ["JoinRound", "SubmitUpdate", "GetReceipt"])
 def test_a_gzip_bomb_is_not_unpacked(
     network: Network, attacker: str, opened: OpenRound, method: str
 ) -> None:
     before = state_digest(network.state)
-    with bounded(network.node.pid), refused(EXHAUSTED, "larger than max"):
-        raw(network, attacker, method, bytes(64 * MIB), compression=grpc.Compression.Gzip)
+    bomb = bytes(64 * MIB)
+    with (
+        connection_kept(opened, attacker),
+        bounded(network.node.pid),
+        refused(EXHAUSTED, "larger than max"),
+    ):
+        raw(network, attacker, method, bomb, compression=grpc.Compression.Gzip)
     assert state_digest(network.state) == before
     ends_without(opened, attacker)
 

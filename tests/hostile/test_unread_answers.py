@@ -1,7 +1,6 @@
 """Answers that nobody reads: bounded for each caller and in all, and ended; on every port."""
 
 import re
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +20,7 @@ from tests.hostile.checks import refusals, rss_bytes
 from tests.hostile.http2 import STREAMS, Connection, Crowd, trust
 from tests.hostile.owners import an_aggregator
 from tests.hostile.promptness import is_healthy, prompt
-from tests.scenarios.processes import until
+from tests.scenarios.processes import PATIENCE, until
 from tests.service.network import FEDERATION, OWNERS, Network, OpenRound
 
 LIST_ENTRIES = "/cairn.v1.RecordService/ListEntries"
@@ -77,8 +76,7 @@ def test_answers_that_nobody_reads_stay_small_and_are_ended(
     entries = aggregator_pb2.ListEntriesRequest(first=1, limit=1000).SerializeToString()
     collect = aggregator_pb2.CollectReleaseRequest(manifest_digest=released.digest, epoch=1)
     both = {LIST_ENTRIES: entries, COLLECT: collect.SerializeToString()}
-    before, begun = rss_bytes(network.node.pid), time.monotonic()
-    most = before
+    most = before = rss_bytes(network.node.pid)
     with (
         Crowd() as crowd,
         prompt(
@@ -101,9 +99,8 @@ def test_answers_that_nobody_reads_stay_small_and_are_ended(
             most = max(most, rss_bytes(network.node.pid))
             return all(connection.closed for connection in held)
 
-        until(are_closed, "every connection is closed", IDLE_SECONDS + 15)
+        until(are_closed, "every connection is closed", IDLE_SECONDS + PATIENCE)
     assert (most - before) >> 20 < MOST_BYTES >> 20
-    assert time.monotonic() - begun > IDLE_SECONDS - 5, "no answer was held back"
     assert [e for e in network.node.events("refused") if "nobody took the answer" in e["reason"]]
     assert {entry.facts["reason"] for entry in refusals(network.state)} >= {"TOO_MUCH"}
 

@@ -18,7 +18,7 @@ from tests.warm import BIN, PARENT_NAME, start
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0  # of a test; what it waits for takes a second or two where nothing is wrong
+PATIENCE = 180.0  # of a test; what it waits for takes a second or two where nothing else runs
 
 # Below the ports that the system gives to outgoing connections, and apart for every test process.
 _PORTS = (20_000 + (os.getpid() * 40 + step) % 10_000 for step in itertools.count())

@@ -106,7 +106,7 @@ def test_the_tutorial_as_it_stands_learns_and_leaves_what_a_verifier_needs(tmp_p
 
 def test_the_breast_cancer_job_reaches_an_accuracy_of_93_per_cent(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert demo(tmp_path, out, "breast_cancer").ends(110) == 0
+    assert demo(tmp_path, out, "breast_cancer").ends() == 0
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert len(history) == 20
     assert all(line["contributors"] == 5 for line in history)
@@ -140,8 +140,8 @@ def test_a_demo_that_is_interrupted_stops_all_it_started_and_goes_on_where_it_wa
     started = descendants_of(first.pid)
     assert len(started) == 6  # the aggregator, two owners that train, and the coordinator
     first.send(signal.SIGINT)
-    assert first.ends(30) == 130
-    until(lambda: not any(map(is_alive, started)), "all processes are gone", 5)
+    assert first.ends() == 130
+    until(lambda: not any(map(is_alive, started)), "all processes are gone")
     assert f"The checkpoint is in {out}; the same command goes on from it" in first.output()
     assert "Traceback" not in first.output()
     assert len(history.read_bytes().splitlines()) < 300

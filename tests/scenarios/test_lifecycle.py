@@ -1,7 +1,6 @@
 """Nodes that are stopped, killed and started again, and what their processes hold and open."""
 
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def test_a_coordinator_that_is_stopped_says_how_to_go_on_and_does(
     coordinator = federation.coordinator(rounds=3)
     with federation.held("bob", 2):
         coordinator.send(signal.SIGTERM)
-        assert coordinator.ends(15) == 1
+        assert coordinator.ends() == 1
     assert "error: stopped; the same command goes on from the checkpoint" in coordinator.output()
     assert "Traceback" not in coordinator.output()
     assert federation.coordinator(rounds=3).ends() == 0
@@ -69,7 +68,7 @@ def test_a_coordinator_that_waits_for_owners_can_be_stopped(federate: MakeFedera
     coordinator = federation.coordinator()
     coordinator.says("Job halving: 3 rounds")
     coordinator.send(signal.SIGINT)
-    assert coordinator.ends(15) == 1
+    assert coordinator.ends() == 1
     assert "Traceback" not in coordinator.output()
     assert "error: stopped; the same command goes on from the checkpoint" in coordinator.output()
 
@@ -111,7 +110,7 @@ def aggregator_limits(pid: int) -> tuple[str, str]:
     raise AssertionError
 
 
-def test_sigterm_ends_idle_nodes_at_once_and_their_training_processes_with_them(
+def test_sigterm_ends_idle_nodes_and_their_training_processes_with_them(
     federate: MakeFederation,
 ) -> None:
     federation = federate(TWO)
@@ -121,14 +120,12 @@ def test_sigterm_ends_idle_nodes_at_once_and_their_training_processes_with_them(
     nodes = [aggregator, *owners.values()]
     started = [child for node in nodes for child in descendants_of(node.pid)]
     assert len(started) == 2
-    begun = time.monotonic()
     for node in nodes:
         node.send(signal.SIGTERM)
     for node in nodes:
-        assert node.ends(15) == 0
+        assert node.ends() == 0
         assert "Traceback" not in node.output()
-    assert time.monotonic() - begun < 15
-    until(lambda: not any(map(is_alive, started)), "the training processes are gone", 5)
+    until(lambda: not any(map(is_alive, started)), "the training processes are gone")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -138,7 +135,7 @@ def test_an_owner_that_waits_for_its_coordinator_can_be_stopped(
     owner = federate(TWO).owner("alice")
     owner.says("owner is ready")
     owner.send(number)
-    assert owner.ends(15) == 0
+    assert owner.ends() == 0
     assert "Traceback" not in owner.output()
 
 
@@ -153,4 +150,4 @@ def test_the_training_process_of_a_killed_owner_does_not_outlive_it(
     with federation.held("bob", 1):
         started = descendants_of(owners["bob"].pid)
         owners["bob"].kill()
-        until(lambda: not any(map(is_alive, started)), "the training process is gone", 10)
+        until(lambda: not any(map(is_alive, started)), "the training process is gone")

@@ -173,7 +173,7 @@ def test_a_run_folder_of_another_job_is_not_overwritten(federation: Federation) 
     first = federation.coordinator(gather_seconds=1)
     until((federation.out / "checkpoint.json").exists, "the run has begun")
     first.send(signal.SIGTERM)
-    first.ends(15)
+    first.ends()
     sentence = mistake(federation.coordinator(settings={"lr": 0.6}))
     assert "holds a run of the job halving with other settings: choose another --out" in sentence
 

@@ -92,7 +92,7 @@ def marking(tmp_path: Path) -> Iterator[Make]:
 
 def pushed(owner: Node, times: int) -> None:
     """Wait until so many updates of the owner were accepted, over all its starts."""
-    until(lambda: len(owner.events("update accepted")) == times, f"{owner.name} pushes", 20)
+    until(lambda: len(owner.events("update accepted")) == times, f"{owner.name} pushes")
 
 
 def test_owners_that_die_fail_or_come_back_are_counted_once_where_accepted_and_else_never(

@@ -37,7 +37,7 @@ def stop(*nodes: Node) -> None:
     for node in nodes:
         node.send(signal.SIGTERM)
     for node in nodes:
-        assert node.ends(15) == 0, node.output()
+        assert node.ends() == 0, node.output()
 
 
 def state_of(federation: Federation, node: str) -> Path:
@@ -53,7 +53,7 @@ def test_a_run_that_was_stopped_and_resumed_verifies_while_the_nodes_go_on(
     coordinator = federation.coordinator(rounds=3)
     with federation.held("bob", 2):
         coordinator.send(signal.SIGTERM)
-        assert coordinator.ends(15) == 1
+        assert coordinator.ends() == 1
     code, output = verify(federation, federation.out)
     assert code == 0, output
     assert federation.coordinator(rounds=3).ends() == 0
@@ -85,7 +85,7 @@ def test_a_run_that_was_killed_is_behind_until_the_same_command_ends_it(
     coordinator = federation.coordinator(rounds=3)
     with federation.held("bob", 3):
         coordinator.send(signal.SIGKILL)
-        assert coordinator.ends(15) == -signal.SIGKILL
+        assert coordinator.ends() == -signal.SIGKILL
         code, output = verify(federation, federation.out)
         assert code == 1
         assert "FAILED" not in output
@@ -175,7 +175,7 @@ def test_a_coordinator_does_not_go_on_with_an_aggregator_that_was_put_back(
     coordinator = federation.coordinator(rounds=2)
     with federation.held("bob", 2):
         coordinator.send(signal.SIGTERM)
-        assert coordinator.ends(15) == 1
+        assert coordinator.ends() == 1
     stop(aggregator, *owners.values())
     entries = len((federation.out / "ledger.jsonl").read_text().splitlines())
     model = (federation.out / "model.safetensors").read_bytes()
@@ -183,7 +183,7 @@ def test_a_coordinator_does_not_go_on_with_an_aggregator_that_was_put_back(
     older.rename(state)
     federation.aggregator()
     coordinator = federation.coordinator(rounds=2)
-    assert coordinator.ends(15) == 1
+    assert coordinator.ends() == 1
     assert (
         f"error: the aggregator's ledger was replaced or rolled back: entry {entries} is not the one"
         in coordinator.output()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.puppet import Puppet
 from tests.service.network import Network
 
 
@@ -17,9 +18,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
 
 
 @pytest.fixture(scope="session")
-def hasty_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    """A floor of three, and a lease of two seconds."""
-    network = Network(tmp_path_factory.mktemp("hasty"), floor=3, lease_seconds=2)
+def timed_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Puppet]:
+    """A floor of three, and a clock that only the test puts on. A test leaves no round of its own open."""
+    network = Puppet(tmp_path_factory.mktemp("timed"), floor=3)
     yield network
     network.stop()
 

@@ -170,7 +170,7 @@ class Network:
     def stop(self) -> None:
         """Stop it in good order; it must have met nothing that it did not expect."""
         self.node.send(signal.SIGTERM)
-        assert self.node.ends(15) == 0
+        assert self.node.ends() == 0
         assert "Traceback" not in self.node.output()
         self._hang_up()
 
@@ -179,7 +179,7 @@ class Network:
             self.node.kill()
         else:
             self.node.send(signal.SIGTERM)
-            assert self.node.ends(15) == 0
+            assert self.node.ends() == 0
         self._hang_up()
         self.node = self._start()
 

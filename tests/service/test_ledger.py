@@ -287,7 +287,7 @@ def two_rounds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     job = network.job()
     released_round(job, 2, released_round(job))
     network.node.send(signal.SIGTERM)
-    assert network.node.ends(15) == 0
+    assert network.node.ends() == 0
     yield network
     network.stop()
 

@@ -26,6 +26,7 @@ from cairn.v1 import round_pb2 as pb
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.records.history import Pushed
 from owner_node.records.ledger_head import LedgerHeadTracker
+from tests.chaos.puppet import LEASE_SECONDS, Puppet
 from tests.proxy import Proxy
 from tests.scenarios.processes import until
 from tests.service.network import (
@@ -46,15 +47,11 @@ LARGE = Schema.of([TensorSpec("t", "F32", (8_500_000,))])  # 34 MB: two are more
 TOO_LARGE = Schema.of([TensorSpec("t", "F32", (20_000_000,))])  # 80 MB, and 160 of sums
 
 
-def network_of(directory: Path, updates_in_flight: int) -> Network:
-    settings = {"updates_in_flight": updates_in_flight, "memory_megabytes": MEGABYTES}
-    return Network(directory, **settings)
-
-
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     """An aggregator that takes one large update at a time."""
-    network = network_of(tmp_path_factory.mktemp("queue"), 1)
+    directory = tmp_path_factory.mktemp("queue")
+    network = Network(directory, updates_in_flight=1, memory_megabytes=MEGABYTES)
     yield network
     network.stop()
 
@@ -159,7 +156,8 @@ def test_an_owner_node_that_waits_in_line_sends_nothing_of_its_update(
 def test_owners_that_push_at_the_same_time_are_all_accepted(
     tmp_path: Path, updates_in_flight: int
 ) -> None:
-    network = network_of(tmp_path, updates_in_flight)
+    limits = {"updates_in_flight": updates_in_flight, "memory_megabytes": MEGABYTES}
+    network = Network(tmp_path, **limits)
     opened = joined(network.job(schema=LARGE), OWNERS)
     updates = {owner: constant(2.0**k) for k, owner in enumerate(OWNERS)}
     calls = [Pushing(opened, owner, updates[owner]) for owner in OWNERS]
@@ -239,13 +237,15 @@ def test_an_owner_that_has_declined_does_not_push_when_its_turn_comes(opened: Op
     assert ended.exclusions == {"bob": "STOPPING"}
 
 
-def test_at_the_deadline_those_who_still_wait_are_left_out(network: Network) -> None:
-    opened = joined(network.job(schema=LARGE, deadline=6), OWNERS)
+def test_at_the_deadline_those_who_still_wait_are_left_out(tmp_path: Path) -> None:
+    network = Puppet(tmp_path, updates_in_flight=1, memory_megabytes=MEGABYTES)
+    opened = joined(network.job(schema=LARGE, deadline=LEASE_SECONDS - 1), OWNERS)
     for owner, value in (("alice", 1), ("bob", 2)):
         Pushing(opened, owner, constant(value)).is_accepted()
     carol = Pushing(opened, "carol", constant(1000)).has_the_buffer()
     dave = Pushing(opened, "dave", constant(1000)).waits_at(1)
     erin = Pushing(opened, "erin", constant(1000)).waits_at(2)
+    network.advance(LEASE_SECONDS - 1)
     ended = opened.ends()
     assert ended.payload == constant(1.5)
     assert ended.exclusions == dict.fromkeys(["carol", "dave", "erin"], "DEADLINE")
@@ -261,6 +261,7 @@ def test_at_the_deadline_those_who_still_wait_are_left_out(network: Network) -> 
         }
         with refused(grpc.StatusCode.NOT_FOUND):
             opened.receipt(push.owner)
+    network.stop()
 
 
 def test_an_aborted_round_sends_those_who_wait_away(opened: OpenRound) -> None:

@@ -48,19 +48,21 @@ def test_a_cohort_below_the_jobs_floor_is_refused(network: Network) -> None:
         network.job(floor=4).open(["alice", "bob", "carol"])
 
 
-def test_a_jobs_floor_below_the_aggregators_is_raised_to_it(hasty_network: Network) -> None:
-    job = hasty_network.job(floor=2)
+def test_a_jobs_floor_below_the_aggregators_is_raised_to_it(timed_network: Network) -> None:
+    job = timed_network.job(floor=2)
     assert job.register().floor == 3
     with refused(INVALID, "a cohort of 2 is below the floor of 3", "COHORT_TOO_SMALL"):
         job.open(["alice", "bob"])
-    assert job.open(["alice", "bob", "carol"]).manifest.floor == 3
+    opened = job.open(["alice", "bob", "carol"])
+    assert opened.manifest.floor == 3
+    opened.abort()
 
 
 def test_a_job_with_fewer_owners_than_the_aggregators_floor_is_refused(
-    hasty_network: Network,
+    timed_network: Network,
 ) -> None:
     with refused(INVALID, "no round could ever be released", "COHORT_TOO_SMALL"):
-        hasty_network.job(floor=2, owners=["alice", "bob"])
+        timed_network.job(floor=2, owners=["alice", "bob"])
 
 
 @pytest.mark.parametrize("floor", [0, 1, 6])

@@ -214,6 +214,6 @@ def test_it_ends_at_once_though_owners_are_pushing_and_coordinators_watching(
     watching = opened.watch()
     next(watching)
     network.node.send(number)
-    assert network.node.ends(15) == 0
+    assert network.node.ends() == 0
     assert "Traceback" not in network.node.output()
     network.restart(kill=True)

@@ -32,7 +32,7 @@ class Vault:
 
     def stop(self) -> None:
         self.network.node.send(signal.SIGTERM)
-        assert self.network.node.ends(15) == 0
+        assert self.network.node.ends() == 0
 
     def start(self, *jobs: Job) -> None:
         self.network.restart(kill=True)  # it has ended already
@@ -102,7 +102,7 @@ def test_an_aggregator_that_was_rolled_back_stops_at_the_first_owner_that_knows_
     again = job.open(["alice", "carol"], number=2, base=HALVES)  # the same number, another cohort
     with refused(PRECONDITION, "its state was replaced", "ROLLED_BACK"):
         join(again, "alice", seen)
-    assert vault.network.node.ends(15) == 1
+    assert vault.network.node.ends() == 1
     assert "Traceback" not in vault.network.node.output()
     assert vault.kinds() == [
         "job",
@@ -143,7 +143,7 @@ def test_it_stops_at_a_push_that_brings_a_newer_head_and_counts_nothing(vault: V
     again.push("bob", UPDATES["bob"])
     with refused(PRECONDITION, reason="ROLLED_BACK"):
         again.push("alice", UPDATES["alice"], seen_head=seen)
-    assert vault.network.node.ends(15) == 1
+    assert vault.network.node.ends() == 1
     assert vault.kinds() == ["job", "open", "abort"]
 
 
@@ -161,7 +161,7 @@ def test_it_stops_at_a_question_about_a_round_that_brings_a_newer_head(vault: Va
     question = aggregator_pb2.GetStatementRequest(manifest_digest=opened.digest, seen_head=seen)
     with refused(PRECONDITION, "its state was replaced", "ROLLED_BACK"):
         vault.network.record("alice").GetStatement(question, timeout=SECONDS)
-    assert vault.network.node.ends(15) == 1
+    assert vault.network.node.ends() == 1
 
 
 def test_a_ledger_that_was_forked_is_found_although_it_is_as_long(vault: Vault) -> None:
@@ -179,7 +179,7 @@ def test_a_ledger_that_was_forked_is_found_although_it_is_as_long(vault: Vault) 
     assert pb.LedgerHead.FromString(there.body).number == number
     with refused(PRECONDITION, reason="ROLLED_BACK"):
         join(other, "alice", seen)
-    assert vault.network.node.ends(15) == 1
+    assert vault.network.node.ends() == 1
     assert "is behind a head that this aggregator signed" in vault.refuses_to_start()
 
 
@@ -192,7 +192,7 @@ def test_an_empty_state_directory_under_the_old_key_is_found(vault: Vault) -> No
     job.register()
     with refused(PRECONDITION, reason="ROLLED_BACK"):
         join(job.open(), "alice", seen)
-    assert vault.network.node.ends(15) == 1
+    assert vault.network.node.ends() == 1
 
 
 def test_a_head_that_the_aggregator_did_not_sign_stops_nothing(vault: Vault) -> None:

@@ -2,11 +2,9 @@
 
 import itertools
 import random
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from threading import Event
 from typing import Any
 
 import grpc
@@ -21,7 +19,7 @@ from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.scenarios.processes import until
+from tests.chaos.puppet import LEASE_SECONDS, Puppet
 from tests.service.network import OWNERS, SECONDS, Job, Network, OpenRound, refused
 
 RELEASED = aggregator_pb2.ROUND_STATE_RELEASED
@@ -367,7 +365,7 @@ def test_a_round_that_is_being_sealed_cannot_be_overtaken_from_an_older_base(
     assert opened.ends().state == RELEASED
 
 
-# Deadlines and leases: on the aggregator with a floor of three and a lease of two seconds.
+# Deadlines and leases: on the aggregator with a floor of three and a clock that the test puts on.
 
 
 def joined(job: Job, cohort: Sequence[str], *present: str) -> OpenRound:
@@ -377,115 +375,111 @@ def joined(job: Job, cohort: Sequence[str], *present: str) -> OpenRound:
     return opened
 
 
-def test_a_dead_owner_costs_its_lease_and_not_the_deadline(hasty_network: Network) -> None:
-    begun = time.monotonic()
-    opened = joined(hasty_network.job(schema=HOT, deadline=60), OWNERS[:4], *OWNERS[:3])
-    for owner in OWNERS[:3]:
+def push_all(opened: OpenRound, owners: Sequence[str]) -> None:
+    for owner in owners:
         opened.push(owner, one_hot(owner))
+
+
+def stays_open_for(network: Puppet, opened: OpenRound, seconds: float) -> None:
+    """Put the clock on; the round sees it, and does not end: alice, whose update is in, may still join."""
+    network.advance(seconds)
+    network.let_round_look()
+    assert opened.join("alice").update_accepted
+
+
+def test_a_dead_owner_costs_its_lease_and_not_the_deadline(timed_network: Puppet) -> None:
+    job = timed_network.job(schema=HOT, deadline=10 * LEASE_SECONDS)
+    opened = joined(job, OWNERS[:4], *OWNERS[:3])
+    push_all(opened, OWNERS[:3])
+    stays_open_for(timed_network, opened, LEASE_SECONDS - 1)
+    timed_network.advance(1)
     ended = opened.ends()
-    assert 2 <= time.monotonic() - begun < 10
     assert counted(ended.payload, 3) == list(OWNERS[:3])
     assert ended.exclusions == {"dave": "LEASE_EXPIRED"}
 
 
-def test_too_many_dead_owners_abort_the_round_after_the_lease(hasty_network: Network) -> None:
-    begun = time.monotonic()
-    opened = joined(hasty_network.job(schema=HOT, deadline=60), OWNERS[:3], "alice", "bob")
-    opened.push("alice", one_hot("alice"))
-    opened.push("bob", one_hot("bob"))
+def test_too_many_dead_owners_abort_the_round_after_the_lease(timed_network: Puppet) -> None:
+    job = timed_network.job(schema=HOT, deadline=10 * LEASE_SECONDS)
+    opened = joined(job, OWNERS[:3], "alice", "bob")
+    push_all(opened, ["alice", "bob"])
+    stays_open_for(timed_network, opened, LEASE_SECONDS - 1)
+    timed_network.advance(1)
     ended = opened.ends()
-    assert 2 <= time.monotonic() - begun < 10
     assert (ended.state, ended.reason) == (ABORTED, "BELOW_FLOOR")
     assert ended.exclusions == {"carol": "LEASE_EXPIRED"}
     with refused(grpc.StatusCode.FAILED_PRECONDITION):
         opened.collect()
 
 
-def renewing(opened: OpenRound, owner: str, until_then: Event) -> None:
-    """What an owner that trains for long does."""
-    try:
-        while not until_then.wait(0.5):
+def train_until_deadline(network: Puppet, opened: OpenRound, *owners: str) -> None:
+    """These live, and train for three leases, at the end of which the round has its deadline."""
+    for _ in range(5):
+        stays_open_for(network, opened, LEASE_SECONDS / 2)
+        for owner in owners:
             opened.join(owner)
-    except grpc.RpcError:
-        return  # the round has ended
+    stays_open_for(network, opened, LEASE_SECONDS / 2 - 1)
+    network.advance(1)
 
 
-def test_at_the_deadline_a_silent_owner_is_left_out(
-    hasty_network: Network, pool: ThreadPoolExecutor
-) -> None:
-    begun, done = time.monotonic(), Event()
-    opened = joined(hasty_network.job(schema=HOT, deadline=4), OWNERS[:4], *OWNERS[:4])
-    pool.submit(renewing, opened, "dave", done)  # it lives, and trains for ever
-    for owner in OWNERS[:3]:
-        opened.push(owner, one_hot(owner))
+def test_at_the_deadline_a_silent_owner_is_left_out(timed_network: Puppet) -> None:
+    job = timed_network.job(schema=HOT, deadline=3 * LEASE_SECONDS)
+    opened = joined(job, OWNERS[:4], *OWNERS[:4])
+    push_all(opened, OWNERS[:3])
+    train_until_deadline(timed_network, opened, "dave")
     ended = opened.ends()
-    done.set()
-    assert 4 <= time.monotonic() - begun < 12
     assert counted(ended.payload, 3) == list(OWNERS[:3])
     assert ended.exclusions == {"dave": "DEADLINE"}
 
 
-def test_at_the_deadline_too_few_updates_abort_the_round(
-    hasty_network: Network, pool: ThreadPoolExecutor
-) -> None:
-    done = Event()
-    opened = joined(hasty_network.job(schema=HOT, deadline=4), OWNERS[:3], *OWNERS[:3])
-    for owner in ("bob", "carol"):
-        pool.submit(renewing, opened, owner, done)
-    opened.push("alice", one_hot("alice"))
+def test_at_the_deadline_too_few_updates_abort_the_round(timed_network: Puppet) -> None:
+    job = timed_network.job(schema=HOT, deadline=3 * LEASE_SECONDS)
+    opened = joined(job, OWNERS[:3], *OWNERS[:3])
+    push_all(opened, ["alice"])
+    train_until_deadline(timed_network, opened, "bob", "carol")
     ended = opened.ends()
-    done.set()
     assert (ended.state, ended.reason) == (ABORTED, "BELOW_FLOOR")
     assert ended.exclusions == {"bob": "DEADLINE", "carol": "DEADLINE"}
 
 
 def test_an_owner_that_was_lost_may_come_back_while_the_round_is_open(
-    hasty_network: Network, pool: ThreadPoolExecutor
+    timed_network: Puppet,
 ) -> None:
-    done = Event()
-    job = hasty_network.job(schema=HOT, deadline=60)
+    job = timed_network.job(schema=HOT, deadline=10 * LEASE_SECONDS)
     opened = joined(job, OWNERS, *OWNERS)
-    pool.submit(renewing, opened, "erin", done)
-    for owner in OWNERS[:3]:
-        opened.push(owner, one_hot(owner))
+    push_all(opened, OWNERS[:3])
+    stays_open_for(timed_network, opened, LEASE_SECONDS - 1)
+    opened.join("erin")
+    stays_open_for(timed_network, opened, 1)
     header, *_ = opened.parts(one_hot("dave"))
-
-    def is_lost() -> bool:
-        try:
-            opened.submit("dave", [header])
-        except grpc.RpcError as error:
-            return "lost" in str(error)
-        return False
-
-    until(is_lost, "dave's lease has run out")
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "lost"):
+        opened.submit("dave", [header])
     opened.join("dave")
-    opened.push("dave", one_hot("dave"))
-    done.set()
-    opened.push("erin", one_hot("erin"))
+    push_all(opened, ["dave", "erin"])
     assert counted(opened.ends().payload, 5) == list(OWNERS)
 
 
-def test_a_push_that_is_under_way_keeps_the_owners_lease(hasty_network: Network) -> None:
-    schema = Schema.of([TensorSpec("who", "F32", (len(OWNERS), SMALLEST_CHUNK // 4))])
+def test_a_push_that_is_under_way_keeps_the_owners_lease(timed_network: Puppet) -> None:
+    """It takes two and a half leases, and is never silent for one."""
+    schema = Schema.of([TensorSpec("who", "F32", (len(OWNERS), 4 << 20 >> 2))])  # 4 MiB each
     updates = {
-        owner: np.repeat(np.frombuffer(one_hot(owner), np.float32), SMALLEST_CHUNK // 4).tobytes()
+        owner: np.repeat(np.frombuffer(one_hot(owner), np.float32), 4 << 20 >> 2).tobytes()
         for owner in OWNERS[:3]
     }
-    opened = joined(hasty_network.job(schema=schema, deadline=60), OWNERS[:3], *OWNERS[:3])
+    job = timed_network.job(schema=schema, deadline=10 * LEASE_SECONDS)
+    opened = joined(job, OWNERS[:3], *OWNERS[:3])
     for owner in OWNERS[:2]:
         opened.push(owner, updates[owner])
-    header, _, last = opened.parts(updates["carol"])
-    pause = Event()
 
     def slow() -> Iterator[Part]:
-        yield header
-        for begin in range(0, len(updates["carol"]), SMALLEST_CHUNK):
-            pause.wait(1)  # five seconds in all, with a lease of two
-            yield Part(chunk=updates["carol"][begin : begin + SMALLEST_CHUNK])
-        yield last
+        # gRPC asks for the next part once the last was let through, and at most 2 MiB lie on the way: of each
+        # four chunks the aggregator has taken some in since the clock was put on.
+        for number, part in enumerate(opened.parts(updates["carol"])):
+            if number % 4 == 0 and number:
+                timed_network.advance(LEASE_SECONDS / 2)
+                timed_network.let_round_look()
+            yield part
 
-    stub = hasty_network.intake("carol")
-    stub.SubmitUpdate(slow(), timeout=SECONDS)
+    timed_network.intake("carol").SubmitUpdate(slow(), timeout=SECONDS)
     shares = np.frombuffer(opened.ends().payload, np.float32).reshape(len(OWNERS), -1)
-    for share in shares.T:  # every column has arrived as it was sent
+    for share in shares.T[:: SMALLEST_CHUNK // 4]:  # every chunk has arrived as it was sent
         assert counted(share.tobytes(), 3) == list(OWNERS[:3])

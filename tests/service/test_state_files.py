@@ -24,7 +24,7 @@ def filled(directory: Path) -> Path:
 
 def stopped(network: Network) -> None:
     network.node.send(signal.SIGTERM)
-    assert network.node.ends(15) == 0
+    assert network.node.ends() == 0
 
 
 def names_in(directory: Path) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 
 from cairn.errors import CairnError, Unavailable
 from cairn.protocol.limits import MAX_ROUND_SECONDS
@@ -92,3 +93,27 @@ def test_no_call_has_a_longer_deadline_than_a_node_admits() -> None:
     stub = Once()
     client(stub).watch(OPENED, MAX_ROUND_SECONDS)
     assert stub.timeouts == [MAX_ROUND_SECONDS]
+
+
+def test_an_aggregator_is_no_warning_while_it_may_be_starting_and_is_one_once_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cairn.transport.retry._QUIET_PAUSE_SECONDS", 0.0)
+
+    class EveryOtherCallIsLost:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def RegisterJob(  # noqa: N802 - as the stub has it
+            self, _request: object, timeout: float
+        ) -> aggregator_pb2.RegisterJobResponse:
+            self.calls += 1
+            if self.calls % 2:
+                raise Unavailable(f"nothing listens there, for {timeout} seconds")
+            return aggregator_pb2.RegisterJobResponse(epoch=1)
+
+    asking = client(cast("Any", EveryOtherCallIsLost()))
+    with capture_logs() as logs:
+        asking.register(b"job")
+        asking.register(b"job")
+    assert [line["log_level"] for line in logs] == ["info", "warning"]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from cairn.errors import (
     CairnError,
@@ -15,6 +16,7 @@ from cairn.errors import (
     Unavailable,
     WrongState,
 )
+from cairn.transport import retry
 from cairn.v1 import coordinator_pb2
 from owner_node.coordinator_session import CoordinatorSession
 
@@ -156,12 +158,6 @@ def test_a_stream_that_breaks_off_again_and_again_during_a_round_keeps_no_invita
             self.is_back.set()
             yield FINISHED
 
-    class Hasty(threading.Event):
-        """Pauses pass at once."""
-
-        def wait(self, timeout: float | None = None) -> bool:
-            return super().wait(0 if timeout is not None else None)
-
     rounds, coordinator = FakeRounds(), Flapping()
     attending = CoordinatorSession(
         SETTINGS, lambda: True, cast("Any", coordinator), cast("Any", rounds), Hasty()
@@ -173,6 +169,34 @@ def test_a_stream_that_breaks_off_again_and_again_during_a_round_keeps_no_invita
     running.join(LONG)
     assert rounds.log == ["took part", "took part"]
     assert rounds.settled.is_set()
+
+
+def test_a_coordinator_is_no_warning_while_it_may_be_starting_and_is_one_once_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retry, "_QUIET_PAUSE_SECONDS", 0.0)
+    stopping = Hasty()
+    serving = [False, True, False, True]
+
+    def is_serving() -> bool:
+        if len(serving) == 1:
+            stopping.set()
+        return serving.pop(0)
+
+    coordinator: Any = FakeCoordinator()
+    with capture_logs() as logs:
+        CoordinatorSession(
+            SETTINGS, is_serving, coordinator, cast("Any", FakeRounds()), stopping
+        ).run(once=False)
+    told = [line["log_level"] for line in logs if line["event"].startswith("cannot reach a peer")]
+    assert told == ["info", "warning"]
+
+
+class Hasty(threading.Event):
+    """Pauses pass at once."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return super().wait(0 if timeout is not None else None)
 
 
 class Stop(threading.Event):

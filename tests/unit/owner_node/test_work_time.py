@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,18 +23,49 @@ def work_time(
     return WorkTime(seconds, cancel, stopping or threading.Event())
 
 
-def test_what_is_ready_before_leaves_when_the_time_is_over() -> None:
-    begins = time.monotonic()
-    with work_time() as work:
+class Running(threading.Event):
+    """A node that is never told to stop, and whose waits pass at once on a clock of their own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.now = 0.0
+        monkeypatch.setattr(
+            "owner_node.work_time.time", SimpleNamespace(monotonic=lambda: self.now)
+        )
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.now += timeout
+        return False
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> Running:
+    return Running(monkeypatch)
+
+
+@pytest.mark.parametrize("trained_for", [0.0, 1.0, 3599.0])
+def test_what_is_ready_before_leaves_when_the_time_is_over(
+    running: Running, trained_for: float
+) -> None:
+    with work_time(3600, stopping=running) as work:
+        running.now += trained_for
         work.wait()
-        assert time.monotonic() >= begins + SECONDS
+        assert running.now == 3600
 
 
-def test_a_failure_is_told_when_the_time_is_over_as_what_it_is() -> None:
-    begins = time.monotonic()
-    with pytest.raises(TaskFailed, match="division"), work_time():
-        raise TaskFailed("division by zero")
-    assert time.monotonic() >= begins + SECONDS
+@pytest.mark.parametrize("trained_for", [0.0, 1.0, 3599.0])
+def test_a_failure_is_told_when_the_time_is_over_as_what_it_is(
+    running: Running, trained_for: float
+) -> None:
+    def train() -> None:
+        with work_time(3600, stopping=running):
+            running.now += trained_for
+            raise TaskFailed("division by zero")
+
+    with pytest.raises(TaskFailed, match="division"):
+        train()
+    assert running.now == 3600
 
 
 def test_a_training_that_is_not_done_by_then_is_ended_and_is_a_failure_by_time() -> None:
@@ -70,11 +102,13 @@ def test_a_node_that_stops_waits_for_nothing() -> None:
     assert caught.value.reason == pb.REASON_STOPPING
 
 
-def test_a_round_that_may_end_before_is_declined_with_the_key_and_the_cure() -> None:
-    work = work_time(60)
-    work.check_fits(time.monotonic() + 61)
+def test_a_round_that_may_end_before_is_declined_with_the_key_and_the_cure(
+    running: Running,
+) -> None:
+    work = work_time(60, stopping=running)
+    work.check_fits(running.now + 60)
     with pytest.raises(Declined, match=r"ends in 59 s.* take 60 \(work_seconds\)") as caught:
-        work.check_fits(time.monotonic() + 59.3)
+        work.check_fits(running.now + 59.3)
     assert caught.value.reason == pb.REASON_SETTING_REFUSED
 
 

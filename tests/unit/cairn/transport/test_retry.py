@@ -176,3 +176,44 @@ def test_a_peer_that_refuses_us_only_while_it_stops_is_waited_for(pauses: Pauses
 
     with pytest.raises(Unavailable, match="after 3600 seconds: nothing listens"):
         retry_while_unavailable(call, "the peer", 3600.0, pauses)
+
+
+def levels_told(
+    pauses: Pauses, trouble: Unavailable, *, reached_before: bool
+) -> list[tuple[str, float]]:
+    """What is logged of 200 seconds of this trouble: each line's level, and after how many seconds."""
+
+    def call() -> None:
+        if pauses.now < 200:
+            raise trouble
+
+    with capture_logs() as logs:
+        retry_while_unavailable(call, "the peer", 3600.0, pauses, reached_before=reached_before)
+    assert {line["event"] for line in logs} == {"cannot reach a peer, trying again"}
+    return [(line["log_level"], line["waited_seconds"]) for line in logs]
+
+
+def test_a_peer_that_was_never_reached_is_no_warning_before_it_could_have_started(
+    pauses: Pauses,
+) -> None:
+    told = levels_told(pauses, Unavailable("nothing listens there"), reached_before=False)
+    assert [level for level, _ in told] == ["info", "warning", "warning"]
+    (_, first), (_, second), (_, third) = told
+    assert 5 <= first <= 6  # a pause takes up to a second
+    assert 60 <= second <= 61
+    assert 120 <= third <= 123
+
+
+def test_a_peer_that_was_reached_and_is_gone_is_a_warning_after_a_moment(pauses: Pauses) -> None:
+    told = levels_told(pauses, Unavailable("nothing listens there"), reached_before=True)
+    assert {level for level, _ in told} == {"warning"}
+    assert 5 <= told[0][1] <= 6
+
+
+def test_a_stranger_at_the_peers_address_is_a_warning_after_a_moment(
+    pauses: Pauses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "_DISTRUSTED_SECONDS", 3600.0)
+    told = levels_told(pauses, PeerUntrusted("another certificate"), reached_before=False)
+    assert {level for level, _ in told} == {"warning"}
+    assert 5 <= told[0][1] <= 6
