@@ -10,7 +10,10 @@ import os
 import sys
 
 _TUNABLES = "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0"
-ERASING = {"GLIBC_TUNABLES": _TUNABLES, "PYTHONMALLOC": "malloc"}  # the environment of such a process
+ERASING = {
+    "GLIBC_TUNABLES": _TUNABLES,
+    "PYTHONMALLOC": "malloc",
+}  # the environment of such a process
 
 
 def erase_freed_memory() -> bool:

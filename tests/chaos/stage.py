@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from cairn.runtime.failpoints import ACTING, LOGGING, PERMITTING
 from tests.chaos.marking import COLUMNS, OWNERS, Table
 from tests.scenarios.federation import Federation
-from tests.scenarios.processes import BIN, PATIENCE, Node, descendants_of, is_alive, until
+from tests.scenarios.processes import PATIENCE, Node, descendants_of, is_alive, until
+from tests.warm.start import BIN
 
 ROUNDS = 2
 LEASE_SECONDS = 2

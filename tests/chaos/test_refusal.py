@@ -6,7 +6,8 @@ import pytest
 
 from cairn.runtime.failpoints import NAMES
 from tests.scenarios.federation import Federation
-from tests.scenarios.processes import BIN, Node
+from tests.scenarios.processes import Node
+from tests.warm.start import BIN
 
 COMMANDS = {
     "aggregator": ("aggregator-node", "--config", "aggregator.toml"),

@@ -27,8 +27,9 @@ from cairn.v1 import aggregator_pb2, coordinator_pb2, coordinator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import ONE_HOT, check_one_hot, one_hot
 from tests.hostile.mutation import change_field
-from tests.scenarios.processes import BIN, Node, until
+from tests.scenarios.processes import Node, until
 from tests.service.network import FEDERATION, OWNERS, SECONDS, Job, Network, OpenRound
+from tests.warm.start import BIN
 
 T = TypeVar("T")
 

@@ -27,8 +27,9 @@ from cairn.v1 import coordinator_pb2, coordinator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import Entry, owner_entries
 from tests.scenarios.federation import TASK
-from tests.scenarios.processes import BIN, Node, until
+from tests.scenarios.processes import Node, until
 from tests.service.network import FEDERATION, Job, Network
+from tests.warm.start import BIN
 
 LINEAR = Schema.of([TensorSpec("weight", "F32", (1, 2)), TensorSpec("bias", "F32", (1,))])
 LARGE = Schema.of([TensorSpec("weight", "F32", ((1 << 19) + 1,))])  # more than two chunks

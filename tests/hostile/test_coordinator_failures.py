@@ -18,8 +18,8 @@ from owner_node.records.budgets import bits_told
 from tests.hostile.attacks import ABORTED
 from tests.hostile.checks import opened_files
 from tests.hostile.stage import COHORT, LINEAR, Stage
-from tests.scenarios.processes import BIN
 from tests.service.network import Ended, Network
+from tests.warm.start import BIN
 
 SECRET = 700.3  # alice's number, of which is known that it is 0 to 1024
 BOUND = 1e9  # of an element, at the aggregator and at alice

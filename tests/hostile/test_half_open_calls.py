@@ -13,8 +13,9 @@ from tests.hostile.checks import bounded, refusals, written_refusals
 from tests.hostile.http2 import STREAMS, Crowd, trust
 from tests.hostile.owners import an_aggregator, joined_round
 from tests.hostile.promptness import is_healthy, is_served, prompt
-from tests.scenarios.processes import BIN, Node, until
+from tests.scenarios.processes import Node, until
 from tests.service.network import FEDERATION, OWNERS, SMALL, Network
+from tests.warm.start import BIN
 
 ATTACKERS = ("mallory", "alice", "coordinator")  # on no roster, an owner, a model owner
 CONNECTIONS = 63  # of each attacker, with 16 calls on each

@@ -18,8 +18,9 @@ from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import Entry, refusals
 from tests.hostile.stage import Stage, manifest, signed
-from tests.scenarios.processes import BIN, until
+from tests.scenarios.processes import until
 from tests.service.network import SECONDS, Network
+from tests.warm.start import BIN
 
 CALLS = 2500
 CALLERS = {"alice": "owner/alice", "mallory": "owner/mallory"}  # on the roster, and not

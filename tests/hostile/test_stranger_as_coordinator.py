@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.stage import HostileCoordinator
-from tests.scenarios.processes import BIN, Node
+from tests.scenarios.processes import Node
 from tests.service.network import Network
+from tests.warm.start import BIN
 
 # Its certificate has the right issuer and host, and may serve.
 STRANGERS = {

@@ -26,7 +26,6 @@ from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.statements import STATEMENT, envelope, sign
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.offline import KEY_TEXT
-from tests.scenarios.processes import BIN
 from tests.unit.cairn.cli.examination import made, pointed
 from tests.unit.cairn.verify.recorded import (
     KEY,
@@ -36,6 +35,7 @@ from tests.unit.cairn.verify.recorded import (
     write_database,
     write_json,
 )
+from tests.warm.start import BIN
 
 SECONDS = 60
 FORGED = "Finished. Model: gone"

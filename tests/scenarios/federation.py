@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from cairn.provisioning.create import FederationPlan, write_federation
-from tests.scenarios.processes import BIN, Node, free_port, until
+from tests.scenarios.processes import Node, free_port, until
+from tests.warm.start import BIN
 
 # Halves the weights and adds this owner's own value. Where a FIFO of the round's number lies beside
 # the data, it first waits until the test, which opens the other end, closes it. It writes down that it ran.

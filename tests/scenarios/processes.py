@@ -6,14 +6,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.warm import BIN, PARENT_NAME, start
+from tests.warm.adoption import NAME as NAME_OF_PARENT
+from tests.warm.start import start
 
 T = TypeVar("T")
 
@@ -45,16 +45,15 @@ def until(condition: Callable[[], T], what: str, seconds: float = PATIENCE) -> T
 class Node:
     """A process of ours and everything it prints."""
 
-    def __init__(
-        self, name: str, log: Path, *command: str | Path, cold: bool = False, **environment: str
-    ) -> None:
-        """Start it; `cold` as a user's shell would, and not forked off a process that has imported all."""
+    is_cold = False
+
+    def __init__(self, name: str, log: Path, *command: str | Path, **environment: str) -> None:
         self.name = name
         self.log = log
         whole = os.environ | {"OMP_NUM_THREADS": "1", "CAIRN_LOG": "json", **environment}
-        with log.open("ab") as output, open(os.devnull, "rb") as nothing:
+        with log.open("ab") as output, Path(os.devnull).open("rb") as nothing:
             descriptors = {0: nothing.fileno(), 1: output.fileno(), 2: output.fileno()}
-            warm = None if cold else start(command, whole, descriptors)
+            warm = None if self.is_cold else start(command, whole, descriptors)
             self.process = warm or subprocess.Popen(
                 command,
                 stdin=nothing,
@@ -101,13 +100,19 @@ class Node:
         self.process.wait()
 
 
+class ColdNode(Node):
+    """One that starts as a user's does, and is not forked off a process that has imported everything."""
+
+    is_cold = True
+
+
 def children_of(pid: int) -> list[int]:
     """The processes that a process has started and that live."""
     found = []
     for task in list(Path(f"/proc/{pid}/task").iterdir()):
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
             children = (task / "children").read_text().split()
-            found += [int(child) for child in children if _name_of(child) != PARENT_NAME]
+            found += [int(child) for child in children if _name_of(child) != NAME_OF_PARENT]
     return found
 
 

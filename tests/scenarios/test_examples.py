@@ -14,7 +14,8 @@ from torch import nn, optim
 
 from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.protocol.statements import from_envelope, verified_statement
-from tests.scenarios.processes import BIN, ROOT, Node, descendants_of, is_alive, until
+from tests.scenarios.processes import ROOT, Node, descendants_of, is_alive, until
+from tests.warm.start import BIN
 
 TUTORIAL = ROOT / "examples/tutorial"
 State = dict[str, torch.Tensor]

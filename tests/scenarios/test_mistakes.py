@@ -10,7 +10,8 @@ import pytest
 from cairn.identity.authority import Authority, Subject, issue, new_request
 from cairn.identity.names import NodeName, Role
 from tests.scenarios.federation import Federation
-from tests.scenarios.processes import BIN, Node, until
+from tests.scenarios.processes import Node, until
+from tests.warm.start import BIN
 
 MakeFederation = Callable[..., Federation]
 

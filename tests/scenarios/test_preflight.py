@@ -13,7 +13,8 @@ from cairn.identity.names import NodeName, Role
 from cairn.ledger.files import read_ledger, read_refusals
 from cairn.storage.directory import AGGREGATOR_DATABASE
 from tests.scenarios.federation import Federation
-from tests.scenarios.processes import BIN, Node
+from tests.scenarios.processes import Node
+from tests.warm.start import BIN
 
 MakeFederation = Callable[..., Federation]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenarios.processes import BIN, ROOT
+from tests.scenarios.processes import ROOT
+from tests.warm.start import BIN
 
 SECONDS = 480  # many times what it takes where nothing else runs
 MARKED = re.compile(r"<!-- test(, going on)? -->\s*```console\n(.*?)```", re.DOTALL)

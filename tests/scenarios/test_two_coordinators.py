@@ -9,7 +9,8 @@ from coordinator.settings import CoordinatorSettings
 from owner_node.settings import OwnerSettings
 from tests.proxy import Proxy
 from tests.scenarios.federation import Federation
-from tests.scenarios.processes import BIN, Node, free_port, until
+from tests.scenarios.processes import Node, free_port, until
+from tests.warm.start import BIN
 
 MakeFederation = Callable[..., Federation]
 

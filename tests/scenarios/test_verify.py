@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.scenarios.federation import Federation
-from tests.scenarios.processes import BIN, Node
+from tests.scenarios.processes import Node
+from tests.warm.start import BIN
 
 MakeFederation = Callable[..., Federation]
 

@@ -38,7 +38,8 @@ from cairn.provisioning.create import FederationPlan, write_federation
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
-from tests.scenarios.processes import BIN, Node, free_port
+from tests.scenarios.processes import Node, free_port
+from tests.warm.start import BIN
 
 FEDERATION = "ward"
 OWNERS = ("alice", "bob", "carol", "dave", "erin")

@@ -16,8 +16,9 @@ import pytest
 from cairn.protocol.statements import verified_head
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.scenarios.processes import BIN, Node
+from tests.scenarios.processes import Node
 from tests.service.network import FEDERATION, SECONDS, Job, Network, refused
+from tests.warm.start import BIN
 
 ONES = np.ones(4, np.float32).tobytes()
 COHORT = ("alice", "bob", "carol")

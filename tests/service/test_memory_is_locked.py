@@ -9,8 +9,8 @@ import pytest
 
 from aggregator_node.memory_locking import swap_findings
 from cairn.diagnostics.findings import Grade
-from tests.scenarios.processes import BIN
 from tests.service.network import Network
+from tests.warm.start import BIN
 
 SWAPS = "Filename Type Size Used Priority\n/dev/dm-1 partition 8388604 0 -2\n"
 # Shows the program behind it this file as /proc/swaps, and lets it lock next to nothing.

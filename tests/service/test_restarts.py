@@ -12,8 +12,9 @@ import pytest
 
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.scenarios.processes import BIN, Node, free_port
+from tests.scenarios.processes import Node, free_port
 from tests.service.network import SECONDS, Network, OpenRound, refused
+from tests.warm.start import BIN
 
 UPDATES = {"alice": bytes([0, 0, 128, 63] * 4), "bob": bytes(16)}  # ones and zeros
 HALVES = bytes([0, 0, 0, 63] * 4)

@@ -15,8 +15,9 @@ from cairn.protocol.messages import PROTOCOL
 from cairn.protocol.statements import HEAD, sign
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.scenarios.processes import BIN, Node
+from tests.scenarios.processes import Node
 from tests.service.network import FEDERATION, SECONDS, Job, Network, OpenRound, refused
+from tests.warm.start import BIN
 
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 UPDATES = {"alice": bytes([0, 0, 128, 63] * 4), "bob": bytes(16)}  # ones and zeros

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cairn.v1 import aggregator_pb2
-from tests.scenarios.processes import BIN, Node
+from tests.scenarios.processes import Node
 from tests.service.network import Network
+from tests.warm.start import BIN
 
 RELEASED = aggregator_pb2.ROUND_STATE_RELEASED
 STRANGERS = ("notes.txt", "model.safetensors", f"{'ab' * 31}.safetensors", "folder/of/somebody")

@@ -88,6 +88,21 @@ def test_a_finished_round_moves_the_checkpoint_behind_its_line(folder: RunFolder
     assert history(folder) == [{"round": 1, "contributors": 3, "metrics": {}, "seconds": 0.1}]
 
 
+def test_the_disk_is_told_to_keep_the_history_once_the_line_is_in_its_file(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, kept, sync = folder.path / "history.jsonl", [], os.fsync
+
+    def look(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            kept.append(path.read_text(encoding="utf-8"))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    folder.finish_round(replace(START, round=1), {"round": 1})
+    assert kept == ['{"round": 1}\n']
+
+
 def test_lines_behind_the_checkpoint_are_dropped_when_the_run_is_taken_up(
     folder: RunFolder,
 ) -> None:

@@ -4,6 +4,7 @@ import base64
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -346,6 +347,7 @@ def test_a_round_is_joined_and_recorded_before_its_update_leaves(bench: Bench) -
     sent = bench.facts("sent")
     assert (sent["bytes"], sent["tensors"], sent["examples"]) == (8, 1, 5)
     assert (sent["metrics"], sent["dropped_metrics"]) == ({"loss": 0.5}, ["patients"])
+    assert sent["clipped"] is False
     assert dict(bench.stub.submitted[0].metrics) == {"loss": 0.5}
 
 
@@ -615,6 +617,9 @@ def test_the_statement_and_the_head_behind_it_come_from_the_aggregator_itself(
     bench.rounds.take_in(outcome(signed))
     assert counted(bench) == (True, "")
     assert bench.witness.noted[-1] == HEAD_NOW
+    bench.clock.now += 60
+    bench.rounds.settle()
+    assert questions(bench) == 1
 
 
 @pytest.mark.parametrize("error", [Unavailable("not there"), WrongState("it is open")])
@@ -698,6 +703,18 @@ def test_an_aggregator_that_refuses_to_answer_is_asked_ever_less_often(bench: Be
     assert not bench.outcomes.awaits_an_end
 
 
+def test_each_refusal_to_answer_doubles_the_pause_up_to_half_a_minute(bench: Bench) -> None:
+    bench.rounds.take_part(invitation())
+    bench.stub.statement_error = CallerNotAllowed("not on the roster")
+    asked_at: list[int] = []
+    for second in range(140):
+        before = questions(bench)
+        bench.rounds.settle()
+        asked_at += [second] * (questions(bench) - before)
+        bench.clock.now += 1
+    assert [later - earlier for earlier, later in pairwise(asked_at)] == [3, 6, 12, 24, 30, 30, 30]
+
+
 def questions(bench: Bench) -> int:
     return bench.stub.log.count("asked for the statement")
 
@@ -752,6 +769,7 @@ def test_a_release_that_counts_an_owner_that_sent_nothing_is_loud(
         bench.records.declined(
             Invited(MANIFEST, DIGEST, JOB), Declined("no", pb.REASON_STALE_ROUND)
         )
+        bench.stub.statement_error = CallerNotAllowed("the aggregator denies it")
     else:  # nobody invited it, and the aggregator says that it is in the cohort
         bench.stub.statements[DIGEST] = statement([])
     bench.rounds.take_in(outcome(statement([])))

@@ -299,6 +299,13 @@ def test_a_cohort_that_mixes_the_groups_of_its_job_is_declined() -> None:
     assert reason_of(replace(MANIFEST, phase=pb.PHASE_EVALUATE), job=mixed) == "MIXED_GROUPS"
 
 
+def test_an_owner_that_does_not_have_the_task_says_which_it_has() -> None:
+    with pytest.raises(Declined, match=r"the task other; this owner's file has tumours$"):
+        check(job=replace(JOB, task="other"))
+    with pytest.raises(Declined, match=r"this owner's file has none$"):
+        check(policy=replace(POLICY, tasks={}))
+
+
 def test_what_is_wrong_first_is_what_is_said() -> None:
     """The cohort before the round, the round before the chain, the chain before the task."""
     everything = replace(MANIFEST, floor=2, base_digest=b"x" * 32)

@@ -1,5 +1,6 @@
 """When what came of the work on the data may leave, where the owner's file says how long that work takes."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -110,6 +111,13 @@ def test_a_round_that_may_end_before_is_declined_with_the_key_and_the_cure(
     with pytest.raises(Declined, match=r"ends in 59 s.* take 60 \(work_seconds\)") as caught:
         work.check_fits(running.now + 59.3)
     assert caught.value.reason == pb.REASON_SETTING_REFUSED
+
+
+def test_a_round_that_ends_when_the_work_does_is_long_enough() -> None:
+    work = work_time(60)
+    work.check_fits(work._ends)
+    with pytest.raises(Declined):
+        work.check_fits(math.nextafter(work._ends, 0))
 
 
 def test_without_a_time_nothing_is_waited_for_and_nothing_is_ended() -> None:

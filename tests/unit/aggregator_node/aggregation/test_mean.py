@@ -299,6 +299,25 @@ def test_a_bf16_mean_just_above_a_tie_is_not_rounded_twice() -> None:
     assert float(mean_of("BF16", [low, high], by)[0]) == 1 + 2**-7
 
 
+@pytest.mark.parametrize("toward", [-1, 1])
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("half", [2**28 + 1, 2**29 + 5])
+def test_a_mean_whose_quotient_in_binary64_is_a_tie_goes_to_the_value_that_is_nearer(
+    half: int, sign: int, toward: int
+) -> None:
+    """The sum has room for 53 bits, and the tie times the total weight has more."""
+    even = np.arange(2**24, 2**25 - 4, 40001 * 4)  # a tie beside one of these goes to it
+    neighbours = even + 2 * toward
+    updates = [(sign * bits).astype(np.float32) for bits in (neighbours, even)]
+    by = [half + 1, half]
+    sums = neighbours * by[0] + even * by[1]
+    ties = even + toward
+    is_tie = sums.astype(np.float64) / sum(by) == ties
+    assert is_tie.sum() > 50
+    assert not np.any(sums == ties * sum(by))
+    assert fractions_of(mean_of("F32", updates, by)) == means_in_fractions("F32", updates, by)
+
+
 @pytest.mark.parametrize("spread", [1.0, 1e-39, 1e30])
 def test_the_mean_of_two_is_that_of_plain_pytorch_bit_by_bit(spread: float) -> None:
     generator = torch.Generator().manual_seed(4)

@@ -227,16 +227,17 @@ class Check:
         self.aggregator = aggregator
         self._heads: list[bytes] = []
         self._ended: dict[tuple[str, int, int], RoundRow] = {}
-        self.releases = 0
+        self.trained = 0  # how many models were released
 
     def all(self) -> None:
         rows = {row.manifest_digest: row for row in self.aggregator.ends()}
         assert set(rows) == {opened.digest for opened in self.aggregator.rounds}
         self.ends_are_final(rows)
         released = [o for o in self.aggregator.rounds if rows[o.digest].state == RELEASED]
-        self.releases = len(released)
+        self.trained = sum(opened.manifest.trains for opened in released)
         for opened in released:
             self.release_is_of_whom_it_says(opened, rows[opened.digest])
+        self.last_models_are_on_the_disk(released)
         for one, other in combinations(released, 2):
             if one.manifest.phase == other.manifest.phase or all(
                 self.has_metrics(rows[opened.digest]) for opened in (one, other)
@@ -267,13 +268,20 @@ class Check:
         assert excluded == set(manifest.cohort) - set(accepted)
         receipts = sorted(sha256(pushed.receipt.body).digest() for pushed in accepted.values())
         assert list(statement.commitments) == receipts
-        shares = self.shares(opened)
         if statement.metrics or not manifest.trains:
-            assert dict(statement.metrics) == pytest.approx(shares, rel=2**-12)
-        path = self.aggregator.store.release_path(opened.digest)
-        if manifest.trains and path.exists():  # that of the job's last round
-            payload = bytes(read_model(path)[1])
-            assert struct.unpack(f"<{len(OWNERS)}d", payload) == tuple(shares.values())
+            assert dict(statement.metrics) == pytest.approx(self.shares(opened), rel=2**-12)
+
+    def last_models_are_on_the_disk(self, released: list[Opened]) -> None:
+        """The last model of every job, and no other."""
+        path = self.aggregator.store.release_path
+        last = {opened.manifest.job: opened for opened in released if opened.manifest.trains}
+        expected = {
+            path(opened.digest): tuple(self.shares(opened).values()) for opened in last.values()
+        }
+        assert {
+            file: struct.unpack(f"<{len(OWNERS)}d", read_model(file)[1])
+            for file in (self.aggregator.path / "state/releases").iterdir()
+        } == expected
 
     def shares(self, opened: Opened) -> dict[str, float]:
         """The one-hot oracle: each counted owner's value once, nothing of anybody else."""
@@ -343,6 +351,8 @@ weightings = st.sampled_from([pb.WEIGHTING_EQUAL, pb.WEIGHTING_EQUAL, pb.WEIGHTI
 class Sequences(RuleBasedStateMachine):
     """Every rule may be refused; none may break what `Check` holds."""
 
+    trained = 0  # how many models all sequences have released
+
     @initialize(weighting=weightings, floors=st.tuples(*[st.integers(2, 3)] * len(JOBS)))
     def begin(self, weighting: "pb.Weighting", floors: tuple[int, ...]) -> None:
         self.aggregator = Aggregator()
@@ -352,6 +362,7 @@ class Sequences(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "aggregator"):
+            Sequences.trained += self.check.trained
             self.aggregator.end()
 
     @contextmanager
@@ -508,6 +519,7 @@ def test_no_sequence_of_calls_and_crashes_breaks_the_promise() -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+    assert Sequences.trained >= 100
 
 
 @pytest.fixture

@@ -24,9 +24,10 @@ from cairn.ledger.chain import Ledger
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from cairn.storage.directory import OWNER_DATABASE
-from tests.scenarios.processes import BIN, free_port
+from tests.scenarios.processes import free_port
 from tests.small_disk import may_mount, on_small_disk
 from tests.unit.cairn.cli.examination import called, examined, made, pointed
+from tests.warm.start import BIN
 
 ROLES = {"alice": Role.OWNER, "coordinator": Role.COORDINATOR, "aggregator": Role.AGGREGATOR}
 NODES = sorted(ROLES)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from cairn.errors import InvalidMessage
+from cairn.model import schema as module
 from cairn.model.schema import DTYPES, MAX_NAME_BYTES, Schema, TensorSpec
 
 TORCH_DTYPES = {
@@ -141,3 +142,13 @@ def test_tensors_that_make_no_model_are_refused(listed: list[TensorSpec], said: 
 )
 def test_a_difference_is_told_in_words(other: list[TensorSpec], said: str) -> None:
     assert Schema.of([TensorSpec("a", "F32", (2,))]).difference(Schema.of(other)) == said
+
+
+def test_a_model_may_have_as_many_tensors_as_the_limit_says_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_TENSORS", 3)
+    listed = [TensorSpec(f"t{number}", "F32", (1,)) for number in range(4)]
+    assert Schema.of(listed[:3]).tensors == tuple(listed[:3])
+    with pytest.raises(InvalidMessage, match="1 to 3 tensors, this one 4"):
+        Schema.of(listed)

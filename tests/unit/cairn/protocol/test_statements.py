@@ -90,6 +90,8 @@ def test_an_envelope_holds_the_signed_bytes_and_says_them_in_words() -> None:
     assert values["statement"]["exclusions"] == {"dora": "LEASE_EXPIRED"}
     assert values["statement"]["release_digest"] == (b"r" * 32).hex()
     assert from_envelope(json.dumps(values)) == signed
+    values["signatures"].append({"sig": "bW9yZQ=="})
+    assert from_envelope(json.dumps(values)) == signed  # the first is the aggregator's
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"payloadType": 1}', "null"])

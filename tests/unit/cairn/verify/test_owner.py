@@ -97,6 +97,12 @@ def test_receipts_that_another_key_signed_are_named(tmp_path: Path) -> None:
     assert "FAILED owner.sqlite, entry 4: the signature of the cairn.v1.Receipt" in result.output
 
 
+def excluding_alice_whose_receipt_it_lists() -> pb.Signed:
+    statement = pb.ReleaseStatement.FromString(Federation().statements[0].body)
+    statement.exclusions.add(owner="alice", reason=pb.REASON_DEADLINE)
+    return sign(KEY, STATEMENT, statement.SerializeToString())
+
+
 def sent(chain: Chain, **changes: object) -> None:
     facts = {
         "manifest_digest": MANIFEST.hex(),
@@ -145,6 +151,14 @@ def joined(chain: Chain, number: object) -> None:
             "entry 2: the receipt is not for what entry 1 sent: it says metrics {'loss': 0.5}",
         ),
         (
+            [lambda c: sent(c, metrics={"loss": "0.25"}), received],
+            "entry 2: the receipt is not for what entry 1 sent: it says metrics None",
+        ),
+        (
+            [lambda c: sent(c, metrics={"loss": 0.25, "l" * 1000: 0}), received],
+            "entry 2: the receipt is not for what entry 1 sent: it says metrics None",
+        ),
+        (
             [lambda c: sent(c, payload_digest="00" * 32), received],
             "entry 2: the receipt is not for what entry 1 sent: it says payload_digest",
         ),
@@ -169,6 +183,14 @@ def joined(chain: Chain, number: object) -> None:
         ),
         (
             [sent, received, lambda c: released(c, counted=False)],
+            "entry 3: it says not counted, but the statement lists the owner's receipt",
+        ),
+        (
+            [
+                sent,
+                received,
+                lambda c: released(c, excluding_alice_whose_receipt_it_lists(), counted=False),
+            ],
             "entry 3: it says not counted, but the statement lists the owner's receipt",
         ),
         ([lambda c: released(c, counted=None)], "entry 1: it does not say whether"),
@@ -297,9 +319,11 @@ def test_an_owners_ledger_is_not_taken_for_an_aggregators(tmp_path: Path) -> Non
 def test_a_reset_is_told_and_one_that_says_nothing_is_found(tmp_path: Path) -> None:
     chain = owners_chain("alice", Federation().statements)
     chain.add("reset", task="mean", failures=2)
+    chain.add("reset", task="other", failures=0)
     result = checked(owners_ledger(tmp_path, chain))
     assert result.exit_code == 0, result.output
     assert "2 failures of 'mean' are forgiven" in result.output
+    assert "0 failures of 'other' are forgiven" in result.output
     chain.add("reset", task="mean", failures=True)
     result = checked(owners_ledger(tmp_path / "other", chain))
     assert result.exit_code == 1

@@ -1,5 +1,6 @@
 """`cairn verify` on a run's folder and on an aggregator's ledger."""
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -295,7 +296,41 @@ def test_two_copies_of_one_ledger_agree_and_two_ledgers_do_not(run: Path, tmp_pa
     write_database(tmp_path / "other" / "aggregator.sqlite", other.rows)
     result = checked(run, "--ledger", tmp_path / "other")
     assert result.exit_code == 1
-    assert "entry 1 is another one than in aggregator.sqlite" in result.output
+    assert "FAILED ledger.jsonl: entry 1 is another one than in aggregator.sqlite" in result.output
+
+
+def test_a_release_of_a_round_that_is_no_number_is_none_of_the_round(tmp_path: Path) -> None:
+    federation = Federation()
+    for number in (True, 2.0, [2], None):
+        federation.ledger.add("release", job="tumours", round=number, phase="evaluate")
+    write_json(tmp_path / "round-2.json", envelope(federation.statements[3]))
+    write_lines(tmp_path / "ledger.jsonl", federation.ledger.rows)
+    result = checked(tmp_path / "round-2.json", "--ledger", tmp_path / "ledger.jsonl")
+    assert result.exit_code == 0, result.output
+    assert "is another release of the same round" not in result.output
+
+
+def test_a_statement_goes_with_an_owners_ledger_and_with_nothing_else(run: Path) -> None:
+    for path in (run, run / "release.json", run / "ledger.jsonl"):
+        result = checked(path, "--statement", run / "release.json")
+        assert result.exit_code == 2
+        assert "--statement goes with an owner's ledger" in " ".join(result.output.split())
+
+
+def test_a_history_may_be_longer_than_its_longest_line(run: Path) -> None:
+    lines = [
+        {"round": n, "contributors": 3, "left_out": {"dora": "x" * 600_000}, "seconds": 0.1}
+        for n in (1, 2)
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (run / "history.jsonl").write_text(text, encoding="utf-8")
+    assert checked(run).exit_code == 0
+    lines[1]["left_out"] = {"dora": "x" * (1 << 20)}
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (run / "history.jsonl").write_text(text, encoding="utf-8")
+    result = checked(run)
+    assert result.exit_code == 1
+    assert "line 2 has more than 1048576 bytes" in result.output
 
 
 def test_the_key_is_taken_out_of_a_nodes_file(run: Path, tmp_path: Path) -> None:

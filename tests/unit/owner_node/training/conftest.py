@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from owner_node.training import child
-from tests.warm import Subprocess, general
+from tests.warm.start import Subprocess, general
 
 
 @pytest.fixture(autouse=True)

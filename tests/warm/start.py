@@ -2,21 +2,17 @@
 
 A test starts many processes, each of which would import for a second, or for three where it needs PyTorch. What this
 starts are real processes all the same, with their own memory, descriptors, session and environment, and from their
-script's first line on they run what a user's would. `Parent` is the process that they are forked off, which is this
-file run as a script; a forked process is a child of whoever asked for it. A node that starts processes itself, as an
-owner's does to train, is given a parent of its own.
+script's first line on they run what a user's would. `Parent` is the process that they are forked off
+(`tests/warm/parent.py`); a forked process is a child of whoever asked for it. A node that starts processes itself, as
+an owner's does to train, is given a parent of its own.
 
 What a process imports, how its Python starts and ends, and how much memory it takes is tested on cold ones.
 """
 
 import atexit
-import ctypes
-import fcntl
-import importlib
 import io
 import json
 import os
-import runpy
 import select
 import signal
 import socket
@@ -30,22 +26,15 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-PARENT_NAME = "warm-parent"
+from tests.warm.adoption import adopt_orphans
+
 BIN = Path(sys.executable).parent
-_MESSAGE_BYTES = 1 << 18
-_ABOVE_ALL_TARGETS, _MOST_DESCRIPTORS = 500, 1 << 16
-_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_SCRIPT = Path(__file__).with_name("parent.py")
 # PyTorch and NumPy would start threads, and a process with threads is not safe to fork.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # What Python and the C library read when a process starts: where it is not as here, the process starts cold.
 _READ_AT_START = ("PYTHON", "LD_", "GLIBC_", "MALLOC_")
 _CHANGES_NOTHING_MUCH = {"PYTHONUNBUFFERED"}
-# The modules of ours that start processes, by the script that runs them.
-_STARTERS = {
-    "owner-node": "owner_node.training.child",
-    "coordinator": "coordinator.initial_model",
-    "cairn demo": "cairn.cli.demo",
-}
 
 
 class Process:
@@ -101,11 +90,11 @@ class Parent:
 
     @classmethod
     def begin(cls, modules: Sequence[str], environment: Mapping[str, str]) -> "Parent":
-        _adopt_orphans()
+        adopt_orphans()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-P", __file__, str(theirs.fileno()), *modules],
+                [sys.executable, "-P", _SCRIPT, str(theirs.fileno()), *modules],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **_ONE_THREAD, **environment},
                 stdin=subprocess.DEVNULL,
@@ -131,7 +120,7 @@ class Parent:
         order = {
             "command": command,
             "environment": dict(environment),
-            "directory": directory or os.getcwd(),
+            "directory": directory or str(Path.cwd()),
             "targets": list(descriptors),
         }
         with self._lock:
@@ -165,7 +154,7 @@ def _of_commands() -> Parent:
 
 
 def _erasing() -> dict[str, str]:
-    from aggregator_node.hardening import ERASING  # noqa: PLC0415 - this file is a script, too
+    from aggregator_node.hardening import ERASING
 
     return ERASING
 
@@ -208,7 +197,7 @@ def run(
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run a command to its end, and keep what it prints: on stdout all of it where that is to be merged."""
     environment = os.environ if env is None else env
-    with TemporaryFile() as out, TemporaryFile() as err, open(os.devnull, "rb") as nothing:
+    with TemporaryFile() as out, TemporaryFile() as err, Path(os.devnull).open("rb") as nothing:
         second = out if merged else err
         descriptors = {0: nothing.fileno(), 1: out.fileno(), 2: second.fileno()}
         process: Any = start(command, environment, descriptors, str(cwd) if cwd else None)
@@ -251,14 +240,15 @@ class Subprocess:
         if words[0] != sys.executable or words[1] != "-m" or words[2] not in self._WARM:
             return subprocess.Popen(command, **how)
         spec = find_spec(words[2])
-        assert spec is not None and spec.origin is not None
+        assert spec is not None
+        assert spec.origin is not None
         script = spec.origin.replace("__init__", "__main__")
         descriptors, reader = {1: 1, 2: 2} | {fd: fd for fd in how.get("pass_fds", ())}, None
-        with open(os.devnull, "rb") as nothing:
+        with Path(os.devnull).open("rb") as nothing:
             descriptors[0] = nothing.fileno()
             if how.get("stdout") == subprocess.PIPE:  # and its errors go there too
                 ours, theirs = os.pipe()
-                reader, descriptors[1], descriptors[2] = open(ours), theirs, theirs
+                reader, descriptors[1], descriptors[2] = os.fdopen(ours), theirs, theirs
             environment = how.get("env") or os.environ
             pid = self._parent().start([script, *words[3:]], environment, descriptors)
         if reader is not None:
@@ -268,119 +258,5 @@ class Subprocess:
     def run(self, command: Sequence[str], **how: Any) -> Any:
         words = list(command)
         if words[1:2] != ["-m"]:
-            return subprocess.run(command, **how)
+            return subprocess.run(command, check=False, **how)
         return subprocess.CompletedProcess(words, self.Popen(words).wait())
-
-
-# What follows runs in the process that others are forked off, and in those.
-
-
-def _adopt_orphans() -> None:
-    """Become the parent of whatever is forked off for this process."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _prctl(option: int, value: Any) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
-
-
-def _serve(requests: socket.socket) -> None:
-    """Fork off what is asked for, until the other end is closed."""
-    _prctl(_PR_SET_NAME, PARENT_NAME.encode())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, _MESSAGE_BYTES, 64)
-        if not message:
-            os._exit(0)
-        pid = _fork_for_adoption(json.loads(message), descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        requests.sendall(str(pid).encode())
-
-
-def _fork_for_adoption(order: dict[str, Any], descriptors: Sequence[int]) -> int:
-    """Fork twice: once the one between has gone, the nearest process above that adopts is the parent."""
-    ours, theirs = os.pipe()
-    if between := os.fork():
-        os.close(theirs)
-        pid = int(os.read(ours, 20))
-        os.close(ours)
-        os.waitpid(between, 0)
-        return pid
-    if pid := os.fork():
-        os.write(theirs, str(pid).encode())
-        os._exit(0)
-    os.close(ours)
-    os.close(theirs)
-    _end_with(lambda: _become(order, descriptors))
-    raise AssertionError
-
-
-def _end_with(run: Callable[[], None]) -> None:
-    """End as Python ends a process, except that nothing is taken apart."""
-    code = 1
-    try:
-        run()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException as error:  # noqa: BLE001 - as at the end of any Python process
-        sys.excepthook(type(error), error, error.__traceback__)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _become(order: dict[str, Any], descriptors: Sequence[int]) -> None:
-    """Be the process that was asked for, with its descriptors, session, environment and arguments."""
-    _take(descriptors, order["targets"])
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.clear()
-    os.environ.update(order["environment"])
-    os.chdir(order["directory"])
-    sys.argv = order["command"]
-    script = Path(sys.argv[0])
-    _prctl(_PR_SET_NAME, script.name.encode()[:15])
-    if "PYTHONUNBUFFERED" in os.environ:
-        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]  # it is a text file
-    name = script.parent.name.replace("_", "-") if script.name == "__main__.py" else script.name
-    starter = _STARTERS.get(name) or _STARTERS.get(" ".join([name, *sys.argv[1:2]]))
-    if starter is not None:
-        _have_a_parent(starter)
-    runpy.run_path(str(script), run_name="__main__")
-
-
-def _take(descriptors: Sequence[int], targets: Sequence[int]) -> None:
-    """Put each descriptor where it is wanted, and close all others."""
-    above = [fcntl.fcntl(one, fcntl.F_DUPFD, _ABOVE_ALL_TARGETS) for one in descriptors]
-    for descriptor, target in zip(above, targets, strict=True):
-        os.dup2(descriptor, target)
-    last = -1
-    for target in sorted(targets):
-        if last + 1 < target:  # else Python would close all
-            os.closerange(last + 1, target)
-        last = target
-    os.closerange(last + 1, _MOST_DESCRIPTORS)
-
-
-def _have_a_parent(starter: str) -> None:
-    """Before this process has threads: fork off what forks off the processes that the module starts."""
-    _adopt_orphans()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if os.fork() == 0:
-        ours.close()
-        for number in (0, 1, 2):
-            os.dup2(os.open(os.devnull, os.O_RDWR), number)
-        _serve(theirs)
-    theirs.close()
-    parent = Parent(ours)
-    vars(importlib.import_module(starter))["subprocess"] = Subprocess(lambda: parent)
-
-
-if __name__ == "__main__":
-    for _module in sys.argv[2:]:
-        importlib.import_module(_module)
-    _serve(socket.socket(fileno=int(sys.argv[1])))
