@@ -6,7 +6,7 @@ SECONDS ?= 300
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types protos protos-check chaos fuzz containers images soak bench bench-peers clean
+.PHONY: help setup demo check test lint types protos protos-check chaos fuzz containers images soak bench bench-peers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup ## Set up, then run the tutorial: an aggregator, bob, alice and a coordinator
 	$(BIN)/cairn demo tutorial --out runs/tutorial --force
+
+check: setup lint types ## The quick half, for all day: style, types, the unit tests and the wire
+	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/golden
 
 test: setup ## Set up, then run the tests (containers apart)
 	$(BIN)/pytest -n 2 --dist worksteal

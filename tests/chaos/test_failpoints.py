@@ -14,6 +14,7 @@ from cairn.runtime.failpoints import NAMES
 from tests.chaos.conftest import Faultless
 from tests.chaos.invariants import check, check_nothing_half_written
 from tests.chaos.stage import Stage
+from tests.scenarios.processes import until
 
 ROOT = Path(__file__).parents[2]
 ACTIONS = ("kill", "stop", "raise:EIO", "raise:ENOSPC")
@@ -88,6 +89,7 @@ def test_the_job_ends_and_nobody_is_lost_or_counted_twice(
             stage.run_to_end()
         assert name in stage.reached
         if action == "kill":
+            until(lambda: stage.tend() and stage.restarts, f"{victim} is killed")
             assert stage.restarts == [(victim, -signal.SIGKILL)]
         if action == "stop":
             assert stage.restarts == []

@@ -9,22 +9,12 @@ from pathlib import Path
 
 from cairn.identity.signing_keys import public_signing_key_text
 from tests.unit.cairn.verify.recorded import KEY
+from tests.warm.start import run
 
 SECONDS = 60  # for a machine that does much else; the slowest takes five on its own
 MEMORY_MEGABYTES = 600
 KEY_TEXT = public_signing_key_text(KEY)
-# So that a test that fails does not take the machine with it.
-_ADDRESS_SPACE = 3 << 30
-_PROGRAM = f"""
-import atexit, resource, runpy, sys
-resource.setrlimit(resource.RLIMIT_AS, ({_ADDRESS_SPACE}, {_ADDRESS_SPACE}))
-status = sys.argv.pop(1)
-@atexit.register
-def _():
-    with open("/proc/self/status") as now, open(status, "w") as kept:
-        kept.write(now.read())
-runpy.run_module("cairn", run_name="__main__", alter_sys=True)
-"""
+_PROGRAM = Path(__file__).with_name("measured.py")
 
 
 @dataclass(frozen=True)
@@ -43,31 +33,33 @@ class Ran:
 
 def started(home: Path, *arguments: str | Path) -> "subprocess.Popen[bytes]":
     """Begin a command of `cairn`, whose temporary files go into a folder of the test."""
-    temporary = home / "temporary"
-    temporary.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, home / "status", *map(str, arguments)],
+        _command(home, *arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(temporary), "OPENBLAS_NUM_THREADS": "1"},
+        env=_environment(home),
     )
+
+
+def _command(home: Path, *arguments: str | Path) -> list[str]:
+    return [sys.executable, str(_PROGRAM), str(home / "status"), *map(str, arguments)]
+
+
+def _environment(home: Path) -> dict[str, str]:
+    temporary = home / "temporary"
+    temporary.mkdir(exist_ok=True)
+    return {**os.environ, "TMPDIR": str(temporary), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def cairn(home: Path, *arguments: str | Path) -> Ran:
     """Run a command to its end: within the deadline, and with no file left behind."""
-    process = started(home, *arguments)
-    try:
-        out, err = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise AssertionError(f"{arguments} did not end within {SECONDS} seconds") from None
-    assert b"Traceback" not in err, err.decode()
+    done = run(_command(home, *arguments), env=_environment(home), timeout=SECONDS)
+    assert b"Traceback" not in done.stderr, done.stderr.decode()
     assert list((home / "temporary").iterdir()) == []
     most = re.search(r"VmHWM:\s+(\d+) kB", (home / "status").read_text())
     assert most
-    return Ran(process.returncode, out, err, int(most[1]) >> 10)
+    return Ran(done.returncode, done.stdout, done.stderr, int(most[1]) >> 10)
 
 
 def verified(home: Path, path: Path, *options: str | Path) -> Ran:

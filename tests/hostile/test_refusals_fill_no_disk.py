@@ -5,7 +5,6 @@ Two owners, one of them on no roster, make the coordinator's calls over real con
 
 import json
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests.hostile.checks import Entry, refusals
 from tests.hostile.stage import Stage, manifest, signed
 from tests.scenarios.processes import until
 from tests.service.network import SECONDS, Network
-from tests.warm.start import BIN
+from tests.warm.start import BIN, run
 
 CALLS = 2500
 CALLERS = {"alice": "owner/alice", "mallory": "owner/mallory"}  # on the roster, and not
@@ -134,16 +133,9 @@ def _bare(caller: str) -> str:
 
 def _check_commands(network: Network, total: int) -> None:
     state = str(network.state)
-    shown = subprocess.run(
-        [BIN / "cairn", "ledger", "--refusals", state], check=True, capture_output=True, text=True
-    ).stdout
+    shown = run([BIN / "cairn", "ledger", "--refusals", state]).stdout
     lines = [json.loads(line) for line in shown.splitlines()]
     assert sum(line.get("count", 1) for line in lines) == total
     config = network.directory / "alice.toml"
-    verified = subprocess.run(
-        [BIN / "cairn", "verify", "--config", config, state],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    verified = run([BIN / "cairn", "verify", "--config", config, state])
     assert verified.returncode == 0, verified.stdout + verified.stderr

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sqlite3
-import subprocess
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,7 @@ from tests.unit.cairn.verify.recorded import (
     write_database,
     write_json,
 )
-from tests.warm.start import BIN
+from tests.warm.start import BIN, run
 
 SECONDS = 60
 FORGED = "Finished. Model: gone"
@@ -99,15 +98,8 @@ def ward(tmp_path: Path) -> Path:
 
 def ran(*command: str | Path) -> tuple[int, bytes]:
     """The exit code, and every byte that a terminal would have been sent."""
-    done = subprocess.run(
-        [BIN / str(command[0]), *map(str, command[1:])],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "CAIRN_LOG": "text"},
-        timeout=SECONDS,
-        check=False,
-    )
+    words: list[str | Path] = [BIN / str(command[0]), *command[1:]]
+    done = run(words, env={**os.environ, "CAIRN_LOG": "text"}, merged=True, timeout=SECONDS)
     return done.returncode, done.stdout
 
 

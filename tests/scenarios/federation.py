@@ -74,6 +74,8 @@ lr = [0.0, 1.0]
 class Federation:
     """Files and processes of one federation. `close` ends whatever still runs."""
 
+    kind: type[Node] = Node
+
     def __init__(
         self, home: Path, values: Mapping[str, float], *, floor: int, lease_seconds: int = 15
     ) -> None:
@@ -210,6 +212,6 @@ class Federation:
         return coordinator, intake, release
 
     def _start(self, name: str, program: str, *arguments: str) -> Node:
-        node = Node(name, self.home / f"{name}.log", BIN / program, *arguments)
+        node = self.kind(name, self.home / f"{name}.log", BIN / program, *arguments)
         self.nodes.append(node)
         return node

@@ -14,16 +14,18 @@ from torch import nn, optim
 
 from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.protocol.statements import from_envelope, verified_statement
-from tests.scenarios.processes import ROOT, Node, descendants_of, is_alive, until
+from tests.scenarios.processes import ROOT, ColdNode, Node, descendants_of, is_alive, until
 from tests.warm.start import BIN
 
 TUTORIAL = ROOT / "examples/tutorial"
 State = dict[str, torch.Tensor]
 
 
-def demo(directory: Path, out: Path, name: str, *options: str | Path) -> Node:
+def demo(
+    directory: Path, out: Path, name: str, *options: str | Path, kind: type[Node] = Node
+) -> Node:
     log = directory / f"{out.name}.log"
-    return Node("demo", log, BIN / "cairn", "demo", name, "--out", out, *options)
+    return kind("demo", log, BIN / "cairn", "demo", name, "--out", out, *options)
 
 
 def plain_training(model: nn.Linear, owner: str) -> None:
@@ -86,7 +88,7 @@ def test_the_tutorial_ends_with_the_weights_of_a_plain_loop_bit_by_bit_and_every
 
 def test_the_tutorial_as_it_stands_learns_and_leaves_what_a_verifier_needs(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    running = demo(tmp_path, out, "tutorial")
+    running = demo(tmp_path, out, "tutorial", kind=ColdNode)
     assert running.ends() == 0
     torch.manual_seed(1)
     assert same_bits(
@@ -133,7 +135,7 @@ def test_a_demo_that_is_interrupted_stops_all_it_started_and_goes_on_where_it_wa
 ) -> None:
     initial = some_model(7, 1.0)
     save_file(initial, tmp_path / "initial.safetensors")
-    options = ("--initial-model", tmp_path / "initial.safetensors", "--rounds", "300")
+    options = ("--initial-model", tmp_path / "initial.safetensors", "--rounds", "60")
     out = tmp_path / "out"
     first = demo(tmp_path, out, "tutorial", *options)
     history = out / "history.jsonl"
@@ -145,9 +147,9 @@ def test_a_demo_that_is_interrupted_stops_all_it_started_and_goes_on_where_it_wa
     until(lambda: not any(map(is_alive, started)), "all processes are gone")
     assert f"The checkpoint is in {out}; the same command goes on from it" in first.output()
     assert "Traceback" not in first.output()
-    assert len(history.read_bytes().splitlines()) < 300
+    assert len(history.read_bytes().splitlines()) < 60
     second = demo(tmp_path, out, "tutorial", *options)
     assert second.ends() == 0
     assert "Going on after" in second.output()
-    assert len(history.read_bytes().splitlines()) == 300
-    assert same_bits(load_file(out / "model.safetensors"), plain_loop(initial, 300))
+    assert len(history.read_bytes().splitlines()) == 60
+    assert same_bits(load_file(out / "model.safetensors"), plain_loop(initial, 60))

@@ -8,6 +8,7 @@ import pytest
 
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import (
+    ColdNode,
     children_of,
     descendants_of,
     is_alive,
@@ -75,6 +76,7 @@ def test_a_coordinator_that_waits_for_owners_can_be_stopped(federate: MakeFedera
 
 def test_what_each_process_holds_while_an_owner_trains(federate: MakeFederation) -> None:
     federation = federate(TWO)
+    federation.kind = ColdNode
     federation.gate("bob", 2)
     aggregator = federation.aggregator()
     owners = federation.owners()

@@ -1,7 +1,6 @@
 """What a node checks at its start, and what `cairn doctor` says beside nodes that run."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +13,7 @@ from cairn.ledger.files import read_ledger, read_refusals
 from cairn.storage.directory import AGGREGATOR_DATABASE
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import Node
-from tests.warm.start import BIN
+from tests.warm.start import BIN, run
 
 MakeFederation = Callable[..., Federation]
 
@@ -37,9 +36,8 @@ def start(federation: Federation, name: str) -> Node:
 
 def doctor(config: Path) -> tuple[int, list[dict[str, str]]]:
     """Its exit code, and what it found but that something is in order."""
-    command = [str(BIN / "cairn"), "doctor", str(config), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr
+    done = run([BIN / "cairn", "doctor", config, "--json"])
+    assert b"Traceback" not in done.stderr
     found = json.loads(done.stdout)["findings"]
     return done.returncode, [each for each in found if each["grade"] != "ok"]
 

@@ -4,7 +4,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from tests.scenarios.federation import Federation
 from tests.scenarios.processes import Node
-from tests.warm.start import BIN
+from tests.warm.start import BIN, run
 
 MakeFederation = Callable[..., Federation]
 
@@ -23,15 +22,11 @@ TWO = {"alice": 1.0, "bob": -0.3}
 def verify(federation: Federation, path: Path, *options: str | Path) -> tuple[int, str]:
     """The exit code of the command, and what it prints."""
     config = federation.files / "coordinator.toml"
-    done = subprocess.run(
-        [BIN / "cairn", "verify", path, "--config", config, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert "Traceback" not in done.stdout
-    return done.returncode, done.stdout
+    command = [BIN / "cairn", "verify", path, "--config", config, *options]
+    done = run(command, merged=True)
+    said = done.stdout.decode()
+    assert "Traceback" not in said
+    return done.returncode, said
 
 
 def stop(*nodes: Node) -> None:

@@ -258,5 +258,5 @@ class Subprocess:
     def run(self, command: Sequence[str], **how: Any) -> Any:
         words = list(command)
         if words[1:2] != ["-m"]:
-            return subprocess.run(command, check=False, **how)
+            return subprocess.run(command, **how)  # noqa: PLW1510 - among them
         return subprocess.CompletedProcess(words, self.Popen(words).wait())
