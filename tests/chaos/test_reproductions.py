@@ -77,7 +77,7 @@ def test_the_thread_of_an_owners_rounds_outlives_an_end_that_it_cannot_record(
     def broken(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    outcomes: Any = bench.rounds._outcomes
+    outcomes: Any = bench.rounds._settlement
     outcomes.settle = outcomes.take_in = broken
     call(bench.rounds)
     bench.state.close()

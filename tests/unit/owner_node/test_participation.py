@@ -41,7 +41,8 @@ from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node import events
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.participation import Closing, Deciding, Participation
+from owner_node.download import Downloader
+from owner_node.participation import Participation
 from owner_node.policy import Declined, Invited, Policy, TaskRules
 from owner_node.receipts import Receipts
 from owner_node.records.decisions import DecisionLog
@@ -50,7 +51,7 @@ from owner_node.settlement import Settlement
 from owner_node.training.supervisor import Trained, TrainingSupervisor, Work
 from owner_node.updates.prepare import DisclosureRules
 from owner_node.updates.spool import UpdateSpool
-from owner_node.upload import Pushing
+from owner_node.upload import Uploader
 from tests.unit.owner_node.test_policy import JOB, LAST_RELEASE, MANIFEST
 
 LONG = 30.0
@@ -168,7 +169,7 @@ class Submission:
         return self.stub.submit(self.parts, self.timeout)
 
 
-class FakeWitness:
+class FakeHeads:
     def __init__(self) -> None:
         self.noted: list[pb.Signed] = []
 
@@ -250,12 +251,12 @@ class Bench:
         self.stub = FakeStub()
         self.task = FakeTask()
         self.clock = FakeClock()
-        self.witness = FakeWitness()
+        self.heads = FakeHeads()
         self.coordinator = FakeCoordinator()
         self.ledger = OwnerLedger(self.state, Clock())
         aggregator = AggregatorClient.__new__(AggregatorClient)
         parts = {"_intake": self.stub, "_records": self.stub, "_key": KEY.public_key()}
-        parts |= {"_owner": "bob", "_witness": self.witness, "_noting_heads": threading.Lock()}
+        parts |= {"_owner": "bob", "_heads": self.heads, "_noting_heads": threading.Lock()}
         vars(aggregator).update(parts)
         rules = {"tumours": DisclosureRules(frozenset({"loss"}), clip)}
         self.stopping = stopping = threading.Event()
@@ -266,17 +267,12 @@ class Bench:
         self.kept = UpdateSpool(path / "state", self.ledger.past.may_leave_again)
         whats = (aggregator, self.ledger, self.kept, receipts)
         self.outcomes = Settlement(*whats, *owner, self.clock, tell)
-        closing = Closing(
-            self.records,
-            Pushing(*whats, rules, lambda: "sha256:00", stopping, tell),
-            self.outcomes,
-        )
+        uploader = Uploader(*whats, rules, lambda: "sha256:00", stopping, tell)
         policy = Policy("clinics", "bob", 3, {"tumours": TaskRules({"lr": (0.0, 1.0)})})
         tasks: Any = {"tumours": self.task}
         coordinator: Any = self.coordinator
-        self.rounds = Participation(
-            Deciding(policy, 1e9), closing, coordinator, aggregator, tasks, stopping, tell
-        )
+        steps = (self.records, Downloader(coordinator, 1e9, stopping), uploader, self.outcomes)
+        self.rounds = Participation(policy, *steps, aggregator, tasks, stopping, tell)
 
     def entries(self) -> list[Entry]:
         return list(self.ledger._ledger.all())
@@ -395,7 +391,7 @@ def test_it_trains_in_place_where_what_leaves_needs_no_base(
     bench = Bench(tmp_path, clip=clip)
     manifest = replace(MANIFEST, phase=phase, encoding=encoding)
     invited = Invited(manifest, digest_of(manifest_to_bytes(manifest)), JOB)
-    bench.rounds._working._train(invited, cast("TrainingSupervisor", bench.task), None)
+    bench.rounds._local_work._train(invited, cast("TrainingSupervisor", bench.task), None)
     bench.state.close()
     assert [work.in_place for work in bench.task.works] == [in_place]
 
@@ -614,7 +610,7 @@ def test_the_statement_and_the_head_behind_it_come_from_the_aggregator_itself(
     bench.stub.statements[DIGEST] = signed
     bench.rounds.take_in(outcome(signed))
     assert counted(bench) == (True, "")
-    assert bench.witness.noted[-1] == HEAD_NOW
+    assert bench.heads.noted[-1] == HEAD_NOW
 
 
 @pytest.mark.parametrize("error", [Unavailable("not there"), WrongState("it is open")])
@@ -638,11 +634,11 @@ def test_after_a_copy_the_aggregator_is_asked_on_for_the_head_behind_the_release
     bench.rounds.take_in(outcome(signed))
     bench.stub.statement_error = None
     bench.stub.statements[DIGEST] = signed
-    known = len(bench.witness.noted)
+    known = len(bench.heads.noted)
     for _ in range(3):
         bench.clock.now += 60
         bench.rounds.settle()
-    assert bench.witness.noted[known:] == [HEAD_NOW]
+    assert bench.heads.noted[known:] == [HEAD_NOW]
     assert bench.kinds().count("released") == 1
 
 
