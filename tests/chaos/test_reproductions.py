@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.conftest import Faultless
 from tests.chaos.invariants import check, check_nothing_half_written
 from tests.chaos.stage import Stage
-from tests.unit.owner_node.test_participation import Bench
+from tests.unit.owner_node.round_bench import Bench
 
 
 def test_an_error_after_a_release_was_recorded_does_not_take_it_back(

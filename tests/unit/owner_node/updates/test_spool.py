@@ -17,7 +17,7 @@ from cairn.protocol.messages import Manifest, digest_of, manifest_to_bytes
 from cairn.v1 import round_pb2 as pb
 from owner_node.updates import spool
 from owner_node.updates.spool import UpdateSpool
-from tests.unit.owner_node.test_participation import (
+from tests.unit.owner_node.round_bench import (
     DIGEST,
     UPDATE,
     Bench,
