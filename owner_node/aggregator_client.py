@@ -114,9 +114,7 @@ class AggregatorClient:
 
         parts = _parts(header, payload, commit, begun)
         with translated():
-            if (
-                len(payload) <= CHUNK_BYTES
-            ):  # it goes along with the header: there is nothing to hold back
+            if len(payload) <= CHUNK_BYTES:  # it goes along with the header: nothing is held back
                 answer = self._intake.SubmitUpdate(parts, timeout=seconds)
             else:
                 call = self._intake.SubmitUpdate.future(parts, timeout=seconds)

@@ -28,9 +28,8 @@ _UNLISTED_PAUSE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.2  # between a stream that broke off and the next
 _MOST_WAITING = 16  # events of a coordinator that says more than is worked off
 _MOST_WAITING_BYTES = JOB_MESSAGE_BYTES  # of them all: an honest one invites to one round at a time
-_NOTHING = (
-    coordinator_pb2.AttendResponse()
-)  # no more is said for now: an outcome may have been lost
+# No more is said for now: an outcome may have been lost.
+_NOTHING = coordinator_pb2.AttendResponse()
 
 
 class CoordinatorSession:
@@ -49,9 +48,7 @@ class CoordinatorSession:
         self._coordinator = coordinator
         self._rounds = rounds
         self._stopping = stopping
-        self._events: queue.Queue[coordinator_pb2.AttendResponse | None] = queue.Queue(
-            _MOST_WAITING
-        )
+        self._events = queue.Queue[coordinator_pb2.AttendResponse | None](_MOST_WAITING)
         self._waiting_bytes = 0  # of the events that lie in it
         self._counting = threading.Lock()
         self._asks = threading.Event()  # set while _NOTHING is left to the worker
@@ -93,11 +90,7 @@ class CoordinatorSession:
             except NotFound as error:  # its present job is not for us; a later one may be
                 log.warning("the coordinator has no job for this owner", reason=str(error))
                 self._stopping.wait(_UNLISTED_PAUSE_SECONDS)
-            except (
-                CallerNotAllowed,
-                InvalidMessage,
-                WrongState,
-            ):  # a mistake that waiting does not mend
+            except (CallerNotAllowed, InvalidMessage, WrongState):  # waiting does not mend it
                 raise
             except CairnError as error:  # such as an event that is too large to be received
                 log.error("the coordinator's stream cannot be followed", reason=str(error))

@@ -11,9 +11,7 @@ from owner_node import events
 from owner_node.events import Observer
 
 _RENEWALS_A_LEASE = 3
-_LEAST_PAUSE_SECONDS = (
-    0.5  # a coordinator that asks without end must not make us flood the aggregator
-)
+_LEAST_PAUSE_SECONDS = 0.5  # also for a coordinator that would have us flood the aggregator
 
 
 class Lease:

@@ -24,9 +24,8 @@ from owner_node.records.ledger import NotRecorded, OwnerLedger
 from owner_node.updates.spool import UpdateSpool
 
 ASK_EVERY_SECONDS = 3.0  # between two questions about one round
-_LONGEST_PAUSE_SECONDS = (
-    30.0  # between two while the aggregator cannot be reached, or refuses to answer
-)
+# Between two while the aggregator cannot be reached, or refuses to answer.
+_LONGEST_PAUSE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)

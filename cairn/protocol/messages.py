@@ -148,10 +148,7 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
             f" has {MAX_JOB_SPEC_BYTES} at the most"
         )
     message = parse(pb.JobSpec, body)
-    known(pb.Rule, message.rule, "rule")
-    known(pb.Chain, message.chain, "chain")
-    known(pb.Weighting, message.weighting, "weighting")
-    known(pb.Encoding, message.encoding, "encoding")
+    check_enums(message, "rule", "chain", "weighting", "encoding")
     check_name(message.federation, "federation")
     check_name(message.name, "job")
     check_name(message.task, "task")
@@ -213,13 +210,9 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
 
 def manifest_from_bytes(body: bytes) -> Manifest:
     message = parse(pb.RoundManifest, body)
-    check_protocol(
-        message.protocol, message.software
-    )  # first: another version may differ in all else
-    known(pb.Rule, message.rule, "rule")
-    known(pb.Phase, message.phase, "phase")
-    known(pb.Weighting, message.weighting, "weighting")
-    known(pb.Encoding, message.encoding, "encoding")
+    # First: another version may differ in all else.
+    check_protocol(message.protocol, message.software)
+    check_enums(message, "rule", "phase", "weighting", "encoding")
     check_name(message.federation, "federation")
     check_name(message.job, "job")
     if message.previous_release_digest:
@@ -274,6 +267,12 @@ def known(enum: Any, value: int, field: str) -> str:
         raise InvalidMessage(f"{field} has the value {value}, which this version does not know")
     name: str = enum.Name(value)
     return name
+
+
+def check_enums(message: Message, *fields: str) -> None:
+    """Raise InvalidMessage where one of these fields of a message has no value that this version knows."""
+    for field in fields:
+        known(getattr(pb, field.capitalize()), getattr(message, field), field)
 
 
 def within(value: int, low: int, high: int, field: str) -> int:

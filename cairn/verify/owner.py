@@ -52,9 +52,7 @@ class OwnerRecord:
         self._met: set[str] = set()  # manifest digests of the rounds whose cohort has the owner
         self._statements: list[tuple[int, VerifiedStatement]] = []
         self._resets: list[str] = []
-        self._told: dict[
-            str, object
-        ] = {}  # manifest digest → the reason that a release gave the owner
+        self._told: dict[str, object] = {}  # manifest digest → the reason that a release gave
         self.findings: list[Finding] = []
         checks: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "joined": self._joined,

@@ -483,7 +483,7 @@ def test_a_node_that_is_told_to_stop_while_it_fetches_does_not_train(bench: Benc
         fetch(*whats)
         bench.stopping.set()
 
-    bench.coordinator.fetch = stopped  # type: ignore[method-assign]  # the signal comes here
+    bench.coordinator.fetch = stopped  # type: ignore[method-assign, assignment]  # the signal comes here
     bench.rounds.take_part(invitation())
     assert bench.task.works == []
     assert bench.kinds() == ["joined"]
@@ -497,7 +497,7 @@ def test_a_decline_that_does_not_arrive_is_told_and_the_round_is_over_all_the_sa
     def refuse(*_: object) -> None:
         raise refusal
 
-    bench.aggregator.decline = refuse  # type: ignore[method-assign]  # the aggregator's answer
+    bench.aggregator.decline = refuse  # type: ignore[method-assign, assignment]  # the aggregator's answer
     bench.task.model_error = TaskFailed("no model")
     bench.rounds.take_part(invitation())
     assert events.NotDeclined(refusal) in bench.events
@@ -510,7 +510,7 @@ def test_an_end_that_cannot_be_recorded_is_told(bench: Bench) -> None:
     def fail(*_: object) -> None:
         raise full
 
-    bench.outcomes.settle = fail  # type: ignore[method-assign]  # the disk fails here
+    bench.outcomes.settle = fail  # type: ignore[method-assign, assignment]  # the disk fails here
     bench.rounds.settle()
     assert bench.events == [events.EndNotRecorded(full)]
 
