@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cairn.address import Address
 from cairn.errors import CairnError, InvalidMessage
 from cairn.identity.credentials import Identity, fingerprint
-from cairn.identity.names import NodeName, node_named_in
+from cairn.identity.names import NodeName, hosts_named_in, node_named_in
 from cairn.identity.trust import PeerTrust
 
 # Numbers of OpenSSL's: X509_V_ERR_..._MISMATCH.
@@ -173,8 +173,9 @@ def _distrusted(target: ProbeTarget, error: ssl.SSLCertVerificationError) -> str
 
 def _other_host(address: str, host: str, shown: x509.Certificate) -> str:
     """The sentence for a trusted certificate of other host names."""
+    hosts = ", ".join(hosts_named_in(shown)) or "(none)"
     return (
-        f"the certificate at {address} holds the names {_hosts(shown)} and not {host}: dial one of them,"
+        f"the certificate at {address} holds the names {hosts} and not {host}: dial one of them,"
         f" or have it signed again with `cairn sign --host {host}`"
     )
 
@@ -204,16 +205,6 @@ def _named(certificate: x509.Certificate) -> str:
         return f"that of {node_named_in(certificate)}"
     except InvalidMessage:
         return "of no node"
-
-
-def _hosts(certificate: x509.Certificate) -> str:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return "(none)"
-    hosts = names.get_values_for_type(x509.DNSName)
-    hosts += [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
-    return ", ".join(hosts) or "(none)"
 
 
 def _shown_by(target: ProbeTarget) -> x509.Certificate:
