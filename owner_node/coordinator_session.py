@@ -40,13 +40,13 @@ class CoordinatorSession:
         settings: OwnerSettings,
         is_serving: Callable[[], bool],
         coordinator: CoordinatorClient,
-        rounds: Participation,
+        participation: Participation,
         stopping: threading.Event,
     ) -> None:
         self._settings = settings
         self._is_serving = is_serving
         self._coordinator = coordinator
-        self._rounds = rounds
+        self._participation = participation
         self._stopping = stopping
         self._events = queue.Queue[coordinator_pb2.AttendResponse | None](_MOST_WAITING)
         self._waiting_bytes = 0  # of the events that lie in it
@@ -120,7 +120,9 @@ class CoordinatorSession:
             case "invitation":
                 self._leave_to_worker(event)
             case "outcome":
-                self._rounds.end(event.outcome)  # at once: the worker may be at this very round
+                self._participation.end(
+                    event.outcome
+                )  # at once: the worker may be at this very round
                 self._leave_to_worker(event)
             case "finished":
                 ended = event.finished
@@ -160,12 +162,12 @@ class CoordinatorSession:
                 return
             match event.WhichOneof("event"):
                 case "invitation":
-                    self._rounds.take_part(event.invitation)
+                    self._participation.take_part(event.invitation)
                 case "outcome":
-                    self._rounds.take_in(event.outcome)
+                    self._participation.take_in(event.outcome)
                 case _:
                     self._asks.clear()
-                    self._rounds.settle()
+                    self._participation.settle()
 
     def _finish(self) -> None:
         """Wait until the worker is through with what was said: a coordinator cannot cut a round short."""

@@ -66,7 +66,7 @@ class OwnerNode:
         self._once = once
         self._tell = tell
         self._stopping = threading.Event()
-        self._rounds: Participation | None = None
+        self._participation: Participation | None = None
         self._coordinator: CoordinatorClient | None = None
         self._thread: NodeThread | None = None
 
@@ -91,14 +91,14 @@ class OwnerNode:
             downloader = Downloader(coordinator, settings.largest_value, self._stopping)
             tasks, policy = _tasks(settings), _policy(settings)
             round_steps = (decisions, downloader, uploader, settlement)
-            rounds = Participation(
+            participation = Participation(
                 policy, *round_steps, aggregator, tasks, self._stopping, self._tell
             )
             session = CoordinatorSession(
-                settings, coordinator_serves, coordinator, rounds, self._stopping
+                settings, coordinator_serves, coordinator, participation, self._stopping
             )
-            watch = SettlementWatch(rounds, settlement, self._stopping, self._tell)
-            self._rounds, self._coordinator = rounds, coordinator
+            watch = SettlementWatch(participation, settlement, self._stopping, self._tell)
+            self._participation, self._coordinator = participation, coordinator
             parts = _Parts(session, watch, decisions, tasks, identity, channel.close, state)
             opened.pop_all()
         self._thread = NodeThread(lambda: self._attend(parts), "owner")
@@ -150,8 +150,8 @@ class OwnerNode:
     def stop(self) -> None:
         """Say so in the round under way, and end. From any thread."""
         self._stopping.set()
-        if self._rounds is not None:
-            self._rounds.leave()
+        if self._participation is not None:
+            self._participation.leave()
         if self._coordinator is not None:
             self._coordinator.close()
 

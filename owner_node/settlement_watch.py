@@ -16,12 +16,12 @@ class SettlementWatch:
 
     def __init__(
         self,
-        rounds: Participation,
+        participation: Participation,
         settlement: Settlement,
         stopping: threading.Event,
         tell: Observer,
     ) -> None:
-        self._rounds = rounds
+        self._participation = participation
         self._settlement = settlement
         self._stopping = stopping
         self._tell = tell
@@ -32,7 +32,7 @@ class SettlementWatch:
         """Wait until no round is open any more in which an update of ours left, or this node is to stop."""
         told = False
         while not self._stopping.is_set():
-            self._rounds.settle()
+            self._participation.settle()
             if not self._settlement.awaits_an_end:
                 return
             if not told:
@@ -46,9 +46,9 @@ class SettlementWatch:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        self._rounds.settle()  # of the rounds from before this node was started
+        self._participation.settle()  # of the rounds from before this node was started
         while not self._ended.wait(self._settlement.ask_in):
-            self._rounds.settle()
+            self._participation.settle()
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -42,7 +42,7 @@ def stream_of(dtype: str, count: int, encoding: "pb.Encoding" = INT8, job: str =
 
 
 def said(layout: UpdateLayout, payload: memoryview) -> Floats:
-    (part,) = layout.parts
+    (part,) = layout.segments
     scratch = np.empty(BLOCK)
     blocks = [decoded(part, payload, block, scratch).copy() for block in part.run.blocks()]
     return np.concatenate(blocks)
