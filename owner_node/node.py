@@ -90,9 +90,9 @@ class OwnerNode:
             decisions, uploader, settlement = self._bookkeeping(aggregator, ledger, renewal)
             downloader = Downloader(coordinator, settings.largest_value, self._stopping)
             tasks, policy = _tasks(settings), _policy(settings)
-            round_steps = (decisions, downloader, uploader, settlement)
+            steps = (decisions, downloader, uploader, settlement)
             participation = Participation(
-                policy, *round_steps, aggregator, tasks, self._stopping, self._tell
+                policy, *steps, aggregator, tasks, self._stopping, self._tell
             )
             session = CoordinatorSession(
                 settings, coordinator_serves, coordinator, participation, self._stopping

@@ -110,14 +110,14 @@ class Uploader:
         pushed, payload = sent[-1], memoryview(b"")
         if invited.manifest.trains:
             layout = stream_of(invited).layout
-            spool = self._spool.find(invited.digest, layout, pushed.payload_digest)
-            if spool is None:
+            kept = self._spool.find(invited.digest, layout, pushed.payload_digest)
+            if kept is None:
                 raise Declined(
                     "the update that this owner recorded as sent is not on its disk any more, and no other"
                     " may leave in its place",
                     pb.REASON_UPDATE_LOST,
                 )
-            payload = spool
+            payload = kept
         return OutgoingUpdate(payload, pushed, dropped_metrics=(), clipped=False, change=None)
 
     def _push(
