@@ -57,9 +57,8 @@ def _signing_key(text: str) -> str:
     return text
 
 
-FilePath = Annotated[
-    Path, AfterValidator(_beside_the_file)
-]  # relative to the TOML file it stands in
+# Relative to the TOML file it stands in.
+FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
 AddressText = Annotated[str, AfterValidator(_address)]
 SigningKeyText = Annotated[str, AfterValidator(_signing_key)]  # "ed25519:" and base64
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
@@ -83,9 +82,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     except RecursionError:
         raise UsageError(f"{path}: is not valid TOML: it is nested too deeply") from None
-    except (
-        ValueError
-    ) as error:  # not only tomllib's own: it lets Python's of a number with many digits through
+    except ValueError as error:  # tomllib's own, or Python's of a number with many digits
         raise UsageError(f"{path}: is not valid TOML: {error}") from None
 
 

@@ -17,12 +17,11 @@ from cairn.ledger.files import (
     LEDGER_FILE,
     MAX_LEDGER_BYTES,
     entry_of,
-    head_envelope,
     line_of,
     read_ledger,
 )
 from cairn.protocol.messages import parse
-from cairn.protocol.statements import from_envelope
+from cairn.protocol.statements import from_envelope, head_envelope
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.foreign_files import Incomplete, content_of
 from cairn.storage import fsync

@@ -32,13 +32,13 @@ class AggregatorClient:
     """Speaks to the one aggregator whose certificate and signing key this owner has pinned."""
 
     def __init__(
-        self, channel: grpc.Channel, key: Ed25519PublicKey, owner: str, witness: LedgerHeadTracker
+        self, channel: grpc.Channel, key: Ed25519PublicKey, owner: str, heads: LedgerHeadTracker
     ) -> None:
         self._intake = aggregator_pb2_grpc.IntakeServiceStub(channel)
         self._records = aggregator_pb2_grpc.RecordServiceStub(channel)
         self._key = key
         self._owner = owner
-        self._witness = witness
+        self._heads = heads
         # One such call at a time, so that the heads in the answers come in the order they were signed.
         self._noting_heads = threading.Lock()
 
@@ -67,7 +67,7 @@ class AggregatorClient:
                 answer: aggregator_pb2.JoinRoundResponse = self._intake.JoinRound(
                     request, timeout=CALL_SECONDS
                 )
-            self._witness.note(answer.ledger_head)
+            self._heads.note(answer.ledger_head)
         if not answer.lease_seconds:
             raise InvalidMessage("the aggregator grants no lease")
         return answer
@@ -103,7 +103,7 @@ class AggregatorClient:
 
         Nothing of it counts before its commit, and that waits for `before_commit`.
         """
-        seen = self._witness.seen()
+        seen = self._heads.seen()
         if seen is not None and not header.HasField("seen_head"):  # repeated, it is the same header
             header.seen_head.CopyFrom(seen)
         begun: SimpleQueue[grpc.Call] = SimpleQueue()
@@ -114,9 +114,7 @@ class AggregatorClient:
 
         parts = _parts(header, payload, commit, begun)
         with translated():
-            if (
-                len(payload) <= CHUNK_BYTES
-            ):  # it goes along with the header: there is nothing to hold back
+            if len(payload) <= CHUNK_BYTES:  # it goes along with the header: nothing is held back
                 answer = self._intake.SubmitUpdate(parts, timeout=seconds)
             else:
                 call = self._intake.SubmitUpdate.future(parts, timeout=seconds)
@@ -154,17 +152,17 @@ class AggregatorClient:
         """
         with self._noting_heads:
             request = aggregator_pb2.GetStatementRequest(
-                manifest_digest=manifest_digest, seen_head=self._witness.seen()
+                manifest_digest=manifest_digest, seen_head=self._heads.seen()
             )
             with translated():
                 answer = self._records.GetStatement(request, timeout=CALL_SECONDS)
-            self._witness.note(answer.ledger_head)
+            self._heads.note(answer.ledger_head)
         return answer.statement if answer.HasField("statement") else None
 
     def _request(self, manifest_digest: bytes) -> aggregator_pb2.JoinRoundRequest:
         return aggregator_pb2.JoinRoundRequest(
             manifest_digest=manifest_digest,
-            seen_head=self._witness.seen(),
+            seen_head=self._heads.seen(),
             protocol=PROTOCOL,
             software=__version__,
         )

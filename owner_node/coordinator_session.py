@@ -28,9 +28,8 @@ _UNLISTED_PAUSE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.2  # between a stream that broke off and the next
 _MOST_WAITING = 16  # events of a coordinator that says more than is worked off
 _MOST_WAITING_BYTES = JOB_MESSAGE_BYTES  # of them all: an honest one invites to one round at a time
-_NOTHING = (
-    coordinator_pb2.AttendResponse()
-)  # no more is said for now: an outcome may have been lost
+# No more is said for now: an outcome may have been lost.
+_NOTHING = coordinator_pb2.AttendResponse()
 
 
 class CoordinatorSession:
@@ -41,17 +40,15 @@ class CoordinatorSession:
         settings: OwnerSettings,
         is_serving: Callable[[], bool],
         coordinator: CoordinatorClient,
-        rounds: Participation,
+        participation: Participation,
         stopping: threading.Event,
     ) -> None:
         self._settings = settings
         self._is_serving = is_serving
         self._coordinator = coordinator
-        self._rounds = rounds
+        self._participation = participation
         self._stopping = stopping
-        self._events: queue.Queue[coordinator_pb2.AttendResponse | None] = queue.Queue(
-            _MOST_WAITING
-        )
+        self._events = queue.Queue[coordinator_pb2.AttendResponse | None](_MOST_WAITING)
         self._waiting_bytes = 0  # of the events that lie in it
         self._counting = threading.Lock()
         self._asks = threading.Event()  # set while _NOTHING is left to the worker
@@ -96,11 +93,7 @@ class CoordinatorSession:
             except NotFound as error:  # its present job is not for us; a later one may be
                 log.warning("the coordinator has no job for this owner", reason=str(error))
                 self._stopping.wait(_UNLISTED_PAUSE_SECONDS)
-            except (
-                CallerNotAllowed,
-                InvalidMessage,
-                WrongState,
-            ):  # a mistake that waiting does not mend
+            except (CallerNotAllowed, InvalidMessage, WrongState):  # waiting does not mend it
                 raise
             except CairnError as error:  # such as an event that is too large to be received
                 log.error("the coordinator's stream cannot be followed", reason=str(error))
@@ -130,7 +123,9 @@ class CoordinatorSession:
             case "invitation":
                 self._leave_to_worker(event)
             case "outcome":
-                self._rounds.end(event.outcome)  # at once: the worker may be at this very round
+                self._participation.end(
+                    event.outcome
+                )  # at once: the worker may be at this very round
                 self._leave_to_worker(event)
             case "finished":
                 ended = event.finished
@@ -170,12 +165,12 @@ class CoordinatorSession:
                 return
             match event.WhichOneof("event"):
                 case "invitation":
-                    self._rounds.take_part(event.invitation)
+                    self._participation.take_part(event.invitation)
                 case "outcome":
-                    self._rounds.take_in(event.outcome)
+                    self._participation.take_in(event.outcome)
                 case _:
                     self._asks.clear()
-                    self._rounds.settle()
+                    self._participation.settle()
 
     def _finish(self) -> None:
         """Wait until the worker is through with what was said: a coordinator cannot cut a round short."""

@@ -16,7 +16,7 @@ from owner_node.policy import Declined, Invited
 from owner_node.training.supervisor import TrainingSupervisor
 
 
-class Fetching:
+class Downloader:
     """Fetches from one coordinator. `largest_value` is the largest that a base may have."""
 
     def __init__(

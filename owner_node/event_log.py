@@ -10,61 +10,52 @@ from owner_node import events
 log = structlog.get_logger()
 
 _NOT_FETCHED = "the statement of a round was not fetched"
-_LINES: dict[type[events.Event], tuple[str, str]] = {
-    events.InvitationRefused: ("error", "invitation refused"),
-    events.InvitationUnreadable: ("error", "the invitation could not be read"),
-    events.OtherJobAwaited: ("info", "waiting for the end of a round of another job"),
-    events.Declined: ("warning", "declined"),
-    events.NotDeclined: ("warning", "could not decline"),
-    events.LeftOut: ("warning", "left out of the round"),
-    events.AcceptedBefore: ("info", "update was accepted before"),
-    events.LeaseNotRenewed: ("warning", "the lease could not be renewed, trying again"),
-    events.RoundEndedMeanwhile: ("warning", "the round has ended without this owner"),
-    events.DeadlinePassed: ("warning", "the round's deadline has passed: the work on it is ended"),
-    events.Queued: ("info", "waiting in line to push"),
-    events.RoundFailed: ("error", "round failed"),
-    events.RoundCrashed: ("error", "round failed"),
+_INFO = {
+    events.OtherJobAwaited: "waiting for the end of a round of another job",
+    events.AcceptedBefore: "update was accepted before",
+    events.Queued: "waiting in line to push",
+    events.PushedAgain: "the finished update is pushed again, without training",
+    events.UpdateAccepted: "update accepted",
+    events.EndAwaited: "waiting for the end of a round, whatever the coordinator says",
+    events.Released: "released",
+}
+_WARNING = {
+    events.Declined: "declined",
+    events.NotDeclined: "could not decline",
+    events.LeftOut: "left out of the round",
+    events.LeaseNotRenewed: "the lease could not be renewed, trying again",
+    events.RoundEndedMeanwhile: "the round has ended without this owner",
+    events.DeadlinePassed: "the round's deadline has passed: the work on it is ended",
     events.FailureCounted: (
-        "warning",
-        (
-            "a round failed for a cause that may depend on this owner's data: after max_failures of them the task is"
-            " declined until `cairn reset`"
-        ),
+        "a round failed for a cause that may depend on this owner's data: after max_failures of them the task is"
+        " declined until `cairn reset`"
     ),
-    events.UnlistedMetricsDropped: (
-        "warning",
-        "metrics that this owner's file does not list are dropped",
-    ),
-    events.NewMetricsDropped: (
-        "warning",
-        "metrics that the task did not report at first are dropped until `cairn reset`",
-    ),
-    events.PushedAgain: ("info", "the finished update is pushed again, without training"),
-    events.UpdateRefused: ("error", "update refused"),
-    events.UpdateAccepted: ("info", "update accepted"),
-    events.ReceiptNotKept: ("error", "a receipt could not be kept"),
-    events.ReceiptRefused: ("warning", "the receipt could not be fetched"),
-    events.ReceiptNotFetched: ("warning", "the receipt was not fetched"),
-    events.DecisionNotRecorded: ("error", "a decision could not be recorded"),
-    events.GivenUp: ("warning", "the coordinator gave up a round"),
-    events.StatementForged: (
-        "error",
-        "the coordinator sent a statement that is not the aggregator's",
-    ),
-    events.EndAwaited: ("info", "waiting for the end of a round, whatever the coordinator says"),
-    events.AggregatorNotAsked: ("warning", _NOT_FETCHED),
-    events.CountNotKnown: ("warning", "the receipt of a round was not fetched"),
-    events.Released: ("info", "released"),
-    events.AcceptedAndLeftOut: (
-        "error",
-        "THE AGGREGATOR ACCEPTED AN UPDATE AND LEFT IT OUT OF ITS RELEASE",
-    ),
-    events.CountedUnsent: (
-        "error",
-        "AN UPDATE MAY HAVE BEEN COUNTED IN THIS OWNER'S NAME THAT IT NEVER SENT",
-    ),
-    events.EndNotRecorded: ("error", "the end of a round could not be recorded"),
-    events.EndCrashed: ("error", "the end of a round could not be recorded"),
+    events.UnlistedMetricsDropped: "metrics that this owner's file does not list are dropped",
+    events.NewMetricsDropped: "metrics that the task did not report at first are dropped until `cairn reset`",
+    events.ReceiptRefused: "the receipt could not be fetched",
+    events.ReceiptNotFetched: "the receipt was not fetched",
+    events.GivenUp: "the coordinator gave up a round",
+    events.AggregatorNotAsked: _NOT_FETCHED,
+    events.CountNotKnown: "the receipt of a round was not fetched",
+}
+_ERROR = {
+    events.InvitationRefused: "invitation refused",
+    events.InvitationUnreadable: "the invitation could not be read",
+    events.RoundFailed: "round failed",
+    events.RoundCrashed: "round failed",
+    events.UpdateRefused: "update refused",
+    events.ReceiptNotKept: "a receipt could not be kept",
+    events.DecisionNotRecorded: "a decision could not be recorded",
+    events.StatementForged: "the coordinator sent a statement that is not the aggregator's",
+    events.AcceptedAndLeftOut: "THE AGGREGATOR ACCEPTED AN UPDATE AND LEFT IT OUT OF ITS RELEASE",
+    events.CountedUnsent: "AN UPDATE MAY HAVE BEEN COUNTED IN THIS OWNER'S NAME THAT IT NEVER SENT",
+    events.EndNotRecorded: "the end of a round could not be recorded",
+    events.EndCrashed: "the end of a round could not be recorded",
+}
+_LINES: dict[type[events.Event], tuple[str, str]] = {
+    kind: (level, text)
+    for level, texts in (("info", _INFO), ("warning", _WARNING), ("error", _ERROR))
+    for kind, text in texts.items()
 }
 
 

@@ -12,7 +12,7 @@ class Event:
     """Something has happened."""
 
 
-Observer = Callable[[Event], None]
+Observer = Callable[[Event], None]  # is called from any thread, and must not raise
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from cairn.errors import CairnError, LimitExceeded, Unavailable
@@ -11,9 +10,7 @@ from owner_node import events
 from owner_node.events import Observer
 
 _RENEWALS_A_LEASE = 3
-_LEAST_PAUSE_SECONDS = (
-    0.5  # a coordinator that asks without end must not make us flood the aggregator
-)
+_LEAST_PAUSE_SECONDS = 0.5  # also for a coordinator that would have us flood the aggregator
 
 
 class Lease:
@@ -48,12 +45,7 @@ class Lease:
         self._timer.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._end()
         self._timer.cancel()
 

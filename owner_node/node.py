@@ -27,9 +27,10 @@ from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.coordinator_session import CoordinatorSession
 from owner_node.diagnostics import node_of, sandbox_of
+from owner_node.download import Downloader
 from owner_node.event_log import log_event
 from owner_node.events import Observer
-from owner_node.participation import Closing, Deciding, Participation
+from owner_node.participation import Participation
 from owner_node.policy import Policy, TaskRules
 from owner_node.receipts import Receipts
 from owner_node.records.decisions import DecisionLog
@@ -37,11 +38,11 @@ from owner_node.records.ledger import OwnerLedger
 from owner_node.records.ledger_head import LedgerHeadTracker
 from owner_node.settings import OwnerSettings
 from owner_node.settlement import Settlement
+from owner_node.settlement_watch import SettlementWatch
 from owner_node.training.supervisor import TaskSource, TrainingSupervisor
 from owner_node.updates.prepare import DisclosureRules
 from owner_node.updates.spool import UpdateSpool
-from owner_node.upload import Pushing
-from owner_node.watching import Watching
+from owner_node.upload import Uploader
 
 log = structlog.get_logger()
 
@@ -65,7 +66,7 @@ class OwnerNode:
         self._once = once
         self._tell = tell
         self._stopping = threading.Event()
-        self._rounds: Participation | None = None
+        self._participation: Participation | None = None
         self._coordinator: CoordinatorClient | None = None
         self._thread: NodeThread | None = None
 
@@ -81,46 +82,50 @@ class OwnerNode:
         with ExitStack() as opened:
             state = StateDirectory(settings.state, OWNER_DATABASE)
             opened.callback(state.close)
-            witness = LedgerHeadTracker(state, key, settings.federation)
+            heads = LedgerHeadTracker(state, key, settings.federation)
             coordinator, coordinator_serves = _coordinator(settings, identity)
             channel = opened.enter_context(dial(settings.aggregator, identity, pin))
-            aggregator = AggregatorClient(channel, key, settings.name, witness)
+            aggregator = AggregatorClient(channel, key, settings.name, heads)
             ledger, renewal = OwnerLedger(state, self._clock), renewal_of_pin(pin)
-            closing = self._closing(aggregator, ledger, renewal)
-            deciding, tasks = Deciding(_policy(settings), settings.largest_value), _tasks(settings)
-            rounds = Participation(
-                deciding, closing, coordinator, aggregator, tasks, self._stopping, self._tell
+            decisions, uploader, settlement = self._bookkeeping(aggregator, ledger, renewal)
+            downloader = Downloader(coordinator, settings.largest_value, self._stopping)
+            tasks, policy = _tasks(settings), _policy(settings)
+            steps = (decisions, downloader, uploader, settlement)
+            participation = Participation(
+                policy, *steps, aggregator, tasks, self._stopping, self._tell
             )
-            attending = CoordinatorSession(
-                settings, coordinator_serves, coordinator, rounds, self._stopping
+            session = CoordinatorSession(
+                settings, coordinator_serves, coordinator, participation, self._stopping
             )
-            self._rounds, self._coordinator = rounds, coordinator
-            parts = _Parts(rounds, closing, attending, tasks, identity, channel.close, state)
+            watch = SettlementWatch(participation, settlement, self._stopping, self._tell)
+            self._participation, self._coordinator = participation, coordinator
+            parts = _Parts(session, watch, decisions, tasks, identity, channel.close, state)
             opened.pop_all()
         self._thread = NodeThread(lambda: self._attend(parts), "owner")
 
     def _attend(self, parts: "_Parts") -> int:
-        watching = Watching(parts.rounds, parts.closing.outcomes, self._stopping, self._tell)
         try:
-            with _started(parts.tasks.values()), watching:
+            with _started(parts.tasks.values()), parts.watch:
                 log.info(
                     "owner is ready",
                     tasks=sorted(parts.tasks),
                     fingerprint=parts.identity.fingerprint,
                 )
-                parts.attending.run(once=self._once)
-                watching.finish()
+                parts.session.run(once=self._once)
+                parts.watch.finish()
         finally:
-            parts.closing.records.close()
+            parts.decisions.close()
             parts.hang_up()  # whoever still waits for the aggregator ends now
-            threads = (parts.attending, watching)
+            threads = (parts.session, parts.watch)
             if all(thread.has_ended(SHUTDOWN_SECONDS) for thread in threads):
                 parts.state.close()
         return 0
 
-    def _closing(
+    def _bookkeeping(
         self, aggregator: AggregatorClient, ledger: OwnerLedger, pinned: Reloading[PeerTrust]
-    ) -> Closing:
+    ) -> tuple[DecisionLog, Uploader, Settlement]:
+        """What writes to the ledger in a round: of its decisions, its update, and its end."""
+
         def destination() -> str:
             return pinned.current().fingerprints
 
@@ -129,13 +134,13 @@ class OwnerNode:
             name: DisclosureRules(frozenset(task.metrics), task.clip)
             for name, task in settings.tasks.items()
         }
-        kept = UpdateSpool(settings.state, ledger.past.may_leave_again)
+        spool = UpdateSpool(settings.state, ledger.past.may_leave_again)
         receipts = Receipts(aggregator, ledger, tell)
         owner = (settings.federation, settings.name)
-        return Closing(
+        return (
             DecisionLog(ledger, receipts, destination, tell),
-            Pushing(aggregator, ledger, kept, receipts, rules, destination, self._stopping, tell),
-            Settlement(aggregator, ledger, kept, receipts, *owner, self._clock, tell),
+            Uploader(aggregator, ledger, spool, receipts, rules, destination, self._stopping, tell),
+            Settlement(aggregator, ledger, spool, receipts, *owner, self._clock, tell),
         )
 
     def wait(self) -> int:
@@ -145,8 +150,8 @@ class OwnerNode:
     def stop(self) -> None:
         """Say so in the round under way, and end. From any thread."""
         self._stopping.set()
-        if self._rounds is not None:
-            self._rounds.leave()
+        if self._participation is not None:
+            self._participation.leave()
         if self._coordinator is not None:
             self._coordinator.close()
 
@@ -155,9 +160,9 @@ class OwnerNode:
 class _Parts:
     """What an owner's node is made of, and what it has opened."""
 
-    rounds: Participation
-    closing: Closing
-    attending: CoordinatorSession
+    session: CoordinatorSession
+    watch: SettlementWatch
+    decisions: DecisionLog
     tasks: Mapping[str, TrainingSupervisor]
     identity: Identity
     hang_up: Callable[[], None]  # on the aggregator

@@ -20,36 +20,18 @@ from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node import events
 from owner_node.aggregator_client import AggregatorClient
-from owner_node.coordinator_client import CoordinatorClient
 from owner_node.deadline import Deadline, not_fetched, too_late
-from owner_node.download import Fetching
+from owner_node.download import Downloader
 from owner_node.events import Observer
 from owner_node.lease import Lease
+from owner_node.local_work import LocalWork, Progress
 from owner_node.policy import Declined, Invited, Policy
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import NotRecorded
 from owner_node.settlement import Settlement
 from owner_node.training.supervisor import TrainingSupervisor
 from owner_node.turns import Turns
-from owner_node.upload import Pushing
-from owner_node.working import Progress, Working
-
-
-@dataclass(frozen=True)
-class Deciding:
-    """What decides on a round: the policy, and the largest value that a base may have."""
-
-    policy: Policy
-    largest_value: float
-
-
-@dataclass(frozen=True)
-class Closing:
-    """What closes a round: where decisions are recorded, what pushes, and what learns how it ended."""
-
-    records: DecisionLog
-    pushing: Pushing
-    outcomes: Settlement
+from owner_node.upload import Uploader
 
 
 @dataclass(frozen=True)
@@ -67,25 +49,27 @@ class Participation:
 
     def __init__(
         self,
-        deciding: Deciding,
-        closing: Closing,
-        coordinator: CoordinatorClient,
+        policy: Policy,
+        decisions: DecisionLog,
+        downloader: Downloader,
+        uploader: Uploader,
+        settlement: Settlement,
         aggregator: AggregatorClient,
         tasks: Mapping[str, TrainingSupervisor],
         stopping: threading.Event,
         tell: Observer,
     ) -> None:
-        self._tell = tell
-        self._deciding = deciding
-        self._records = closing.records
-        self._pushing = closing.pushing
-        self._outcomes = closing.outcomes
-        self._working = Working(closing.pushing, stopping)
-        self._fetching = Fetching(coordinator, deciding.largest_value, stopping)
+        self._policy = policy
+        self._decisions = decisions
+        self._downloader = downloader
+        self._uploader = uploader
+        self._settlement = settlement
+        self._local_work = LocalWork(uploader, stopping)
         self._aggregator = aggregator
         self._tasks = tasks
         self._stopping = stopping
-        self._turns = Turns(aggregator, closing.records.past, stopping, tell)
+        self._tell = tell
+        self._turns = Turns(aggregator, decisions.past, stopping, tell)
         self._lock = threading.Lock()
         self._current: _Current | None = None
         self._dropped: set[bytes] = set()
@@ -95,31 +79,31 @@ class Participation:
         try:
             invited = self._read(invitation)
         except CairnError as error:
-            self._records.refused(error)
+            self._decisions.refused(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, this thread must outlive it
             self._tell(events.InvitationUnreadable(error))
-            self._records.refused(InvalidMessage("the invitation could not be read"))
+            self._decisions.refused(InvalidMessage("the invitation could not be read"))
         else:
             self._turns.wait(invited)
             if self._stopping.is_set():  # `leave` is over: nobody would be told that we go
                 return
-            with self._records.telling_of_a_failure(invited.job.task):
+            with self._decisions.telling_of_a_failure(invited.job.task):
                 self._answer(invited)
 
     def _answer(self, invited: Invited) -> None:
         try:
-            self._outcomes.settle()
-            self._deciding.policy.check(invited, self._records.past.known(invited))
+            self._settlement.settle()
+            self._policy.check(invited, self._decisions.past.known(invited))
             self._work(invited)
         except (Declined, TaskFailed, NotRecorded) as error:
             self._give_up(invited, error)
         except (WrongState, NotFound) as error:
-            self._records.left_out(invited, error)
+            self._decisions.left_out(invited, error)
         except InvalidMessage as error:
-            self._records.refused(error, invited)
+            self._decisions.refused(error, invited)
         except CairnError as error:
             self._tell(events.RoundFailed(*invited.ids, error))
-            self._records.left_out(invited, error)
+            self._decisions.left_out(invited, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, this thread must outlive it
             self._tell(events.RoundCrashed(*invited.ids, error))
             self._give_up(invited, TaskFailed("the round failed"))
@@ -130,7 +114,7 @@ class Participation:
         The work on it is dropped where the aggregator has signed for that, and else as soon as the
         aggregator says so itself.
         """
-        if self._outcomes.is_proved(outcome):
+        if self._settlement.is_proved(outcome):
             self._drop(outcome.manifest_digest)
             return
         with self._lock:
@@ -140,13 +124,13 @@ class Participation:
 
     def take_in(self, outcome: coordinator_pb2.Outcome) -> None:
         """Record how a round ended, after the work on it. Never raises."""
-        self._recording_ends(lambda: self._outcomes.take_in(outcome))
+        self._recording_ends(lambda: self._settlement.take_in(outcome))
 
     def settle(self) -> None:
         """Ask the aggregator how our rounds ended. From any thread. Never raises."""
         with self._lock:
             under_way = self._current.invited.digest if self._current is not None else b""
-        self._recording_ends(lambda: self._outcomes.settle(under_way))
+        self._recording_ends(lambda: self._settlement.settle(under_way))
 
     def _recording_ends(self, record: Callable[[], None]) -> None:
         try:
@@ -162,7 +146,7 @@ class Participation:
             current = self._current
         if current is not None:
             stopping = Declined("this node is told to stop", pb.REASON_STOPPING)
-            self._records.declined(current.invited, stopping)
+            self._decisions.declined(current.invited, stopping)
             self._decline(
                 current.invited.digest, stopping.reason, SHUTDOWN_SECONDS, threading.Event()
             )
@@ -185,13 +169,13 @@ class Participation:
         )
         self._turns.joined(invited, deadline.latest)
         failpoint("owner.join.answered")
-        self._records.joined(invited)
+        self._decisions.joined(invited)
         failpoint("owner.join.recorded")
         if joined.update_accepted:
             self._tell(events.AcceptedBefore(*invited.ids))
-            self._records.find_receipt(invited)
+            self._decisions.find_receipt(invited)
             return
-        seconds = self._deciding.policy.tasks[invited.job.task].work_seconds
+        seconds = self._policy.tasks[invited.job.task].work_seconds
         progress = Progress(
             lambda: invited.digest in self._dropped, lambda: self._check_not_dropped(invited)
         )
@@ -210,14 +194,14 @@ class Participation:
             with lease:
                 self._check_not_dropped(invited)
                 with deadline.cuts_off(partial(too_late, lease)):
-                    if self._pushing.push_again(invited, deadline.latest):
+                    if self._uploader.push_again(invited, deadline.latest):
                         return
                 with deadline.cuts_off(not_fetched):
-                    self._fetching.fetch(invited, process, deadline.latest, progress.is_dropped)
+                    self._downloader.fetch(invited, process, deadline.latest, progress.is_dropped)
                     failpoint("owner.fetch.complete")
                     self._check_not_dropped(invited)
                 with deadline.cuts_off(partial(too_late, lease)):
-                    self._working.work(invited, process, deadline, seconds, progress)
+                    self._local_work.work(invited, process, deadline, seconds, progress)
         finally:
             with self._lock:
                 self._current = None
@@ -231,7 +215,7 @@ class Participation:
         try:
             joined = self._aggregator.join(invited.digest)
         except InvalidMessage as error:
-            self._records.refused(error, invited)
+            self._decisions.refused(error, invited)
             raise
         if joined.queue_place:
             self._tell(events.Queued(*invited.ids, joined.queue_place))
@@ -258,7 +242,7 @@ class Participation:
     def _give_up(self, invited: Invited, error: CairnError) -> None:
         if self._stopping.is_set():
             return  # `leave` has said so
-        self._records.declined(invited, error)
+        self._decisions.declined(invited, error)
         reason = told_to_others(error.reason)
         self._decline(invited.digest, reason, CALL_SECONDS, self._stopping)
 

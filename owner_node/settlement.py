@@ -24,9 +24,8 @@ from owner_node.records.ledger import NotRecorded, OwnerLedger
 from owner_node.updates.spool import UpdateSpool
 
 ASK_EVERY_SECONDS = 3.0  # between two questions about one round
-_LONGEST_PAUSE_SECONDS = (
-    30.0  # between two while the aggregator cannot be reached, or refuses to answer
-)
+# Between two while the aggregator cannot be reached, or refuses to answer.
+_LONGEST_PAUSE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Settlement:
         self,
         aggregator: AggregatorClient,
         ledger: OwnerLedger,
-        kept: UpdateSpool,
+        spool: UpdateSpool,
         receipts: Receipts,
         federation: str,
         owner: str,
@@ -57,7 +56,7 @@ class Settlement:
     ) -> None:
         self._aggregator = aggregator
         self._ledger = ledger
-        self._kept = kept
+        self._spool = spool
         self._receipts = receipts
         self._federation = federation
         self._owner = owner
@@ -193,7 +192,7 @@ class Settlement:
             refused = self._aggregator.refusal(digest)
             facts |= {"reason": reason_word(refused)} if refused else {}
         self._ledger.record("no release", facts)
-        self._kept.tidy()
+        self._spool.tidy()
 
     def _statement(self, signed: pb.Signed, manifest_digest: bytes) -> pb.ReleaseStatement:
         statement = self._aggregator.statement(signed, manifest_digest)
@@ -221,7 +220,7 @@ class Settlement:
                 "statement": base64.b64encode(signed.SerializeToString()).decode(),
             },
         )
-        self._kept.tidy()
+        self._spool.tidy()
         why_not = next(iter(missing.values()), "")
         self._tell(events.Released(statement.job, statement.round, statement.contributors, why_not))
 

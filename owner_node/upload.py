@@ -22,21 +22,21 @@ from owner_node.updates.prepare import (
     DisclosureRules,
     OutgoingUpdate,
     needs_base,
-    prepared,
+    prepare_update,
     rules_beside,
     stream_of,
 )
 from owner_node.updates.spool import UpdateSpool
 
 
-class Pushing:
+class Uploader:
     """Pushes one update at a time. `destination` says the pinned aggregator's fingerprint."""
 
     def __init__(
         self,
         aggregator: AggregatorClient,
         ledger: OwnerLedger,
-        kept: UpdateSpool,
+        spool: UpdateSpool,
         receipts: Receipts,
         rules: Mapping[str, DisclosureRules],
         destination: Callable[[], str],
@@ -45,13 +45,13 @@ class Pushing:
     ) -> None:
         self._aggregator = aggregator
         self._ledger = ledger
-        self._kept = kept
+        self._spool = spool
         self._receipts = receipts
         self._rules = rules
         self._destination = destination
         self._stopping = stopping
         self._tell = tell
-        self._residuals = ErrorFeedback()
+        self._feedback = ErrorFeedback()
 
     def needs_base(self, invited: Invited) -> bool:
         """Whether the base must still be there when the update is pushed."""
@@ -72,14 +72,14 @@ class Pushing:
         """
         before = self._ledger.past.budgets.reported(invited.job.task, invited.manifest.phase)
         rules = rules_beside(self._rules[invited.job.task], trained.metrics, before)
-        with self._kept.keeping(invited.digest) as keeping:
-            leaving = prepared(invited, base, trained, rules, self._residuals, keeping.write)
-            self._tell_of_dropped(invited, leaving.dropped_metrics)
-            keeping.wait_until_placed()
+        with self._spool.writer(invited.digest) as writer:
+            outgoing = prepare_update(invited, base, trained, rules, self._feedback, writer.write)
+            self._tell_of_dropped(invited, outgoing.dropped_metrics)
+            writer.wait_until_placed()
             may_leave()
-            self._ledger.record("sent", self._facts(invited, leaving))
+            self._ledger.record("sent", self._facts(invited, outgoing))
             failpoint("owner.sent.recorded")
-            self._push(invited, leaving, deadline, keeping.wait_until_durable)
+            self._push(invited, outgoing, deadline, writer.wait_until_durable)
 
     def _tell_of_dropped(self, invited: Invited, dropped: Sequence[str]) -> None:
         listed = self._rules[invited.job.task].metrics
@@ -94,13 +94,13 @@ class Pushing:
         Raises Declined where it is not there any more: to train again could bring another update, and
         two of one round must never leave.
         """
-        leaving = self._sent_before(invited)
-        if leaving is None:
+        outgoing = self._sent_before(invited)
+        if outgoing is None:
             return False
         self._tell(events.PushedAgain(*invited.ids))
-        again = {**round_facts(invited), "payload_digest": leaving.pushed.payload_digest.hex()}
+        again = {**round_facts(invited), "payload_digest": outgoing.pushed.payload_digest.hex()}
         self._ledger.record("sent again", again | {"destination": self._destination()})
-        self._push(invited, leaving, deadline, lambda: None)
+        self._push(invited, outgoing, deadline, lambda: None)
         return True
 
     def _sent_before(self, invited: Invited) -> OutgoingUpdate | None:
@@ -110,7 +110,7 @@ class Pushing:
         pushed, payload = sent[-1], memoryview(b"")
         if invited.manifest.trains:
             layout = stream_of(invited).layout
-            kept = self._kept.find(invited.digest, layout, pushed.payload_digest)
+            kept = self._spool.find(invited.digest, layout, pushed.payload_digest)
             if kept is None:
                 raise Declined(
                     "the update that this owner recorded as sent is not on its disk any more, and no other"
@@ -123,18 +123,18 @@ class Pushing:
     def _push(
         self,
         invited: Invited,
-        leaving: OutgoingUpdate,
+        outgoing: OutgoingUpdate,
         deadline: float,
         before_commit: Callable[[], object],
     ) -> None:
         stream = stream_of(invited)
         if stream.layout.encoding != pb.ENCODING_WHOLE:
-            self._residuals.drop(stream)
+            self._feedback.drop(stream)
         try:
-            receipt = self._submitted(invited, leaving, deadline, before_commit)
+            receipt = self._submitted(invited, outgoing, deadline, before_commit)
         except (UpdateRefused, Conflict) as error:
-            if leaving.change is not None:
-                self._residuals.refused(stream, leaving.change)
+            if outgoing.change is not None:
+                self._feedback.refused(stream, outgoing.change)
             self._tell(events.UpdateRefused(*invited.ids, error))
             self._ledger.record(
                 "not accepted",
@@ -144,30 +144,30 @@ class Pushing:
                     "why": str(error),
                 },
             )
-            self._kept.remove(invited.digest)
+            self._spool.remove(invited.digest)
             return
-        nbytes, digest = len(leaving.payload), leaving.pushed.payload_digest
-        self._tell(events.UpdateAccepted(*invited.ids, nbytes, digest, leaving.clipped))
+        nbytes, digest = len(outgoing.payload), outgoing.pushed.payload_digest
+        self._tell(events.UpdateAccepted(*invited.ids, nbytes, digest, outgoing.clipped))
         failpoint("owner.push.accepted")
         self._receipts.keep(invited.digest, receipt)
         failpoint("owner.receipt.recorded")
-        if leaving.change is not None:
-            self._residuals.accepted(stream, leaving.change, leaving.payload)
+        if outgoing.change is not None:
+            self._feedback.accepted(stream, outgoing.change, outgoing.payload)
 
     def _submitted(
         self,
         invited: Invited,
-        leaving: OutgoingUpdate,
+        outgoing: OutgoingUpdate,
         deadline: float,
         before_commit: Callable[[], object],
     ) -> pb.Signed:
         header = aggregator_pb2.UpdateHeader(
             manifest_digest=invited.digest,
             base_digest=invited.manifest.base_digest,
-            examples=leaving.pushed.examples,
-            metrics=leaving.pushed.metrics,
-            total_bytes=len(leaving.payload),
-            salt=leaving.pushed.salt,
+            examples=outgoing.pushed.examples,
+            metrics=outgoing.pushed.metrics,
+            total_bytes=len(outgoing.payload),
+            salt=outgoing.pushed.salt,
         )
         tried = False
 
@@ -176,7 +176,7 @@ class Pushing:
             # An aggregator that cannot be reached does not say that the round is over.
             until(deadline)
             if tried:  # the update may have arrived, and only its answer been lost
-                receipt = self._aggregator.receipt(invited.digest, [leaving.pushed])
+                receipt = self._aggregator.receipt(invited.digest, [outgoing.pushed])
                 if receipt is not None:
                     return receipt
                 self._aggregator.join(invited.digest)
@@ -184,7 +184,7 @@ class Pushing:
             try:
                 seconds = until(deadline)
                 return self._aggregator.submit(
-                    header, leaving.payload, leaving.pushed, seconds, before_commit
+                    header, outgoing.payload, outgoing.pushed, seconds, before_commit
                 )
             except UpdateRefused as error:
                 if error.reason == pb.REASON_CORRUPT_UPDATE:
@@ -197,21 +197,21 @@ class Pushing:
 
         return retry_while_unavailable(push, "the aggregator", until(deadline), self._stopping)
 
-    def _facts(self, invited: Invited, leaving: OutgoingUpdate) -> dict[str, object]:
+    def _facts(self, invited: Invited, outgoing: OutgoingUpdate) -> dict[str, object]:
         trains = invited.manifest.trains
         return {
             **round_facts(invited),
             "task": invited.job.task,
             "destination": self._destination(),
-            "payload_digest": leaving.pushed.payload_digest.hex(),
+            "payload_digest": outgoing.pushed.payload_digest.hex(),
             "tensors": len(invited.job.schema.tensors) if trains else 0,
-            "bytes": len(leaving.payload),
+            "bytes": len(outgoing.payload),
             "encoding": word_of(pb.Encoding, invited.manifest.encoding),
-            "examples": leaving.pushed.examples,
-            "metrics": dict(leaving.pushed.metrics),
-            "salt": leaving.pushed.salt.hex(),
-            "dropped_metrics": list(leaving.dropped_metrics),
-            "clipped": leaving.clipped,
+            "examples": outgoing.pushed.examples,
+            "metrics": dict(outgoing.pushed.metrics),
+            "salt": outgoing.pushed.salt.hex(),
+            "dropped_metrics": list(outgoing.dropped_metrics),
+            "clipped": outgoing.clipped,
             "rule": "mean",
             "weighting": word_of(pb.Weighting, invited.manifest.weighting),
         }

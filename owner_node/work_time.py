@@ -12,7 +12,6 @@ That is the fixed schedule of "Predictive black-box mitigation of timing channel
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from cairn.tasks.loader import TaskFailed
@@ -59,12 +58,7 @@ class WorkTime:
             self._timer.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if self._seconds is None:
             return
         self._timer.cancel()

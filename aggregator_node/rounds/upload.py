@@ -187,7 +187,7 @@ class Upload:
             raise AssertionError("an update that is not kept cannot be read")
 
         def read(number: int, block: slice) -> tuple[NDArray[Any], int]:
-            part = layout.parts[number]
+            part = layout.segments[number]
             return decoded(part, payload, block, scratch), part.significant_bits
 
         return read

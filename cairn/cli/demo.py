@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 import click
@@ -221,17 +221,14 @@ def _end(processes: Sequence["subprocess.Popen[str]"]) -> None:
             process.wait()
 
 
-class _interruptible:  # noqa: N801 - used as a context manager, like a function
-    """Makes SIGTERM an interrupt too, for as long as it is entered."""
-
-    def __enter__(self) -> None:
-        def interrupt(_signal: int, _frame: FrameType | None) -> None:
-            raise KeyboardInterrupt
-
-        self._before = signal.signal(signal.SIGTERM, interrupt)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Make SIGTERM an interrupt too, inside."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _free_ports(count: int) -> Sequence[int]:

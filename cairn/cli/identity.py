@@ -55,7 +55,11 @@ _address = functools.partial(click.option, metavar="HOST:PORT", show_default=Tru
 @_address("--coordinator", default="localhost:7441", help="Where owners dial the coordinator.")
 @_address("--aggregator", default="localhost:7443", help="Where owners dial the aggregator.")
 @_address("--aggregator-release", help="Where the coordinator dials it.  [default: its port 7444]")
-@click.option("--tasks", type=_a_path, help="A TOML file of [tasks.NAME] tables for every owner.")
+@click.option(
+    "--tasks",
+    type=_a_path,
+    help="A TOML file of [tasks.NAME] tables, with the keys of an owner's file, for every owner.",
+)
 @click.option("--data", type=_a_path, help="The directory that {data} means in the tasks file.")
 @mistakes_explained
 def init(

@@ -76,12 +76,12 @@ def try_task(
 
 def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) -> None:
     # PyTorch takes seconds to import, and the other commands do without it.
-    from cairn.tasks.runner import TaskRunner, first_parts
+    from cairn.tasks.runner import TaskRunner, first_split
     from cairn.tasks.state_dict import payload_of
 
     initial_model, seed = start
-    parts = first_parts(task, seed)
-    schema, update = payload_of(parts.travels)
+    split = first_split(task, seed)
+    schema, update = payload_of(split.shared)
     if initial_model is not None:
         schema, values = read_model(initial_model)
         update = bytearray(values)
@@ -97,8 +97,8 @@ def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) ->
     console.print("What would leave this site, to the aggregator only:\n")
     console.print(_table((s.name, s.dtype, s.shape, s.nbytes) for s in schema.tensors))
     console.print(f"{schema.total_bytes} bytes, BLAKE3 {digest.hex()}")
-    if parts.stays:
-        _print_what_stays(console, parts.stays, first_parts(task, seed + 1).stays)
+    if split.private:
+        _print_private(console, split.private, first_split(task, seed + 1).private)
     _print_outcome(console, "train", trained)
     console.print(f"  {seconds:.2g} s, reading the data included", markup=False)
     if evaluated is not None:
@@ -120,16 +120,16 @@ def _check_finite(schema: Schema, update: bytearray) -> None:
         raise TaskFailed(f"after training the {error}", error.reason) from None
 
 
-def _print_what_stays(console: Console, stays: Entries, again: Entries) -> None:
+def _print_private(console: Console, private: Entries, again: Entries) -> None:
     """List it, and warn of what has other values where `model()` is called again."""
     from cairn.tasks.partial import differing
     from cairn.tasks.state_dict import facts_of
 
-    rows = [(name, *facts_of(value)) for name, value in stays.items()]
+    rows = [(name, *facts_of(value)) for name, value in private.items()]
     console.print("\nWhat would stay, since the task does not exchange it:\n")
     console.print(_table(rows))
     console.print(f"{sum(nbytes for *_, nbytes in rows)} bytes")
-    if other := differing(stays, again):
+    if other := differing(private, again):
         console.print(
             f"\nWarning: with another seed model() gives {quoted(other[0])} other values, so that every owner"
             " and every round would begin with others; load them from a file or set a seed there.",

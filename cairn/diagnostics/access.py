@@ -19,49 +19,36 @@ _NAMED = 3  # accounts in one sentence
 
 def place_access_findings(place: WritableDirectory) -> list[Finding]:
     """Whether others may write where the node does; nothing where the directory is not there yet."""
-    found = _look(place.path)
-    who = _others_who_may_write(found) if found is not None else ""
-    if found is None or not who:
+    who = _others_who_may_write(place.path)
+    if not who:
         return []
     sentence = (
         f"{who} may write to {place.name} {place.path}: run `chmod go-w {place.path}`, or"
         f" {place.elsewhere}"
     )
-    # Where a sticky bit is set, others can add files and change none; and not every folder is relied on.
-    is_fault = place.is_relied_on and not found.st_mode & stat.S_ISVTX
+    # Where others can add files and change none it is no fault; and not every folder is relied on.
+    is_fault = place.is_relied_on and not _is_sticky(place.path)
     return [fault("access", sentence) if is_fault else warning("access", sentence)]
 
 
 def file_access_findings(files: Iterable[Path]) -> list[Finding]:
     """Whether others may change these files, or put others in their places."""
     existing = [path for path in files if _look(path) is not None]
-    findings = [fault("access", sentence) for path in existing if (sentence := _of_file(path))]
-    directories = dict.fromkeys(path.parent for path in existing)
-    findings += [warning("access", s) for path in directories if (s := _of_directory(path))]
+    cure = "which this node trusts: run `chmod go-w"
+    findings = [
+        fault("access", f"{who} may change {path}, {cure} {path}`")
+        for path in existing
+        if (who := _others_who_may_write(path))
+    ]
+    findings += [
+        warning("access", f"{who} may replace the files in {path}, {cure} {path}`")
+        for path in dict.fromkeys(path.parent for path in existing)
+        if not _is_sticky(path) and (who := _others_who_may_write(path))
+    ]
     if existing and not findings:
         names = ", ".join(map(str, existing))
         return [ok("access", f"only this account may change {names}")]
     return findings
-
-
-def _of_file(path: Path) -> str:
-    found = _look(path)
-    who = _others_who_may_write(found) if found is not None else ""
-    return (
-        f"{who} may change {path}, which this node trusts: run `chmod go-w {path}`" if who else ""
-    )
-
-
-def _of_directory(path: Path) -> str:
-    found = _look(path)
-    if found is None or found.st_mode & stat.S_ISVTX:
-        return ""
-    who = _others_who_may_write(found)
-    return (
-        f"{who} may replace the files in {path}, which this node trusts: run `chmod go-w {path}`"
-        if who
-        else ""
-    )
 
 
 def _look(path: Path) -> os.stat_result | None:
@@ -71,8 +58,17 @@ def _look(path: Path) -> os.stat_result | None:
         return None
 
 
-def _others_who_may_write(found: os.stat_result) -> str:
-    """Who besides this account, the owner and root may write, in words; empty where nobody."""
+def _is_sticky(path: Path) -> bool:
+    """Whether the others who may write to a directory can add files and change none."""
+    found = _look(path)
+    return found is not None and bool(found.st_mode & stat.S_ISVTX)
+
+
+def _others_who_may_write(path: Path) -> str:
+    """Who besides this account, the owner and root may write, in words; empty where nobody, or nothing is there."""
+    found = _look(path)
+    if found is None:
+        return ""
     if found.st_mode & stat.S_IWOTH:
         return "every account of this machine"
     if found.st_mode & stat.S_IWGRP:

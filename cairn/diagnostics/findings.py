@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from cairn.errors import UsageError
 
@@ -36,24 +37,11 @@ class Finding:
         return f"{self.grade:{width}}{self.check}: {self.sentence}"
 
 
-def ok(check: str, sentence: str) -> Finding:
-    return Finding(Grade.OK, check, sentence)
-
-
-def note(check: str, sentence: str) -> Finding:
-    return Finding(Grade.NOTE, check, sentence)
-
-
-def warning(check: str, sentence: str) -> Finding:
-    return Finding(Grade.WARNING, check, sentence)
-
-
-def fault(check: str, sentence: str) -> Finding:
-    return Finding(Grade.FAULT, check, sentence)
-
-
-def failed(check: str, sentence: str) -> Finding:
-    return Finding(Grade.FAILED, check, sentence)
+ok = partial(Finding, Grade.OK)
+note = partial(Finding, Grade.NOTE)
+warning = partial(Finding, Grade.WARNING)
+fault = partial(Finding, Grade.FAULT)
+failed = partial(Finding, Grade.FAILED)
 
 
 def faults_of(check: str, error: UsageError) -> list[Finding]:

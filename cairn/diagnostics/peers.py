@@ -57,14 +57,14 @@ def peer_findings(
         return [finding for found in threads.map(ask, peers) for finding in found]
 
 
-def _found_at(peer: Peer, way: ProbeTarget) -> list[Finding]:
+def _found_at(peer: Peer, target: ProbeTarget) -> list[Finding]:
     try:
-        name = probe(way)
-        if not is_believed(way.trust, name):
+        name = probe(target)
+        if not is_believed(target.trust, name):
             return [fault(peer.role, _another(peer, name))]
-        with dial(peer.address, way.identity, way.trust) as channel:
+        with dial(peer.address, target.identity, target.trust) as channel:
             asked_ms = time.time() * 1000
-            health = ask_health(channel, way.seconds)
+            health = ask_health(channel, target.seconds)
             half_ms = (asked_ms + time.time() * 1000) / 2
     except NothingListens as error:
         return [_silent(peer, str(error))]

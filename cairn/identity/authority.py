@@ -69,17 +69,11 @@ def new_authority(federation: str, now: datetime, days: int = AUTHORITY_DAYS) ->
     pem = new_key()
     key = _load_key(pem)
     name = _subject_name(federation, "authority")
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_SCHEME + federation)])
+    end = now + timedelta(days=days)
     builder = (
-        x509.CertificateBuilder(name, name, key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATE)
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(authority=True), critical=True)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_SCHEME + federation)]),
-            critical=False,
-        )
+        _builder(x509.CertificateBuilder(name, name, key.public_key()), now, end, authority=True)
+        .add_extension(names, critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
     return Authority(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM), pem)
@@ -115,15 +109,9 @@ def issue(
             f" of {days} days would outlive it; ask for fewer days"
         )
     issuer_id = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    name = _subject_name(federation, subject.node.name)
     builder = (
-        x509.CertificateBuilder(
-            issuer.subject, _subject_name(federation, subject.node.name), public_key
-        )
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATE)
-        .not_valid_after(end)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(authority=False), critical=True)
+        _builder(x509.CertificateBuilder(issuer.subject, name, public_key), now, end)
         .add_extension(x509.ExtendedKeyUsage(KEY_USES[subject.node.role]), critical=False)
         .add_extension(subject.alternative_names(), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
@@ -134,6 +122,20 @@ def issue(
     )
     certificate = builder.sign(key, hashes.SHA256())
     return certificate.public_bytes(Encoding.PEM)
+
+
+def _builder(
+    named: x509.CertificateBuilder, now: datetime, end: datetime, *, authority: bool = False
+) -> x509.CertificateBuilder:
+    """What an authority's certificate and a node's have in common."""
+    constraints = x509.BasicConstraints(ca=authority, path_length=0 if authority else None)
+    return (
+        named.serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATE)
+        .not_valid_after(end)
+        .add_extension(constraints, critical=True)
+        .add_extension(_key_usage(authority=authority), critical=True)
+    )
 
 
 def load_request(pem: bytes) -> x509.CertificateSigningRequest:

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity.authority import federation_of, load_request
 from cairn.identity.credentials import fingerprint, key_fingerprint
-from cairn.identity.names import NodeName, Role, node_named_in
+from cairn.identity.names import NodeName, Role, hosts_named_in, node_named_in
 from cairn.runtime.quoting import quoted
 
 _MAY = {
@@ -38,7 +38,7 @@ def _node(certificate: x509.Certificate, now: datetime) -> str:
         f"certificate of {node}",
         {
             "uri": node.uri,
-            "hosts": _hosts(certificate),
+            "hosts": ", ".join(hosts_named_in(certificate)),
             "may": _MAY[node.role],
             **_validity(certificate, now),
             "fingerprint": fingerprint(certificate.public_bytes(Encoding.DER)),
@@ -65,7 +65,7 @@ def _request(request: x509.CertificateSigningRequest) -> str:
         f"request of {node}",
         {
             "uri": node.uri,
-            "hosts": _hosts(request),
+            "hosts": ", ".join(hosts_named_in(request)),
             "may": "nothing before it is signed with `cairn sign`",
             "public key": key_fingerprint(request),
         },
@@ -77,12 +77,6 @@ def _named(document: x509.Certificate | x509.CertificateSigningRequest) -> NodeN
         return node_named_in(document)
     except InvalidMessage as error:
         raise UsageError(f"this is of no node of a federation: {error}") from error
-
-
-def _hosts(document: x509.Certificate | x509.CertificateSigningRequest) -> str:
-    names = document.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    dns = names.get_values_for_type(x509.DNSName)
-    return ", ".join([*dns, *map(str, names.get_values_for_type(x509.IPAddress))])
 
 
 def _validity(certificate: x509.Certificate, now: datetime) -> dict[str, str]:

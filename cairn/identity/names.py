@@ -74,6 +74,16 @@ class NodeName:
         return cls(parts[1], Role(parts[2]), parts[3])
 
 
+def hosts_named_in(document: x509.Certificate | x509.CertificateSigningRequest) -> list[str]:
+    """The host names and IP addresses that the document holds."""
+    try:
+        names = document.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    addresses = map(str, names.get_values_for_type(x509.IPAddress))
+    return [*names.get_values_for_type(x509.DNSName), *addresses]
+
+
 def node_named_in(document: x509.Certificate | x509.CertificateSigningRequest) -> NodeName:
     """Return the name in the only URI of the document. Raises InvalidMessage without exactly one."""
     try:

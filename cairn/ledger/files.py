@@ -7,7 +7,6 @@
 What is returned was read and not checked, and put in lines for people by `lines_for_people`: see `cairn.ledger.chain.check_chain`.
 """
 
-import base64
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -18,10 +17,8 @@ from typing import Any
 from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.chain import MAX_ENTRY_BYTES, Entry
 from cairn.ledger.database import rows_of
-from cairn.protocol.messages import parse
 from cairn.runtime.foreign_files import Incomplete, lines_of
 from cairn.storage.directory import AGGREGATOR_DATABASE, OWNER_DATABASE
-from cairn.v1 import round_pb2 as pb
 
 LEDGER_FILE = "ledger.jsonl"
 HEAD_FILE = "ledger_head.json"
@@ -55,21 +52,6 @@ def entry_of(line: bytes, number: int) -> Entry:
         pass
     complaint = Incomplete if not line.endswith(b"\n") else InvalidMessage
     raise complaint(f"entry {number} cannot be read: line {number} is cut off or was changed")
-
-
-def head_envelope(signed: pb.Signed) -> dict[str, Any]:
-    """A signed LedgerHead as a DSSE JSON envelope, and beside it in words."""
-    head = parse(pb.LedgerHead, signed.body)
-    return {
-        "payloadType": signed.type,
-        "payload": base64.b64encode(signed.body).decode(),
-        "signatures": [{"sig": base64.b64encode(signed.signature).decode()}],
-        "ledger": {
-            "federation": head.federation,
-            "number": head.number,
-            "head": head.head.hex(),
-        },
-    }
 
 
 def find_ledger(path: Path) -> Path:

@@ -105,7 +105,7 @@ class Segment:
 
     @cached_property
     def plain(self) -> UnquantizedElements:
-        """Which deltas of a part in INT8_DELTAS are plain."""
+        """Which deltas of a segment in INT8_DELTAS are plain."""
         return UnquantizedElements.of(self.schema)
 
     @property

@@ -55,12 +55,12 @@ class UpdateLayout:
     encoding: "pb.Encoding"
 
     @cached_property
-    def parts(self) -> tuple[Segment, ...]:
+    def segments(self) -> tuple[Segment, ...]:
         return tuple(self._placed())
 
     @property
     def total_bytes(self) -> int:
-        return self.parts[-1].end if self.parts else 0
+        return self.segments[-1].end if self.segments else 0
 
     def hasher(self) -> blake3:
         """A BLAKE3 that has seen all that comes before the payload: feed it the payload."""
@@ -78,7 +78,7 @@ class UpdateLayout:
 
     def gaps(self) -> Iterator[slice]:
         """The zero bytes between the runs."""
-        for before, after in pairwise(self.parts):
+        for before, after in pairwise(self.segments):
             if before.end < after.begin:
                 yield slice(before.end, after.begin)
 
@@ -89,28 +89,32 @@ class UpdateLayout:
             encoding = self.encoding if run.dtype in _ENCODED else pb.ENCODING_WHOLE
             whole = self.encoding == pb.ENCODING_WHOLE
             begin = end if whole else -(-end // _ALIGNMENT) * _ALIGNMENT
-            part = Segment(run, begin, encoding, own)
-            end = part.end
-            yield part
+            segment = Segment(run, begin, encoding, own)
+            end = segment.end
+            yield segment
 
 
-def decoded(part: Segment, payload: Buffer, block: slice, out: NDArray[np.float64]) -> NDArray[Any]:
-    """The elements of one block of the run: its deltas where the part is one of deltas, else its values.
+def decoded(
+    segment: Segment, payload: Buffer, block: slice, out: NDArray[np.float64]
+) -> NDArray[Any]:
+    """The elements of one block of the run: its deltas where the segment is one of deltas, else its values.
 
     The block begins at a multiple of `SCALE_BLOCK`. Deltas are written to the beginning of `out`,
     which holds a block, and are exact; values are returned in place.
     """
-    if not part.is_delta:
-        return part.values(payload)[block]
+    if not segment.is_delta:
+        return segment.values(payload)[block]
     terms = out[: block.stop - block.start]
-    if part.encoding == pb.ENCODING_BF16_DELTAS:
-        np.copyto(terms, part.halves(payload)[block])
+    if segment.encoding == pb.ENCODING_BF16_DELTAS:
+        np.copyto(terms, segment.halves(payload)[block])
         return terms
-    np.copyto(terms, part.quanta(payload)[block])
-    for rows, scales in by_scale(terms, part.scales(payload)[scales_of(block)].astype(np.float64)):
+    np.copyto(terms, segment.quanta(payload)[block])
+    for rows, scales in by_scale(
+        terms, segment.scales(payload)[scales_of(block)].astype(np.float64)
+    ):
         np.multiply(rows, scales, out=rows)
-    plain_deltas = part.plain_deltas(payload)
-    for here, numbers in part.plain.slices(block):
+    plain_deltas = segment.plain_deltas(payload)
+    for here, numbers in segment.plain.slices(block):
         terms[here] = plain_deltas[numbers]
     return terms
 
@@ -151,66 +155,67 @@ def check_update(layout: UpdateLayout, payload: Buffer, bounds: Bounds) -> None:
         raise UpdateRefused(
             "a byte between the runs of the update is not zero", pb.REASON_CORRUPT_UPDATE
         )
-    for part in layout.parts:
-        if part.encoding == pb.ENCODING_BF16_DELTAS:
-            _check_halves(part, view, 2 * bounds.value)
-        elif part.encoding == pb.ENCODING_INT8_DELTAS:
-            _check_scales(part, view, 2 * bounds.value)
-            _check_plain(part, view, 2 * bounds.value)
-            _check_quanta(part, view)
+    for segment in layout.segments:
+        if segment.encoding == pb.ENCODING_BF16_DELTAS:
+            _check_halves(segment, view, 2 * bounds.value)
+        elif segment.encoding == pb.ENCODING_INT8_DELTAS:
+            _check_scales(segment, view, 2 * bounds.value)
+            _check_plain(segment, view, 2 * bounds.value)
+            _check_quanta(segment, view)
         else:
-            check_values(part.schema, view[part.begin : part.end], bounds)
+            check_values(segment.schema, view[segment.begin : segment.end], bounds)
 
 
-def _check_halves(part: Segment, payload: Buffer, limit: float) -> None:
+def _check_halves(segment: Segment, payload: Buffer, limit: float) -> None:
     most = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)  # type: ignore[no-untyped-call]  # not annotated
     largest = np.array(min(limit, most)).astype(ml_dtypes.bfloat16)
     highest = int(largest.view(np.uint16)) - int(float(largest) > limit)
-    halves = part.halves(payload)
-    for block in part.run.blocks():
+    halves = segment.halves(payload)
+    for block in segment.run.blocks():
         magnitudes = magnitudes_of(halves[block])
         if magnitudes.max() > highest:
             element = int(magnitudes.argmax())
             infinite = magnitudes[element] >= _BF16_INFINITY
-            raise _refusal(part, block.start + element, is_finite=not infinite)
+            raise _refusal(segment, block.start + element, is_finite=not infinite)
 
 
-def _check_scales(part: Segment, payload: Buffer, limit: float) -> None:
-    scales = part.scales(payload)
+def _check_scales(segment: Segment, payload: Buffer, limit: float) -> None:
+    scales = segment.scales(payload)
     with np.errstate(invalid="ignore"):  # a signalling NaN
         good = ~np.signbit(scales) & (scales.astype(np.float64) * LARGEST_QUANTUM <= limit)
     if good.all():
         return
     bad = int(good.argmin())
     element = bad * SCALE_BLOCK
-    other = part.plain.first_other(element)
-    if other < min(element + SCALE_BLOCK, part.run.count):
+    other = segment.plain.first_other(element)
+    if other < min(element + SCALE_BLOCK, segment.run.count):
         element = other  # the first whose scale it is
     scale = float(scales[bad])
     if scale <= 0:
         raise UpdateRefused(
-            f"a scale of tensor {part.tensor_name(element)} is below zero", pb.REASON_CORRUPT_UPDATE
+            f"a scale of tensor {segment.tensor_name(element)} is below zero",
+            pb.REASON_CORRUPT_UPDATE,
         )
-    raise _refusal(part, element, is_finite=math.isfinite(scale))
+    raise _refusal(segment, element, is_finite=math.isfinite(scale))
 
 
-def _check_plain(part: Segment, payload: Buffer, limit: float) -> None:
-    deltas, most = part.plain_deltas(payload), min(limit, _LARGEST_PLAIN)
+def _check_plain(segment: Segment, payload: Buffer, limit: float) -> None:
+    deltas, most = segment.plain_deltas(payload), min(limit, _LARGEST_PLAIN)
     for begin in range(0, len(deltas), BLOCK):
         with np.errstate(invalid="ignore"):  # a signalling NaN
             good = np.abs(deltas[begin : begin + BLOCK].astype(np.float64)) <= most
         if not good.all():
             number = begin + int(good.argmin())
             is_finite = bool(np.isfinite(deltas[number]))
-            raise _refusal(part, part.plain.element(number), is_finite=is_finite)
+            raise _refusal(segment, segment.plain.element(number), is_finite=is_finite)
 
 
-def _check_quanta(part: Segment, payload: Buffer) -> None:
-    every = part.quanta(payload)
-    for block in part.run.blocks():
-        quanta, edges = every[block], part.plain.edges_in(block)
+def _check_quanta(segment: Segment, payload: Buffer) -> None:
+    every = segment.quanta(payload)
+    for block in segment.run.blocks():
+        quanta, edges = every[block], segment.plain.edges_in(block)
         if quanta.min() < -LARGEST_QUANTUM:
-            name = part.tensor_name(block.start + int(quanta.argmin()))
+            name = segment.tensor_name(block.start + int(quanta.argmin()))
             raise UpdateRefused(
                 f"tensor {name} has a delta of -128 scales", pb.REASON_CORRUPT_UPDATE
             )
@@ -219,14 +224,14 @@ def _check_quanta(part: Segment, payload: Buffer) -> None:
         stretches = np.bitwise_or.reduceat(quanta, inner)[::2] if inner else quanta[:0]
         if stretches.any():
             bad = inner[2 * int((stretches != 0).argmax())]
-            name = part.tensor_name(block.start + bad + int((quanta[bad:] != 0).argmax()))
+            name = segment.tensor_name(block.start + bad + int((quanta[bad:] != 0).argmax()))
             raise UpdateRefused(
                 f"tensor {name} has deltas beside its plain ones", pb.REASON_CORRUPT_UPDATE
             )
 
 
-def _refusal(part: Segment, element: int, *, is_finite: bool) -> UpdateRefused:
-    name = part.tensor_name(element)
+def _refusal(segment: Segment, element: int, *, is_finite: bool) -> UpdateRefused:
+    name = segment.tensor_name(element)
     if not is_finite:
         return UpdateRefused(
             f"tensor {name} has a delta that is NaN or infinite", pb.REASON_NON_FINITE

@@ -121,24 +121,10 @@ def schema_from_pb(message: pb.ModelSchema) -> Schema:
 
 
 def job_spec_to_bytes(spec: JobSpec) -> bytes:
-    return pb.JobSpec(
-        federation=spec.federation,
-        name=spec.name,
-        task=spec.task,
-        settings=spec.settings,
-        owners=spec.owners,
-        floor=spec.floor,
-        rounds=spec.rounds,
-        rule=pb.RULE_MEAN,
-        weighting=spec.weighting,
-        chain=pb.CHAIN_STRICT,
-        schema=schema_to_pb(spec.schema),
-        round_deadline_seconds=spec.round_deadline_seconds,
-        min_examples=spec.min_examples,
-        max_examples=spec.max_examples,
-        encoding=spec.encoding,
-        groups=[pb.Group(owners=group) for group in spec.groups],
-    ).SerializeToString(deterministic=True)
+    groups = [pb.Group(owners=group) for group in spec.groups]
+    fields = vars(spec) | {"schema": schema_to_pb(spec.schema), "groups": groups}
+    message = pb.JobSpec(**fields, rule=pb.RULE_MEAN, chain=pb.CHAIN_STRICT)
+    return message.SerializeToString(deterministic=True)
 
 
 def job_spec_from_bytes(body: bytes) -> JobSpec:
@@ -148,10 +134,7 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
             f" has {MAX_JOB_SPEC_BYTES} at the most"
         )
     message = parse(pb.JobSpec, body)
-    known(pb.Rule, message.rule, "rule")
-    known(pb.Chain, message.chain, "chain")
-    known(pb.Weighting, message.weighting, "weighting")
-    known(pb.Encoding, message.encoding, "encoding")
+    check_enums(message, "rule", "chain", "weighting", "encoding")
     check_name(message.federation, "federation")
     check_name(message.name, "job")
     check_name(message.task, "task")
@@ -187,39 +170,17 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
 
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:
-    return pb.RoundManifest(
-        federation=manifest.federation,
-        job=manifest.job,
-        job_digest=manifest.job_digest,
-        round=manifest.round,
-        phase=manifest.phase,
-        cohort=manifest.cohort,
-        base_digest=manifest.base_digest,
-        previous_release_digest=manifest.previous_release_digest,
-        rule=pb.RULE_MEAN,
-        weighting=manifest.weighting,
-        floor=manifest.floor,
-        deadline_unix_ms=manifest.deadline_unix_ms,
-        lease_seconds=manifest.lease_seconds,
-        nonce=manifest.nonce,
-        ledger_head=manifest.ledger_head,
-        ledger_number=manifest.ledger_number,
-        encoding=manifest.encoding,
-        largest_share=manifest.largest_share,
-        protocol=PROTOCOL,
-        software=__version__,
-    ).SerializeToString(deterministic=True)
+    message = pb.RoundManifest(
+        **vars(manifest), rule=pb.RULE_MEAN, protocol=PROTOCOL, software=__version__
+    )
+    return message.SerializeToString(deterministic=True)
 
 
 def manifest_from_bytes(body: bytes) -> Manifest:
     message = parse(pb.RoundManifest, body)
-    check_protocol(
-        message.protocol, message.software
-    )  # first: another version may differ in all else
-    known(pb.Rule, message.rule, "rule")
-    known(pb.Phase, message.phase, "phase")
-    known(pb.Weighting, message.weighting, "weighting")
-    known(pb.Encoding, message.encoding, "encoding")
+    # First: another version may differ in all else.
+    check_protocol(message.protocol, message.software)
+    check_enums(message, "rule", "phase", "weighting", "encoding")
     check_name(message.federation, "federation")
     check_name(message.job, "job")
     if message.previous_release_digest:
@@ -274,6 +235,12 @@ def known(enum: Any, value: int, field: str) -> str:
         raise InvalidMessage(f"{field} has the value {value}, which this version does not know")
     name: str = enum.Name(value)
     return name
+
+
+def check_enums(message: Message, *fields: str) -> None:
+    """Raise InvalidMessage where one of these fields of a message has no value that this version knows."""
+    for field in fields:
+        known(getattr(pb, field.capitalize()), getattr(message, field), field)
 
 
 def within(value: int, low: int, high: int, field: str) -> int:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from cairn.errors import InvalidMessage
 from cairn.protocol.limits import MIN_COHORT
-from cairn.protocol.messages import check_digest, digest_of, known, parse
+from cairn.protocol.messages import check_digest, check_enums, digest_of, parse
 from cairn.protocol.words import reason_word, word_of
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -52,12 +52,9 @@ def verified(key: Ed25519PublicKey, kind: str, signed: pb.Signed) -> bytes:
 def verified_statement(key: Ed25519PublicKey, signed: pb.Signed) -> pb.ReleaseStatement:
     """Verify and check a release statement."""
     statement = parse(pb.ReleaseStatement, verified(key, STATEMENT, signed))
-    known(pb.Phase, statement.phase, "phase")
-    known(pb.Rule, statement.rule, "rule")
-    known(pb.Weighting, statement.weighting, "weighting")
-    known(pb.Encoding, statement.encoding, "encoding")
+    check_enums(statement, "phase", "rule", "weighting", "encoding")
     for exclusion in statement.exclusions:
-        known(pb.Reason, exclusion.reason, "reason")
+        check_enums(exclusion, "reason")
     for field in ("manifest_digest", "release_digest", "base_digest", "ledger_head"):
         check_digest(getattr(statement, field), field)
     for commitment in statement.commitments:
@@ -95,11 +92,23 @@ def envelope(signed: pb.Signed) -> dict[str, Any]:
 
     `payload` and `sig` are what a verifier uses; `statement` repeats the payload for people.
     """
+    return _enveloped(signed) | {
+        "statement": _in_words(parse(pb.ReleaseStatement, signed.body)),
+    }
+
+
+def head_envelope(signed: pb.Signed) -> dict[str, Any]:
+    """A signed LedgerHead as a DSSE JSON envelope, and beside it in words."""
+    head = parse(pb.LedgerHead, signed.body)
+    words = {"federation": head.federation, "number": head.number, "head": head.head.hex()}
+    return _enveloped(signed) | {"ledger": words}
+
+
+def _enveloped(signed: pb.Signed) -> dict[str, Any]:
     return {
         "payloadType": signed.type,
         "payload": base64.b64encode(signed.body).decode(),
         "signatures": [{"sig": base64.b64encode(signed.signature).decode()}],
-        "statement": _in_words(parse(pb.ReleaseStatement, signed.body)),
     }
 
 

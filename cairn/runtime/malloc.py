@@ -18,7 +18,6 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-    mallopt(
-        _M_MMAP_THRESHOLD, 1 << 30
-    )  # also a large tensor of a model that is built anew each round
+    # Also a large tensor of a model that is built anew each round.
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     mallopt(_M_TOP_PAD, 16 << 20)

@@ -9,12 +9,8 @@ stays with the code that keeps it, under a name with EVERY or PAUSE.
 ROUND_DEADLINE_SECONDS = 600  # ends a round: it is released as it is, or aborted below the floor
 LEASE_SECONDS = 30  # ends an owner's place in a round: the round goes on without it
 GATHER_SECONDS = 60  # ends the wait for enough owners: the coordinator ends, and can be run again
-RECONNECT_TIMEOUT_SECONDS = (
-    60  # ends a coordinator's wait for an aggregator that is not reached: it ends
-)
-STANDBY_TIMEOUT_SECONDS = (
-    3600  # ends others' wait for a coordinator, or an owner's in a round: the node ends
-)
+RECONNECT_TIMEOUT_SECONDS = 60  # ends a coordinator's wait for an aggregator: the node ends
+STANDBY_TIMEOUT_SECONDS = 3600  # ends others' wait for a coordinator, or an owner's in a round: so
 
 # The same everywhere, so that two nodes agree on when the other is gone.
 IDLE_SECONDS = 30  # ends a transfer that brings nothing: it goes on from there, or begins again

@@ -75,9 +75,8 @@ def _check_own(db: sqlite3.Connection) -> None:
 def is_in_use(path: Path) -> bool:
     """Whether a process that runs now has opened the directory. Raises OSError where that cannot be told."""
     try:
-        lock = os.open(
-            path / "lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
-        )  # a pipe would keep it
+        # O_NONBLOCK: a pipe would keep it.
+        lock = os.open(path / "lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Which entries of a model's state_dict travel, and which stay at the site: what `Task.exchanges` says."""
+"""Which entries of a model's state_dict are shared, and which are private to the site: `Task.exchanges` says it."""
 
 import fnmatch
 import re
@@ -15,23 +15,23 @@ from cairn.errors import UsageError
 
 @dataclass(frozen=True)
 class StateSplit:
-    """The entries of a state_dict: those that travel, and those that stay, whatever these are."""
+    """The entries of a state_dict: the shared ones leave the site, the private ones never do, whatever they are."""
 
-    travels: dict[str, Any]
-    stays: dict[str, Any]
+    shared: dict[str, Any]
+    private: dict[str, Any]
 
 
-def parts_of(state: Mapping[str, Any], exchanges: Sequence[str] | None) -> StateSplit:
-    """Part a state_dict. Raises UsageError for a pattern that matches nothing or parts tied weights."""
+def split_state(state: Mapping[str, Any], exchanges: Sequence[str] | None) -> StateSplit:
+    """Split a state_dict. Raises UsageError for a pattern that matches nothing or splits tied weights."""
     if exchanges is None:
         return StateSplit(dict(state), {})
     names = _chosen(state.keys(), exchanges)
-    parts = StateSplit(
+    split = StateSplit(
         {name: value for name, value in state.items() if name in names},
         {name: value for name, value in state.items() if name not in names},
     )
-    _check_apart(parts)
-    return parts
+    _check_apart(split)
+    return split
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -74,25 +74,25 @@ def _matching(names: Collection[str], pattern: str) -> list[str]:
     return matching
 
 
-def _check_apart(parts: StateSplit) -> None:
-    """Refuse tied weights of which one name travels: the values of the other would leave with it."""
+def _check_apart(split: StateSplit) -> None:
+    """Refuse tied weights of which one name is shared: the values of the other would leave with it."""
     spans = sorted(
         (*span, name)
-        for name, value in (*parts.travels.items(), *parts.stays.items())
+        for name, value in (*split.shared.items(), *split.private.items())
         if (span := _span(value))
     )
-    # The tensor that reaches farthest, of those that travel and of those that stay.
+    # The tensor that reaches farthest, of the shared ones and of the private ones.
     farthest = {True: (0, ""), False: (0, "")}
     for begin, end, name in spans:
-        travels = name in parts.travels
-        reach, other = farthest[not travels]
+        is_shared = name in split.shared
+        reach, other = farthest[not is_shared]
         if begin < reach:
-            leaving, staying = (name, other) if travels else (other, name)
+            shared, private = (name, other) if is_shared else (other, name)
             raise UsageError(
-                f"the model's {staying} stays by the task's exchanges, but it shares its memory with"
-                f" {leaving}, which travels; exchange both or neither"
+                f"the model's {private} stays by the task's exchanges, but it shares its memory with"
+                f" {shared}, which travels; exchange both or neither"
             )
-        farthest[travels] = max(farthest[travels], (end, name))
+        farthest[is_shared] = max(farthest[is_shared], (end, name))
 
 
 def _span(value: Any) -> tuple[int, int] | None:

@@ -20,7 +20,7 @@ from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.tasks.loader import TaskFailed, task_code
-from cairn.tasks.partial import StateSplit, parts_of
+from cairn.tasks.partial import StateSplit, split_state
 from cairn.tasks.state_dict import (
     WritableBuffer,
     payload_of,
@@ -41,20 +41,20 @@ class Outcome:
 
 
 def first_model(task: Task, seed: int) -> tuple[Schema, bytearray]:
-    """Build the model a job starts from: what the task exchanges of `first_parts`.
+    """Build the model a job starts from: what the task exchanges of `first_split`.
 
     Raises TaskFailed where the task's code raises, UsageError for a model that cannot be averaged.
     """
-    return payload_of(first_parts(task, seed).travels)
+    return payload_of(first_split(task, seed).shared)
 
 
-def first_parts(task: Task, seed: int) -> StateSplit:
-    """Build `task.model()` after `torch.manual_seed(seed)`: what travels of it, and what stays.
+def first_split(task: Task, seed: int) -> StateSplit:
+    """Build `task.model()` after `torch.manual_seed(seed)`: its shared and its private entries.
 
     Raises as `first_model` does.
     """
     torch.manual_seed(seed)
-    return _parts(task, _built(task))
+    return _split(task, _built(task))
 
 
 class TaskRunner:
@@ -72,7 +72,7 @@ class TaskRunner:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def exchanged(self) -> Exchanged:
-        """Build a model, look at what of it travels, and drop it. Raises TaskFailed.
+        """Build a model, look at what of it is shared, and drop it. Raises TaskFailed.
 
         The models of the rounds are built from the same random numbers as if this had not been.
         """
@@ -139,11 +139,11 @@ class TaskRunner:
         return self._data
 
     def _built(self) -> tuple[nn.Module, Exchanged]:
-        """A new model, and what of it travels and stays."""
+        """A new model, and which of its entries are shared and private."""
         model = _built(self._task)
         try:
-            parts = _parts(self._task, model)
-            return model, Exchanged(schema_of(parts.travels), frozenset(parts.stays))
+            split = _split(self._task, model)
+            return model, Exchanged(schema_of(split.shared), frozenset(split.private))
         except UsageError as error:
             raise TaskFailed(str(error), pb.REASON_SCHEMA_MISMATCH) from None
 
@@ -182,10 +182,10 @@ def _built(task: Task) -> nn.Module:
     return model
 
 
-def _parts(task: Task, model: nn.Module) -> StateSplit:
+def _split(task: Task, model: nn.Module) -> StateSplit:
     with task_code("model's state_dict"):
         state = model.state_dict()
-    return parts_of(state, task.exchanges)
+    return split_state(state, task.exchanges)
 
 
 def _load(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
@@ -198,7 +198,7 @@ def _load(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
 
 def _write_update(task: Task, model: nn.Module, schema: Schema, update: WritableBuffer) -> None:
     try:
-        state = _parts(task, model).travels
+        state = _split(task, model).shared
         difference = schema.difference(schema_of(state))
     except UsageError as error:
         raise TaskFailed(str(error), pb.REASON_WRONG_TENSORS) from None

@@ -2,7 +2,7 @@
 
 What becomes of a tensor on its way through a round:
 
-- Every entry of `state_dict()` that the task exchanges (cairn/tasks/partial.py) travels, buffers included,
+- Every entry of `state_dict()` that the task exchanges (cairn/tasks/partial.py) is shared, buffers included,
   under its own name and exact type: bool, uint8, int8, int16, int32, int64, float16, bfloat16, float32
   and float64. Nothing is ever cast.
 - Integers and bools (BatchNorm's num_batches_tracked, a mask) are averaged exactly and rounded to the
@@ -12,8 +12,8 @@ What becomes of a tensor on its way through a round:
   strides (transposed, channels_last) the model has.
 - Tied weights travel under each of their names, with the same bytes.
 - Other types (complex, quantised, sparse, float8), tensors without values (meta, lazy) and entries
-  that are no tensors (get_extra_state) are refused with a sentence that names the entry. What stays
-  at the site may be of any type.
+  that are no tensors (get_extra_state) are refused with a sentence that names the entry. A private
+  entry may be of any type.
 """
 
 import math

@@ -10,9 +10,8 @@ from cairn.runtime.clock import Clock
 from cairn.transport.access import is_for_everybody, may_call
 from cairn.transport.steps import Call, certified_caller
 
-Admits = Callable[
-    [Certified], None
-]  # raises CallerNotAllowed, or Unavailable where that is not known
+# Raises CallerNotAllowed, or Unavailable where that is not known.
+Admits = Callable[[Certified], None]
 
 
 def everybody(_caller: Certified) -> None:

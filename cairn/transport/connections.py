@@ -104,9 +104,7 @@ class Reserve:
 
     def _run(self, port: int) -> None:
         while not self._stopped.wait(_LOOK_EVERY_SECONDS):
-            with suppress(
-                OSError
-            ):  # no file is left to look with: there may be one at the next look
+            with suppress(OSError):  # no file is left to look with: there may be one next time
                 if len(_own_files()) > self._most:
                     self._look(port)
 

@@ -14,13 +14,11 @@ from cairn.transport.status import STATUS, wire_name
 from cairn.transport.steps import Call
 from cairn.transport.watchdog import Late
 
-_SENTENCE_BYTES = (
-    1000  # three times as long on the wire, where metadata beyond 8 KiB may be refused
-)
+# Three times as long on the wire, where metadata beyond 8 KiB may be refused.
+_SENTENCE_BYTES = 1000
 
-Refused = Callable[
-    [NodeName | None, str, CairnError], None
-]  # the caller where known, the method, why
+# Is told the caller where it is known, the method, and why.
+Refused = Callable[[NodeName | None, str, CairnError], None]
 
 log = structlog.get_logger()
 
@@ -46,13 +44,11 @@ class ErrorMapping:
         except grpc.RpcError:
             raise  # the caller broke off while its stream was read
         except Exception:
-            if (
-                call.context.is_active()
-            ):  # else it is context.abort itself, or a cancelled call's end
+            # Else it is context.abort itself, or a cancelled call's end.
+            if call.context.is_active():
                 log.exception("handler failed", method=call.method)
-                call.context.abort(
-                    grpc.StatusCode.INTERNAL, "the node failed; its own log says why"
-                )
+                why = "the node failed; its own log says why"
+                call.context.abort(grpc.StatusCode.INTERNAL, why)
             raise
 
     def record(self, call: Call, error: CairnError) -> None:

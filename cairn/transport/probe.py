@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cairn.address import Address
 from cairn.errors import CairnError, InvalidMessage
 from cairn.identity.credentials import Identity, fingerprint
-from cairn.identity.names import NodeName, node_named_in
+from cairn.identity.names import NodeName, hosts_named_in, node_named_in
 from cairn.identity.trust import PeerTrust
 
 # Numbers of OpenSSL's: X509_V_ERR_..._MISMATCH.
@@ -45,95 +45,95 @@ class ProbeTarget:
         return Address.parse(self.address).host
 
 
-def probe(way: ProbeTarget) -> NodeName:
+def probe(target: ProbeTarget) -> NodeName:
     """Return who answers there. Raises Unreachable, which says at which step it failed and why."""
-    certificate = shown(way)
+    certificate = shown(target)
     try:
         return node_named_in(certificate)
     except InvalidMessage as error:
         raise Unreachable(
-            f"the certificate at {way.address} is not that of a node: {error}; compare the address"
+            f"the certificate at {target.address} is not that of a node: {error}; compare the address"
         ) from None
 
 
-def shown(way: ProbeTarget) -> x509.Certificate:
+def shown(target: ProbeTarget) -> x509.Certificate:
     """Return the certificate of who answers there, which is trusted. Raises Unreachable as `probe` does."""
-    _resolve(way)
-    with _connect(way) as connection:
-        return _shake_hands(way, connection)
+    _resolve(target)
+    with _connect(target) as connection:
+        return _shake_hands(target, connection)
 
 
-def _resolve(way: ProbeTarget) -> None:
+def _resolve(target: ProbeTarget) -> None:
     """The system's resolver knows no deadline, so it is asked in a thread that is left alone."""
     answers: Queue[OSError | None] = Queue()
 
     def ask() -> None:
         try:
-            socket.getaddrinfo(way.host, None, type=socket.SOCK_STREAM)
+            socket.getaddrinfo(target.host, None, type=socket.SOCK_STREAM)
             answers.put(None)
         except (OSError, UnicodeError) as error:  # a name that cannot be asked for is none
             answers.put(error if isinstance(error, OSError) else OSError(0, str(error)))
 
     threading.Thread(target=ask, name="resolve", daemon=True).start()
     try:
-        error = answers.get(timeout=way.seconds)
+        error = answers.get(timeout=target.seconds)
         why = error and f" ({error.strerror})"
     except Empty:
-        why = f" (no answer within {way.seconds:g} seconds)"
+        why = f" (no answer within {target.seconds:g} seconds)"
     if why:
         raise Unreachable(
-            f"the name {way.host} does not resolve{why}: correct the address {way.address} in this"
+            f"the name {target.host} does not resolve{why}: correct the address {target.address} in this"
             " node's file, or the name service of this machine"
         )
 
 
-def _connect(way: ProbeTarget) -> socket.socket:
-    parts = Address.parse(way.address)
+def _connect(target: ProbeTarget) -> socket.socket:
+    parts = Address.parse(target.address)
     try:
-        return socket.create_connection((parts.host, parts.port), way.seconds)
+        return socket.create_connection((parts.host, parts.port), target.seconds)
     except ConnectionRefusedError:
-        raise NothingListens(f"nothing listens at {way.address} (connection refused)") from None
+        raise NothingListens(f"nothing listens at {target.address} (connection refused)") from None
     except TimeoutError:
         raise Unreachable(
-            f"{way.address} does not answer within {way.seconds:g} seconds: its machine is off, or a"
+            f"{target.address} does not answer within {target.seconds:g} seconds: its machine is off, or a"
             " firewall drops what is sent there"
         ) from None
     except OSError as error:
         raise Unreachable(
-            f"{way.address} cannot be reached ({error.strerror}): see to the network between the two"
+            f"{target.address} cannot be reached ({error.strerror}): see to the network between the two"
         ) from None
 
 
-def _shake_hands(way: ProbeTarget, connection: socket.socket) -> x509.Certificate:
+def _shake_hands(target: ProbeTarget, connection: socket.socket) -> x509.Certificate:
     try:
-        with _context(way).wrap_socket(connection, server_hostname=way.host) as tls:
+        with _context(target).wrap_socket(connection, server_hostname=target.host) as tls:
             if tls.selected_alpn_protocol() != "h2":
                 raise Unreachable(
-                    f"what listens at {way.address} speaks TLS but not gRPC, so it is no node of a"
+                    f"what listens at {target.address} speaks TLS but not gRPC, so it is no node of a"
                     " federation: correct the address"
                 )
             certificate = _certificate(tls)
-            _await_answer(way, tls)
+            _await_answer(target, tls)
             return certificate
     except ssl.SSLCertVerificationError as error:
-        raise Unreachable(_distrusted(way, error)) from None
+        raise Unreachable(_distrusted(target, error)) from None
     except TimeoutError:
         raise Unreachable(
-            f"what listens at {way.address} accepts connections and says nothing for {way.seconds:g}"
+            f"what listens at {target.address} accepts connections and says nothing for {target.seconds:g}"
             " seconds: the node there hangs, or it is another program; restart it, or correct the address"
         ) from None
     except OSError as error:  # of which an SSLError is one
         raise Unreachable(
-            f"what listens at {way.address} is no node of a federation, it does not answer TLS"
+            f"what listens at {target.address} is no node of a federation, it does not answer TLS"
             f" ({_reason(error)}): correct the address"
         ) from None
 
 
-def _context(way: ProbeTarget) -> ssl.SSLContext:
+def _context(target: ProbeTarget) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a pinned certificate has no issuer here
-    context.load_verify_locations(cadata=way.trust.certificates.decode())
-    files = way.identity.files
+    context.load_verify_locations(cadata=target.trust.certificates.decode())
+    files = target.identity.files
     context.load_cert_chain(files.certificate, files.key)
     context.set_alpn_protocols(["h2"])
     return context
@@ -143,7 +143,7 @@ def _certificate(tls: ssl.SSLSocket) -> x509.Certificate:
     return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
 
 
-def _await_answer(way: ProbeTarget, tls: ssl.SSLSocket) -> None:
+def _await_answer(target: ProbeTarget, tls: ssl.SSLSocket) -> None:
     """Wait for the first byte: only then has the peer looked at our certificate (TLS 1.3)."""
     try:
         if tls.recv(1):
@@ -154,27 +154,28 @@ def _await_answer(way: ProbeTarget, tls: ssl.SSLSocket) -> None:
     except OSError as error:
         why = _reason(error)
     raise Unreachable(
-        f"{way.address} refuses this node's certificate {way.identity.files.certificate} ({why}): it"
+        f"{target.address} refuses this node's certificate {target.identity.files.certificate} ({why}): it"
         " trusts another authority, or the certificate is out of date by its clock; compare the two"
         " authority.crt with `cairn identity`, and have this node's certificate signed again"
     )
 
 
-def _distrusted(way: ProbeTarget, error: ssl.SSLCertVerificationError) -> str:
+def _distrusted(target: ProbeTarget, error: ssl.SSLCertVerificationError) -> str:
     """What is wrong with the certificate there, which is fetched once more to be looked at."""
     try:
-        shown = _shown_by(way)
+        shown = _shown_by(target)
     except (OSError, ValueError, Unreachable):
-        return f"the certificate at {way.address} is not trusted: {error.verify_message}"
+        return f"the certificate at {target.address} is not trusted: {error.verify_message}"
     if error.verify_code in _OTHER_HOST:
-        return _other_host(way.address, way.host, shown)
-    return _untrusted(way.address, way.trust, shown, datetime.now(UTC))
+        return _other_host(target.address, target.host, shown)
+    return _untrusted(target.address, target.trust, shown, datetime.now(UTC))
 
 
 def _other_host(address: str, host: str, shown: x509.Certificate) -> str:
     """The sentence for a trusted certificate of other host names."""
+    hosts = ", ".join(hosts_named_in(shown)) or "(none)"
     return (
-        f"the certificate at {address} holds the names {_hosts(shown)} and not {host}: dial one of them,"
+        f"the certificate at {address} holds the names {hosts} and not {host}: dial one of them,"
         f" or have it signed again with `cairn sign --host {host}`"
     )
 
@@ -206,25 +207,15 @@ def _named(certificate: x509.Certificate) -> str:
         return "of no node"
 
 
-def _hosts(certificate: x509.Certificate) -> str:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return "(none)"
-    hosts = names.get_values_for_type(x509.DNSName)
-    hosts += [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
-    return ", ".join(hosts) or "(none)"
-
-
-def _shown_by(way: ProbeTarget) -> x509.Certificate:
+def _shown_by(target: ProbeTarget) -> x509.Certificate:
     """The certificate that is shown there, trusted or not; ours is not shown, and nothing is sent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     with (
-        _connect(way) as connection,
-        context.wrap_socket(connection, server_hostname=way.host) as tls,
+        _connect(target) as connection,
+        context.wrap_socket(connection, server_hostname=target.host) as tls,
     ):
         return _certificate(tls)
 

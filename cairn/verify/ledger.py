@@ -44,6 +44,13 @@ class LedgerCopy:
         """The entry that opens the round of this manifest; the first of several."""
         return self._openings.get(manifest_digest)
 
+    def release_with(self, facts: Mapping[str, object], after: int = 0) -> Entry | None:
+        """The first release, after so many entries, of which these facts are so."""
+        for entry in self.entries[after:]:
+            if entry.kind == "release" and differing(entry.facts, facts) is None:
+                return entry
+        return None
+
     def releases(self, job: str, number: int, phase: str) -> list[Entry]:
         """The entries that release this round."""
         return self._releases.get((job, number, phase), [])

@@ -24,11 +24,11 @@ from cairn.errors import InvalidMessage
 from cairn.ledger.chain import Entry
 from cairn.protocol.messages import parse
 from cairn.protocol.statements import commitment_of, verified_receipt
-from cairn.protocol.words import reason_of_word, reason_word, word_of
+from cairn.protocol.words import reason_of_word, reason_word
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import LedgerCopy, attempted, differing, short
 from cairn.verify.sent import SentUpdates
-from cairn.verify.statement import VerifiedStatement, check_recorded, title
+from cairn.verify.statement import VerifiedStatement, check_recorded, facts_of, title
 
 _MOST_COMPLAINTS = 1000  # then it is no ledger of an owner, and the rest is not looked at
 _NEVER_LEFT = (
@@ -52,9 +52,7 @@ class OwnerRecord:
         self._met: set[str] = set()  # manifest digests of the rounds whose cohort has the owner
         self._statements: list[tuple[int, VerifiedStatement]] = []
         self._resets: list[str] = []
-        self._told: dict[
-            str, object
-        ] = {}  # manifest digest → the reason that a release gave the owner
+        self._told: dict[str, object] = {}  # manifest digest → the reason that a release gave
         self.findings: list[Finding] = []
         checks: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "joined": self._joined,
@@ -183,17 +181,7 @@ class OwnerRecord:
         self._statements.append((facts["entry"], stated))
         self._met.add(statement.manifest_digest.hex())
         self._told[statement.manifest_digest.hex()] = facts.get("reason")
-        difference = differing(
-            facts,
-            {
-                "job": statement.job,
-                "round": statement.round,
-                "phase": word_of(pb.Phase, statement.phase),
-                "manifest_digest": statement.manifest_digest.hex(),
-                "release_digest": statement.release_digest.hex(),
-                "contributors": statement.contributors,
-            },
-        )
+        difference = differing(facts, facts_of(statement))
         if difference:
             raise InvalidMessage(f"it has {difference}, which the signed statement has")
         if "reason" in facts:

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.diagnostics.findings import Finding, Grade, ok
 from cairn.errors import InvalidMessage, UsageError
-from cairn.ledger.files import HEAD_FILE, head_envelope, read_ledger
+from cairn.ledger.files import HEAD_FILE, read_ledger
 from cairn.model.schema import MAX_MODEL_BYTES
-from cairn.protocol.statements import envelope, from_envelope
+from cairn.protocol.statements import envelope, from_envelope, head_envelope
 from cairn.runtime.foreign_files import content_of, pieces_of
 from cairn.storage.directory import OWNER_DATABASE
 from cairn.v1 import round_pb2 as pb

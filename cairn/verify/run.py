@@ -25,11 +25,10 @@ def check_model(
         "phase": word_of(pb.Phase, pb.PHASE_TRAIN),
         "release_digest": digest.hex(),
     }
-    for entry in ledger.entries[statement.ledger_number + 1 :]:
-        if entry.kind == "release" and differing(entry.facts, later) is None:
-            return ledger.lacking(
-                name, f"it is the release of entry {entry.number} of {ledger.name}, a later one"
-            )
+    if entry := ledger.release_with(later, after=statement.ledger_number + 1):
+        return ledger.lacking(
+            name, f"it is the release of entry {entry.number} of {ledger.name}, a later one"
+        )
     hint = "; if that is still so once the run has gone on, the file was changed"
     return failed(
         name,
@@ -40,26 +39,22 @@ def check_model(
 
 def check_last(name: str, statement: pb.ReleaseStatement, ledger: LedgerCopy) -> Iterator[Finding]:
     """Whether this is the last release of its job and phase."""
-    for entry in ledger.entries[statement.ledger_number + 1 :]:
-        later = {"job": statement.job, "phase": word_of(pb.Phase, statement.phase)}
-        if entry.kind == "release" and differing(entry.facts, later) is None:
-            yield ledger.lacking(
-                name,
-                f"entry {entry.number} of {ledger.name} is a later release of {statement.job}: run the"
-                " job again to collect it",
-            )
-            return
+    later = {"job": statement.job, "phase": word_of(pb.Phase, statement.phase)}
+    if entry := ledger.release_with(later, after=statement.ledger_number + 1):
+        yield ledger.lacking(
+            name,
+            f"entry {entry.number} of {ledger.name} is a later release of {statement.job}: run the"
+            " job again to collect it",
+        )
 
 
 def check_no_evaluation(name: str, job: str, ledger: LedgerCopy) -> Iterator[Finding]:
     """Whether an evaluation may be missing: there was none."""
-    for entry in ledger.entries:
-        evaluated = {"job": job, "phase": word_of(pb.Phase, pb.PHASE_EVALUATE)}
-        if entry.kind == "release" and differing(entry.facts, evaluated) is None:
-            yield ledger.lacking(
-                name, f"it is missing: entry {entry.number} of {ledger.name} is an evaluation"
-            )
-            return
+    evaluated = {"job": job, "phase": word_of(pb.Phase, pb.PHASE_EVALUATE)}
+    if entry := ledger.release_with(evaluated):
+        yield ledger.lacking(
+            name, f"it is missing: entry {entry.number} of {ledger.name} is an evaluation"
+        )
 
 
 def check_evaluation(
@@ -74,9 +69,8 @@ def check_evaluation(
         "phase": word_of(pb.Phase, pb.PHASE_TRAIN),
         "release_digest": digest,
     }
-    for entry in ledger.entries:
-        if entry.kind == "release" and differing(entry.facts, released) is None:
-            return ok(name, f"it evaluates the release of entry {entry.number} of {ledger.name}")
+    if entry := ledger.release_with(released):
+        return ok(name, f"it evaluates the release of entry {entry.number} of {ledger.name}")
     return failed(
         name, f"the evaluated model {digest} is no release of {release.job} in {ledger.name}"
     )

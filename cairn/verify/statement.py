@@ -63,6 +63,18 @@ def title(statement: pb.ReleaseStatement) -> str:
     return f"{statement.job} round {statement.round}{evaluation}"
 
 
+def facts_of(statement: pb.ReleaseStatement) -> dict[str, object]:
+    """What every ledger has to say of the release."""
+    return {
+        "job": statement.job,
+        "round": statement.round,
+        "phase": word_of(pb.Phase, statement.phase),
+        "manifest_digest": statement.manifest_digest.hex(),
+        "release_digest": statement.release_digest.hex(),
+        "contributors": statement.contributors,
+    }
+
+
 def _misplaced(statement: pb.ReleaseStatement, ledger: LedgerCopy) -> str | None:
     """What is wrong with the place of the statement in the ledger."""
     before = statement.ledger_number
@@ -73,15 +85,7 @@ def _misplaced(statement: pb.ReleaseStatement, ledger: LedgerCopy) -> str | None
         return (
             f"entry {entry.number} of {ledger.name} is of the kind {short(entry.kind)}, not release"
         )
-    expected = {
-        "job": statement.job,
-        "round": statement.round,
-        "phase": word_of(pb.Phase, statement.phase),
-        "manifest_digest": statement.manifest_digest.hex(),
-        "release_digest": statement.release_digest.hex(),
-        "base_digest": statement.base_digest.hex(),
-        "contributors": statement.contributors,
-    }
+    expected = facts_of(statement) | {"base_digest": statement.base_digest.hex()}
     difference = differing(entry.facts, expected)
     return f"entry {entry.number} of {ledger.name} has {difference}" if difference else None
 

@@ -20,9 +20,8 @@ from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.tasks.environment import passed_on
 from owner_node.sandbox.clearing import clear
 
-Kind = Literal[
-    "namespaces", "landlock"
-]  # in this order: with namespaces a DataLoader may have workers
+# In this order: with namespaces a DataLoader may have workers.
+Kind = Literal["namespaces", "landlock"]
 
 HOLDS: dict[Kind, str] = {
     "namespaces": "no network, and only the files that it needs (Linux namespaces)",

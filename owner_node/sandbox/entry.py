@@ -50,9 +50,8 @@ def enter(spec: Spec) -> list[Path]:
     devices = [*map(Path, _DEVICES), *gpus]
     writes = [*map(Path, spec["writes"])]
     if spec["kind"] == "namespaces":
-        namespaces.enter(
-            [*reads, *devices], writes, Path(spec["root"])
-        )  # a device is written to all the same
+        # A device is written to all the same.
+        namespaces.enter([*reads, *devices], writes, Path(spec["root"]))
         privileges.drop()
         landlock.keep_signals_inside()
         system_calls.refuse_in_namespaces()

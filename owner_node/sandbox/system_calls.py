@@ -37,12 +37,8 @@ _X32 = 0x40000000
 _ALLOWED, _REFUSED = 0x7FFF0000, 0x00050000 | 13  # EACCES
 _NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24  # in struct seccomp_data
 _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
-_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = (
-    1,
-    2,
-    10,
-    16,
-)  # each network namespace has its own of these
+# Each network namespace has its own of these.
+_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _SOCK_STREAM, _SOCK_KIND = 1, 0xF
 
 # Each is (code, how many to skip where it is true, and where it is false, value).
@@ -53,12 +49,7 @@ def refuse_in_namespaces() -> None:
     """For a process that has a file system and a network of its own. Raises OSError."""
     machine = os.uname().machine
     families = _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK
-    _filter(
-        [
-            *_common(machine),
-            *_only(_SOCKET[machine], _FIRST, *families),
-        ]
-    )
+    _filter([*_common(machine), *_only(_SOCKET[machine], _FIRST, *families)])
 
 
 def refuse_under_landlock() -> None:
@@ -67,13 +58,8 @@ def refuse_under_landlock() -> None:
     """
     machine = os.uname().machine
     refused = (_SOCKET[machine], _CONNECT[machine], *_ON_FILES[machine])
-    _filter(
-        [
-            *_common(machine),
-            *(each for number in refused for each in _never(number)),
-            *_only_stream_pairs(_SOCKETPAIR[machine]),
-        ]
-    )
+    never = [each for number in refused for each in _never(number)]
+    _filter([*_common(machine), *never, *_only_stream_pairs(_SOCKETPAIR[machine])])
 
 
 def _common(machine: str) -> list[Instruction]:

@@ -98,7 +98,7 @@ ASK_FOR_MODEL = {"ask": "model"}
 
 
 def exchanged_message(exchanged: Exchanged) -> dict[str, Any]:
-    return {**schema_message(exchanged.schema), "stays": sorted(exchanged.stays)}
+    return {**schema_message(exchanged.schema), "private": sorted(exchanged.private)}
 
 
 def told_of_model(link: Link, *, again: bool) -> "Exchanged | dict[str, Any]":
@@ -114,7 +114,7 @@ def told_of_model(link: Link, *, again: bool) -> "Exchanged | dict[str, Any]":
         return {}
     if "schema" not in answer:
         return answer
-    return Exchanged(schema_from(answer), frozenset(answer["stays"]))
+    return Exchanged(schema_from(answer), frozenset(answer["private"]))
 
 
 def schema_message(schema: Schema) -> dict[str, Any]:

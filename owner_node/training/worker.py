@@ -122,9 +122,8 @@ def _listen(link: Link, orders: "queue.SimpleQueue[Order | None]") -> None:
         elif memory is not None:
             orders.put((memory, message))
     orders.put(None)
-    time.sleep(
-        SHUTDOWN_SECONDS / 2
-    )  # an idle process is gone by then; the owner's waits for longer
+    # An idle process is gone by then; the owner's waits for longer.
+    time.sleep(SHUTDOWN_SECONDS / 2)
     os.killpg(os.getpid(), signal.SIGKILL)
 
 

@@ -47,18 +47,18 @@ class Change:
     residual: Residual = field(default_factory=dict)
     factor: float = 1.0
 
-    def of(self, part: Segment, block: slice, scratch: Scratch) -> Block:
+    def of(self, segment: Segment, block: slice, scratch: Scratch) -> Block:
         """The change of one block of a run of floating-point tensors, in the first row of `scratch`.
 
         Operands are widened by a copy of their own: inside the arithmetic NumPy takes twice as long for it.
         """
         change: Block = scratch[0, : block.stop - block.start]
         operand: Block = scratch[1, : block.stop - block.start]
-        np.copyto(change, part.run.values(self.update)[block])
-        np.copyto(operand, part.run.values(self.base)[block])
+        np.copyto(change, segment.run.values(self.update)[block])
+        np.copyto(operand, segment.run.values(self.base)[block])
         change -= operand
-        if part.run.dtype in self.residual:
-            np.copyto(operand, self.residual[part.run.dtype][block])
+        if segment.run.dtype in self.residual:
+            np.copyto(operand, self.residual[segment.run.dtype][block])
             change += operand
         if self.factor != 1:
             change *= self.factor
@@ -69,10 +69,10 @@ def length(layout: UpdateLayout, change: Change) -> float:
     """The L2 norm of the change over all floating-point tensors together."""
     scratch, total = np.empty((2, BLOCK)), 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # `encode` refuses what is not finite
-        for part in layout.parts:
-            if part.run.dtype in FLOATS:
-                for block in part.run.blocks():
-                    terms = change.of(part, block, scratch)
+        for segment in layout.segments:
+            if segment.run.dtype in FLOATS:
+                for block in segment.run.blocks():
+                    terms = change.of(segment, block, scratch)
                     total += float(terms @ terms)
     return math.sqrt(total)
 
@@ -87,16 +87,16 @@ def encode(layout: UpdateLayout, change: Change, out: bytearray | memoryview) ->
     for gap in layout.gaps():
         view[gap] = bytes(gap.stop - gap.start)
     with np.errstate(over="ignore", invalid="ignore"):  # it is refused below, by its name
-        for part in layout.parts:
-            if not part.is_delta:
-                _copy(part, change, view, scratch)
+        for segment in layout.segments:
+            if not segment.is_delta:
+                _copy(segment, change, view, scratch)
                 continue
-            write = _write_quanta if part.encoding == pb.ENCODING_INT8_DELTAS else _write_halves
-            for block in part.run.blocks():
-                terms = change.of(part, block, scratch)
-                if part.encoding == pb.ENCODING_INT8_DELTAS:
-                    _take_plain(part, block, terms, view)
-                write(part, block, terms, scratch[1], view)
+            write = _write_quanta if segment.encoding == pb.ENCODING_INT8_DELTAS else _write_halves
+            for block in segment.run.blocks():
+                terms = change.of(segment, block, scratch)
+                if segment.encoding == pb.ENCODING_INT8_DELTAS:
+                    _take_plain(segment, block, terms, view)
+                write(segment, block, terms, scratch[1], view)
 
 
 def keep_remainder(
@@ -107,33 +107,33 @@ def keep_remainder(
 ) -> None:
     """Write into `residual`, which may be the change's own, what of the change the payload does not say."""
     scratch = np.empty((2, BLOCK))
-    for part in layout.parts:
-        if part.is_delta:
-            for block in part.run.blocks():
-                terms = change.of(part, block, scratch)
-                terms -= decoded(part, payload, block, scratch[1])
-                residual[part.run.dtype][block] = terms
+    for segment in layout.segments:
+        if segment.is_delta:
+            for block in segment.run.blocks():
+                terms = change.of(segment, block, scratch)
+                terms -= decoded(segment, payload, block, scratch[1])
+                residual[segment.run.dtype][block] = terms
 
 
-def _copy(part: Segment, change: Change, out: memoryview, scratch: Scratch) -> None:
-    update, values = part.run.values(change.update), part.values(out)
-    check_values(part.schema, update.view(np.uint8).data, ANY_FINITE)
-    if change.factor == 1 or part.run.dtype not in FLOATS:
+def _copy(segment: Segment, change: Change, out: memoryview, scratch: Scratch) -> None:
+    update, values = segment.run.values(change.update), segment.values(out)
+    check_values(segment.schema, update.view(np.uint8).data, ANY_FINITE)
+    if change.factor == 1 or segment.run.dtype not in FLOATS:
         np.copyto(values, update)
         return
-    base = part.run.values(change.base)
-    for block in part.run.blocks():
-        terms = change.of(part, block, scratch)
+    base = segment.run.values(change.base)
+    for block in segment.run.blocks():
+        terms = change.of(segment, block, scratch)
         terms += base[block]
         values[block] = terms.astype(values.dtype)
 
 
 def _write_halves(
-    part: Segment, block: slice, terms: Block, scratch: Block, out: memoryview
+    segment: Segment, block: slice, terms: Block, scratch: Block, out: memoryview
 ) -> None:
     magnitudes = np.abs(terms, out=scratch[: len(terms)])
     if not magnitudes.max() <= _BF16_LARGEST:
-        raise _refusal(part, block.start + int((~(magnitudes <= _BF16_LARGEST)).argmax()))
+        raise _refusal(segment, block.start + int((~(magnitudes <= _BF16_LARGEST)).argmax()))
     # Rounded by hand to its first 8 bits: ml_dtypes would round twice, by way of binary32.
     bits, carry = terms.view(np.int64), scratch[: len(terms)].view(np.int64)
     np.right_shift(bits, _DROPPED_BITS, out=carry)
@@ -141,23 +141,23 @@ def _write_halves(
     bits += carry
     bits += (1 << (_DROPPED_BITS - 1)) - 1
     bits &= -1 << _DROPPED_BITS
-    part.halves(out)[block] = terms
+    segment.halves(out)[block] = terms
 
 
-def _take_plain(part: Segment, block: slice, terms: Block, out: memoryview) -> None:
+def _take_plain(segment: Segment, block: slice, terms: Block, out: memoryview) -> None:
     """Write what is plain, and leave zeros in its place."""
-    deltas = part.plain_deltas(out)
-    for here, numbers in part.plain.slices(block):
+    deltas = segment.plain_deltas(out)
+    for here, numbers in segment.plain.slices(block):
         deltas[numbers] = terms[here]
         terms[here] = 0
-    first = part.plain.rank(block.start)
-    good = np.isfinite(deltas[first : part.plain.rank(block.stop)])
+    first = segment.plain.rank(block.start)
+    good = np.isfinite(deltas[first : segment.plain.rank(block.stop)])
     if not good.all():
-        raise _refusal(part, part.plain.element(first + int(good.argmin())))
+        raise _refusal(segment, segment.plain.element(first + int(good.argmin())))
 
 
 def _write_quanta(
-    part: Segment, block: slice, terms: Block, scratch: Block, out: memoryview
+    segment: Segment, block: slice, terms: Block, scratch: Block, out: memoryview
 ) -> None:
     wanted = scales_of(block)
     exact = np.zeros(wanted.stop - wanted.start)
@@ -168,14 +168,14 @@ def _write_quanta(
     if not exact.max() <= _LARGEST_SCALE:
         bad = int((~(exact <= _LARGEST_SCALE)).argmax()) * SCALE_BLOCK
         within = ~(magnitudes[bad : bad + SCALE_BLOCK] <= _LARGEST_SCALE * LARGEST_QUANTUM)
-        raise _refusal(part, block.start + bad + int(within.argmax()))
+        raise _refusal(segment, block.start + bad + int(within.argmax()))
     scales = _powers_of_two(exact)
-    part.scales(out)[wanted] = scales
+    segment.scales(out)[wanted] = scales
     units = np.where(scales == 0, 1.0, scales.astype(np.float64))
     for rows, units_of_rows in by_scale(terms, units):
         np.divide(rows, units_of_rows, out=rows)
     np.rint(terms, out=terms)
-    part.quanta(out)[block] = terms
+    segment.quanta(out)[block] = terms
 
 
 def _powers_of_two(exact: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -185,8 +185,8 @@ def _powers_of_two(exact: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.where(exact == 0, 0.0, scales).astype(np.float32)
 
 
-def _refusal(part: Segment, element: int) -> UpdateRefused:
+def _refusal(segment: Segment, element: int) -> UpdateRefused:
     return UpdateRefused(
-        f"tensor {part.tensor_name(element)} has a change that is NaN, infinite or too large to travel",
+        f"tensor {segment.tensor_name(element)} has a change that is NaN, infinite or too large to travel",
         pb.REASON_NON_FINITE,
     )

@@ -53,9 +53,9 @@ class ErrorFeedback:
         if stream.layout.encoding != pb.ENCODING_INT8_DELTAS:
             return
         residual = change.residual or {
-            part.run.dtype: np.zeros(part.run.count, np.float32)
-            for part in stream.layout.parts
-            if part.is_delta
+            segment.run.dtype: np.zeros(segment.run.count, np.float32)
+            for segment in stream.layout.segments
+            if segment.is_delta
         }
         keep_remainder(stream.layout, change, payload, residual)
         self._kept[stream.task] = stream, residual

@@ -69,12 +69,12 @@ def stream_of(invited: Invited) -> Stream:
     return Stream(job.task, job.name, UpdateLayout(job.schema, invited.manifest.encoding))
 
 
-def prepared(
+def prepare_update(
     invited: Invited,
     base: memoryview,
     trained: Trained,
     rules: DisclosureRules,
-    residuals: ErrorFeedback,
+    feedback: ErrorFeedback,
     decided: Callable[[memoryview], object],
 ) -> OutgoingUpdate:
     """Clip the update, encode it and drop what may not leave.
@@ -92,8 +92,8 @@ def prepared(
                 if rules.clip is not None:
                     clipped = clip(stream.layout.schema, base, payload, rules.clip)
             else:
-                change = _change(stream.layout, base, trained, rules, residuals.of(stream))
-                clipped, payload = change.factor < 1, residuals.wire(stream.layout)
+                change = _change(stream.layout, base, trained, rules, feedback.of(stream))
+                clipped, payload = change.factor < 1, feedback.wire(stream.layout)
                 encode(stream.layout, change, payload)
         except UpdateRefused as error:
             raise Declined(f"after training the {error}", error.reason) from None

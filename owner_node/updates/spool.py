@@ -42,7 +42,7 @@ class UpdateSpool:
         self._writing = threading.Lock()  # held while an update is on its way to the disk
         self.tidy()
 
-    def keeping(self, manifest_digest: bytes) -> "SpoolWriter":
+    def writer(self, manifest_digest: bytes) -> "SpoolWriter":
         """Prepare to keep the update of this round, one at a time."""
         self.tidy()
         return SpoolWriter(self._file_of(manifest_digest), self._writing)

@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.conftest import Faultless
 from tests.chaos.invariants import check, check_nothing_half_written
 from tests.chaos.stage import Stage
-from tests.unit.owner_node.test_participation import Bench
+from tests.unit.owner_node.round_bench import Bench
 
 
 def test_an_error_after_a_release_was_recorded_does_not_take_it_back(
@@ -77,7 +77,7 @@ def test_the_thread_of_an_owners_rounds_outlives_an_end_that_it_cannot_record(
     def broken(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    outcomes: Any = bench.rounds._outcomes
+    outcomes: Any = bench.rounds._settlement
     outcomes.settle = outcomes.take_in = broken
     call(bench.rounds)
     bench.state.close()

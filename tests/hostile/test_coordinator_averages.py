@@ -123,7 +123,7 @@ def test_int8_deltas_of_two_owners_cannot_be_taken_out_of_their_average(
         encode(layout, Change(ZEROS, update.tobytes()), payload)
         deltas[owner] = bytes(payload)
     mean = released_mean(network, deltas, weighting)
-    (part,) = layout.parts
+    (part,) = layout.segments
     scales = np.array([part.scales(deltas[owner]) for owner in OWN_SIZES], np.float64)
     weighs = weighting == pb.WEIGHTING_EXAMPLES
     weights = np.array([EXAMPLES[owner] if weighs else 1 for owner in COHORT], np.float64)

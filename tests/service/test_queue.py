@@ -136,8 +136,8 @@ def test_an_owner_node_that_waits_in_line_sends_nothing_of_its_update(
     state = StateDirectory(tmp_path / "state", "owner.sqlite")
     with Proxy(network.intake_at) as proxy, ThreadPoolExecutor(1) as pool:
         channel = dial(proxy.address, network.identity("bob"))
-        witness = LedgerHeadTracker(state, network.key, FEDERATION)
-        bob = AggregatorClient(channel, network.key, "bob", witness)
+        heads = LedgerHeadTracker(state, network.key, FEDERATION)
+        bob = AggregatorClient(channel, network.key, "bob", heads)
         bob.join(opened.digest)
         header = opened.header()
         receipt = pool.submit(bob.submit, header, memoryview(update), pushed, SECONDS)

@@ -44,7 +44,7 @@ from owner_node.records.ledger_head import LedgerHeadTracker
 from owner_node.training.supervisor import Trained
 from owner_node.updates.prepare import DisclosureRules
 from owner_node.updates.spool import UpdateSpool
-from owner_node.upload import Pushing
+from owner_node.upload import Uploader
 from tests.proxy import Proxy, Way
 from tests.scenarios.processes import free_port, until
 from tests.service.network import FEDERATION, OWNERS, SECONDS, Job, Network, OpenRound, refused
@@ -262,26 +262,26 @@ class Owner:
     def __init__(self, network: Network, proxy: Proxy, path: Path) -> None:
         self.channel = dial(proxy.address, network.identity("alice", Role.OWNER))
         self.state = StateDirectory(path / "state", "owner.sqlite")
-        witness = LedgerHeadTracker(self.state, network.key, FEDERATION)
-        self.aggregator = AggregatorClient(self.channel, network.key, "alice", witness)
+        heads = LedgerHeadTracker(self.state, network.key, FEDERATION)
+        self.aggregator = AggregatorClient(self.channel, network.key, "alice", heads)
         self.ledger = OwnerLedger(self.state, Clock())
         rules = {"task": DisclosureRules()}
         self.kept = UpdateSpool(self.state.path, self.ledger.past.may_leave_again)
         self.stopping, self.is_closed = threading.Event(), False
         receipts = Receipts(self.aggregator, self.ledger, log_event)
         whats = (self.aggregator, self.ledger, self.kept, receipts, rules)
-        self._pushing = Pushing(*whats, lambda: "sha256:00", self.stopping, log_event)
+        self._uploader = Uploader(*whats, lambda: "sha256:00", self.stopping, log_event)
 
     def push(self, opened: OpenRound, payload: bytes) -> None:
         """Push as after training, again and again where it breaks off."""
         invited, base = invited_to(opened), memoryview(opened.job.first_base)
         self.ledger.record("joined", round_facts(invited) | {"task": invited.job.task})
         trained = Trained(memoryview(payload), 1, {})
-        self._pushing.push(invited, base, trained, time.monotonic() + SECONDS, lambda: None)
+        self._uploader.push(invited, base, trained, time.monotonic() + SECONDS, lambda: None)
 
     def push_again(self, opened: OpenRound) -> bool:
         """Push what was recorded as sent before this owner was started."""
-        return self._pushing.push_again(invited_to(opened), time.monotonic() + SECONDS)
+        return self._uploader.push_again(invited_to(opened), time.monotonic() + SECONDS)
 
     def facts(self, kind: str) -> list[dict[str, Any]]:
         return [entry.facts for entry in self.ledger._ledger.all() if entry.kind == kind]

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it h
 from torch import Tensor
 
 from cairn.tasks.loader import load_task
-from cairn.tasks.runner import TaskRunner, first_model, first_parts
+from cairn.tasks.runner import TaskRunner, first_model, first_split
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Round, Site, Task
 
@@ -89,9 +89,9 @@ def test_the_offices_together_read_better_than_one_alone(task: Task, directory: 
 
 def test_adapters_and_head_travel_and_the_frozen_network_stays(task: Task) -> None:
     frozen = load_file(EXAMPLE / "pretrained.safetensors")
-    parts = first_parts(task, JOB["seed"])
-    assert parts.stays.keys() == frozen.keys()
-    assert all(torch.equal(parts.stays[name], values) for name, values in frozen.items())
+    parts = first_split(task, JOB["seed"])
+    assert parts.private.keys() == frozen.keys()
+    assert all(torch.equal(parts.private[name], values) for name, values in frozen.items())
     schema, _ = first_model(task, JOB["seed"])
     whole = task.model().state_dict()
     rows = re.findall(r"^\| (?:travels|stays),.* \| (\d+) \| (\d+) \|$", readme(), re.MULTILINE)

@@ -17,7 +17,7 @@ def add_whole(rule: Rule, schema: Schema, payload: Buffer, weight: int) -> None:
     layout, scratch = UpdateLayout(schema, pb.ENCODING_WHOLE), np.empty(BLOCK)
 
     def read(number: int, block: slice) -> tuple[NDArray[Any], int]:
-        part = layout.parts[number]
+        part = layout.segments[number]
         return decoded(part, payload, block, scratch), part.significant_bits
 
     rule.add_blocks(read, weight)

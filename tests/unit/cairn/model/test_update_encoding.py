@@ -45,7 +45,7 @@ def all_decoded(layout: UpdateLayout, payload: bytes | bytearray) -> dict[str, N
         part.run.dtype: np.concatenate(
             [decoded(part, payload, block, scratch).copy() for block in part.run.blocks()]
         )
-        for part in layout.parts
+        for part in layout.segments
     }
 
 
@@ -69,7 +69,7 @@ def test_a_whole_update_is_the_models_payload_and_has_the_digest_of_its_file() -
     assert layout.total_bytes == MIXED.total_bytes
     assert layout.digest(payload) == blake3(MIXED.header() + payload).digest()
     assert list(layout.gaps()) == []
-    assert not any(part.is_delta for part in layout.parts)
+    assert not any(part.is_delta for part in layout.segments)
 
 
 def test_bfloat16_deltas_lie_where_the_layout_says_between_the_values_of_other_types() -> None:
@@ -221,7 +221,7 @@ def test_a_plain_delta_beyond_the_first_block_is_refused_by_name() -> None:
     shapes = {"a": (BLOCK - 1,), "b": (1, 1), "c": (2,), "d": (2,)}
     layout = UpdateLayout(Schema.of(TensorSpec(k, "F64", v) for k, v in shapes.items()), INT8)
     payload = bytearray(layout.total_bytes)
-    layout.parts[0].plain_deltas(payload)[BLOCK + 1] = math.nan
+    layout.segments[0].plain_deltas(payload)[BLOCK + 1] = math.nan
     assert reason_for(layout, bytes(payload)) == (
         "NON_FINITE",
         "tensor d has a delta that is NaN or infinite",
@@ -285,7 +285,7 @@ def test_a_quantum_times_its_scale_is_exact(q: int, scale: float, count: int) ->
 def test_what_is_no_delta_is_read_in_place() -> None:
     layout = UpdateLayout(MIXED, INT8)
     payload = bytearray(layout.total_bytes)
-    part = layout.parts[0]
+    part = layout.segments[0]
     values = decoded(part, payload, slice(0, 3), np.empty(BLOCK))
     payload[part.begin] = 7
     assert values[0] == 7
@@ -321,7 +321,7 @@ def test_every_layout_is_aligned_without_overlap_and_takes_zeros(
         TensorSpec(f"t{i}", dtype, tuple(shape)) for i, (dtype, shape) in enumerate(specs)
     )
     layout, end = UpdateLayout(schema, encoding), 0
-    for part in layout.parts:
+    for part in layout.segments:
         assert part.begin % 8 == 0
         assert 0 <= part.begin - end < 8
         end = part.end
@@ -456,7 +456,7 @@ def test_values_that_travel_as_they_are_keep_to_the_bounds_of_values(
 ) -> None:
     layout = UpdateLayout(MIXED, encoding)
     payload = bytearray(layout.total_bytes)
-    by_type = {part.run.dtype: part for part in layout.parts}
+    by_type = {part.run.dtype: part for part in layout.segments}
     by_type["I64"].values(payload)[2] = 1001
     assert reason_for(layout, bytes(payload))[0] == "MAGNITUDE_REFUSED"
     by_type["I64"].values(payload)[2] = 1000

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cairn.errors import UsageError
-from cairn.tasks.partial import differing, parts_of
+from cairn.tasks.partial import differing, split_state
 
 
 def a_state() -> dict[str, Any]:
@@ -50,10 +50,10 @@ def test_the_entries_that_the_patterns_name_travel_and_all_others_stay(
     exchanges: Any, travels: set[str]
 ) -> None:
     state = a_state()
-    parts = parts_of(state, exchanges)
-    assert parts.travels.keys() == travels
-    assert parts.stays.keys() == state.keys() - travels
-    assert all(value is state[name] for name, value in (parts.travels | parts.stays).items())
+    parts = split_state(state, exchanges)
+    assert parts.shared.keys() == travels
+    assert parts.private.keys() == state.keys() - travels
+    assert all(value is state[name] for name, value in (parts.shared | parts.private).items())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_entries_that_the_patterns_name_travel_and_all_others_stay(
 )
 def test_what_names_nothing_is_a_mistake_with_its_cure(exchanges: Any, words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
-        parts_of(a_state(), exchanges)
+        split_state(a_state(), exchanges)
     assert all(word in str(caught.value) for word in words)
 
 
@@ -104,15 +104,15 @@ def test_no_value_of_a_tensor_that_stays_travels_under_another_name(
     state: dict[str, Any], exchanges: tuple[str, ...], words: str
 ) -> None:
     with pytest.raises(UsageError, match=f"{words}; exchange both or neither"):
-        parts_of(state, exchanges)
+        split_state(state, exchanges)
 
 
 def test_tied_weights_that_travel_or_stay_together_and_neighbours_in_memory_are_fine() -> None:
-    parts_of(tied(), ("*.weight",))
-    parts_of(tied(), ("head.bias",))
-    parts_of(viewed(), ("apart",))
+    split_state(tied(), ("*.weight",))
+    split_state(tied(), ("head.bias",))
+    split_state(viewed(), ("apart",))
     whole = torch.arange(6.0)
-    assert parts_of({"one": whole[:3], "two": whole[3:]}, ("two",)).stays.keys() == {"one"}
+    assert split_state({"one": whole[:3], "two": whole[3:]}, ("two",)).private.keys() == {"one"}
 
 
 def test_what_stays_may_be_anything() -> None:
@@ -124,9 +124,9 @@ def test_what_stays_may_be_anything() -> None:
         "empty": torch.empty(0, 2),
         "extra": {"version": 3},
     }
-    parts = parts_of(stays | {"head": torch.zeros(1)}, ("head",))
-    assert parts.travels.keys() == {"head"}
-    assert parts.stays.keys() == stays.keys()
+    parts = split_state(stays | {"head": torch.zeros(1)}, ("head",))
+    assert parts.shared.keys() == {"head"}
+    assert parts.private.keys() == stays.keys()
 
 
 def test_what_differs_between_two_models_is_named() -> None:

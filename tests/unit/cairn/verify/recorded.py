@@ -14,8 +14,7 @@ from typing import Any
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cairn.ledger.files import head_envelope
-from cairn.protocol.statements import HEAD, RECEIPT, STATEMENT, envelope, sign
+from cairn.protocol.statements import HEAD, RECEIPT, STATEMENT, envelope, head_envelope, sign
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 

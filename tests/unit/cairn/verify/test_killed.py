@@ -8,8 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cairn.ledger.files import head_envelope
-from cairn.protocol.statements import envelope
+from cairn.protocol.statements import envelope, head_envelope
 from tests.unit.cairn.verify.recorded import (
     Chain,
     Federation,

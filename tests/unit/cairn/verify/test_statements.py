@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cairn.ledger.files import head_envelope
-from cairn.protocol.statements import STATEMENT, envelope, sign
+from cairn.protocol.statements import STATEMENT, envelope, head_envelope, sign
 from cairn.v1 import round_pb2 as pb
 from tests.unit.cairn.verify.recorded import (
     KEY,

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from cairn.cli.verify import verify
 from cairn.identity.signing_keys import public_signing_key_text
-from cairn.ledger.files import head_envelope
-from cairn.protocol.statements import STATEMENT, envelope, sign
+from cairn.protocol.statements import STATEMENT, envelope, head_envelope, sign
 from tests.unit.cairn.verify.recorded import (
     KEY,
     MODEL,

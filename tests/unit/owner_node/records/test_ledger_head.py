@@ -29,25 +29,25 @@ def head(
     return sign(key, HEAD, message.SerializeToString())
 
 
-def witness(state: StateDirectory) -> LedgerHeadTracker:
+def tracker(state: StateDirectory) -> LedgerHeadTracker:
     return LedgerHeadTracker(state, KEY.public_key(), "clinics")
 
 
 def test_it_keeps_the_furthest_head_also_over_a_restart(state: StateDirectory) -> None:
-    first = witness(state)
+    first = tracker(state)
     assert first.seen() is None
     for number in (3, 3, 8):
         first.note(head(number))
     assert first.seen() == head(8)
-    assert witness(state).seen() == head(8)
+    assert tracker(state).seen() == head(8)
 
 
 @pytest.mark.parametrize("shown", [head(7), head(8, b"b"), head(0, b"\0")])
 def test_a_ledger_that_went_back_or_elsewhere_is_found_out(
     state: StateDirectory, shown: pb.Signed
 ) -> None:
-    witness(state).note(head(8))
-    after = witness(state)
+    tracker(state).note(head(8))
+    after = tracker(state)
     with pytest.raises(InvalidMessage) as refused:
         after.note(shown)
     assert refused.value.reason == pb.REASON_ROLLED_BACK
@@ -65,13 +65,13 @@ def test_a_ledger_that_went_back_or_elsewhere_is_found_out(
 def test_a_head_that_is_not_this_aggregators_is_not_kept(
     state: StateDirectory, shown: pb.Signed
 ) -> None:
-    kept = witness(state)
+    kept = tracker(state)
     with pytest.raises(InvalidMessage):
         kept.note(shown)
     assert kept.seen() is None
 
 
 def test_a_state_of_another_aggregator_is_named_at_the_start(state: StateDirectory) -> None:
-    witness(state).note(head(8))
+    tracker(state).note(head(8))
     with pytest.raises(UsageError, match="keeps a head of another aggregator's ledger"):
         LedgerHeadTracker(state, Ed25519PrivateKey.generate().public_key(), "clinics")

@@ -53,7 +53,7 @@ def said(layout: UpdateLayout, payload: bytearray) -> Values:
         part.run.dtype: np.concatenate(
             [decoded(part, payload, block, scratch).copy() for block in part.run.blocks()]
         )
-        for part in layout.parts
+        for part in layout.segments
     }
 
 
@@ -158,7 +158,7 @@ def test_tensors_of_every_type_and_size_come_out_as_they_went_in_but_for_the_rou
     out = bytearray(layout.total_bytes)
     encode(layout, Change(base, update), out)
     check_update(layout, out, Bounds())
-    for part, found in zip(layout.parts, said(layout, out).values(), strict=True):
+    for part, found in zip(layout.segments, said(layout, out).values(), strict=True):
         before, after = part.run.values(base), part.run.values(update)
         if not part.is_delta:
             assert found.tobytes() == after.tobytes()
@@ -208,7 +208,7 @@ def test_int8_deltas_are_the_nearest_multiples_of_the_scale_of_their_block(
     step = random.standard_normal(count) * 2.0**exponent
     update = (base + step).astype(DTYPES[dtype])
     layout, payload = sent(INT8, {dtype: base}, {dtype: update})
-    (part,) = layout.parts
+    (part,) = layout.segments
     deltas = (update.astype(np.float64) - base.astype(np.float64)).tolist()
     quanta = part.quanta(payload).tolist()
     for begin, scale in zip(range(0, count, 256), part.scales(payload), strict=True):
@@ -239,7 +239,7 @@ def test_deltas_err_by_as_much_as_these_encodings_do_and_no_more() -> None:
 def test_the_smallest_deltas_there_are_make_no_scale_too_small_for_them() -> None:
     tiny = np.array([1e-45, -1e-45, 3e-45], np.float32)
     layout, payload = sent(INT8, {"F32": np.zeros(3, np.float32)}, {"F32": tiny})
-    assert np.abs(layout.parts[0].quanta(payload).astype(int)).max() <= 127
+    assert np.abs(layout.segments[0].quanta(payload).astype(int)).max() <= 127
     np.testing.assert_allclose(said(layout, payload)["F32"], tiny, atol=1e-45)
 
 
@@ -263,7 +263,7 @@ def test_what_is_no_float32_or_float64_keeps_every_bit(encoding: "pb.Encoding") 
     }
     update = {name: values[::-1].copy() for name, values in base.items()}
     layout, payload = sent(encoding, base, update)
-    for part in layout.parts:
+    for part in layout.segments:
         if not part.is_delta:
             assert part.values(payload).tobytes() == update[part.run.dtype].tobytes()
 

@@ -28,7 +28,7 @@ from owner_node.training.supervisor import Trained
 from owner_node.updates.encoder import Change, encode
 from owner_node.updates.error_feedback import ErrorFeedback, Stream
 from owner_node.updates.prepare import DisclosureRules
-from owner_node.upload import Pushing
+from owner_node.upload import Uploader
 from tests.unit.owner_node import test_policy
 from tests.unit.owner_node.test_policy import MANIFEST
 
@@ -42,7 +42,7 @@ def stream_of(dtype: str, count: int, encoding: "pb.Encoding" = INT8, job: str =
 
 
 def said(layout: UpdateLayout, payload: memoryview) -> Floats:
-    (part,) = layout.parts
+    (part,) = layout.segments
     scratch = np.empty(BLOCK)
     blocks = [decoded(part, payload, block, scratch).copy() for block in part.run.blocks()]
     return np.concatenate(blocks)
@@ -195,7 +195,7 @@ class Aggregator:
 class NotKept:
     """A disk that keeps nothing."""
 
-    def keeping(self, _digest: bytes) -> MagicMock:
+    def writer(self, _digest: bytes) -> MagicMock:
         return MagicMock()
 
     def remove(self, _digest: bytes) -> None:
@@ -227,14 +227,14 @@ class Owner:
         kept: Any = NotKept()
         receipts = Receipts(aggregator, ledger, ignored)
         whats = (aggregator, ledger, kept, receipts, rules)
-        self.pushing = Pushing(*whats, lambda: "sha256:00", self.stopping, ignored)
+        self.uploader = Uploader(*whats, lambda: "sha256:00", self.stopping, ignored)
         self.update = np.array([127, 0.3], np.float32)
 
     def push(self, encoding: "pb.Encoding" = INT8, job: JobSpec = JOB) -> None:
         invited = Invited(replace(MANIFEST, encoding=encoding), b"m" * 32, job)
         trained = Trained(memoryview(bytearray(self.update.tobytes())), 5, {})
         base = memoryview(bytes(8))
-        self.pushing.push(invited, base, trained, time.monotonic() + 30, lambda: None)
+        self.uploader.push(invited, base, trained, time.monotonic() + 30, lambda: None)
 
     def said(self) -> list[list[float]]:
         layout = UpdateLayout(JOB.schema, INT8)

@@ -17,7 +17,7 @@ from cairn.protocol.messages import Manifest, digest_of, manifest_to_bytes
 from cairn.v1 import round_pb2 as pb
 from owner_node.updates import spool
 from owner_node.updates.spool import UpdateSpool
-from tests.unit.owner_node.test_participation import (
+from tests.unit.owner_node.round_bench import (
     DIGEST,
     UPDATE,
     Bench,
@@ -35,7 +35,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 def keep(kept: UpdateSpool, manifest_digest: bytes = ROUND, payload: bytes = PAYLOAD) -> Path:
-    with kept.keeping(manifest_digest) as keeping:
+    with kept.writer(manifest_digest) as keeping:
         keeping.write(memoryview(payload))
     return kept.path / f"{manifest_digest.hex()}.update"
 
@@ -113,7 +113,7 @@ def test_on_a_full_disk_nothing_is_kept_and_nothing_raised(
         raise FULL
 
     monkeypatch.setattr(fails, full)
-    with kept.keeping(ROUND) as keeping:
+    with kept.writer(ROUND) as keeping:
         keeping.write(memoryview(PAYLOAD))
         keeping.wait_until_placed()
         keeping.wait_until_durable()

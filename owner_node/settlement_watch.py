@@ -11,18 +11,18 @@ from owner_node.participation import Participation
 from owner_node.settlement import Settlement
 
 
-class Watching:
+class SettlementWatch:
     """Asks while the block runs that it is the context of."""
 
     def __init__(
         self,
-        rounds: Participation,
-        outcomes: Settlement,
+        participation: Participation,
+        settlement: Settlement,
         stopping: threading.Event,
         tell: Observer,
     ) -> None:
-        self._rounds = rounds
-        self._outcomes = outcomes
+        self._participation = participation
+        self._settlement = settlement
         self._stopping = stopping
         self._tell = tell
         self._ended = threading.Event()
@@ -32,13 +32,13 @@ class Watching:
         """Wait until no round is open any more in which an update of ours left, or this node is to stop."""
         told = False
         while not self._stopping.is_set():
-            self._rounds.settle()
-            if not self._outcomes.awaits_an_end:
+            self._participation.settle()
+            if not self._settlement.awaits_an_end:
                 return
             if not told:
                 self._tell(EndAwaited())
                 told = True
-            self._stopping.wait(self._outcomes.ask_in)
+            self._stopping.wait(self._settlement.ask_in)
 
     def has_ended(self, within: float) -> bool:
         """Whether it asks no more, or will not after so many seconds. For after the block."""
@@ -46,9 +46,9 @@ class Watching:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        self._rounds.settle()  # of the rounds from before this node was started
-        while not self._ended.wait(self._outcomes.ask_in):
-            self._rounds.settle()
+        self._participation.settle()  # of the rounds from before this node was started
+        while not self._ended.wait(self._settlement.ask_in):
+            self._participation.settle()
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from owner_node.watching import Watching
+from owner_node.settlement_watch import SettlementWatch
 
 LONG = 30.0
 
@@ -30,9 +30,9 @@ class FakeRounds:
             self.often.set()
 
 
-def watching(rounds: FakeRounds, stopping: threading.Event | None = None) -> Watching:
+def watching(rounds: FakeRounds, stopping: threading.Event | None = None) -> SettlementWatch:
     asks: Any = rounds
-    return Watching(asks, asks, stopping or threading.Event(), lambda _: None)
+    return SettlementWatch(asks, asks, stopping or threading.Event(), lambda _: None)
 
 
 def test_it_asks_from_the_start_on_and_again_without_any_event() -> None:

@@ -9,7 +9,7 @@ from cairn.tasks.loader import TaskFailed
 from owner_node.deadline import Deadline
 from owner_node.policy import Invited
 from owner_node.training.supervisor import Trained, TrainingSupervisor, Work
-from owner_node.upload import Pushing
+from owner_node.upload import Uploader
 from owner_node.work_time import WorkTime
 
 
@@ -21,13 +21,13 @@ class Progress:
     check: Callable[[], None]
 
 
-class Working:
+class LocalWork:
     """`seconds` is the time that the work takes, where the owner's file says it: then it goes on to its end,
     whatever becomes of the round, and what fails in it is a failure.
     """
 
-    def __init__(self, pushing: Pushing, stopping: threading.Event) -> None:
-        self._pushing = pushing
+    def __init__(self, uploader: Uploader, stopping: threading.Event) -> None:
+        self._uploader = uploader
         self._stopping = stopping
 
     def work(
@@ -51,7 +51,7 @@ class Working:
             failpoint("owner.train.done")
             progress.check()
             base = process.base_buffer(invited.job.schema)
-            self._pushing.push(invited, base, trained, deadline.latest, may_leave)
+            self._uploader.push(invited, base, trained, deadline.latest, may_leave)
 
     def _train(
         self, invited: Invited, process: TrainingSupervisor, progress: Progress | None
@@ -64,7 +64,7 @@ class Working:
             phase="train" if trains else "evaluate",
             settings=invited.job.settings,
             schema=invited.job.schema,
-            in_place=trains and not self._pushing.needs_base(invited),
+            in_place=trains and not self._uploader.needs_base(invited),
         )
         if progress is None:
             return process.run(work)
