@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from aggregator_node import event_log
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import MemoryBudget
 from aggregator_node.diagnostics import node_of
@@ -142,16 +143,15 @@ def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Ev
     rollback = RollbackDetector(settings.federation, store, signing_key, stopping.set)
     rules = settings.policy()
     overlap = ReleaseOverlap(any_base=settings.compare_releases == "same_model")
-    recorder = RoundRecorder(store, signing_key, clock, overlap)
+    recorder = RoundRecorder(store, signing_key, clock, overlap, event_log.write)
     memory = MemoryBudget(Mean, settings.memory_bytes, settings.updates_in_flight)
-    rounds = RoundRegistry(recorder, memory, signing_key, clock)
+    rounds = RoundRegistry(recorder, memory, signing_key, clock, event_log.write)
     jobs = JobRegistry(
         lambda: replace(rules, owners=roster.owners()),
-        settings.lease_seconds,
         store,
         rounds,
-        overlap,
         clock,
+        event_log.write,
     )
     return _Parts(
         identity=identity,

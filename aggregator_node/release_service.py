@@ -44,16 +44,9 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         check_protocol(request.protocol, request.software)
         process = check_digest(request.process, "process")
         with self._idle_shutdown.call():
-            state = self._jobs.register(caller(context).name, request.job_spec, process)
+            answer = self._jobs.register(caller(context).name, request.job_spec, process)
             failpoint("aggregator.job.before_reply")
-        return aggregator_pb2.RegisterJobResponse(
-            epoch=state.epoch,
-            floor=state.floor,
-            last_round=state.last_round,
-            released=state.released,
-            open_manifest=state.open_manifest,
-            last_statement=state.last_statement,
-        )
+        return answer
 
     def OpenRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.OpenRoundRequest, context: grpc.ServicerContext

@@ -6,15 +6,12 @@ came in. What is added depends on who was accepted and never on the order: neith
 
 from dataclasses import dataclass
 
-import structlog
-
 from aggregator_node.aggregation.rule import ReadBlock, Rule
 from aggregator_node.aggregation.workspace import Workspace
+from aggregator_node.events import Observer, SumsRefused
 from aggregator_node.rounds.upload import RoundContext, Upload
 from cairn.errors import Unavailable
 from cairn.v1 import round_pb2 as pb
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -26,8 +23,9 @@ class _Held:
 class Summing:
     """The updates of one round. The round holds a lock around every call."""
 
-    def __init__(self, context: RoundContext) -> None:
+    def __init__(self, context: RoundContext, tell: Observer) -> None:
         self._context = context
+        self._tell = tell
         self._trains = context.manifest.trains
         self._may_hold = context.most_held > 0
         self._weights: dict[str, int] = {}  # in the order of arrival
@@ -47,8 +45,7 @@ class Summing:
                 self._take(owner, upload, workspace)
             except Unavailable as error:
                 self._failure = str(error), error.reason
-                ids = {"job": self._context.manifest.job, "round": self._context.manifest.round}
-                log.error("round cannot go on", **ids, owner=owner, error=str(error))
+                self._tell(SumsRefused(*self._context.ids, owner, str(error)))
         return self._failure[1] if self._failure is not None else pb.REASON_UNSPECIFIED
 
     def finish(self, workspace: Workspace) -> dict[str, int]:

@@ -18,7 +18,7 @@ from cairn.model.schema import CHUNK_BYTES, Schema
 from cairn.model.update_encoding import UpdateLayout, check_update, decoded
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
-from cairn.protocol.messages import JobSpec, Manifest, check_digest, digest_of
+from cairn.protocol.messages import JobSpec, Manifest, check_digest, digest_of, manifest_to_bytes
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 from cairn.transport.receiver import PayloadReceiver
 from cairn.v1 import aggregator_pb2
@@ -34,6 +34,21 @@ class RoundContext:
     manifest: Manifest
     job: JobSpec
     bounds: Bounds
+
+    @cached_property
+    def body(self) -> bytes:
+        """The manifest as it is signed."""
+        return manifest_to_bytes(self.manifest)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The manifest's, which names the round."""
+        return digest_of(self.body)
+
+    @property
+    def ids(self) -> tuple[str, int]:
+        """The job and the number of the round."""
+        return self.manifest.job, self.manifest.round
 
     @cached_property
     def layout(self) -> UpdateLayout:

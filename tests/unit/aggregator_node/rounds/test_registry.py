@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+from aggregator_node import event_log
 from aggregator_node.rounds.registry import RoundRegistry
 from cairn.errors import Unavailable
 from cairn.runtime.clock import Clock
@@ -17,11 +18,11 @@ def test_a_round_without_memory_is_counted_before_its_coordinator_can_open_anoth
     recorder: Any = SimpleNamespace(abort=lambda *_: None)
     memory: Any = SimpleNamespace(give_back=lambda _workspace: None)
     key: Any = None
-    rounds = RoundRegistry(recorder, memory, key, Clock())
-    rounds._coordinators[b"digest"] = "coordinator"
+    rounds = RoundRegistry(recorder, memory, key, Clock(), event_log.write)
     counted: list[int] = []
     session: Any = SimpleNamespace(
         digest=b"digest",
+        coordinator="coordinator",
         await_seal=_without_memory,
         exclusions=(),
         release_memory=lambda: None,
