@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
@@ -97,8 +98,7 @@ class AggregatorNode:
         preflight(node_of(settings))
         parts = _assemble(settings, self._clock, self._stopping)
         owners = max(_OWNERS, len(settings.owners))
-        intake = _intake(parts, owners, self._connections)
-        release = _release(parts, owners, self._connections)
+        intake, release = _doors(parts, owners, self._connections)
         intake.start(settings.listen_owners)
         release.start(settings.listen_coordinators)
         log.info(
@@ -167,41 +167,30 @@ def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Ev
     )
 
 
-def _intake(parts: _Parts, owners: int, connections: int) -> Server:
-    """The owners' door."""
-    intake = Server(
+def _doors(parts: _Parts, owners: int, connections: int) -> tuple[Server, Server]:
+    """The owners' door and the coordinators'; at either, both kinds of node may ask for its health."""
+    door = partial(
+        Server,
         parts.identity,
-        long_callers=owners,
         callers=owners + _COORDINATORS,
         connections=connections,
-        window_bytes=_WINDOW_BYTES,
-        serves=Role.OWNER,
         admits=parts.roster.check,
         refused=parts.refusals.refused,
         can_work=parts.store.can_write,
     )
-    service = IntakeService(parts.jobs, parts.receipts, parts.roster, parts.rollback, parts.clock)
-    intake.add(add_IntakeServiceServicer_to_server, service)
-    record = RecordService(parts.store, parts.rollback)
-    intake.add(add_RecordServiceServicer_to_server, record)
-    return intake
-
-
-def _release(parts: _Parts, owners: int, connections: int) -> Server:
-    """The coordinators' door."""
-    release = Server(
-        parts.identity,
-        long_callers=_COORDINATORS,
-        callers=owners + _COORDINATORS,  # an owner may ask for its health
-        connections=connections,
-        serves=Role.COORDINATOR,
-        message_bytes=JOB_MESSAGE_BYTES,
-        admits=parts.roster.check,
-        refused=parts.refusals.refused,
-        can_work=parts.store.can_write,
+    intake = door(long_callers=owners, window_bytes=_WINDOW_BYTES, serves=Role.OWNER)
+    release = door(
+        long_callers=_COORDINATORS, message_bytes=JOB_MESSAGE_BYTES, serves=Role.COORDINATOR
     )
-    service = ReleaseService(parts.jobs, parts.rounds, parts.store, parts.idle_shutdown)
-    release.add(add_ReleaseServiceServicer_to_server, service)
-    record = RecordService(parts.store, parts.rollback)
-    release.add(add_RecordServiceServicer_to_server, record)
-    return release
+    intake.add(
+        add_IntakeServiceServicer_to_server,
+        IntakeService(parts.jobs, parts.receipts, parts.roster, parts.rollback, parts.clock),
+    )
+    release.add(
+        add_ReleaseServiceServicer_to_server,
+        ReleaseService(parts.jobs, parts.rounds, parts.store, parts.idle_shutdown),
+    )
+    for server in (intake, release):
+        record = RecordService(parts.store, parts.rollback)
+        server.add(add_RecordServiceServicer_to_server, record)
+    return intake, release

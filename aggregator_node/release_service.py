@@ -80,10 +80,12 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
                     if seen not in ENDED:
                         yield aggregator_pb2.WatchRoundResponse(state=state)
             ended = self._row(request, context)
-            if session is not None and session.reason:
-                yield _ending(session.state, session.reason, session.exclusions)
-            else:
-                yield _ending(ended.state, ended.reason, ended.exclusions)
+            end = session if session is not None and session.reason else ended
+            yield aggregator_pb2.WatchRoundResponse(
+                state=end.state,
+                reason=end.reason,
+                exclusions=[pb.Exclusion(owner=owner, reason=why) for owner, why in end.exclusions],
+            )
 
     def CollectRelease(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.CollectReleaseRequest, context: grpc.ServicerContext
@@ -127,15 +129,3 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
     ) -> RoundRow:
         digest = check_digest(request.manifest_digest, "manifest_digest")
         return self._jobs.row(caller(context).name, request.epoch, digest)
-
-
-def _ending(
-    state: "aggregator_pb2.RoundState",
-    reason: "pb.Reason",
-    exclusions: tuple[tuple[str, "pb.Reason"], ...],
-) -> aggregator_pb2.WatchRoundResponse:
-    return aggregator_pb2.WatchRoundResponse(
-        state=state,
-        reason=reason,
-        exclusions=[pb.Exclusion(owner=owner, reason=why) for owner, why in exclusions],
-    )

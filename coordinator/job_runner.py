@@ -9,8 +9,10 @@ import structlog
 
 from cairn.errors import CairnError, Fenced, Unavailable
 from cairn.protocol.messages import reason_word
+from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound
+from coordinator.aggregator_client import AggregatorClient, OpenedRound
+from coordinator.backoff import Backoff
 from coordinator.events import (
     GroupPassedOver,
     JobStarted,
@@ -98,9 +100,11 @@ class JobRunner:
         self._ledger.bring_up_to_date(self._aggregator.entries)
         self._folder.finish(standing.checkpoint)
 
-    def _carry_out_all(self, standing: _Standing, status: JobStatus) -> None:
-        left_over = status.open_manifest
-        opened = self._aggregator.opened(left_over) if left_over is not None else None
+    def _carry_out_all(
+        self, standing: _Standing, status: aggregator_pb2.RegisterJobResponse
+    ) -> None:
+        is_open, signed = status.HasField("open_manifest"), status.open_manifest
+        opened = self._aggregator.opened(signed) if is_open else None
         while (step := _step_of(opened) or standing.schedule.next()) is not None:
             begun = time.monotonic()
             ended = self._carry_out(step, opened, standing.base, status.floor)
@@ -137,7 +141,9 @@ class JobRunner:
             self._tell(GroupPassedOver(step.round, group, floor))
         return self._rounds.carry_out(step, selected, base)
 
-    def _take_up(self, status: JobStatus, checkpoint: Checkpoint) -> _Standing:
+    def _take_up(
+        self, status: aggregator_pb2.RegisterJobResponse, checkpoint: Checkpoint
+    ) -> _Standing:
         """Reconcile the folder with what the aggregator has released."""
         if checkpoint.released > status.released:
             raise CairnError(
@@ -146,14 +152,14 @@ class JobRunner:
                 f" name, with model = {self._folder.model_path}"
             )
         self._folder.prune_history(checkpoint.round)
-        self._rounds.selection.take_up(checkpoint.failing)
+        self._rounds.selection.backoff = Backoff(checkpoint.failing)
         schema, payload = self._folder.model()
         base = Base(schema, payload, schema.digest(payload))
         schedule = Schedule(
             self._job.spec.rounds, self._job.evaluates, status.last_round, status.released
         )
         standing = _Standing(checkpoint, base, schedule)
-        if status.last_statement is not None:
+        if status.HasField("last_statement"):
             statement = self._aggregator.statement(status.last_statement)
             # A crash may have come between the model and its statement: then both are written again.
             if statement.release_digest != base.digest or statement.round > checkpoint.round:
@@ -211,7 +217,7 @@ class JobRunner:
             standing.checkpoint,
             round=line.round,
             released=standing.schedule.released,
-            failing=self._rounds.selection.failing,
+            failing=self._rounds.selection.backoff.failing,
         )
         values = {**line.__dict__, "seconds": round(line.seconds, 3)}
         self._folder.finish_round(standing.checkpoint, values)

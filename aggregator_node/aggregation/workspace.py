@@ -39,9 +39,8 @@ class Workspace:
     nbytes: int
     coordinator: str = ""  # whose round has it
     grown: int = 0  # beyond `nbytes`, by sums that grow
-    end: Callable[[], object] = lambda: (
-        None
-    )  # ends the round, for another that needs what it has grown by
+    # Ends the round, for another that needs what it has grown by.
+    end: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -215,26 +215,21 @@ class JobRegistry:
         self._store.append("job", facts | ({"groups": spec.groups} if spec.groups else {}))
 
     def _state_of(self, spec: JobSpec, epoch: int) -> aggregator_pb2.RegisterJobResponse:
-        progress = self._store.progress(spec.name)
-        last = self._store.last_release(spec.name)
-        under_way_here = {session.digest for session in self._rounds.under_way()}
-        under_way = [
-            row
-            for row in self._store.open_rounds()
-            if row.job == spec.name
-            # A round whose end could not be recorded is open in the store only.
-            and row.manifest_digest in under_way_here
-        ]
-        return aggregator_pb2.RegisterJobResponse(
+        progress, last = self._store.progress(spec.name), self._store.last_release(spec.name)
+        state = aggregator_pb2.RegisterJobResponse(
             epoch=epoch,
             floor=self._policy().floor_of(spec),
             last_round=progress.opened,
             released=progress.released,
-            open_manifest=pb.Signed.FromString(under_way[0].manifest) if under_way else None,
-            last_statement=pb.Signed.FromString(last.statement)
-            if last and last.statement
-            else None,
         )
+        if last is not None and last.statement is not None:
+            state.last_statement.ParseFromString(last.statement)
+        under_way = {session.digest for session in self._rounds.under_way()}
+        for row in self._store.open_rounds():
+            # A round whose end could not be recorded is open in the store only.
+            if row.job == spec.name and row.manifest_digest in under_way:
+                state.open_manifest.ParseFromString(row.manifest)
+        return state
 
     def _row_of(self, coordinator: str, job: str) -> JobRow:
         row = self._store.job(job)

@@ -1,4 +1,4 @@
-"""What a round hands on: the answer to a join, what is kept of accepted updates, what is to be released."""
+"""What a round keeps of accepted updates, and what a sealed one is to release."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,17 +8,6 @@ from aggregator_node.aggregation.rule import Rule
 from cairn.errors import Conflict, NotFound
 from cairn.protocol.statements import commitment_of
 from cairn.v1 import round_pb2 as pb
-
-
-@dataclass(frozen=True)
-class Joined:
-    """The answer to a join: whether there is anything left to do, for how long at the most, and the
-    place in line to push, 0 where it does not wait.
-    """
-
-    update_accepted: bool
-    open_seconds: float
-    queue_place: int
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Updates live here and nowhere else, in memory, until the round is sealed; then t
 owner's receipt says of its update stays a while longer, for the owner to ask for.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.events import Observer, OwnerDeclined, UpdateAccepted
-from aggregator_node.rounds.results import Accepted, AcceptedUpdates, Joined, SealedRound
+from aggregator_node.rounds.results import Accepted, AcceptedUpdates, SealedRound
 from aggregator_node.rounds.state import Ending, OwnerState, Round
 from aggregator_node.rounds.summing import Summing
 from aggregator_node.rounds.upload import Call, RoundContext, Upload, Uploads, check_header
@@ -61,15 +62,19 @@ class RoundSession:
         self._abort_reason: pb.Reason = pb.REASON_UNSPECIFIED
         self._changed = threading.Condition()
 
-    def join(self, owner: str) -> Joined:
+    def join(self, owner: str) -> aggregator_pb2.JoinRoundResponse:
         """Take the owner in, or renew its lease. Raises WrongState, also of an update refused before."""
         with self._changed:
             self._round.check_not_refused(owner)
         with self._while_open():
             now = self._clock.monotonic()
             self._round.join(owner, now)
-            left = max(0.0, self._round.deadline - now)
-            return Joined(owner in self._accepted, left, self._memory().buffers.place(owner))
+            return aggregator_pb2.JoinRoundResponse(
+                lease_seconds=self.manifest.lease_seconds,
+                update_accepted=owner in self._accepted,
+                open_seconds=math.ceil(max(0.0, self._round.deadline - now)),
+                queue_place=self._memory().buffers.place(owner),
+            )
 
     def decline(self, owner: str, reason: "pb.Reason") -> None:
         """The owner does not take part."""
