@@ -2,19 +2,7 @@
 
 import structlog
 
-from aggregator_node.events import (
-    Event,
-    JobRegistered,
-    MetricsLeftOut,
-    OwnerDeclined,
-    RecordFailed,
-    ReleaseFailed,
-    RoundAborted,
-    RoundOpened,
-    RoundReleased,
-    SumsRefused,
-    UpdateAccepted,
-)
+from aggregator_node import events
 from cairn.errors import TooMuch, Unavailable, WrongState
 from cairn.protocol.messages import reason_word
 
@@ -25,31 +13,33 @@ _NO_METRICS = (
 )
 
 
-def write(event: Event) -> None:
+def write(event: events.Event) -> None:
     """Write one line. An error that nobody expects is written with its traceback."""
     values = vars(event)
     match event:
-        case JobRegistered():
+        case events.JobRegistered():
             log.info("job registered", **values)
-        case RoundOpened():
+        case events.RoundOpened():
             log.info("round opened", **values)
-        case OwnerDeclined(reason=reason):
+        case events.OwnerDeclined(reason=reason):
             log.info("declined", **values | {"reason": reason_word(reason)})
-        case UpdateAccepted():
+        case events.UpdateAccepted():
             log.info("accepted", **values)
-        case SumsRefused():
+        case events.SumsRefused():
             log.error("round cannot go on", **values)
-        case MetricsLeftOut():
+        case events.MetricsLeftOut():
             log.info(_NO_METRICS, **values)
-        case RoundReleased():
+        case events.RoundReleased():
             log.info("released", **values)
-        case RoundAborted(reason=reason):
+        case events.RoundAborted(reason=reason):
             log.warning("round aborted", **values | {"reason": reason_word(reason)})
-        case ReleaseFailed(error=TooMuch() | WrongState() | Unavailable() | OSError() as error):
+        case events.ReleaseFailed(
+            error=TooMuch() | WrongState() | Unavailable() | OSError() as error
+        ):
             log.error("round not released", **values | {"error": str(error)})
-        case ReleaseFailed(job, number, error):
+        case events.ReleaseFailed(job, number, error):
             log.error("round not released", job=job, round=number, exc_info=error)
-        case RecordFailed(job, number, Unavailable() as error):
+        case events.RecordFailed(job, number, Unavailable() as error):
             log.error("round could not be recorded", job=job, round=number, reason=str(error))
-        case RecordFailed(job, number, error):
+        case events.RecordFailed(job, number, error):
             log.error("round could not be recorded", job=job, round=number, exc_info=error)

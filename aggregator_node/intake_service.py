@@ -61,9 +61,7 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         return aggregator_pb2.JoinRoundResponse()
 
     def SubmitUpdate(  # noqa: N802 - gRPC calls it so
-        self,
-        request_iterator: Iterator[Part],
-        context: grpc.ServicerContext,
+        self, request_iterator: Iterator[Part], context: grpc.ServicerContext
     ) -> aggregator_pb2.SubmitUpdateResponse:
         certified, requests = certified_caller(context), request_iterator
         owner = certified.node.name

@@ -147,24 +147,11 @@ def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Ev
     memory = MemoryBudget(Mean, settings.memory_bytes, settings.updates_in_flight)
     rounds = RoundRegistry(recorder, memory, signing_key, clock, event_log.write)
     jobs = JobRegistry(
-        lambda: replace(rules, owners=roster.owners()),
-        store,
-        rounds,
-        clock,
-        event_log.write,
+        lambda: replace(rules, owners=roster.owners()), store, rounds, clock, event_log.write
     )
-    return _Parts(
-        identity=identity,
-        store=store,
-        roster=roster,
-        rollback=rollback,
-        jobs=jobs,
-        rounds=rounds,
-        receipts=Receipts(rounds.find, store, signing_key),
-        idle_shutdown=IdleShutdown(settings.patience_seconds, clock),
-        refusals=RefusalLog(store, clock),
-        clock=clock,
-    )
+    receipts, refusals = Receipts(rounds.find, store, signing_key), RefusalLog(store, clock)
+    idle = IdleShutdown(settings.patience_seconds, clock)
+    return _Parts(identity, store, roster, rollback, jobs, rounds, receipts, idle, refusals, clock)
 
 
 def _doors(parts: _Parts, owners: int, connections: int) -> tuple[Server, Server]:

@@ -23,20 +23,8 @@ from aggregator_node.rounds.session import RoundSession
 from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import JobRow, Progress, RoundRow, spec_of
 from aggregator_node.storage.store import Store
-from cairn.errors import (
-    CallerNotAllowed,
-    Conflict,
-    NotFound,
-    TooMuch,
-    Unavailable,
-    WrongState,
-)
-from cairn.protocol.messages import (
-    JobSpec,
-    Manifest,
-    digest_of,
-    manifest_from_bytes,
-)
+from cairn.errors import CallerNotAllowed, Conflict, NotFound, TooMuch, Unavailable, WrongState
+from cairn.protocol.messages import JobSpec, Manifest, digest_of, manifest_from_bytes
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2

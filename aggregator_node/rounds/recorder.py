@@ -30,13 +30,7 @@ from cairn.model.safetensors_reader import map_values
 from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import MIN_COHORT
-from cairn.protocol.messages import (
-    Manifest,
-    digest_of,
-    manifest_from_bytes,
-    parse,
-    reason_word,
-)
+from cairn.protocol.messages import Manifest, digest_of, manifest_from_bytes, parse, reason_word
 from cairn.protocol.statements import STATEMENT, sign
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint

@@ -1,7 +1,7 @@
 """What a round keeps of accepted updates, and what a sealed one is to release."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from aggregator_node.aggregation.mean import average_metrics
 from aggregator_node.aggregation.rule import Rule
@@ -23,12 +23,12 @@ class SealedRound:
 
 @dataclass(frozen=True)
 class Accepted:
-    """What is kept of an accepted update beside its share in the sum."""
+    """What is kept of an accepted update beside its share in the sum; the digests say which update it is."""
 
     header_digest: bytes
     payload_digest: bytes
-    receipt: pb.Signed
-    metrics: Mapping[str, float]
+    receipt: pb.Signed = field(compare=False)
+    metrics: Mapping[str, float] = field(compare=False)
 
 
 class AcceptedUpdates:
@@ -51,10 +51,7 @@ class AcceptedUpdates:
         before = self._of.get(owner)
         if before is None:
             return None
-        if (before.header_digest, before.payload_digest) != (
-            update.header_digest,
-            update.payload_digest,
-        ):
+        if before != update:
             raise Conflict("another update of this owner was accepted in this round")
         return before.receipt
 
@@ -62,10 +59,7 @@ class AcceptedUpdates:
         self._of[owner] = update
 
     def sealed(
-        self,
-        rule: Rule,
-        counts: Mapping[str, int],
-        exclusions: tuple[tuple[str, "pb.Reason"], ...],
+        self, rule: Rule, counts: Mapping[str, int], exclusions: tuple[tuple[str, "pb.Reason"], ...]
     ) -> SealedRound:
         """What is to be released, where each owner counts so much."""
         owners = tuple(sorted(counts))
@@ -76,7 +70,3 @@ class AcceptedUpdates:
             metrics=average_metrics([(self._of[owner].metrics, counts[owner]) for owner in owners]),
             exclusions=exclusions,
         )
-
-    def forget_metrics(self) -> None:
-        """Only receipts are asked for once the round has ended."""
-        self._of = {owner: replace(update, metrics={}) for owner, update in self._of.items()}

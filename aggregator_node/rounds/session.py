@@ -121,7 +121,7 @@ class RoundSession:
         """
         now = self._clock.monotonic()
         with self._changed:
-            self._uploads.heard(owner, upload, now)
+            upload.heard_at = now
             if self.is_open:
                 self._round.join(owner, now)
             workspace = self._workspace
@@ -202,7 +202,6 @@ class RoundSession:
                 aggregator_pb2.ROUND_STATE_ABORTED,
             )
             self.state = aborted if reason else released
-            self._accepted.forget_metrics()
             self._changed.notify_all()
 
     def wait_for_change(
