@@ -9,6 +9,7 @@ from cairn.model.validation import Bounds
 from cairn.protocol.cohorts import are_of_one_group, check_group_sizes
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec
+from cairn.runtime.timeouts import LEASE_SECONDS
 from cairn.v1 import round_pb2 as pb
 
 MAX_OPEN_ROUNDS = 64  # of one coordinator: each has a thread, and memory for its updates
@@ -29,6 +30,7 @@ class AdmissionPolicy:
     federation: str
     owners: Collection[str]
     floor: int
+    lease_seconds: int = LEASE_SECONDS
     weight_ratio: int = 1000
     largest_share: float = LARGEST_SHARE
     model_bytes: int = 8 << 30

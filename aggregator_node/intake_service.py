@@ -1,6 +1,5 @@
 """The owners' door: joins, updates and receipts. Receives `cairn.v1.IntakeService`."""
 
-import math
 from collections.abc import Iterator
 
 import grpc
@@ -12,7 +11,6 @@ from aggregator_node.rounds.session import RoundSession
 from aggregator_node.rounds.upload import Upload
 from aggregator_node.storage.rollback import RollbackDetector
 from cairn.errors import InvalidMessage, Unavailable
-from cairn.identity.certified import Certified
 from cairn.protocol.messages import check_digest, check_protocol, known
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
@@ -54,38 +52,18 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
         if request.join:
             if request.reason:
                 raise InvalidMessage("a reason is given where the owner takes part")
-            joined = session.join(owner)
+            answer = session.join(owner)
             failpoint("aggregator.join.before_reply")
-            return aggregator_pb2.JoinRoundResponse(
-                lease_seconds=session.manifest.lease_seconds,
-                update_accepted=joined.update_accepted,
-                open_seconds=math.ceil(joined.open_seconds),
-                queue_place=joined.queue_place,
-                ledger_head=self._rollback.head(),
-            )
+            answer.ledger_head.CopyFrom(self._rollback.head())
+            return answer
         known(pb.Reason, request.reason, "reason")
         session.decline(owner, request.reason)
         return aggregator_pb2.JoinRoundResponse()
 
     def SubmitUpdate(  # noqa: N802 - gRPC calls it so
-        self,
-        request_iterator: Iterator[Part],
-        context: grpc.ServicerContext,
+        self, request_iterator: Iterator[Part], context: grpc.ServicerContext
     ) -> aggregator_pb2.SubmitUpdateResponse:
-        return self._take(certified_caller(context), request_iterator, context)
-
-    def GetReceipt(  # noqa: N802 - gRPC calls it so
-        self, request: aggregator_pb2.GetReceiptRequest, context: grpc.ServicerContext
-    ) -> aggregator_pb2.GetReceiptResponse:
-        receipt = self._receipts.of(caller(context).name, request)
-        return aggregator_pb2.GetReceiptResponse(receipt=receipt)
-
-    def _take(
-        self,
-        certified: Certified,
-        requests: Iterator[Part],
-        context: grpc.ServicerContext,
-    ) -> aggregator_pb2.SubmitUpdateResponse:
+        certified, requests = certified_caller(context), request_iterator
         owner = certified.node.name
         header = _expected(next(requests, None), "header").header
         if header.HasField("seen_head"):
@@ -103,6 +81,12 @@ class IntakeService(aggregator_pb2_grpc.IntakeServiceServicer):
             receipt = session.commit(owner, upload, commit)
             failpoint("aggregator.push.before_receipt")
             return aggregator_pb2.SubmitUpdateResponse(receipt=receipt)
+
+    def GetReceipt(  # noqa: N802 - gRPC calls it so
+        self, request: aggregator_pb2.GetReceiptRequest, context: grpc.ServicerContext
+    ) -> aggregator_pb2.GetReceiptResponse:
+        receipt = self._receipts.of(caller(context).name, request)
+        return aggregator_pb2.GetReceiptResponse(receipt=receipt)
 
     def _receive(
         self, session: RoundSession, owner: str, upload: Upload, requests: Iterator[Part]

@@ -4,9 +4,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
+from aggregator_node import event_log
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import MemoryBudget
 from aggregator_node.diagnostics import node_of
@@ -96,8 +98,7 @@ class AggregatorNode:
         preflight(node_of(settings))
         parts = _assemble(settings, self._clock, self._stopping)
         owners = max(_OWNERS, len(settings.owners))
-        intake = _intake(parts, owners, self._connections)
-        release = _release(parts, owners, self._connections)
+        intake, release = _doors(parts, owners, self._connections)
         intake.start(settings.listen_owners)
         release.start(settings.listen_coordinators)
         log.info(
@@ -142,66 +143,41 @@ def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Ev
     rollback = RollbackDetector(settings.federation, store, signing_key, stopping.set)
     rules = settings.policy()
     overlap = ReleaseOverlap(any_base=settings.compare_releases == "same_model")
-    recorder = RoundRecorder(store, signing_key, clock, overlap)
+    recorder = RoundRecorder(store, signing_key, clock, overlap, event_log.write)
     memory = MemoryBudget(Mean, settings.memory_bytes, settings.updates_in_flight)
-    rounds = RoundRegistry(recorder, memory, signing_key, clock)
+    rounds = RoundRegistry(recorder, memory, signing_key, clock, event_log.write)
     jobs = JobRegistry(
-        lambda: replace(rules, owners=roster.owners()),
-        settings.lease_seconds,
-        store,
-        rounds,
-        overlap,
-        clock,
+        lambda: replace(rules, owners=roster.owners()), store, rounds, clock, event_log.write
     )
-    return _Parts(
-        identity=identity,
-        store=store,
-        roster=roster,
-        rollback=rollback,
-        jobs=jobs,
-        rounds=rounds,
-        receipts=Receipts(rounds.find, store, signing_key),
-        idle_shutdown=IdleShutdown(settings.patience_seconds, clock),
-        refusals=RefusalLog(store, clock),
-        clock=clock,
-    )
+    receipts, refusals = Receipts(rounds.find, store, signing_key), RefusalLog(store, clock)
+    idle = IdleShutdown(settings.patience_seconds, clock)
+    return _Parts(identity, store, roster, rollback, jobs, rounds, receipts, idle, refusals, clock)
 
 
-def _intake(parts: _Parts, owners: int, connections: int) -> Server:
-    """The owners' door."""
-    intake = Server(
+def _doors(parts: _Parts, owners: int, connections: int) -> tuple[Server, Server]:
+    """The owners' door and the coordinators'; at either, both kinds of node may ask for its health."""
+    door = partial(
+        Server,
         parts.identity,
-        long_callers=owners,
         callers=owners + _COORDINATORS,
         connections=connections,
-        window_bytes=_WINDOW_BYTES,
-        serves=Role.OWNER,
         admits=parts.roster.check,
         refused=parts.refusals.refused,
         can_work=parts.store.can_write,
     )
-    service = IntakeService(parts.jobs, parts.receipts, parts.roster, parts.rollback, parts.clock)
-    intake.add(add_IntakeServiceServicer_to_server, service)
-    record = RecordService(parts.store, parts.rollback)
-    intake.add(add_RecordServiceServicer_to_server, record)
-    return intake
-
-
-def _release(parts: _Parts, owners: int, connections: int) -> Server:
-    """The coordinators' door."""
-    release = Server(
-        parts.identity,
-        long_callers=_COORDINATORS,
-        callers=owners + _COORDINATORS,  # an owner may ask for its health
-        connections=connections,
-        serves=Role.COORDINATOR,
-        message_bytes=JOB_MESSAGE_BYTES,
-        admits=parts.roster.check,
-        refused=parts.refusals.refused,
-        can_work=parts.store.can_write,
+    intake = door(long_callers=owners, window_bytes=_WINDOW_BYTES, serves=Role.OWNER)
+    release = door(
+        long_callers=_COORDINATORS, message_bytes=JOB_MESSAGE_BYTES, serves=Role.COORDINATOR
     )
-    service = ReleaseService(parts.jobs, parts.rounds, parts.store, parts.idle_shutdown)
-    release.add(add_ReleaseServiceServicer_to_server, service)
-    record = RecordService(parts.store, parts.rollback)
-    release.add(add_RecordServiceServicer_to_server, record)
-    return release
+    intake.add(
+        add_IntakeServiceServicer_to_server,
+        IntakeService(parts.jobs, parts.receipts, parts.roster, parts.rollback, parts.clock),
+    )
+    release.add(
+        add_ReleaseServiceServicer_to_server,
+        ReleaseService(parts.jobs, parts.rounds, parts.store, parts.idle_shutdown),
+    )
+    for server in (intake, release):
+        record = RecordService(parts.store, parts.rollback)
+        server.add(add_RecordServiceServicer_to_server, record)
+    return intake, release

@@ -14,9 +14,8 @@ from cairn.v1 import round_pb2 as pb
 _MAX_ENTRIES = 1000
 _LAST_NUMBER = (1 << 63) - 1  # SQLite's largest
 _PAGE = 50
-_MAX_BYTES = (
-    1 << 18
-)  # of one answer, which may lie here unread; an entry with a large cohort has 70 KiB
+# Of one answer, which may lie here unread; an entry with a large cohort has 70 KiB.
+_MAX_BYTES = 1 << 18
 _FRAME_BYTES = 128  # of an entry, beside its body
 
 

@@ -44,16 +44,9 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         check_protocol(request.protocol, request.software)
         process = check_digest(request.process, "process")
         with self._idle_shutdown.call():
-            state = self._jobs.register(caller(context).name, request.job_spec, process)
+            answer = self._jobs.register(caller(context).name, request.job_spec, process)
             failpoint("aggregator.job.before_reply")
-        return aggregator_pb2.RegisterJobResponse(
-            epoch=state.epoch,
-            floor=state.floor,
-            last_round=state.last_round,
-            released=state.released,
-            open_manifest=state.open_manifest,
-            last_statement=state.last_statement,
-        )
+        return answer
 
     def OpenRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.OpenRoundRequest, context: grpc.ServicerContext
@@ -87,10 +80,12 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
                     if seen not in ENDED:
                         yield aggregator_pb2.WatchRoundResponse(state=state)
             ended = self._row(request, context)
-            if session is not None and session.reason:
-                yield _ending(session.state, session.reason, session.exclusions)
-            else:
-                yield _ending(ended.state, ended.reason, ended.exclusions)
+            end = session if session is not None and session.reason else ended
+            yield aggregator_pb2.WatchRoundResponse(
+                state=end.state,
+                reason=end.reason,
+                exclusions=[pb.Exclusion(owner=owner, reason=why) for owner, why in end.exclusions],
+            )
 
     def CollectRelease(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.CollectReleaseRequest, context: grpc.ServicerContext
@@ -134,15 +129,3 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
     ) -> RoundRow:
         digest = check_digest(request.manifest_digest, "manifest_digest")
         return self._jobs.row(caller(context).name, request.epoch, digest)
-
-
-def _ending(
-    state: "aggregator_pb2.RoundState",
-    reason: "pb.Reason",
-    exclusions: tuple[tuple[str, "pb.Reason"], ...],
-) -> aggregator_pb2.WatchRoundResponse:
-    return aggregator_pb2.WatchRoundResponse(
-        state=state,
-        reason=reason,
-        exclusions=[pb.Exclusion(owner=owner, reason=why) for owner, why in exclusions],
-    )

@@ -102,6 +102,7 @@ class AggregatorSettings(Settings):
             federation=self.federation,
             owners=frozenset(self.owners),
             floor=self.floor,
+            lease_seconds=self.lease_seconds,
             weight_ratio=self.largest_weight_ratio,
             largest_share=self.largest_share,
             model_bytes=self.largest_model_megabytes << 20,

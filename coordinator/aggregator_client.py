@@ -27,24 +27,13 @@ from cairn.transport.retry import retry_while_unavailable
 from cairn.transport.status import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
-from coordinator.release_download import Release, ReleaseDownload, Wanted
+from coordinator.release_download import Release, ReleaseDownload
 from coordinator.schedule import Step
 
 T = TypeVar("T")
 
 _PAGE = 1000  # entries: the most that the contract allows
 _ENDED = {aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED}
-
-
-@dataclass(frozen=True)
-class JobStatus:
-    """How far the aggregator says the job is."""
-
-    floor: int
-    last_round: int
-    released: int
-    open_manifest: pb.Signed | None
-    last_statement: pb.Signed | None
 
 
 @dataclass(frozen=True)
@@ -89,19 +78,16 @@ class AggregatorClient:
         self._process = secrets.token_bytes(32)
         self._epoch = 0  # until the aggregator has registered the job, and so has been reached
 
-    def register(self, job_spec: bytes) -> JobStatus:
+    def register(self, job_spec: bytes) -> aggregator_pb2.RegisterJobResponse:
+        """Take charge of the job; returns how far it is."""
         request = aggregator_pb2.RegisterJobRequest(
             job_spec=job_spec, protocol=PROTOCOL, software=__version__, process=self._process
         )
-        answer = self._call(lambda: self._stub.RegisterJob(request, timeout=CALL_SECONDS))
-        self._epoch = answer.epoch
-        return JobStatus(
-            floor=answer.floor,
-            last_round=answer.last_round,
-            released=answer.released,
-            open_manifest=answer.open_manifest if answer.HasField("open_manifest") else None,
-            last_statement=answer.last_statement if answer.HasField("last_statement") else None,
+        status: aggregator_pb2.RegisterJobResponse = self._call(
+            lambda: self._stub.RegisterJob(request, timeout=CALL_SECONDS)
         )
+        self._epoch = status.epoch
+        return status
 
     def open(self, job: str, step: Step, cohort: list[str], base_digest: bytes) -> OpenedRound:
         request = aggregator_pb2.OpenRoundRequest(
@@ -159,8 +145,10 @@ class AggregatorClient:
         self, manifest_digest: bytes, schema: Schema, begin: Callable[[Schema], ModelWriter]
     ) -> Release:
         """Fetch a release into the file that `begin` begins, and verify its statement and its bytes."""
-        wanted = Wanted(manifest_digest, self._epoch)
-        download = ReleaseDownload(self._stub, self._key, wanted, schema, begin)
+        request = aggregator_pb2.CollectReleaseRequest(
+            manifest_digest=manifest_digest, epoch=self._epoch
+        )
+        download = ReleaseDownload(self._stub, self._key, request, schema, begin)
         try:
             return self._call(download.fetch)
         except BaseException:

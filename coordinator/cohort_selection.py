@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cairn.errors import CairnError
 from cairn.protocol.messages import Manifest
-from coordinator.backoff import Backoff, Failing
+from coordinator.backoff import Backoff
 from coordinator.groups import Sampling
 from coordinator.owner_sessions import OwnerSessions, Waiting
 from coordinator.schedule import Step
@@ -33,10 +33,9 @@ class CohortSelection:
         self._sampling = sampling
         self._seconds = seconds
         self._sessions = sessions
-        self._backoff = Backoff()
-        self._expected: dict[
-            tuple[str, ...], AbstractSet[str]
-        ] = {}  # who is likely to attend, by group
+        self.backoff = Backoff()
+        # Who is likely to attend, by group.
+        self._expected: dict[tuple[str, ...], AbstractSet[str]] = {}
         self._trained: tuple[str, ...] | None = None
 
     def next(self, step: Step, floor: int, waiting: Waiting) -> SelectedCohort:
@@ -49,7 +48,7 @@ class CohortSelection:
         place = next(enough, 0)
         here = self._expected[turns[place]]
         cycle = self._sampling.cycle(step.round)
-        cohort = self._backoff.cohort(cycle, here, floor)
+        cohort = self.backoff.cohort(cycle, here, floor)
         passed_over = tuple(1 + self._sampling.groups.index(group) for group in turns[:place])
         return SelectedCohort(cohort, present, tuple(sorted(here - set(cohort))), passed_over)
 
@@ -88,17 +87,8 @@ class CohortSelection:
             return {}
         cycle = self._sampling.cycle(manifest.round)
         self._trained = group
-        back_in = self._backoff.note(cycle, counted if released else set(), missed)
+        back_in = self.backoff.note(cycle, counted if released else set(), missed)
         return {owner: self._sampling.first_round(cycle) for owner, cycle in back_in.items()}
-
-    @property
-    def failing(self) -> Failing:
-        """Which owners fail, for a checkpoint."""
-        return self._backoff.failing
-
-    def take_up(self, failing: Failing) -> None:
-        """Go on from a checkpoint."""
-        self._backoff = Backoff(failing)
 
     def was_trained_by(self, cohort: Sequence[str]) -> None:
         """The last release, which an earlier process of this coordinator has seen, is of this cohort."""

@@ -3,18 +3,7 @@
 from cairn.protocol.words import reason_word
 from cairn.runtime.quoting import say
 from cairn.v1 import round_pb2 as pb
-from coordinator.events import (
-    Event,
-    GroupPassedOver,
-    JobFinished,
-    JobStarted,
-    MetricsMissing,
-    OwnerNotCounted,
-    OwnerRests,
-    OwnersAwaited,
-    RoundAborted,
-    RoundFinished,
-)
+from coordinator import events
 
 _BECAUSE = {
     pb.REASON_NOT_COUNTED: "its task failed there or its update was refused; only that owner is told why",
@@ -28,36 +17,36 @@ _NO_METRICS = (
 )
 
 
-def show(event: Event) -> None:
+def show(event: events.Event) -> None:
     """Print the event to stdout; the log goes to stderr."""
     for line in _lines(event):
         say(line)
 
 
-def _lines(event: Event) -> list[str]:
+def _lines(event: events.Event) -> list[str]:
     match event:
-        case JobStarted():
+        case events.JobStarted():
             return _started(event)
-        case OwnersAwaited():
+        case events.OwnersAwaited():
             return [_awaited(event)]
-        case RoundFinished():
+        case events.RoundFinished():
             return [_finished_round(event)]
-        case OwnerNotCounted(number, owner, reason):
+        case events.OwnerNotCounted(number, owner, reason):
             because = f": {_BECAUSE[reason]}" if reason in _BECAUSE else ""
             return [f"Round {number}: {owner} was not counted ({reason_word(reason)}){because}"]
-        case OwnerRests(number, owner, back_in):
+        case events.OwnerRests(number, owner, back_in):
             return [
                 f"Round {number}: {owner} was not counted again and again; it is left out until round {back_in}"
             ]
-        case GroupPassedOver(number, group, floor):
+        case events.GroupPassedOver(number, group, floor):
             turn = f"it is the turn of group {group}, of which fewer than {floor} attend; another takes it"
             return [f"Round {number}: {turn}"]
-        case RoundAborted(step, reason):
+        case events.RoundAborted(step, reason):
             what = "" if step.trains else " evaluation"
             return [f"Round {step.round}{what}: no release ({reason_word(reason)})"]
-        case MetricsMissing(number):
+        case events.MetricsMissing(number):
             return [f"Round {number}: no metrics of the training ({_NO_METRICS})"]
-        case JobFinished(model, digest):
+        case events.JobFinished(model, digest):
             return [
                 f"Finished. Model: {model}",
                 f"BLAKE3: {digest.hex()}",
@@ -65,7 +54,7 @@ def _lines(event: Event) -> list[str]:
             ]
 
 
-def _started(event: JobStarted) -> list[str]:
+def _started(event: events.JobStarted) -> list[str]:
     spec = event.spec
     rounds, owners = _count(spec.rounds, "round"), ", ".join(spec.owners)
     by = f"averaged by the aggregator at {event.aggregator}"
@@ -78,7 +67,7 @@ def _started(event: JobStarted) -> list[str]:
     return lines
 
 
-def _awaited(event: OwnersAwaited) -> str:
+def _awaited(event: events.OwnersAwaited) -> str:
     missing = ", ".join(sorted(set(event.owners) - set(event.present)))
     enough = f"at least {event.floor}{' of one group' if event.of_one_group else ''}"
     return (
@@ -87,7 +76,7 @@ def _awaited(event: OwnersAwaited) -> str:
     )
 
 
-def _finished_round(event: RoundFinished) -> str:
+def _finished_round(event: events.RoundFinished) -> str:
     width = len(str(event.releases))
     group = f" of group {event.group}" if event.group else ""
     metrics = "".join(f"   {name} {value:.4f}" for name, value in sorted(event.metrics.items()))

@@ -9,19 +9,11 @@ import structlog
 
 from cairn.errors import CairnError, Fenced, Unavailable
 from cairn.protocol.words import reason_word
+from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from coordinator.aggregator_client import AggregatorClient, JobStatus, OpenedRound
-from coordinator.events import (
-    GroupPassedOver,
-    JobStarted,
-    MetricsMissing,
-    Observer,
-    OwnerNotCounted,
-    OwnerRests,
-    OwnersAwaited,
-    RoundAborted,
-    RoundFinished,
-)
+from coordinator import events
+from coordinator.aggregator_client import AggregatorClient, OpenedRound
+from coordinator.backoff import Backoff
 from coordinator.ledger_mirror import LedgerMirror
 from coordinator.release_download import Release
 from coordinator.round_runner import Base, Ended, Job, RoundRunner
@@ -66,7 +58,7 @@ class JobRunner:
         folder: RunFolder,
         aggregator: AggregatorClient,
         rounds: RoundRunner,
-        tell: Observer,
+        tell: events.Observer,
         stopping: threading.Event,
     ) -> None:
         self._job = job
@@ -84,7 +76,7 @@ class JobRunner:
         self._ledger.bring_up_to_date(self._aggregator.entries)
         standing = self._take_up(status, checkpoint)
         self._tell(
-            JobStarted(
+            events.JobStarted(
                 self._job.spec, self._aggregator.address, status.floor, standing.checkpoint.released
             )
         )
@@ -98,9 +90,11 @@ class JobRunner:
         self._ledger.bring_up_to_date(self._aggregator.entries)
         self._folder.finish(standing.checkpoint)
 
-    def _carry_out_all(self, standing: _Standing, status: JobStatus) -> None:
-        left_over = status.open_manifest
-        opened = self._aggregator.opened(left_over) if left_over is not None else None
+    def _carry_out_all(
+        self, standing: _Standing, status: aggregator_pb2.RegisterJobResponse
+    ) -> None:
+        is_open, signed = status.HasField("open_manifest"), status.open_manifest
+        opened = self._aggregator.opened(signed) if is_open else None
         while (step := _step_of(opened) or standing.schedule.next()) is not None:
             begun = time.monotonic()
             ended = self._carry_out(step, opened, standing.base, status.floor)
@@ -128,16 +122,20 @@ class JobRunner:
         selection = self._rounds.selection
 
         def waiting(present: Sequence[str]) -> None:
-            self._tell(OwnersAwaited(spec.owners, present, floor, bool(spec.groups), seconds))
+            self._tell(
+                events.OwnersAwaited(spec.owners, present, floor, bool(spec.groups), seconds)
+            )
 
         selected = selection.next(step, floor, waiting)
         self._check_stop()
         selection.check(selected, floor)
         for group in selected.passed_over:
-            self._tell(GroupPassedOver(step.round, group, floor))
+            self._tell(events.GroupPassedOver(step.round, group, floor))
         return self._rounds.carry_out(step, selected, base)
 
-    def _take_up(self, status: JobStatus, checkpoint: Checkpoint) -> _Standing:
+    def _take_up(
+        self, status: aggregator_pb2.RegisterJobResponse, checkpoint: Checkpoint
+    ) -> _Standing:
         """Reconcile the folder with what the aggregator has released."""
         if checkpoint.released > status.released:
             raise CairnError(
@@ -146,14 +144,14 @@ class JobRunner:
                 f" name, with model = {self._folder.model_path}"
             )
         self._folder.prune_history(checkpoint.round)
-        self._rounds.selection.take_up(checkpoint.failing)
+        self._rounds.selection.backoff = Backoff(checkpoint.failing)
         schema, payload = self._folder.model()
         base = Base(schema, payload, schema.digest(payload))
         schedule = Schedule(
             self._job.spec.rounds, self._job.evaluates, status.last_round, status.released
         )
         standing = _Standing(checkpoint, base, schedule)
-        if status.last_statement is not None:
+        if status.HasField("last_statement"):
             statement = self._aggregator.statement(status.last_statement)
             # A crash may have come between the model and its statement: then both are written again.
             if statement.release_digest != base.digest or statement.round > checkpoint.round:
@@ -170,11 +168,11 @@ class JobRunner:
     def _note(self, standing: _Standing, step: Step, ended: Ended, seconds: float) -> None:
         """Keep what a step brought."""
         for exclusion in ended.exclusions:
-            self._tell(OwnerNotCounted(step.round, exclusion.owner, exclusion.reason))
+            self._tell(events.OwnerNotCounted(step.round, exclusion.owner, exclusion.reason))
         for owner, back_in in ended.resting.items():
-            self._tell(OwnerRests(step.round, owner, back_in))
+            self._tell(events.OwnerRests(step.round, owner, back_in))
         if ended.release is None:
-            self._tell(RoundAborted(step, ended.reason))
+            self._tell(events.RoundAborted(step, ended.reason))
             if not step.trains and standing.line is not None:
                 standing.line.evaluation = reason_word(ended.reason)
             self._check_stop()
@@ -186,7 +184,7 @@ class JobRunner:
             statement = ended.release.statement
             standing.line = _line_of(statement, seconds, ended.group, ended.left_out)
             if self._trains_with_metrics and not statement.metrics:
-                self._tell(MetricsMissing(step.round))
+                self._tell(events.MetricsMissing(step.round))
             self._trains_with_metrics = bool(statement.metrics)  # so that it is said once in a row
         else:
             self._folder.save_evaluation(ended.release.signed)
@@ -211,12 +209,12 @@ class JobRunner:
             standing.checkpoint,
             round=line.round,
             released=standing.schedule.released,
-            failing=self._rounds.selection.failing,
+            failing=self._rounds.selection.backoff.failing,
         )
         values = {**line.__dict__, "seconds": round(line.seconds, 3)}
         self._folder.finish_round(standing.checkpoint, values)
         self._tell(
-            RoundFinished(
+            events.RoundFinished(
                 release=standing.schedule.released,
                 releases=self._job.spec.rounds,
                 round=line.round,
@@ -238,10 +236,7 @@ def _step_of(opened: OpenedRound | None) -> Step | None:
 
 
 def _line_of(
-    statement: pb.ReleaseStatement,
-    seconds: float,
-    group: int | None,
-    left_out: Sequence[str] = (),
+    statement: pb.ReleaseStatement, seconds: float, group: int | None, left_out: Sequence[str] = ()
 ) -> _Line:
     metrics = dict(sorted(statement.metrics.items()))
     return _Line(statement.round, statement.contributors, group, metrics, list(left_out), seconds)

@@ -26,14 +26,6 @@ class Release:
     model: ModelWriter | None
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The release that is asked for, by its round, and the epoch of the coordinator that asks."""
-
-    manifest_digest: bytes
-    epoch: int
-
-
 class ReleaseDownload:
     """One release on its way. `begin` begins the file of its model."""
 
@@ -41,29 +33,26 @@ class ReleaseDownload:
         self,
         stub: Any,
         key: Ed25519PublicKey,
-        wanted: Wanted,
+        request: aggregator_pb2.CollectReleaseRequest,
         schema: Schema,
         begin: Callable[[Schema], ModelWriter],
     ) -> None:
         self._stub = stub
         self._key = key
-        self._wanted = wanted
+        self._request = request
         self._schema = schema
         self._begin = begin
         self._model: ModelWriter | None = None
 
     def fetch(self) -> Release:
         """Go on, to the end. Raises Unavailable where it breaks off, to be called again."""
-        request = aggregator_pb2.CollectReleaseRequest(
-            manifest_digest=self._wanted.manifest_digest,
-            offset=self._model.written if self._model else 0,
-            epoch=self._wanted.epoch,
-        )
-        parts = self._stub.CollectRelease(request, timeout=MAX_ROUND_SECONDS)  # silence ends it
+        self._request.offset = self._model.written if self._model else 0
+        # Silence ends it.
+        parts = self._stub.CollectRelease(self._request, timeout=MAX_ROUND_SECONDS)
         with cancel_when_idle(parts.cancel) as heard:
             signed = self._statement(next(parts, None))
             statement = verified_statement(self._key, signed)
-            if statement.manifest_digest != self._wanted.manifest_digest:
+            if statement.manifest_digest != self._request.manifest_digest:
                 raise InvalidMessage("the statement is that of another round")
             if statement.phase == pb.PHASE_TRAIN:
                 self._model = self._model or self._begin(self._schema)

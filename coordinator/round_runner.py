@@ -23,6 +23,9 @@ from coordinator.schedule import Step
 
 log = structlog.get_logger()
 
+# What a release statement says again of its manifest.
+_REPEATED = ("federation", "job", "round", "phase", "base_digest", "weighting", "encoding")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -171,16 +174,7 @@ class RoundRunner:
 def _check(release: Release, opened: OpenedRound) -> None:
     """Raise InvalidMessage where a statement does not keep what the manifest said."""
     statement, manifest = release.statement, opened.manifest
-    said = (statement.federation, statement.job, statement.round, statement.phase)
-    if (*said, statement.base_digest, statement.weighting, statement.encoding) != (
-        manifest.federation,
-        manifest.job,
-        manifest.round,
-        manifest.phase,
-        manifest.base_digest,
-        manifest.weighting,
-        manifest.encoding,
-    ):
+    if any(getattr(statement, field) != getattr(manifest, field) for field in _REPEATED):
         raise InvalidMessage("the release statement is that of another round")
     excluded = {exclusion.owner for exclusion in statement.exclusions}
     counted = len(manifest.cohort) - len(excluded)

@@ -62,9 +62,8 @@ class JobSettings(Settings):
     fraction: Annotated[float, Field(gt=0, le=1)] = 1
     weighting: Literal["equal", "examples"] = "equal"
     examples: tuple[_Examples, _Examples] = (1, MAX_EXAMPLES)
-    updates: Literal["whole", "bf16_deltas", "int8_deltas"] = (
-        "whole"  # ENCODINGS of cairn.protocol.words
-    )
+    # The words of ENCODINGS of cairn.protocol.words.
+    updates: Literal["whole", "bf16_deltas", "int8_deltas"] = "whole"
     evaluate: bool = False
     round_deadline_seconds: Seconds = ROUND_DEADLINE_SECONDS
     gather_seconds: Seconds = GATHER_SECONDS

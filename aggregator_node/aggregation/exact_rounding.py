@@ -102,9 +102,8 @@ def _near_a_middle(
             rest += terms  # from the largest on: what is lost is below 2**-20 of what is left
         rest += levels[1]
         size = np.abs(quotients)
-        step = size - np.nextafter(
-            size, 0
-        )  # towards zero: above a power of two it is twice as wide
+        # Towards zero: above a power of two it is twice as wide.
+        step = size - np.nextafter(size, 0)
         return ~(np.abs(2 * rest) < _CLEARLY_BELOW * weight * step)
     low, high = np.empty((2, len(quotients)), _KINDS[dtype])
     _cast(quotients * (1 - _SLACK), dtype, low)

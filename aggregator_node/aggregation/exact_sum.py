@@ -160,9 +160,8 @@ class ExactSums:
         self._sums = sums
         self.carried_bytes = 0  # what the levels below the first take
         self._carries: dict[int, Carry] = {}
-        self._spreads: dict[
-            int, ExponentRange
-        ] = {}  # of the sums, by the first element of the block
+        # Of the sums, by the first element of the block.
+        self._spreads: dict[int, ExponentRange] = {}
         self._floats = np.empty((3, BLOCK))
         self._bools = np.empty((2, BLOCK), np.bool_)
 

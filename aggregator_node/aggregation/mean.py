@@ -89,13 +89,10 @@ class Mean(Rule):
         self._ask = ask
 
     def add_blocks(self, read: ReadBlock, weight: int) -> None:
-        """Add one update that is read block by block, in canonical order; it counts `weight` times.
+        """Add an update; a block begins at a multiple of `BLOCK` elements of its run and is that long, or the rest.
 
-        A block begins at a multiple of `BLOCK` elements of its run and is that long, or the run's rest.
-        What `read` returns is used before it is called again; it must not raise, because the blocks
-        before would stay in the sums. Raises UpdateRefused for a weight outside 1 to `MAX_WEIGHT`, and
-        LimitExceeded where all weights exceed `MAX_TOTAL_WEIGHT`; the sums are then as before. Raises
-        Unavailable where the sums may not grow as they have to; they are then good for nothing.
+        Raises UpdateRefused for a weight outside 1 to `MAX_WEIGHT`, and LimitExceeded where all weights exceed
+        `MAX_TOTAL_WEIGHT`.
         """
         if not 1 <= weight <= MAX_WEIGHT:
             raise UpdateRefused(f"a weight is 1 to {MAX_WEIGHT}", pb.REASON_EXAMPLES_REFUSED)
@@ -114,12 +111,7 @@ class Mean(Rule):
         self._total_weight += weight
 
     def result_blocks(self, base: Buffer | None = None) -> Iterator[memoryview]:
-        """The bytes of the mean in canonical order; each piece lasts until the next but one is asked for.
-
-        With a base, a payload of the same schema, F32 and F64 updates were deltas from it. Raises
-        WrongState where nothing was added, and LimitExceeded where a mean leaves the range of its type, which
-        only F64 and deltas can do: nothing may be used before the last piece has come.
-        """
+        """The mean. Raises LimitExceeded where one leaves the range of its type, which only F64 and deltas can do."""
         if not self._total_weight:
             raise WrongState("there is no mean of no update")
         for run, sums in zip(self._runs, self._sums, strict=True):
@@ -136,8 +128,12 @@ class Mean(Rule):
                 yield out.view(np.uint8).data
 
     def reset(self) -> None:
-        """Forget all updates and overwrite what they left, but keep the memory for the next round."""
-        self._forget()
+        self._total_weight = 0
+        self._granted = self._reckoned
+        self._rounding.erase()
+        for sums in self._sums:
+            if isinstance(sums, ExactSums):
+                sums.erase()
         np.frombuffer(self._memory, np.uint8).fill(0)
 
     def _ask_for_growth(self) -> None:
@@ -146,14 +142,6 @@ class Mean(Rule):
             nbytes = -(-missing // _ASK_BYTES) * _ASK_BYTES
             self._ask(nbytes)
             self._granted += nbytes
-
-    def _forget(self) -> None:
-        self._total_weight = 0
-        self._granted = self._reckoned
-        self._rounding.erase()
-        for sums in self._sums:
-            if isinstance(sums, ExactSums):
-                sums.erase()
 
     def _divided(self) -> Iterator[ExactSums | NDArray[np.int64]]:
         begin, memory = 0, self._memory

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from aggregator_node.aggregation.buffers import BufferPool
 from aggregator_node.aggregation.memory_shares import MemoryShares
@@ -39,9 +40,8 @@ class Workspace:
     nbytes: int
     coordinator: str = ""  # whose round has it
     grown: int = 0  # beyond `nbytes`, by sums that grow
-    end: Callable[[], object] = lambda: (
-        None
-    )  # ends the round, for another that needs what it has grown by
+    # Ends the round, for another that needs what it has grown by.
+    end: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,17 @@ class RoundSize:
     held: int
 
 
-@dataclass(frozen=True)
-class _Needs:
-    """What a round needs: a rule's memory for a schema, buffers of one size for updates under way and for kept ones."""
+class _Needs(NamedTuple):
+    """What a round needs beside its rule: buffers of one size for updates under way, and for kept ones."""
 
-    rule: type[Rule]
     schema: Schema
     size: int
-    count: int
+    buffers: int
     to_keep: int
 
-    @property
-    def nbytes(self) -> int:
-        return self.rule.memory_bytes(self.schema) + (self.count + self.to_keep) * self.size
-
     def are_met_by(self, workspace: Workspace) -> bool:
-        buffers = workspace.buffers
-        same = (buffers.nbytes, buffers.count, buffers.to_keep)
-        return same == (self.size, self.count, self.to_keep) and workspace.schema == self.schema
+        pool = workspace.buffers
+        return self == (workspace.schema, pool.nbytes, pool.count, pool.to_keep)
 
 
 class MemoryBudget:
@@ -98,27 +91,30 @@ class MemoryBudget:
         again, while other rounds have the memory or another coordinator is to have its share of it first.
         """
         needs = self._needs_of(round_size)
-        if needs.nbytes > self._nbytes:
+        nbytes = (
+            self._rule.memory_bytes(needs.schema) + (needs.buffers + needs.to_keep) * needs.size
+        )
+        if nbytes > self._nbytes:
             raise LimitExceeded(
-                f"a round of this model takes {_megabytes(needs.nbytes)} of memory: the sums,"
-                f" {needs.count} updates at a time and {needs.to_keep} held back for their weight; this"
+                f"a round of this model takes {_megabytes(nbytes)} of memory: the sums,"
+                f" {needs.buffers} updates at a time and {needs.to_keep} held back for their weight; this"
                 f" aggregator has {_megabytes(self._nbytes)}: raise memory_megabytes in its file, or"
                 " lower updates_in_flight"
             )
         with self._lock:
-            if not self._shares.may_take(coordinator, needs.nbytes, now):
+            if not self._shares.may_take(coordinator, nbytes, now):
                 raise Unavailable(
                     "the aggregator's memory is lent to other rounds, or another coordinator is to have its"
                     " share of it first: this round has to wait until one of them has ended",
                     pb.REASON_TOO_MUCH,
                 )
-            self._shares.take(coordinator, needs.nbytes)
+            self._shares.take(coordinator, nbytes)
             kept = self._take_kept(needs)
             self._drop_kept()
             in_the_way = self._grown_in_the_way()
         for grown in in_the_way:
             grown.end()
-        workspace = kept or self._fresh(coordinator, needs)
+        workspace = kept or self._fresh(coordinator, needs, nbytes)
         workspace.coordinator = coordinator
         workspace.buffers.begin()
         workspace.rule.begin(partial(self._grow, workspace))
@@ -141,15 +137,15 @@ class MemoryBudget:
         size, cohort = of.update_bytes, of.cohort
         count = min(cohort, max(self._in_flight, _SMALL_BYTES // size)) if size else cohort
         held = of.held + self._rule.held_updates(cohort)
-        return _Needs(self._rule, of.schema, size, count, min(held, cohort - count))
+        return _Needs(of.schema, size, count, min(held, cohort - count))
 
-    def _fresh(self, coordinator: str, needs: _Needs) -> Workspace:
+    def _fresh(self, coordinator: str, needs: _Needs, nbytes: int) -> Workspace:
         try:
-            buffers = BufferPool(needs.count, needs.size, needs.to_keep)
-            return Workspace(needs.rule(needs.schema), buffers, needs.schema, needs.nbytes)
+            buffers = BufferPool(needs.buffers, needs.size, needs.to_keep)
+            return Workspace(self._rule(needs.schema), buffers, needs.schema, nbytes)
         except (OSError, MemoryError) as error:  # the system has not what this node was told it has
             with self._lock:
-                self._shares.give_back(coordinator, needs.nbytes)
+                self._shares.give_back(coordinator, nbytes)
             raise Unavailable(
                 f"the aggregator's machine has no memory for this round: {error}",
                 pb.REASON_TOO_MUCH,

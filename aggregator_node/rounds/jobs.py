@@ -1,15 +1,12 @@
 """The aggregator's jobs and rounds: registers jobs, opens rounds and sees them to their end.
 
-What may be opened is decided by `policy`, how a round goes by `live_round`, and `recording` makes what
-is promised to a peer durable first.
+What may be opened is decided by `admission`, how a round goes by `session`, and `recorder` makes what is
+promised to a peer durable first.
 """
 
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-
-import structlog
 
 from aggregator_node.admission import (
     LEAST_JOB_BYTES,
@@ -19,7 +16,7 @@ from aggregator_node.admission import (
     Opening,
     check_opening,
 )
-from aggregator_node.rounds.disclosure import ReleaseOverlap
+from aggregator_node.events import JobRegistered, Observer
 from aggregator_node.rounds.epochs import Epochs
 from aggregator_node.rounds.registry import RoundRegistry
 from aggregator_node.rounds.session import RoundSession
@@ -34,30 +31,11 @@ from cairn.errors import (
     Unavailable,
     WrongState,
 )
-from cairn.protocol.messages import (
-    JobSpec,
-    Manifest,
-    digest_of,
-    manifest_from_bytes,
-)
+from cairn.protocol.messages import JobSpec, Manifest, digest_of, manifest_from_bytes
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-
-log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class JobState:
-    """What a coordinator is told when it registers a job, new or known."""
-
-    epoch: int
-    floor: int
-    last_round: int
-    released: int
-    open_manifest: pb.Signed | None
-    last_statement: pb.Signed | None
 
 
 class JobRegistry:
@@ -66,27 +44,27 @@ class JobRegistry:
     def __init__(
         self,
         policy: Callable[[], AdmissionPolicy],
-        lease_seconds: int,
         store: Store,
         rounds: RoundRegistry,
-        overlap: ReleaseOverlap,
         clock: Clock,
+        tell: Observer,
     ) -> None:
         """Take up the store.
 
         `policy` returns the rules with the roster as it stands at the moment.
         """
         self._policy = policy
-        self._lease_seconds = lease_seconds
         self._store = store
         self._epochs = Epochs(store)
         self._rounds = rounds
-        self._overlap = overlap
         self._clock = clock
+        self._tell = tell
         self._lock = threading.RLock()
         self._registered: dict[str, int] = {}  # job → its rounds, since this process began
 
-    def register(self, coordinator: str, body: bytes, process: bytes) -> JobState:
+    def register(
+        self, coordinator: str, body: bytes, process: bytes
+    ) -> aggregator_pb2.RegisterJobResponse:
         """Register a job, or tell the state of a known one, to the process that is in charge from now on."""
         spec = spec_of(body)
         with self._lock:
@@ -111,7 +89,7 @@ class JobRegistry:
                     self._add(coordinator, spec, body)
                 epoch = self._epochs.enter(spec.name, process)
                 failpoint("aggregator.job.before_commit")
-            log.info("job registered", job=spec.name, coordinator=coordinator, epoch=epoch)
+            self._tell(JobRegistered(spec.name, coordinator, epoch))
             self._registered[spec.name] = spec.rounds
             return self._state_of(spec, epoch)
 
@@ -142,7 +120,6 @@ class JobRegistry:
             # Else all owners would train for a round that can only be aborted.
             self._store.check_room(spec.schema.total_bytes)
             context = self._context_of(policy, spec, digest_of(row.spec), progress, opening)
-            self._overlap.check(context, opening.cohort)
             return self._rounds.start(coordinator, context)
 
     def session(self, manifest_digest: bytes) -> RoundSession:
@@ -205,7 +182,7 @@ class JobRegistry:
             weighting=spec.weighting,
             floor=policy.floor_of(spec),
             deadline_unix_ms=self._clock.unix_ms() + 1000 * spec.round_deadline_seconds,
-            lease_seconds=self._lease_seconds,
+            lease_seconds=policy.lease_seconds,
             nonce=secrets.token_bytes(32),
             ledger_head=head,
             ledger_number=number,
@@ -232,27 +209,22 @@ class JobRegistry:
         # For everybody to check the cohorts against.
         self._store.append("job", facts | ({"groups": spec.groups} if spec.groups else {}))
 
-    def _state_of(self, spec: JobSpec, epoch: int) -> JobState:
-        progress = self._store.progress(spec.name)
-        last = self._store.last_release(spec.name)
-        under_way_here = {session.digest for session in self._rounds.under_way()}
-        under_way = [
-            row
-            for row in self._store.open_rounds()
-            if row.job == spec.name
-            # A round whose end could not be recorded is open in the store only.
-            and row.manifest_digest in under_way_here
-        ]
-        return JobState(
+    def _state_of(self, spec: JobSpec, epoch: int) -> aggregator_pb2.RegisterJobResponse:
+        progress, last = self._store.progress(spec.name), self._store.last_release(spec.name)
+        state = aggregator_pb2.RegisterJobResponse(
             epoch=epoch,
             floor=self._policy().floor_of(spec),
             last_round=progress.opened,
             released=progress.released,
-            open_manifest=pb.Signed.FromString(under_way[0].manifest) if under_way else None,
-            last_statement=pb.Signed.FromString(last.statement)
-            if last and last.statement
-            else None,
         )
+        if last is not None and last.statement is not None:
+            state.last_statement.ParseFromString(last.statement)
+        under_way = {session.digest for session in self._rounds.under_way()}
+        for row in self._store.open_rounds():
+            # A round whose end could not be recorded is open in the store only.
+            if row.job == spec.name and row.manifest_digest in under_way:
+                state.open_manifest.ParseFromString(row.manifest)
+        return state
 
     def _row_of(self, coordinator: str, job: str) -> JobRow:
         row = self._store.job(job)

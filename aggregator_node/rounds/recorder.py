@@ -9,10 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
-import structlog
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from aggregator_node.events import (
+    MetricsLeftOut,
+    Observer,
+    RoundAborted,
+    RoundOpened,
+    RoundReleased,
+)
 from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.results import SealedRound
 from aggregator_node.rounds.upload import RoundContext
@@ -32,24 +38,32 @@ from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
-log = structlog.get_logger()
-
 
 class RoundRecorder:
     """Writes the beginnings and ends of rounds to the store."""
 
     def __init__(
-        self, store: Store, signing_key: Ed25519PrivateKey, clock: Clock, overlap: ReleaseOverlap
+        self,
+        store: Store,
+        signing_key: Ed25519PrivateKey,
+        clock: Clock,
+        overlap: ReleaseOverlap,
+        tell: Observer,
     ) -> None:
         """Take up what was released before; rounds that were open when the last process ended are aborted."""
         self._store = store
         self._key = signing_key
         self._clock = clock
         self._overlap = overlap
+        self._tell = tell
         self._remember_releases()
         for row in store.open_rounds():
             self.abort(row, pb.REASON_AGGREGATOR_RESTARTED, ())
         store.clear_left_over_releases()
+
+    def check(self, context: RoundContext) -> None:
+        """Raise WrongState where a release over the whole cohort may not stand beside an earlier one."""
+        self._overlap.check(context, context.manifest.cohort)
 
     def open(self, row: RoundRow, cohort: Sequence[str]) -> None:
         """Record a signed manifest, before anybody receives it."""
@@ -57,7 +71,7 @@ class RoundRecorder:
             self._store.save_round(row)
             self._store.append("open", _facts(row, cohort=list(cohort)))
             failpoint("aggregator.open.before_commit")
-        log.info("round opened", job=row.job, round=row.number, cohort=len(cohort))
+        self._tell(RoundOpened(row.job, row.number, len(cohort)))
 
     def release(self, row: RoundRow, context: RoundContext, sealed: SealedRound) -> None:
         """Keep the average, and sign and record its statement.
@@ -73,11 +87,7 @@ class RoundRecorder:
         )
         if sealed.metrics and not says_metrics:
             sealed = replace(sealed, metrics={})
-            log.info(
-                "metrics are left out: an earlier release of this base has metrics that overlap with them",
-                job=row.job,
-                round=row.number,
-            )
+            self._tell(MetricsLeftOut(row.job, row.number))
         replaced = self._store.last_release(row.job) if context.manifest.trains else None
         try:
             self._release(row, context, sealed)
@@ -89,7 +99,7 @@ class RoundRecorder:
         if replaced is not None:
             with suppress(OSError):  # the next start clears what is left over
                 self._store.release_path(replaced.manifest_digest).unlink()
-        log.info("released", job=row.job, round=row.number, contributors=len(sealed.contributors))
+        self._tell(RoundReleased(row.job, row.number, len(sealed.contributors)))
 
     def _release(self, row: RoundRow, context: RoundContext, sealed: SealedRound) -> None:
         manifest = context.manifest
@@ -137,7 +147,7 @@ class RoundRecorder:
             self._check_open(row)
             self._store.save_round(aborted)
             self._store.append("abort", _facts(row, reason=reason_word(reason)))
-        log.warning("round aborted", job=row.job, round=row.number, reason=reason_word(reason))
+        self._tell(RoundAborted(row.job, row.number, reason))
 
     def end_of(self, row: RoundRow) -> "pb.Reason":
         """Why a round that has ended has no release; unspecified where it has one."""

@@ -10,25 +10,22 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 
-import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.admission import MAX_EXHAUSTED_ROUNDS
 from aggregator_node.aggregation.workspace import MemoryBudget, Workspace
+from aggregator_node.events import Observer, RecordFailed, ReleaseFailed
 from aggregator_node.rounds.receipts import signed_receipt
 from aggregator_node.rounds.recorder import RoundRecorder
 from aggregator_node.rounds.session import ENDED, RoundSession
 from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import RoundRow
-from cairn.errors import CairnError, LimitExceeded, Unavailable, WrongState
-from cairn.protocol.messages import digest_of, manifest_to_bytes
+from cairn.errors import LimitExceeded, Unavailable, WrongState
 from cairn.protocol.statements import MANIFEST, sign
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 from cairn.v1 import round_pb2 as pb
-
-log = structlog.get_logger()
 
 _KEPT_ROUNDS = 64  # ended rounds whose receipts can still be asked for
 
@@ -42,47 +39,44 @@ class RoundRegistry:
         memory: MemoryBudget,
         signing_key: Ed25519PrivateKey,
         clock: Clock,
+        tell: Observer,
     ) -> None:
         self._recorder = recorder
         self._memory = memory
         self._key = signing_key
         self._clock = clock
+        self._tell = tell
         self._lock = threading.Lock()
         self._sessions: dict[bytes, RoundSession] = {}
-        self._coordinators: dict[bytes, str] = {}  # whose round it is, for those in `_sessions`
         self._ended: deque[bytes] = deque()
-        self._exhausted: Counter[str] = (
-            Counter()
-        )  # coordinator → its rounds that ended for want of memory
+        # coordinator → its rounds that ended for want of memory
+        self._exhausted: Counter[str] = Counter()
 
     def start(self, coordinator: str, context: RoundContext) -> pb.Signed:
         """Sign the manifest, record it and open the round.
 
         Raises LimitExceeded for a round that the memory can never hold, Unavailable while others hold it, and
-        WrongState where too many of the coordinator's rounds ended for want of memory for their sums.
+        WrongState where too many of the coordinator's rounds ended for want of memory for their sums, or a
+        release of it may not stand beside an earlier one.
         """
+        self._recorder.check(context)
         self._check_not_exhausted(coordinator)
-        manifest = context.manifest
-        body = manifest_to_bytes(manifest)
-        digest = digest_of(body)
-        signed = sign(self._key, MANIFEST, body)
-        row = RoundRow(
-            digest, manifest.job, manifest.round, manifest.phase, signed.SerializeToString()
-        )
+        digest, phase = context.digest, context.manifest.phase
+        signed = sign(self._key, MANIFEST, context.body)
+        row = RoundRow(digest, *context.ids, phase, signed.SerializeToString())
         workspace = self._memory.allocate(coordinator, context.size, self._clock.monotonic())
         with ExitStack() as undo:
             undo.callback(self._memory.give_back, workspace)
-            self._recorder.open(row, manifest.cohort)
+            self._recorder.open(row, context.manifest.cohort)
             undo.callback(self._recorder.abort, row, pb.REASON_STORAGE_FAILED, ())
             failpoint("aggregator.open.after_commit")
             sign_receipt = partial(signed_receipt, self._key, digest)
-            session = RoundSession(digest, context, workspace, self._clock, sign_receipt)
+            session = RoundSession(context, workspace, self._clock, sign_receipt, self._tell)
             workspace.end = partial(_give_up_memory, session)
             with self._lock:
                 self._sessions[digest] = session
-                self._coordinators[digest] = coordinator
             undo.callback(self._forget, digest)
-            name = f"round-{manifest.job}-{manifest.round}"
+            name = f"round-{row.job}-{row.number}"
             arguments = (session, row, context, workspace)
             threading.Thread(
                 target=self._see_to_end, args=arguments, name=name, daemon=True
@@ -104,8 +98,7 @@ class RoundRegistry:
             return [
                 session
                 for session in self._sessions.values()
-                if session.state not in ENDED
-                and coordinator in {None, self._coordinators[session.digest]}
+                if session.state not in ENDED and coordinator in {None, session.coordinator}
             ]
 
     def record_left_over_ends(self, rows: Iterable[RoundRow]) -> None:
@@ -141,7 +134,7 @@ class RoundRegistry:
         finally:
             if reason == pb.REASON_TOO_MUCH:  # counted before the coordinator can open the next
                 with self._lock:
-                    self._exhausted[self._coordinators[session.digest]] += 1
+                    self._exhausted[session.coordinator] += 1
             session.end(reason)
         with self._lock:
             self._ended.append(session.digest)
@@ -164,15 +157,9 @@ class RoundRegistry:
             failpoint("aggregator.seal.before_release")
             self._recorder.release(row, context, sealed)
             return pb.REASON_UNSPECIFIED
-        except (LimitExceeded, WrongState, Unavailable, OSError) as error:
-            log.error("round not released", job=row.job, round=row.number, error=str(error))
-            reason = error.reason if isinstance(error, CairnError) else pb.REASON_UNSPECIFIED
-            if isinstance(error, LimitExceeded):  # the average of finite values is not
-                reason = pb.REASON_NON_FINITE
-        except Exception:
-            log.exception("round not released", job=row.job, round=row.number)
-            reason = session.reason
-        return self._record_abort(session, row, reason or pb.REASON_STORAGE_FAILED)
+        except Exception as error:  # noqa: BLE001 - whatever fails, the round ends, and the observer is told why
+            self._tell(ReleaseFailed(row.job, row.number, error))
+            return self._record_abort(session, row, _why_not_released(error, session))
 
     def _record_abort(
         self, session: RoundSession, row: RoundRow, reason: "pb.Reason"
@@ -185,13 +172,8 @@ class RoundRegistry:
             self._recorder.abort(row, reason, session.exclusions)
         except WrongState:
             return self._recorder.end_of(row)
-        except Unavailable as error:  # the next opening or the next start records it
-            log.error(
-                "round could not be recorded", job=row.job, round=row.number, reason=str(error)
-            )
-            return pb.REASON_STORAGE_FAILED
-        except Exception:
-            log.exception("round could not be recorded", job=row.job, round=row.number)
+        except Exception as error:  # noqa: BLE001 - the next opening or the next start records it
+            self._tell(RecordFailed(row.job, row.number, error))
             return pb.REASON_STORAGE_FAILED
         return reason
 
@@ -208,10 +190,25 @@ class RoundRegistry:
     def _forget(self, digest: bytes) -> None:
         with self._lock:
             self._sessions.pop(digest, None)
-            self._coordinators.pop(digest, None)
 
 
 def _give_up_memory(session: RoundSession) -> None:
     """Another round is given the memory that the sums have borrowed. A sealed round has it for a moment more."""
     with suppress(WrongState):
         session.abort(pb.REASON_TOO_MUCH)
+
+
+def _why_not_released(error: Exception, session: RoundSession) -> "pb.Reason":
+    reason: pb.Reason = pb.REASON_UNSPECIFIED
+    match error:
+        case LimitExceeded():  # the average of finite values is not
+            reason = pb.REASON_NON_FINITE
+        case (
+            WrongState() | Unavailable()
+        ):  # an earlier release forbids this one; there is no memory or no room
+            reason = error.reason
+        case OSError():  # it says which file, and what its disk lacks
+            pass
+        case _:
+            reason = session.reason
+    return reason or pb.REASON_STORAGE_FAILED

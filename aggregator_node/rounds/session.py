@@ -4,27 +4,23 @@ Updates live here and nowhere else, in memory, until the round is sealed; then t
 owner's receipt says of its update stays a while longer, for the owner to ask for.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
-import structlog
-
-from aggregator_node.aggregation.mean import average_metrics
 from aggregator_node.aggregation.workspace import Workspace
-from aggregator_node.rounds.results import Accepted, Joined, SealedRound
+from aggregator_node.events import Observer, OwnerDeclined, UpdateAccepted
+from aggregator_node.rounds.results import Accepted, AcceptedUpdates, SealedRound
 from aggregator_node.rounds.state import Ending, OwnerState, Round
 from aggregator_node.rounds.summing import Summing
 from aggregator_node.rounds.upload import Call, RoundContext, Upload, Uploads, check_header
-from cairn.errors import Conflict, LimitExceeded, NotFound, UpdateRefused, WrongState
-from cairn.protocol.statements import commitment_of
-from cairn.protocol.words import reason_word
+from cairn.errors import LimitExceeded, UpdateRefused, WrongState
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 
-log = structlog.get_logger()
 T = TypeVar("T")
 
 ENDED = frozenset({aggregator_pb2.ROUND_STATE_RELEASED, aggregator_pb2.ROUND_STATE_ABORTED})
@@ -35,46 +31,49 @@ class RoundSession:
 
     def __init__(
         self,
-        digest: bytes,
         context: RoundContext,
         workspace: Workspace,
         clock: Clock,
         sign_receipt: Callable[[str, bytes, aggregator_pb2.UpdateHeader], pb.Signed],
+        tell: Observer,
     ) -> None:
         """Open the round now. `sign_receipt` takes the owner, the update's digest and its header."""
         now, manifest = clock.monotonic(), context.manifest
-        remaining = (manifest.deadline_unix_ms - clock.unix_ms()) / 1000
-        self.digest = digest
+        deadline = now + (manifest.deadline_unix_ms - clock.unix_ms()) / 1000
+        self.digest = context.digest
         self.manifest = manifest
+        self.coordinator = workspace.coordinator
         self.state = aggregator_pb2.ROUND_STATE_OPEN
         self.reason: pb.Reason = pb.REASON_UNSPECIFIED
         self.exclusions: tuple[tuple[str, pb.Reason], ...] = ()
         self._context = context
         self._clock = clock
         self._sign_receipt = sign_receipt
+        self._tell = tell
         self._round = Round.open(
-            manifest.cohort, manifest.floor, manifest.lease_seconds, now + remaining, now
+            manifest.cohort, manifest.floor, manifest.lease_seconds, deadline, now
         )
         self._workspace: Workspace | None = workspace
-        self._sums = Summing(context)
+        self._sums = Summing(context, tell)
         self._summing = threading.Lock()
         self._uploads = Uploads()
         self.has_broken_uploads = False  # whose last bytes wait for Python's collector
-        self._accepted: dict[str, Accepted] = {}
-        self._reports: dict[str, dict[str, float]] = {}  # the metrics of each accepted owner
+        self._accepted = AcceptedUpdates()
         self._abort_reason: pb.Reason = pb.REASON_UNSPECIFIED
         self._changed = threading.Condition()
 
-    def join(self, owner: str) -> Joined:
+    def join(self, owner: str) -> aggregator_pb2.JoinRoundResponse:
         """Take the owner in, or renew its lease. Raises WrongState, also of an update refused before."""
         with self._changed:
             self._round.check_not_refused(owner)
         with self._while_open():
             now = self._clock.monotonic()
             self._round.join(owner, now)
-            left = max(0.0, self._round.deadline - now)
-            return Joined(
-                owner in self._accepted, left, self._open_workspace().buffers.place(owner)
+            return aggregator_pb2.JoinRoundResponse(
+                lease_seconds=self.manifest.lease_seconds,
+                update_accepted=owner in self._accepted,
+                open_seconds=math.ceil(max(0.0, self._round.deadline - now)),
+                queue_place=self._memory().buffers.place(owner),
             )
 
     def decline(self, owner: str, reason: "pb.Reason") -> None:
@@ -83,15 +82,13 @@ class RoundSession:
             is_repeated = self._round.state_of(owner) is OwnerState.DECLINED
             self._round.decline(owner, reason)
         if not is_repeated:  # an owner may say so as often as it likes
-            log.info("declined", **self._ids, owner=owner, reason=reason_word(reason))
+            self._tell(OwnerDeclined(*self._context.ids, owner, reason))
 
     def receipt(self, owner: str) -> pb.Signed:
         """The owner's receipt, also after the round ended. Raises NotFound before."""
         with self._changed:
             self._round.state_of(owner)
-            if owner not in self._accepted:
-                raise NotFound("no update of yours was accepted in this round")
-            return self._accepted[owner].receipt
+            return self._accepted.receipt(owner)
 
     @contextmanager
     def upload(
@@ -124,7 +121,7 @@ class RoundSession:
         """
         now = self._clock.monotonic()
         with self._changed:
-            self._uploads.heard(owner, upload, now)
+            upload.heard_at = now
             if self.is_open:
                 self._round.join(owner, now)
             workspace = self._workspace
@@ -140,23 +137,19 @@ class RoundSession:
         the round has ended.
         """
         digest = self._refusing(owner, lambda: upload.finish(commit), upload)
-        header_digest = upload.header_digest()
         receipt = self._sign_receipt(owner, digest, upload.header)
+        update = Accepted(upload.header_digest(), digest, receipt, dict(upload.header.metrics))
         with self._summing:
             with self._changed:
                 # Complete: the seal, which ends what is under way, must not take its answer away.
                 self._uploads.end(owner, upload)
-                before = self._accepted.get(owner)
-                if before is not None:
-                    if (before.header_digest, before.payload_digest) != (header_digest, digest):
-                        raise Conflict("another update of this owner was accepted in this round")
-                    return before.receipt
+                if before := self._accepted.repeated(owner, update):
+                    return before
                 self._check_in_time()
                 self._round.accept(owner)
-                self._accepted[owner] = Accepted(header_digest, digest, receipt)
-                self._reports[owner] = dict(upload.header.metrics)
-            failure = self._sums.take(owner, upload, self._open_workspace())
-        log.info("accepted", **self._ids, owner=owner)
+                self._accepted.add(owner, update)
+            failure = self._sums.take(owner, upload, self._memory())
+        self._tell(UpdateAccepted(*self._context.ids, owner))
         with self._changed:
             self._abort_reason = self._abort_reason or failure
             self._changed.notify_all()
@@ -167,7 +160,8 @@ class RoundSession:
         with self._changed:
             if self.state == aggregator_pb2.ROUND_STATE_ABORTED or self._abort_reason:
                 return
-            self._check_open()
+            if not self.is_open:
+                raise _ended()
             self._abort_reason = reason
             self._changed.notify_all()
 
@@ -186,8 +180,12 @@ class RoundSession:
             else:
                 self._abort_reason = self._abort_reason or pb.REASON_BELOW_FLOOR
                 self.reason = self._abort_reason
-            self._open_workspace().buffers.wake()
-        return self._close() if sealed else None
+            self._memory().buffers.wake()
+        if not sealed:
+            return None
+        with self._summing:
+            counts = self._sums.finish(self._memory())
+        return self._accepted.sealed(self._memory().rule, counts, self.exclusions)
 
     def release_memory(self) -> None:
         """The round needs its memory no more. After this no update is added to the sums."""
@@ -199,12 +197,11 @@ class RoundSession:
         """Let the watchers know how the round ended; without a reason it was released."""
         with self._changed:
             self.reason = reason
-            self.state = (
-                aggregator_pb2.ROUND_STATE_ABORTED
-                if reason
-                else aggregator_pb2.ROUND_STATE_RELEASED
+            released, aborted = (
+                aggregator_pb2.ROUND_STATE_RELEASED,
+                aggregator_pb2.ROUND_STATE_ABORTED,
             )
-            self._reports.clear()
+            self.state = aborted if reason else released
             self._changed.notify_all()
 
     def wait_for_change(
@@ -224,22 +221,6 @@ class RoundSession:
     def is_open(self) -> bool:
         return self.state == aggregator_pb2.ROUND_STATE_OPEN and not self._abort_reason
 
-    @property
-    def _ids(self) -> dict[str, object]:
-        return {"job": self.manifest.job, "round": self.manifest.round}
-
-    def _close(self) -> SealedRound:
-        with self._summing:
-            counts = self._sums.finish(self._open_workspace())
-        owners = tuple(sorted(counts))
-        return SealedRound(
-            rule=self._open_workspace().rule,
-            contributors=owners,
-            commitments=tuple(sorted(commitment_of(self._accepted[o].receipt) for o in owners)),
-            metrics=average_metrics([(self._reports[owner], counts[owner]) for owner in owners]),
-            exclusions=self.exclusions,
-        )
-
     def _ending(self) -> Ending | None:
         if self._abort_reason:
             return Ending.ABORT
@@ -247,7 +228,7 @@ class RoundSession:
 
     @contextmanager
     def _buffer_for(self, owner: str, upload: Upload) -> Iterator[None]:
-        buffers, call = self._open_workspace().buffers, upload.call
+        buffers, call = self._memory().buffers, upload.call
         call.add_callback(buffers.wake)  # when the call ends, in whatever way
         with buffers.borrow(owner, lambda: not (self.is_open and call.is_active())) as buffer:
             with self._changed:
@@ -255,9 +236,9 @@ class RoundSession:
             upload.keep_in(buffer, turn_ends)
             yield
 
-    def _open_workspace(self) -> Workspace:
+    def _memory(self) -> Workspace:
         if self._workspace is None:
-            raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
+            raise _ended()
         return self._workspace
 
     def _refusing(self, owner: str, check: Callable[[], T], upload: Upload | None = None) -> T:
@@ -269,12 +250,7 @@ class RoundSession:
                 with self._changed:
                     if upload is not None:  # the end of the round must not take its answer away
                         self._uploads.end(owner, upload)
-                    # An owner whose update was accepted before stays in: its share is in the sum.
-                    out = self.is_open and self._round.state_of(owner) in {
-                        OwnerState.JOINED,
-                        OwnerState.LOST,
-                    }
-                    if out:
+                    if self.is_open and self._round.can_refuse(owner):
                         self._round.refuse(owner, error.reason)
                         self._changed.notify_all()
             raise
@@ -296,10 +272,9 @@ class RoundSession:
 
     def _check_in_time(self) -> None:
         """The deadline holds for owners also where the thread that seals has not come to it yet."""
-        self._check_open()
-        if self._clock.monotonic() >= self._round.deadline:
-            raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
+        if not self.is_open or self._clock.monotonic() >= self._round.deadline:
+            raise _ended()
 
-    def _check_open(self) -> None:
-        if not self.is_open:
-            raise WrongState("the round has ended", pb.REASON_ROUND_ENDED)
+
+def _ended() -> WrongState:
+    return WrongState("the round has ended", pb.REASON_ROUND_ENDED)

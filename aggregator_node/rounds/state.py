@@ -48,10 +48,8 @@ _TRANSITIONS: dict[tuple[OwnerState, Event], OwnerState] = {
     (OwnerState.JOINED, Event.EXPIRE): OwnerState.LOST,
     (OwnerState.LOST, Event.JOIN): OwnerState.JOINED,
     (OwnerState.LOST, Event.DECLINE): OwnerState.DECLINED,
-    (
-        OwnerState.LOST,
-        Event.ACCEPT,
-    ): OwnerState.ACCEPTED,  # the lease lapsed while its last bytes were checked
+    # The lease lapsed while the last bytes were checked.
+    (OwnerState.LOST, Event.ACCEPT): OwnerState.ACCEPTED,
     (OwnerState.LOST, Event.REFUSE): OwnerState.REFUSED,
     (OwnerState.ACCEPTED, Event.JOIN): OwnerState.ACCEPTED,
     (OwnerState.DECLINED, Event.DECLINE): OwnerState.DECLINED,
@@ -108,6 +106,10 @@ class Round:
     def refuse(self, owner: str, reason: "pb.Reason") -> None:
         """The owner's update broke a rule that no retry mends."""
         self._apply(owner, Event.REFUSE, reason)
+
+    def can_refuse(self, owner: str) -> bool:
+        """Whether a refusal takes the owner out: one whose update was accepted before stays in, as it is in the sum."""
+        return (self.state_of(owner), Event.REFUSE) in _TRANSITIONS
 
     @property
     def accepted(self) -> list[str]:

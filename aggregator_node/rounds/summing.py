@@ -4,34 +4,23 @@ An update whose weight may turn out to be above the round's cap (`shares`) is he
 came in. What is added depends on who was accepted and never on the order: neither the cap nor an exact sum does.
 """
 
-from dataclasses import dataclass
-
-import structlog
-
-from aggregator_node.aggregation.rule import ReadBlock, Rule
 from aggregator_node.aggregation.workspace import Workspace
+from aggregator_node.events import Observer, SumsRefused
 from aggregator_node.rounds.upload import RoundContext, Upload
 from cairn.errors import Unavailable
 from cairn.v1 import round_pb2 as pb
-
-log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class _Held:
-    read: ReadBlock
-    buffer: memoryview
 
 
 class Summing:
     """The updates of one round. The round holds a lock around every call."""
 
-    def __init__(self, context: RoundContext) -> None:
+    def __init__(self, context: RoundContext, tell: Observer) -> None:
         self._context = context
+        self._tell = tell
         self._trains = context.manifest.trains
         self._may_hold = context.most_held > 0
         self._weights: dict[str, int] = {}  # in the order of arrival
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Upload] = {}
         self._added = 0
         # Not the error itself: its traceback would keep what it was about to add.
         self._failure: tuple[str, pb.Reason] | None = None
@@ -47,8 +36,7 @@ class Summing:
                 self._take(owner, upload, workspace)
             except Unavailable as error:
                 self._failure = str(error), error.reason
-                ids = {"job": self._context.manifest.job, "round": self._context.manifest.round}
-                log.error("round cannot go on", **ids, owner=owner, error=str(error))
+                self._tell(SumsRefused(*self._context.ids, owner, str(error)))
         return self._failure[1] if self._failure is not None else pb.REASON_UNSPECIFIED
 
     def finish(self, workspace: Workspace) -> dict[str, int]:
@@ -72,24 +60,22 @@ class Summing:
         self._held.clear()
 
     def _take(self, owner: str, upload: Upload, workspace: Workspace) -> None:
-        if upload.payload is None:
-            raise AssertionError("an update that is not kept cannot be added")
         undecided = self._context.share.undecided(self._weights) if self._may_hold else []
         if owner in undecided:
-            workspace.buffers.keep(upload.payload)
-            self._held[owner] = _Held(upload.reading(), upload.payload)
+            workspace.buffers.keep(upload.kept)
+            self._held[owner] = upload
         else:
-            self._add(workspace.rule, upload.reading(), self._weights[owner])
+            self._add(upload, self._weights[owner], workspace)
         for decided in self._held.keys() - set(undecided):
             self._add_held(decided, self._weights[decided], workspace)
 
     def _add_held(self, owner: str, weight: int, workspace: Workspace) -> None:
         held = self._held.pop(owner)
         try:
-            self._add(workspace.rule, held.read, weight)
+            self._add(held, weight, workspace)
         finally:
-            workspace.buffers.give_back(held.buffer)
+            workspace.buffers.give_back(held.kept)
 
-    def _add(self, rule: Rule, read: ReadBlock, weight: int) -> None:
-        rule.add_blocks(read, weight)
+    def _add(self, upload: Upload, weight: int, workspace: Workspace) -> None:
+        workspace.rule.add_blocks(upload.reading(), weight)
         self._added += 1

@@ -18,7 +18,7 @@ from cairn.model.schema import CHUNK_BYTES, Schema
 from cairn.model.update_encoding import UpdateLayout, check_update, decoded
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
-from cairn.protocol.messages import JobSpec, Manifest, check_digest, digest_of
+from cairn.protocol.messages import JobSpec, Manifest, check_digest, digest_of, manifest_to_bytes
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 from cairn.transport.receiver import PayloadReceiver
 from cairn.v1 import aggregator_pb2
@@ -34,6 +34,21 @@ class RoundContext:
     manifest: Manifest
     job: JobSpec
     bounds: Bounds
+
+    @cached_property
+    def body(self) -> bytes:
+        """The manifest as it is signed."""
+        return manifest_to_bytes(self.manifest)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The manifest's, which names the round."""
+        return digest_of(self.body)
+
+    @property
+    def ids(self) -> tuple[str, int]:
+        """The job and the number of the round."""
+        return self.manifest.job, self.manifest.round
 
     @cached_property
     def layout(self) -> UpdateLayout:
@@ -115,15 +130,13 @@ class Upload:
     """The stream of one update: counted, hashed, and kept in a buffer that it borrows."""
 
     def __init__(
-        self,
-        header: aggregator_pb2.UpdateHeader,
-        context: RoundContext,
-        call: Call,
+        self, header: aggregator_pb2.UpdateHeader, context: RoundContext, call: Call
     ) -> None:
         """Prepare for the bytes that `header` declares and `check_header` has checked."""
         self.header = header
         self.call = call
         self.payload: memoryview | None = None
+        self.heard_at = -math.inf  # when it brought something, on the monotonic clock
         self.turn_ends = math.inf  # on the monotonic clock, where others wait for their turn
         self._context = context
         self._incoming = self._expected(None)
@@ -180,11 +193,16 @@ class Upload:
         same.ClearField("seen_head")
         return digest_of(same.SerializeToString(deterministic=True))
 
+    @property
+    def kept(self) -> memoryview:
+        """The buffer of an update that is kept."""
+        if self.payload is None:
+            raise AssertionError("an update that is not kept cannot be added")
+        return self.payload
+
     def reading(self) -> ReadBlock:
         """Reads the update that is kept, block by block."""
-        layout, payload, scratch = self._context.layout, self.payload, np.empty(BLOCK)
-        if payload is None:
-            raise AssertionError("an update that is not kept cannot be read")
+        layout, payload, scratch = self._context.layout, self.kept, np.empty(BLOCK)
 
         def read(number: int, block: slice) -> tuple[NDArray[Any], int]:
             part = layout.segments[number]
@@ -196,12 +214,6 @@ class Upload:
         return PayloadReceiver(self.header.total_bytes, self._context.layout.hasher(), buffer)
 
 
-@dataclass
-class _UnderWay:
-    upload: Upload
-    heard_at: float
-
-
 class Uploads:
     """The uploads under way in one round: one of an owner at a time.
 
@@ -209,7 +221,7 @@ class Uploads:
     """
 
     def __init__(self) -> None:
-        self._of: dict[str, _UnderWay] = {}
+        self._of: dict[str, Upload] = {}
 
     def check_free(self, owner: str, now: float) -> None:
         """Raise LimitExceeded while the owner has an upload under way.
@@ -221,26 +233,19 @@ class Uploads:
         if before is None:
             return
         if now - before.heard_at >= SHORT_WAIT_SECONDS:
-            before.upload.call.cancel()
+            before.call.cancel()
         raise LimitExceeded("another push of this owner is under way")
 
     def begin(self, owner: str, upload: Upload, now: float) -> None:
         self.check_free(owner, now)
-        self._of[owner] = _UnderWay(upload, now)
-
-    def heard(self, owner: str, upload: Upload, now: float) -> None:
-        """The upload has brought something."""
-        if self._is_of(owner, upload):
-            self._of[owner].heard_at = now
+        upload.heard_at = now
+        self._of[owner] = upload
 
     def end(self, owner: str, upload: Upload) -> None:
         """The upload is over, or complete; may be said twice."""
-        if self._is_of(owner, upload):
+        if self._of.get(owner) is upload:
             del self._of[owner]
 
     def cancel_all(self) -> None:
-        for under_way in self._of.values():
-            under_way.upload.call.cancel()
-
-    def _is_of(self, owner: str, upload: Upload) -> bool:
-        return owner in self._of and self._of[owner].upload is upload
+        for upload in self._of.values():
+            upload.call.cancel()

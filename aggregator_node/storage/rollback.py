@@ -30,11 +30,7 @@ class RollbackDetector:
     """Every public method may be called from any thread."""
 
     def __init__(
-        self,
-        federation: str,
-        store: Store,
-        key: Ed25519PrivateKey,
-        stop: Callable[[], object],
+        self, federation: str, store: Store, key: Ed25519PrivateKey, stop: Callable[[], object]
     ) -> None:
         """Raise UsageError where the ledger is still behind a head that stopped it before."""
         self._federation = federation

@@ -130,24 +130,21 @@ class Store:
 
     def round(self, manifest_digest: bytes) -> RoundRow:
         """Raises NotFound for a manifest that this aggregator never signed."""
-        rows = self._execute("SELECT * FROM round WHERE manifest_digest = ?", manifest_digest)
+        rows = self._rounds("SELECT * FROM round WHERE manifest_digest = ?", manifest_digest)
         if not rows:
             raise NotFound("there is no round with this manifest")
-        return RoundRow.of(rows[0])
+        return rows[0]
 
     def find_round(self, job: str, number: int, phase: "pb.Phase") -> RoundRow | None:
-        rows = self._execute(
-            "SELECT * FROM round WHERE job = ? AND number = ? AND phase = ?", job, number, phase
-        )
-        return RoundRow.of(rows[0]) if rows else None
+        select = "SELECT * FROM round WHERE job = ? AND number = ? AND phase = ?"
+        return next(iter(self._rounds(select, job, number, phase)), None)
 
     def rounds(self) -> list[RoundRow]:
         """All rounds there ever were."""
-        return [RoundRow.of(row) for row in self._execute("SELECT * FROM round")]
+        return self._rounds("SELECT * FROM round")
 
     def open_rounds(self) -> list[RoundRow]:
-        rows = self._execute("SELECT * FROM round WHERE state = ?", aggregator_pb2.ROUND_STATE_OPEN)
-        return [RoundRow.of(row) for row in rows]
+        return self._rounds("SELECT * FROM round WHERE state = ?", aggregator_pb2.ROUND_STATE_OPEN)
 
     def progress(self, job: str) -> Progress:
         """How far a job is, over all its rounds."""
@@ -183,14 +180,9 @@ class Store:
         )
 
     def last_release(self, job: str) -> RoundRow | None:
-        rows = self._execute(
-            "SELECT * FROM round WHERE job = ? AND phase = ? AND state = ?"
-            " ORDER BY number DESC LIMIT 1",
-            job,
-            pb.PHASE_TRAIN,
-            aggregator_pb2.ROUND_STATE_RELEASED,
-        )
-        return RoundRow.of(rows[0]) if rows else None
+        released = aggregator_pb2.ROUND_STATE_RELEASED
+        select = "SELECT * FROM round WHERE job = ? AND phase = ? AND state = ? ORDER BY number DESC LIMIT 1"
+        return next(iter(self._rounds(select, job, pb.PHASE_TRAIN, released)), None)
 
     def ledger_head(self) -> tuple[int, bytes]:
         """How many entries the ledger has, and its head."""
@@ -267,6 +259,9 @@ class Store:
                 f"the state in {self.path} was tampered with: {error}. Put an unchanged copy of the"
                 " directory back"
             ) from None
+
+    def _rounds(self, select: str, *values: object) -> list[RoundRow]:
+        return [RoundRow.of(row) for row in self._execute(select, *values)]
 
     def _execute(self, statement: str, *values: object) -> list[Any]:
         with self._state.lock:

@@ -26,6 +26,7 @@ PURE = [
     "aggregator_node/aggregation/exact_sum.py",
     "aggregator_node/aggregation/memory_shares.py",
     "aggregator_node/admission.py",
+    "aggregator_node/events.py",
     "aggregator_node/rounds/upload.py",
     "aggregator_node/rounds/state.py",
     "aggregator_node/aggregation/shares.py",

@@ -15,8 +15,8 @@ LAYERS = {
         *("transport", "config", "tasks", "diagnostics", "verify", "provisioning", "cli"),
     ),
     "aggregator_node": (
-        *("aggregation storage", "admission", "rounds"),
-        *("memory_locking roster idle_shutdown", "hardening settings", "diagnostics"),
+        *("aggregation storage events", "admission", "rounds"),
+        *("memory_locking roster idle_shutdown event_log", "hardening settings", "diagnostics"),
         *("intake_service record_service release_service", "node", "cli"),
     ),
     "coordinator": (

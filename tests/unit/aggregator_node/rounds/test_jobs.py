@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from aggregator_node import event_log
 from aggregator_node.admission import AdmissionPolicy, Opening
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import MemoryBudget
@@ -68,14 +69,14 @@ class Parts:
 def parts(tmp_path: Path) -> Iterator[Parts]:
     clock = Clock()
     store = Store(tmp_path / "state", clock)
-    policy = AdmissionPolicy("clinics", frozenset(OWNERS), floor=2)
+    policy = AdmissionPolicy("clinics", frozenset(OWNERS), floor=2, lease_seconds=15)
     key = Ed25519PrivateKey.generate()
     overlap = ReleaseOverlap(any_base=False)
-    recorder = RoundRecorder(store, key, clock, overlap)
+    recorder = RoundRecorder(store, key, clock, overlap, event_log.write)
     rounds = RoundRegistry(
-        recorder, MemoryBudget(Mean, ROUND_BYTES, updates_in_flight=2), key, clock
+        recorder, MemoryBudget(Mean, ROUND_BYTES, updates_in_flight=2), key, clock, event_log.write
     )
-    jobs = JobRegistry(lambda: policy, 15, store, rounds, overlap, clock)
+    jobs = JobRegistry(lambda: policy, store, rounds, clock, event_log.write)
     jobs.register("coordinator", job_spec_to_bytes(JOB), bytes(32))
     yield Parts(store, recorder, rounds, jobs)
     rounds.abort_all()
@@ -137,7 +138,7 @@ def test_a_state_with_releases_of_another_version_is_refused_with_what_to_do(
     with pytest.raises(
         UsageError, match=r"state has releases of another version .* round 7 of tum"
     ):
-        RoundRecorder(store, key, Clock(), ReleaseOverlap(any_base=False))
+        RoundRecorder(store, key, Clock(), ReleaseOverlap(any_base=False), event_log.write)
     store.close()
 
 

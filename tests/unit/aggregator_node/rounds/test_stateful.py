@@ -33,6 +33,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from aggregator_node import event_log
 from aggregator_node.admission import AdmissionPolicy, Opening
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import MemoryBudget
@@ -135,11 +136,13 @@ class Aggregator:
 
     def start(self) -> None:
         self.store = Store(self.path / "state", self.clock)
-        policy = AdmissionPolicy("clinics", frozenset(OWNERS), floor=2)
+        policy = AdmissionPolicy("clinics", frozenset(OWNERS), floor=2, lease_seconds=LEASE)
         overlap = ReleaseOverlap(any_base=False)
-        recorder = RoundRecorder(self.store, self.key, self.clock, overlap)
-        rounds = RoundRegistry(recorder, MemoryBudget(Mean, MEMORY, 2), self.key, self.clock)
-        self.jobs = JobRegistry(lambda: policy, LEASE, self.store, rounds, overlap, self.clock)
+        recorder = RoundRecorder(self.store, self.key, self.clock, overlap, event_log.write)
+        rounds = RoundRegistry(
+            recorder, MemoryBudget(Mean, MEMORY, 2), self.key, self.clock, event_log.write
+        )
+        self.jobs = JobRegistry(lambda: policy, self.store, rounds, self.clock, event_log.write)
 
     def crash(self) -> None:
         """Everything that is only in memory is gone."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from aggregator_node import event_log
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.shares import LargestShare
 from aggregator_node.aggregation.workspace import MemoryBudget, Workspace
@@ -43,7 +44,7 @@ class Sums:
         self.context = of
         self.memory = MemoryBudget(Mean, 1 << 30, 1)
         self.workspace: Workspace = self.memory.allocate("model-owner", of.size, 0)
-        self.summing = Summing(of)
+        self.summing = Summing(of, event_log.write)
         self.kept: dict[str, memoryview] = {}
 
     def push(self, owner: str, payload: bytes, weight: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
+from aggregator_node import event_log
 from aggregator_node.aggregation.buffers import BufferPool
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Workspace
@@ -54,7 +55,7 @@ def opened(clock: Clock) -> tuple[RoundSession, BufferPool]:
     """A round of three owners with memory for one update at a time."""
     buffers = BufferPool(1, SCHEMA.total_bytes)
     workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
-    session = RoundSession(bytes(32), CONTEXT, workspace, clock, lambda *_: pb.Signed())
+    session = RoundSession(CONTEXT, workspace, clock, lambda *_: pb.Signed(), event_log.write)
     for owner in OWNERS:
         session.join(owner)
     return session, buffers
@@ -113,7 +114,7 @@ def test_a_push_that_nobody_waits_for_may_take_the_whole_round(clock: SetClock) 
 def test_an_ended_round_lets_its_memory_go_though_its_receipts_stay(clock: SetClock) -> None:
     buffers = BufferPool(1, SCHEMA.total_bytes)
     workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
-    session = RoundSession(bytes(32), CONTEXT, workspace, clock, lambda *_: pb.Signed())
+    session = RoundSession(CONTEXT, workspace, clock, lambda *_: pb.Signed(), event_log.write)
     session.join("alice")
     held = weakref.ref(workspace.rule)
     del workspace

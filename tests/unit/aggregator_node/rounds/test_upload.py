@@ -284,7 +284,7 @@ def test_a_push_that_is_over_is_not_cancelled_at_the_seal() -> None:
 def test_a_push_that_was_silent_for_a_moment_is_ended_where_its_owner_pushes_anew() -> None:
     """A connection may be gone that only the owner knows to be gone."""
     uploads, of = under_way("alice")
-    uploads.heard("alice", of["alice"], NOW + 10)
+    of["alice"].heard_at = NOW + 10
     for seconds, is_active in (
         (10, True),
         (10 + SHORT_WAIT_SECONDS - 0.1, True),
