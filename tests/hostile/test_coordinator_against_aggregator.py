@@ -6,6 +6,7 @@ enumerated in tests/service/test_access.py.
 
 import dataclasses
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ import pytest
 from cairn.protocol.messages import job_spec_to_bytes
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
+from tests.chaos.puppet import LEASE_SECONDS, Puppet
 from tests.hostile.attacks import (
     ABORTED,
     COHORT,
@@ -102,16 +104,18 @@ def test_where_all_but_one_drop_out_nothing_is_released_and_the_number_is_burnt(
     assert not _release_file(network, opened.digest)
 
 
-def test_at_the_deadline_two_updates_of_a_cohort_of_four_are_not_released(
-    network: Network, who: str
-) -> None:
-    opened = new_job(network, who, deadline=3).open(["alice", "bob", "carol", "dave"])
+def test_at_the_deadline_two_updates_of_a_cohort_of_four_are_not_released(tmp_path: Path) -> None:
+    network, who = Puppet(tmp_path, floor=3), "coordinator"
+    job = new_job(network, who, deadline=LEASE_SECONDS - 1)
+    opened = job.open(["alice", "bob", "carol", "dave"])
     push_one_hots(opened, ["alice", "bob"])
+    network.advance(LEASE_SECONDS - 1)
     ended = opened.ends()
     assert (ended.state, ended.reason, ended.payload) == (ABORTED, "BELOW_FLOOR", b"")
     with refuses(network, f"coordinator/{who}", "CollectRelease", PRECONDITION, "OUT_OF_TURN"):
         opened.collect()
     assert not _release_file(network, opened.digest)
+    network.stop()
 
 
 def _release_file(network: Network, manifest_digest: bytes) -> bool:

@@ -42,9 +42,8 @@ def test_an_owner_that_is_killed_for_good_costs_its_lease_and_the_rounds_go_on(
     assert coordinator.ends() == 0
     history = federation.history()
     assert [line["contributors"] for line in history] == [3, 2, 2, 2, 2]
-    assert history[1]["seconds"] < 2 + 8  # the lease, not the deadline of a minute
-    assert all(line["seconds"] < 3 for line in history[2:])  # and it is not waited for again
     assert "Round 2: carol was not counted (LEASE_EXPIRED)" in coordinator.output()
+    assert coordinator.output().count("was not counted") == 1  # it is invited to no later round
     federation.check_model(["alice", "bob", "carol"], *[["alice", "bob"]] * 4)
 
 
@@ -85,7 +84,6 @@ def test_an_owner_that_stops_in_good_order_says_so_and_is_not_waited_for(
         assert owners["carol"].ends() == 0
     assert coordinator.ends() == 0
     assert "Round 1: carol was not counted (STOPPING)" in coordinator.output()
-    assert federation.history()[0]["seconds"] < 15
     assert "Traceback" not in owners["carol"].output()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from cairn.model.schema import Schema, TensorSpec
 from cairn.v1 import aggregator_pb2
+from tests.chaos.puppet import LEASE_SECONDS, Puppet
 from tests.scenarios.processes import until
 from tests.service.network import OWNERS, SECONDS, Network, refused
 
@@ -21,8 +22,8 @@ ONES = np.ones(3 * SMALLEST_CHUNK // 4, np.float32).tobytes()
 
 
 @pytest.fixture
-def network(tmp_path: Path) -> Iterator[Network]:
-    network = Network(tmp_path, lease_seconds=3)
+def network(tmp_path: Path) -> Iterator[Puppet]:
+    network = Puppet(tmp_path)
     yield network
     network.stop()
 
@@ -40,7 +41,7 @@ def list_owners(network: Network, *owners: str) -> None:
 
 
 def test_an_owner_that_was_removed_is_refused_at_its_next_call_whichever_it_is(
-    network: Network,
+    network: Puppet,
 ) -> None:
     opened = network.job(schema=MODEL).open(COHORT)
     for owner in COHORT:
@@ -57,11 +58,12 @@ def test_an_owner_that_was_removed_is_refused_at_its_next_call_whichever_it_is(
             call()
     opened.push("alice", ONES)
     opened.push("carol", ONES)
+    network.advance(LEASE_SECONDS)
     ended = opened.ends()
     assert (ended.statement.contributors, ended.exclusions) == (2, {"bob": "LEASE_EXPIRED"})
 
 
-def test_an_owner_that_is_removed_while_it_pushes_is_not_counted(network: Network) -> None:
+def test_an_owner_that_is_removed_while_it_pushes_is_not_counted(network: Puppet) -> None:
     opened = network.job(schema=MODEL).open(COHORT)
     for owner in COHORT:
         opened.join(owner)
@@ -84,6 +86,7 @@ def test_an_owner_that_is_removed_while_it_pushes_is_not_counted(network: Networ
         push.result()
     opened.push("alice", ONES)
     opened.push("carol", ONES)
+    network.advance(LEASE_SECONDS)
     ended = opened.ends()
     assert ended.statement.contributors == 2
     assert list(ended.exclusions) == ["bob"]
@@ -105,7 +108,7 @@ def test_an_owner_that_is_added_again_takes_part_again(network: Network) -> None
     with refused(DENIED, reason="UNKNOWN_OWNER"):
         opened.join("bob")
     list_owners(network, *OWNERS)
-    assert opened.join("bob").lease_seconds == 3
+    assert opened.join("bob").lease_seconds == LEASE_SECONDS
 
 
 def test_a_file_that_cannot_be_read_leaves_the_roster_as_it_was(network: Network) -> None:
