@@ -152,6 +152,18 @@ def test_a_job_with_a_missing_or_impossible_field_is_refused(changes: dict[str, 
         job_spec_from_bytes(message.SerializeToString())
 
 
+@pytest.mark.parametrize(
+    ("field", "most"),
+    [("round", 1 << 31), ("deadline_unix_ms", 1 << 62), ("lease_seconds", 604_800)],
+)
+def test_a_number_of_a_manifest_has_a_limit(field: str, most: int) -> None:
+    largest: Manifest = replace(MANIFEST, **{field: most})
+    assert manifest_from_bytes(manifest_to_bytes(largest)) == largest
+    beyond: Manifest = replace(MANIFEST, **{field: most + 1})
+    with pytest.raises(InvalidMessage, match=f"{field} is {most + 1}; it must be 1 to {most}"):
+        manifest_from_bytes(manifest_to_bytes(beyond))
+
+
 def test_a_schema_that_is_not_in_canonical_order_is_refused() -> None:
     message = schema_to_pb(JOB.schema)
     message.tensors.reverse()
