@@ -125,6 +125,18 @@ def test_an_ended_round_lets_its_memory_go_though_its_receipts_stay(clock: SetCl
     assert held() is None
 
 
+def test_a_chunk_that_comes_when_the_round_has_let_its_memory_go_is_no_trouble(
+    clock: SetClock,
+) -> None:
+    live, _ = opened(clock)
+    with live.push("alice", HEADER, FakeCall()) as push:
+        live.abort(pb.REASON_ABORTED)
+        assert live.await_seal() is None
+        live.let_go()
+        clock.now = push.turn_ends
+        live.heard("alice", push)
+
+
 def test_the_last_owner_that_is_awaited_has_all_the_time_that_is_left(clock: SetClock) -> None:
     live, _ = opened(clock)
     for owner in ("bob", "carol"):
