@@ -13,6 +13,7 @@ from aggregator_node.aggregation.buffers import BufferPool
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.rounds.session import RoundSession
+from aggregator_node.rounds.state import Ending, OwnerState
 from aggregator_node.rounds.upload import RoundContext
 from cairn.errors import TooMuch, UpdateRefused, WrongState
 from cairn.model.schema import Schema, TensorSpec
@@ -123,6 +124,16 @@ def test_an_ended_round_lets_its_memory_go_though_its_receipts_stay(clock: SetCl
     live.end(pb.REASON_ABORTED)
     gc.collect()
     assert held() is None
+
+
+def test_a_chunk_renews_the_lease_of_its_owner_alone(clock: SetClock) -> None:
+    live, _ = opened(clock)
+    lease = TERMS.manifest.lease_seconds
+    with live.push("alice", HEADER, FakeCall()) as push:
+        clock.now = lease - 0.1
+        live.heard("alice", push)
+        assert live._round.settle(lease) is Ending.ABORT  # the two others are lost
+        assert live._round.seat("alice") is OwnerState.JOINED
 
 
 def test_a_chunk_that_comes_when_the_round_has_let_its_memory_go_is_no_trouble(
