@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from aggregator_node.rounds.session import RoundSession
-from cairn.errors import Conflict, NotFound, WrongState
+from cairn.errors import Conflict, NotFound, Unavailable, WrongState
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.rounds.calls import FakeCall
@@ -53,3 +53,14 @@ def test_a_round_is_aborted_for_the_first_reason_and_not_once_it_is_sealed() -> 
     assert sealed.await_seal() is not None
     with pytest.raises(WrongState, match="the round has ended"):
         sealed.abort(pb.REASON_ABORTED)
+
+
+def test_an_owner_whose_call_is_over_waits_in_line_no_more() -> None:
+    live, buffers = opened(SetClock())
+    gone = FakeCall()
+    gone.cancel()
+    with live.push("alice", HEADER, FakeCall()):
+        with pytest.raises(Unavailable), live.push("bob", HEADER, gone):
+            pytest.fail("there is one buffer, and alice has it")
+        assert buffers.place("bob") == 0
+        assert live.is_open
