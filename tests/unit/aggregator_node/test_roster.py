@@ -197,3 +197,17 @@ def test_trouble_with_the_file_is_logged_at_once_and_every_minute_and_not_at_eve
     assert [line["log_level"] for line in logs] == ["error", "error", "error", "critical"]
     assert [line.get("nobody_is_admitted_in_seconds") for line in logs] == [3600, 3540, 3480, None]
     assert {line["reason"] for line in logs} == {"it cannot be used"}
+
+
+def test_who_comes_and_goes_is_logged_by_name(file: Path, roster: Roster) -> None:
+    with capture_logs() as logs:
+        file.write_text("bob carol -key-of-dora")
+        roster.look()
+        file.write_text("bob carol")
+        roster.look()
+    assert [(line["event"], line.get("owner") or line["fingerprint"]) for line in logs] == [
+        ("owner removed from the roster", "alice"),
+        ("owner added to the roster", "carol"),
+        ("certificate revoked", "key-of-dora"),
+        ("certificate no longer revoked", "key-of-dora"),
+    ]

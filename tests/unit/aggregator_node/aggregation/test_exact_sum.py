@@ -63,6 +63,23 @@ def test_terms_are_the_exact_product(dtype: str, data: st.DataObject) -> None:
         assert exact(terms, place) == Fraction(float(values[place])) * weight
 
 
+@pytest.mark.parametrize(
+    ("bits", "weight", "terms"),
+    [
+        (24, 2**29 - 1, 1),
+        (24, 2**29 + 1, 2),
+        (53, 2**41, 1),
+        (53, 3, 2),
+        (53, 3 * 2**26, 2),
+        (53, 2**26 + 1, 4),
+    ],
+)
+def test_a_product_that_fits_is_one_term_and_any_other_as_many_as_it_needs(
+    bits: int, weight: int, terms: int
+) -> None:
+    assert len(list(exact_terms(np.array([1.0]), bits, weight, np.empty(1)))) == terms
+
+
 @pytest.mark.parametrize("weight", [1, 3, 2**29 + 1, 2**41])
 @pytest.mark.parametrize("dtype", ["F32", "F64"])
 def test_every_term_of_a_zero_has_its_sign(dtype: str, weight: int) -> None:

@@ -154,6 +154,21 @@ def test_a_decline_is_final() -> None:
     assert round_.state_of("alice") is OwnerState.DECLINED
 
 
+@pytest.mark.parametrize(
+    ("awaited", "at_a_time", "ends"),
+    [(4, 1, 150.0), (4, 2, 300.0), (3, 2, 300.0), (2, 2, DEADLINE), (0, 2, DEADLINE)],
+)
+def test_those_who_may_still_push_share_the_rest_of_the_round(
+    awaited: int, at_a_time: int, ends: float
+) -> None:
+    """Also where none is left but one whose lease lapsed while it waited in line."""
+    owners = ["alice", "bob", "carol", "dora"]
+    round_ = opened(*owners)
+    for owner in owners[awaited:]:
+        round_.decline(owner, pb.REASON_STOPPING)
+    assert round_.end_of_turn(0.0, at_a_time) == ends
+
+
 def test_a_repeated_join_after_acceptance_changes_nothing() -> None:
     round_ = opened("alice", "bob")
     round_.join("alice", now=1.0)

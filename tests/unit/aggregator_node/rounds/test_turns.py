@@ -14,8 +14,9 @@ from aggregator_node.aggregation.buffers import BufferPool
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.rounds.session import RoundSession
+from aggregator_node.rounds.state import Ending, OwnerState
 from aggregator_node.rounds.upload import RoundContext
-from cairn.errors import LimitExceeded, UpdateRefused, WrongState
+from cairn.errors import LimitExceeded, Unavailable, UpdateRefused, WrongState
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
 from cairn.runtime.clock import Clock
@@ -126,6 +127,28 @@ def test_an_ended_round_lets_its_memory_go_though_its_receipts_stay(clock: SetCl
     assert held() is None
 
 
+def test_a_chunk_renews_the_lease_of_its_owner_alone(clock: SetClock) -> None:
+    session, _ = opened(clock)
+    lease = CONTEXT.manifest.lease_seconds
+    with session.upload("alice", HEADER, FakeCall()) as upload:
+        clock.now = lease - 0.1
+        session.heard("alice", upload)
+        assert session._round.settle(lease) is Ending.ABORT  # the two others are lost
+        assert session._round.state_of("alice") is OwnerState.JOINED
+
+
+def test_a_chunk_that_comes_when_the_round_has_released_its_memory_is_no_trouble(
+    clock: SetClock,
+) -> None:
+    session, _ = opened(clock)
+    with session.upload("alice", HEADER, FakeCall()) as upload:
+        session.abort(pb.REASON_ABORTED)
+        assert session.await_seal() is None
+        session.release_memory()
+        clock.now = upload.turn_ends
+        session.heard("alice", upload)
+
+
 def test_the_last_owner_that_is_awaited_has_all_the_time_that_is_left(clock: SetClock) -> None:
     session, _ = opened(clock)
     for owner in ("bob", "carol"):
@@ -174,3 +197,14 @@ def test_an_owner_that_declines_again_and_again_is_logged_once(clock: SetClock) 
         for _ in range(3):
             session.decline(OWNERS[0], pb.REASON_STOPPING)
     assert [line["event"] for line in lines] == ["declined"]
+
+
+def test_an_owner_whose_call_is_over_waits_in_line_no_more(clock: SetClock) -> None:
+    session, buffers = opened(clock)
+    gone = FakeCall()
+    gone.cancel()
+    with session.upload("alice", HEADER, FakeCall()):
+        with pytest.raises(Unavailable), session.upload("bob", HEADER, gone):
+            pytest.fail("there is one buffer, and alice has it")
+        assert buffers.place("bob") == 0
+        assert session.is_open

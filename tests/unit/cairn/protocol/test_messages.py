@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
@@ -149,6 +150,20 @@ def test_a_job_with_a_missing_or_impossible_field_is_refused(changes: dict[str, 
     message.MergeFrom(pb.JobSpec(**changes))  # type: ignore[arg-type]  # the changes are the test's
     with pytest.raises(InvalidMessage):
         job_spec_from_bytes(message.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("field", "most"),
+    [("round", 1 << 31), ("deadline_unix_ms", 1 << 62), ("lease_seconds", 604_800)],
+)
+def test_a_number_of_a_manifest_has_a_limit(field: str, most: int) -> None:
+    changes: dict[str, Any] = {field: most}
+    largest = replace(MANIFEST, **changes)
+    assert manifest_from_bytes(manifest_to_bytes(largest)) == largest
+    changes[field] += 1
+    beyond = replace(MANIFEST, **changes)
+    with pytest.raises(InvalidMessage, match=f"{field} is {most + 1}; it must be 1 to {most}"):
+        manifest_from_bytes(manifest_to_bytes(beyond))
 
 
 def test_a_schema_that_is_not_in_canonical_order_is_refused() -> None:
