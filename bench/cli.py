@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.failure import BenchFailed
-from bench.processes import interruptible
+from cairn.runtime.supervisor import interruptible
 
 _INTERRUPTED = 130  # as a shell says it
 _Command = Callable[[argparse.Namespace], None]

@@ -16,8 +16,9 @@ from pathlib import Path
 from bench.failure import BenchFailed
 from bench.federated import commands_of
 from bench.figures import Figures
-from bench.processes import Processes, free_ports
+from bench.processes import Processes
 from bench.report import Table, write_section
+from cairn.runtime.supervisor import free_ports
 
 TRAINING_SECONDS = 3.0
 ROUNDS = 4

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.processes import Processes, free_ports
+from bench.processes import Processes
 from bench.watch import Watch
 from bench.work import MEGABYTE, Work, check_model, write_work
+from cairn.runtime.supervisor import free_ports
 
 _LEASE_SECONDS = 600
 _MEBIBYTE = 1 << 20

@@ -17,9 +17,9 @@ from typing import Any
 
 from bench.failure import BenchFailed
 from bench.limit_party import KINDS, SOCKET_KINDS, Party, Sockets, run_party
-from bench.processes import free_ports
 from bench.streams import connected_pair
 from bench.work import Work
+from cairn.runtime.supervisor import free_ports
 
 _PATIENCE_SECONDS = 600
 _COORDINATOR, _AGGREGATOR = "coordinator", "aggregator"

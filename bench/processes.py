@@ -2,17 +2,16 @@
 
 import os
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self
 
 from bench.failure import BenchFailed
 from bench.proc import started_at, with_descendants
+from cairn.runtime.supervisor import begin, end
 
 _STOP_SECONDS = 15
 _LAST_LINES = 15
@@ -25,7 +24,7 @@ class Processes:
     def __init__(self, logs: Path, environment: Mapping[str, str] | None = None) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = logs
-        self._environment = {"OMP_NUM_THREADS": "1", **os.environ, **(environment or {})}
+        self._environment = {**os.environ, **(environment or {})}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(
@@ -36,15 +35,8 @@ class Processes:
     ) -> None:
         """Start a process, or one that has ended again, with a log of its own."""
         with self.log(name).open("ab") as log:
-            # A session of its own: Ctrl-C reaches this process alone, which then ends the others.
-            self._running[name] = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**self._environment, **(environment or {})},
-                start_new_session=True,
-            )
+            whole = {**self._environment, **(environment or {})}
+            self._running[name] = begin(command, whole, log)
 
     def pids(self) -> dict[str, int]:
         return {name: process.pid for name, process in self._running.items()}
@@ -91,16 +83,7 @@ class Processes:
                 for process in self._running.values()
                 for pid in with_descendants(process.pid)
             }
-            for process in self._running.values():
-                process.terminate()
-            end = time.monotonic() + _STOP_SECONDS
-            for process in self._running.values():
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0, end - time.monotonic()))
-                # Also what it has left behind: the session is its own.
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            end(list(self._running.values()), _STOP_SECONDS)
             _end_left_over(family)
 
 
@@ -110,20 +93,6 @@ def _end_left_over(family: Mapping[int, str]) -> None:
         if started and started_at(pid) == started:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Make SIGTERM an interrupt, as Ctrl-C is, so that it ends what was started too."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -137,13 +106,3 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, action in before.items():
             signal.signal(number, action)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody has now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [taken.getsockname()[1] for taken in sockets]
-    finally:
-        for taken in sockets:
-            taken.close()

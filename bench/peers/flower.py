@@ -8,8 +8,9 @@ from pathlib import Path
 
 from bench.failure import BenchFailed
 from bench.peers.peer import PROGRAMS, Peer, PeerRounds, peak_until_ended
-from bench.processes import Processes, free_ports
+from bench.processes import Processes
 from bench.work import Work
+from cairn.runtime.supervisor import free_ports
 
 _PROGRAM = PROGRAMS / "flower_program.py"
 _PATIENCE_SECONDS = 120

@@ -1,15 +1,13 @@
 """`cairn demo`: an example on this machine as a real federation, every node a process, mTLS on loopback."""
 
+import io
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,9 +19,11 @@ from cairn.errors import UsageError
 from cairn.provisioning.create import write_federation
 from cairn.provisioning.plan import FederationPlan
 from cairn.runtime.quoting import quoted
+from cairn.runtime.supervisor import begin, end, free_ports, interruptible
 from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 
 _a_path = click.Path(path_type=Path)
+_END_SECONDS = 3 * SHUTDOWN_SECONDS  # a node may have several peers to part from
 _COLOURS = ("cyan", "magenta", "yellow", "blue", "green")
 
 
@@ -101,7 +101,7 @@ def run_demo(demo: Demo) -> int:
         _prepare(demo)
     owners = tomllib.loads(demo.job.read_text(encoding="utf-8"))["owners"]
     nodes = _Nodes(demo.out / "logs")
-    with _interruptible():
+    with interruptible():
         try:
             config = demo.federation
             nodes.start("aggregator", "aggregator_node", "--config", f"{config}/aggregator.toml")
@@ -127,7 +127,7 @@ def _prepare(demo: Demo) -> None:
     if prepare.exists():
         subprocess.run([sys.executable, prepare, data], check=True)
     owners = tomllib.loads(demo.job.read_text(encoding="utf-8"))["owners"]
-    coordinator, intake, release = (f"localhost:{port}" for port in _free_ports(3))
+    coordinator, intake, release = (f"localhost:{port}" for port in free_ports(3))
     plan = FederationPlan(
         name=demo.example.name.replace("_", "-"),
         owners=tuple(owners),
@@ -165,26 +165,18 @@ class _Nodes:
     def __init__(self, logs: Path) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = logs
-        self._processes: list[subprocess.Popen[str]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._readers: list[threading.Thread] = []
         self._environment = {
             "CAIRN_LOG": "text",
             "CAIRN_LOG_LEVEL": "warning",
-            "OMP_NUM_THREADS": "1",  # the owners share this machine's cores
             "PYTHONUNBUFFERED": "1",
             **os.environ,
         }
 
-    def start(self, name: str, module: str, *arguments: str) -> "subprocess.Popen[str]":
-        # A session of its own: Ctrl-C reaches this process alone, which then stops the nodes in order.
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=self._environment,
-            start_new_session=True,
-        )
+    def start(self, name: str, module: str, *arguments: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", module, *arguments]
+        process = begin(command, self._environment, subprocess.PIPE)
         colour = _COLOURS[len(self._processes) % len(_COLOURS)]
         reader = threading.Thread(target=self._show, args=(name, colour, process.stdout))
         reader.start()
@@ -197,47 +189,17 @@ class _Nodes:
 
         The last one first: the coordinator still has the aggregator end its round.
         """
-        _end(self._processes[-1:])
-        _end(self._processes[:-1])
+        end(self._processes[-1:], _END_SECONDS)
+        end(self._processes[:-1], _END_SECONDS)
         for reader in self._readers:
             reader.join()
 
-    def _show(self, name: str, colour: str, lines: IO[str]) -> None:
+    def _show(self, name: str, colour: str, output: IO[bytes]) -> None:
         mark = click.style(f"{name:>12} | ", fg=colour)
         with (self._logs / f"{name}.log").open("a", encoding="utf-8") as log:
-            for line in lines:
+            for line in io.TextIOWrapper(output, encoding="utf-8", errors="replace"):
                 log.write(line)
                 click.echo(mark + quoted(line.rstrip("\n")))
-
-
-def _end(processes: Sequence["subprocess.Popen[str]"]) -> None:
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        try:
-            process.wait(3 * SHUTDOWN_SECONDS)  # a node may have several peers to part from
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Make SIGTERM an interrupt too, inside."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _free_ports(count: int) -> Sequence[int]:
-    """Ports of the loopback interface that nobody has now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [taken.getsockname()[1] for taken in sockets]
-    for taken in sockets:
-        taken.close()
-    return ports
 
 
 def clear(out: Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cairn.runtime.supervisor import begin
 from tests.warm.adoption import NAME as NAME_OF_PARENT
 from tests.warm.start import start
 
@@ -54,14 +55,7 @@ class Node:
         with log.open("ab") as output, Path(os.devnull).open("rb") as nothing:
             descriptors = {0: nothing.fileno(), 1: output.fileno(), 2: output.fileno()}
             warm = None if self.is_cold else start(command, whole, descriptors)
-            self.process = warm or subprocess.Popen(
-                command,
-                stdin=nothing,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=whole,
-                start_new_session=True,
-            )
+            self.process = warm or begin(command, whole, output)
 
     @property
     def pid(self) -> int:

@@ -28,7 +28,7 @@ _ABOVE_ALL_TARGETS, _MOST_DESCRIPTORS = 500, 1 << 16
 _STARTERS = {
     "owner-node": "owner_node.training.child",
     "coordinator": "coordinator.initial_model",
-    "cairn demo": "cairn.cli.demo",
+    "cairn demo": "cairn.runtime.supervisor",
 }
 
 

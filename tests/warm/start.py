@@ -248,7 +248,7 @@ class Subprocess:
             descriptors[0] = nothing.fileno()
             if how.get("stdout") == subprocess.PIPE:  # and its errors go there too
                 ours, theirs = os.pipe()
-                reader, descriptors[1], descriptors[2] = os.fdopen(ours), theirs, theirs
+                reader, descriptors[1], descriptors[2] = os.fdopen(ours, "rb"), theirs, theirs
             environment = how.get("env") or os.environ
             pid = self._parent().start([script, *words[3:]], environment, descriptors)
         if reader is not None:
