@@ -108,6 +108,15 @@ def test_as_many_updates_are_under_way_as_the_file_says_and_never_more_than_owne
     assert (workspace.buffers.count, workspace.nbytes) == (count, SUMS + count * UPDATE)
 
 
+def test_memory_with_as_many_buffers_is_not_used_again_where_fewer_of_them_may_be_kept() -> None:
+    memory = MemoryBudget(Mean, ALWAYS, 2)
+    workspaces = []
+    for most in (1, 1000):
+        workspaces.append(workspace_of(memory, context(owners=9, most=most)))
+        memory.give_back(workspaces[-1])
+    assert [(each.buffers.count, each.buffers.to_keep) for each in workspaces] == [(2, 0), (2, 1)]
+
+
 def test_small_updates_never_wait() -> None:
     small = Schema.of([TensorSpec("t", "F32", (1000,))])
     workspace = workspace_of(MemoryBudget(Mean, ALWAYS, 1), context(small, owners=1024))

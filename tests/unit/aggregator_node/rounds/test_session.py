@@ -13,7 +13,8 @@ from aggregator_node.aggregation.rule import ReadBlock
 from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.events import Event, OwnerDeclined, SumsRefused, UpdateAccepted
 from aggregator_node.rounds.session import RoundSession
-from cairn.errors import Conflict, NotFound, Unavailable, UpdateRefused, WrongState
+from cairn.errors import Conflict, NotFound, TooMuch, Unavailable, UpdateRefused, WrongState
+from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.rounds.calls import FakeCall
@@ -181,6 +182,19 @@ def test_the_end_of_a_round_cancels_the_uploads_under_way() -> None:
         bench.session.abort(pb.REASON_ABORTED)
         assert bench.session.await_seal() is None
         assert not call.is_active()
+
+
+def test_an_upload_is_superseded_only_once_it_has_brought_nothing_for_a_moment() -> None:
+    bench = Bench()
+    call = FakeCall()
+    with bench.session.upload("alice", HEADER, call) as upload:
+        for is_active in (True, False):
+            bench.clock.now += SHORT_WAIT_SECONDS
+            if is_active:
+                bench.session.heard("alice", upload)
+            with pytest.raises(TooMuch, match="another push"):
+                bench.push("alice")
+            assert call.is_active() is is_active
 
 
 def test_nothing_is_added_to_memory_that_the_round_has_given_back() -> None:

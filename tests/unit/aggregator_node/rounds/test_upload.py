@@ -256,6 +256,7 @@ def test_an_owner_has_one_push_at_a_time() -> None:
     uploads, of = under_way("alice")
     with pytest.raises(LimitExceeded, match="under way"):
         uploads.begin("alice", begun(), NOW)
+    assert of["alice"].call.is_active()
     uploads.check_free("bob", NOW)
     uploads.end("alice", of["alice"])
     uploads.check_free("alice", NOW)
