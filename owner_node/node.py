@@ -134,7 +134,7 @@ class OwnerNode:
             name: DisclosureRules(frozenset(task.metrics), task.clip)
             for name, task in settings.tasks.items()
         }
-        spool = UpdateSpool(settings.state, ledger.past.may_leave_again)
+        spool = UpdateSpool(settings.state, ledger.past.may_leave_again, tell)
         receipts = Receipts(aggregator, ledger, tell)
         owner = (settings.federation, settings.name)
         return (
