@@ -107,7 +107,7 @@ class SpoolWriter:
 
     def write(self, payload: memoryview) -> None:
         """Begin to write the payload, which must not change any more."""
-        self._thread = threading.Thread(target=self._run, args=(payload,), name="keeping")
+        self._thread = threading.Thread(target=self._run, args=(payload,), name="spool")
         self._thread.start()
 
     def wait_until_placed(self) -> None:
