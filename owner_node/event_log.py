@@ -34,6 +34,9 @@ _WARNING = {
     events.NewMetricsDropped: "metrics that the task did not report at first are dropped until `cairn reset`",
     events.ReceiptRefused: "the receipt could not be fetched",
     events.ReceiptNotFetched: "the receipt was not fetched",
+    events.UpdateNotKept: (
+        "the finished update cannot be kept: if this node dies in this round, it has to leave it"
+    ),
     events.GivenUp: "the coordinator gave up a round",
     events.AggregatorNotAsked: _NOT_FETCHED,
     events.CountNotKnown: "the receipt of a round was not fetched",
@@ -46,6 +49,9 @@ _ERROR = {
     events.UpdateRefused: "update refused",
     events.ReceiptNotKept: "a receipt could not be kept",
     events.DecisionNotRecorded: "a decision could not be recorded",
+    events.UpdateUnreadable: "the finished update cannot be read",
+    events.UpdateDamaged: "the finished update is damaged",
+    events.FileNotRemoved: "a file cannot be removed",
     events.StatementForged: "the coordinator sent a statement that is not the aggregator's",
     events.AcceptedAndLeftOut: "THE AGGREGATOR ACCEPTED AN UPDATE AND LEFT IT OUT OF ITS RELEASE",
     events.CountedUnsent: "AN UPDATE MAY HAVE BEEN COUNTED IN THIS OWNER'S NAME THAT IT NEVER SENT",
@@ -106,6 +112,8 @@ def _plain(key: str, value: object) -> tuple[str, object]:
     match key:
         case "error":
             return "reason", str(value)
+        case "file" | "trouble":
+            return key, str(value)
         case "cause":
             return "exc_info", value
     return key, value.hex() if isinstance(value, bytes) else value

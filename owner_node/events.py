@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cairn.errors import CairnError
 from owner_node.records.history import Unsettled
@@ -163,6 +164,40 @@ class ReceiptNotFetched(RoundErrorEvent):
 
 class DecisionNotRecorded(ErrorEvent):
     """What this owner decided could not be recorded."""
+
+
+# On this owner's own disk.
+
+
+@dataclass(frozen=True)
+class UpdateUnreadable(Event):
+    """The finished update cannot be read, which is to leave again."""
+
+    file: Path
+    trouble: OSError
+
+
+@dataclass(frozen=True)
+class UpdateDamaged(Event):
+    """The finished update is not the one that was recorded as sent."""
+
+    file: Path
+
+
+@dataclass(frozen=True)
+class UpdateNotKept(Event):
+    """The finished update cannot be kept: if this node dies in this round, it has to leave it."""
+
+    file: Path
+    trouble: OSError
+
+
+@dataclass(frozen=True)
+class FileNotRemoved(Event):
+    """A file with an update that never leaves again cannot be removed."""
+
+    file: Path
+    trouble: OSError
 
 
 # At the end of a round.

@@ -11,7 +11,7 @@ import structlog
 from cairn.diagnostics.preflight import preflight
 from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import NodeName, Role
-from cairn.identity.reload import Reloading, renewal_of_pin
+from cairn.identity.reload import Reloading, reloading_pin
 from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.identity.trust import PeerTrust, load_pinned
 from cairn.protocol.words import ENCODINGS
@@ -86,7 +86,7 @@ class OwnerNode:
             coordinator, coordinator_serves = _coordinator(settings, identity)
             channel = opened.enter_context(dial(settings.aggregator, identity, pin))
             aggregator = AggregatorClient(channel, key, settings.name, heads)
-            ledger, renewal = OwnerLedger(state, self._clock), renewal_of_pin(pin)
+            ledger, renewal = OwnerLedger(state, self._clock), reloading_pin(pin)
             decisions, uploader, settlement = self._bookkeeping(aggregator, ledger, renewal)
             downloader = Downloader(coordinator, settings.largest_value, self._stopping)
             tasks, policy = _tasks(settings), _policy(settings)
@@ -134,7 +134,7 @@ class OwnerNode:
             name: DisclosureRules(frozenset(task.metrics), task.clip)
             for name, task in settings.tasks.items()
         }
-        spool = UpdateSpool(settings.state, ledger.past.may_leave_again)
+        spool = UpdateSpool(settings.state, ledger.past.may_leave_again, tell)
         receipts = Receipts(aggregator, ledger, tell)
         owner = (settings.federation, settings.name)
         return (

@@ -57,7 +57,7 @@ class Reloading(Generic[T]):
             self._value = value
 
 
-def renewal_of(identity: Identity) -> Reloading[Identity]:
+def reloading_identity(identity: Identity) -> Reloading[Identity]:
     """The identity as its files have it; they must go on naming the same node."""
     files = identity.files
     return Reloading(
@@ -67,7 +67,7 @@ def renewal_of(identity: Identity) -> Reloading[Identity]:
     )
 
 
-def renewal_of_pin(pinned: PeerTrust) -> Reloading[PeerTrust]:
+def reloading_pin(pinned: PeerTrust) -> Reloading[PeerTrust]:
     """The pinned certificates as their file has them."""
     return Reloading(
         pinned,

@@ -16,7 +16,7 @@ STANDBY_TIMEOUT_SECONDS = 3600  # ends others' wait for a coordinator, or an own
 IDLE_SECONDS = 30  # ends a transfer that brings nothing: it goes on from there, or begins again
 CALL_SECONDS = 10  # ends a short call, a connecting, a ping: the peer counts as unreachable
 SHUTDOWN_SECONDS = 5  # ends a node's last words at its stop: it goes without an answer
-SHORT_WAIT_SECONDS = 3.0  # ends what one does not wait for: a check fails, a round begins without
+SHORT_WAIT_SECONDS = 3.0  # ends a best-effort step: a check fails, a round begins without
 
 
 def rest(seconds: float) -> float:

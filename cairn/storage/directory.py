@@ -1,4 +1,4 @@
-"""A directory that a node writes to: what may be wrong with it, said in the same words wherever it is found."""
+"""Checks that a directory which a node writes to is its own, is writable and has space."""
 
 import errno
 import os

@@ -13,7 +13,7 @@ from typing import Any, Self
 import grpc
 
 from cairn.identity.credentials import Identity
-from cairn.identity.reload import renewal_of, renewal_of_pin
+from cairn.identity.reload import reloading_identity, reloading_pin
 from cairn.identity.trust import PeerTrust
 from cairn.transport import framing
 from cairn.transport.keepalive import CALL_MS, IDLE_MS, KEEPALIVE
@@ -186,8 +186,8 @@ def dial(
     raised by the call. When the files of the identity or of the pin change, or what is trusted, the next
     call dials again with what they hold.
     """
-    own = renewal_of(identity)
-    pin = renewal_of_pin(trust) if trust is not None and trust.is_pinned else None
+    own = reloading_identity(identity)
+    pin = reloading_pin(trust) if trust is not None and trust.is_pinned else None
 
     def present() -> tuple[Identity, bytes]:
         current = own.current()

@@ -24,7 +24,7 @@ CLOCK_KEY = "cairn-unix-ms"
 
 
 class HealthService(health.HealthServicer):
-    """The standard health service of one listener: NOT_SERVING also while `can_work` says no."""
+    """The standard health service of one server: NOT_SERVING also while `can_work` says no."""
 
     def __init__(
         self, can_work: Callable[[], bool] = lambda: True, clock: Clock | None = None

@@ -1,4 +1,4 @@
-"""Ends a transfer that brings nothing any more: what is limited is silence, and never the whole."""
+"""Cancels a stream after IDLE_SECONDS without data; its total time is unlimited."""
 
 import math
 import threading
@@ -29,7 +29,7 @@ def cancel_when_idle(
                 return
         cancel()
 
-    threading.Thread(target=watch, name="silence", daemon=True).start()
+    threading.Thread(target=watch, name="idle-timeout", daemon=True).start()
     try:
         yield heard
     finally:

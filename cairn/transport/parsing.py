@@ -10,7 +10,7 @@ from cairn.transport import framing
 MESSAGE_BYTES = CHUNK_BYTES + (1 << 18)  # a chunk and its frame: no model is one message
 # A job's specification, and what it comes with.
 JOB_MESSAGE_BYTES = MAX_JOB_SPEC_BYTES + MESSAGE_BYTES
-_LARGE = {"/cairn.v1.ReleaseService/RegisterJob"}  # a job's schema; its listener bounds it
+_LARGE = {"/cairn.v1.ReleaseService/RegisterJob"}  # a job's schema; its server bounds it
 
 
 def parsing(method: str, generated: framing.Reader) -> framing.Reader:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cairn.errors import InvalidMessage, PeerUntrusted, Unavailable
 from cairn.identity.credentials import Identity
 from cairn.identity.names import Role, node_named_in
-from cairn.identity.reload import renewal_of, renewal_of_pin
+from cairn.identity.reload import reloading_identity, reloading_pin
 from cairn.identity.trust import PeerTrust, is_believed, of_own_authority
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.transport.probe import ProbeTarget, Unreachable, shown
@@ -24,8 +24,8 @@ class CoordinatorTrust:
 
     def __init__(self, address: str, identity: Identity, pinned: PeerTrust | None) -> None:
         self._address = address
-        self._identity = renewal_of(identity)
-        self._pin = None if pinned is None else renewal_of_pin(pinned)
+        self._identity = reloading_identity(identity)
+        self._pin = None if pinned is None else reloading_pin(pinned)
         self._lock = threading.Lock()
         self._seen: bytes | None = None
 

@@ -1,4 +1,4 @@
-"""The threads of a listener, and how many calls they are for."""
+"""The threads of a server, and how many calls they are for."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +9,7 @@ _REFUSING_THREADS = 16
 
 
 class Pools:
-    """The threads of a listener: as many as the calls that it may have under way, and some that refuse.
+    """The threads of a server: as many as the calls that it may have under way, and some that refuse.
 
     A thread begins when it is needed.
     """

@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cairn.identity.credentials import Identity
 from cairn.identity.names import Role
-from cairn.identity.reload import Reloading, renewal_of
+from cairn.identity.reload import Reloading, reloading_identity
 from cairn.protocol.limits import MAX_ROUND_SECONDS
 from cairn.runtime.clock import Clock
 from cairn.transport.authorization import Admits, Authorization, everybody
@@ -49,7 +49,7 @@ _LISTENING = [
 
 
 class Server:
-    """A gRPC server on one address with the guard, the health service and two pools."""
+    """A gRPC server on one address with the steps, the health service and two pools of threads."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Server:
             ],
         )
         self._credentials = grpc.dynamic_ssl_server_credentials(
-            _served(identity), _fetcher(renewal_of(identity), identity), True
+            _served(identity), _fetcher(reloading_identity(identity), identity), True
         )
         self._health = HealthService(can_work)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)

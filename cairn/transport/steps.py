@@ -1,7 +1,7 @@
 """What stands around every handler, step by step: who may call, how much, for how long, and how a refusal looks.
 
 gRPC-Python checks no role at the handshake and shows no peer to its interceptors, so the steps are taken in the
-handler's thread, before its request is waited for. `Listener` lists them.
+handler's thread, before its request is waited for. `Server` lists them.
 """
 
 from contextlib import AbstractContextManager

@@ -19,14 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-import structlog
-
 from cairn.model.schema import CHUNK_BYTES
 from cairn.model.update_encoding import UpdateLayout
 from cairn.storage import fsync
 from cairn.storage.files import is_left_over, sync_directory
-
-log = structlog.get_logger()
+from owner_node import events
+from owner_node.events import Observer
 
 _SUFFIX = ".update"
 _UPDATE = re.compile(rf"([0-9a-f]{{64}}){re.escape(_SUFFIX)}")
@@ -35,17 +33,18 @@ _UPDATE = re.compile(rf"([0-9a-f]{{64}}){re.escape(_SUFFIX)}")
 class UpdateSpool:
     """The folder. `is_needed` says, of a manifest's digest, whether its update may have to leave again."""
 
-    def __init__(self, state: Path, is_needed: Callable[[bytes], bool]) -> None:
+    def __init__(self, state: Path, is_needed: Callable[[bytes], bool], tell: Observer) -> None:
         """Remove what is left over of rounds that were settled, or not begun to be pushed."""
         self.path = state / "updates"
         self._is_needed = is_needed
+        self._tell = tell
         self._writing = threading.Lock()  # held while an update is on its way to the disk
         self.tidy()
 
     def writer(self, manifest_digest: bytes) -> "SpoolWriter":
         """Prepare to keep the update of this round, one at a time."""
         self.tidy()
-        return SpoolWriter(self._file_of(manifest_digest), self._writing)
+        return SpoolWriter(self._file_of(manifest_digest), self._writing, self._tell)
 
     def find(
         self, manifest_digest: bytes, layout: UpdateLayout, payload_digest: bytes
@@ -55,16 +54,16 @@ class UpdateSpool:
         try:
             payload = _map(path)
         except OSError as error:
-            log.error("the finished update cannot be read", file=str(path), trouble=str(error))
+            self._tell(events.UpdateUnreadable(path, error))
             return None
         if len(payload) != layout.total_bytes or layout.digest(payload) != payload_digest:
-            log.error("the finished update is damaged", file=str(path))
+            self._tell(events.UpdateDamaged(path))
             return None
         return payload
 
     def remove(self, manifest_digest: bytes) -> None:
         """This update never leaves again. Never raises."""
-        _remove(self._file_of(manifest_digest))
+        _remove(self._file_of(manifest_digest), self._tell)
 
     def tidy(self) -> None:
         """Remove every file of ours that is not needed, or no longer. Never raises. From any thread.
@@ -86,7 +85,7 @@ class UpdateSpool:
         for path in paths:
             digest = _digest_of(path)
             if is_left_over(path.name) or (digest is not None and not self._is_needed(digest)):
-                _remove(path)
+                _remove(path, self._tell)
 
     def _file_of(self, manifest_digest: bytes) -> Path:
         return self.path / f"{manifest_digest.hex()}{_SUFFIX}"
@@ -95,19 +94,20 @@ class UpdateSpool:
 class SpoolWriter:
     """One update on its way to the disk. As a context it ends when the thread has let go of the payload.
 
-    A disk that is full or broken does not end the round: then nothing is kept, which the log says.
+    A disk that is full or broken does not end the round: then nothing is kept, which is told.
     """
 
-    def __init__(self, path: Path, writing: threading.Lock) -> None:
+    def __init__(self, path: Path, writing: threading.Lock, tell: Observer) -> None:
         self._path = path
         self._writing = writing
+        self._tell = tell
         self._temporary = path.parent / f".cairn-{secrets.token_hex(8)}.tmp"
         self._placed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def write(self, payload: memoryview) -> None:
         """Begin to write the payload, which must not change any more."""
-        self._thread = threading.Thread(target=self._run, args=(payload,), name="keeping")
+        self._thread = threading.Thread(target=self._run, args=(payload,), name="spool")
         self._thread.start()
 
     def wait_until_placed(self) -> None:
@@ -124,13 +124,9 @@ class SpoolWriter:
         try:
             self._write(payload)
         except OSError as error:
-            _remove(self._temporary)
-            _remove(self._path)
-            log.warning(
-                "the finished update cannot be kept: if this node dies in this round, it has to leave it",
-                file=str(self._path),
-                trouble=str(error),
-            )
+            _remove(self._temporary, self._tell)
+            _remove(self._path, self._tell)
+            self._tell(events.UpdateNotKept(self._path, error))
         finally:
             self._placed.set()
 
@@ -174,8 +170,8 @@ def _digest_of(path: Path) -> bytes | None:
     return bytes.fromhex(named[1]) if named is not None else None
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, tell: Observer) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        log.error("a file cannot be removed", file=str(path), trouble=str(error))
+        tell(events.FileNotRemoved(path, error))

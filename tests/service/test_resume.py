@@ -266,7 +266,7 @@ class Owner:
         self.aggregator = AggregatorClient(self.channel, network.key, "alice", heads)
         self.ledger = OwnerLedger(self.state, Clock())
         rules = {"task": DisclosureRules()}
-        self.kept = UpdateSpool(self.state.path, self.ledger.past.may_leave_again)
+        self.kept = UpdateSpool(self.state.path, self.ledger.past.may_leave_again, log_event)
         self.stopping, self.is_closed = threading.Event(), False
         receipts = Receipts(self.aggregator, self.ledger, log_event)
         whats = (self.aggregator, self.ledger, self.kept, receipts, rules)

@@ -254,7 +254,7 @@ class Bench:
         tell, owner = self.events.append, ("clinics", "bob")
         receipts = Receipts(aggregator, self.ledger, tell)
         self.records = DecisionLog(self.ledger, receipts, lambda: "sha256:00", tell)
-        self.kept = UpdateSpool(path / "state", self.ledger.past.may_leave_again)
+        self.kept = UpdateSpool(path / "state", self.ledger.past.may_leave_again, tell)
         whats = (aggregator, self.ledger, self.kept, receipts)
         self.outcomes = Settlement(*whats, *owner, self.clock, tell)
         uploader = Uploader(*whats, rules, lambda: "sha256:00", stopping, tell)

@@ -1,5 +1,6 @@
 """The lines that an owner's rounds leave in its log: people search for them, and tools read their keys."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +145,30 @@ LINES: list[tuple[events.Event, str, str, dict[str, Any]]] = [
     ),
     (events.DecisionNotRecorded(NO), "error", "a decision could not be recorded", {"reason": "no"}),
     (
+        events.UpdateUnreadable(Path("updates/ab.update"), OSError("gone")),
+        "error",
+        "the finished update cannot be read",
+        {"file": "updates/ab.update", "trouble": "gone"},
+    ),
+    (
+        events.UpdateDamaged(Path("updates/ab.update")),
+        "error",
+        "the finished update is damaged",
+        {"file": "updates/ab.update"},
+    ),
+    (
+        events.UpdateNotKept(Path("updates/ab.update"), OSError("full")),
+        "warning",
+        "the finished update cannot be kept: if this node dies in this round, it has to leave it",
+        {"file": "updates/ab.update", "trouble": "full"},
+    ),
+    (
+        events.FileNotRemoved(Path("updates/ab.update"), OSError("no")),
+        "error",
+        "a file cannot be removed",
+        {"file": "updates/ab.update", "trouble": "no"},
+    ),
+    (
         events.GivenUp(pb.REASON_ABORTED),
         "warning",
         "the coordinator gave up a round",
@@ -235,6 +260,17 @@ LINES: list[tuple[events.Event, str, str, dict[str, Any]]] = [
     ),
 ]
 KINDS = {events.Event, events.RoundEvent, events.ErrorEvent, events.RoundErrorEvent}
+
+
+def test_what_takes_part_in_rounds_logs_nothing_itself() -> None:
+    """The other two tell of the node's own start, and of the coordinator's stream."""
+    package = Path(events.__file__).parent
+    logging = {
+        path.stem
+        for path in package.rglob("*.py")
+        if "structlog" in path.read_text(encoding="utf-8")
+    }
+    assert logging == {"event_log", "node", "coordinator_session"}
 
 
 def test_every_event_has_a_line() -> None:

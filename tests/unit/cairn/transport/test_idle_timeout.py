@@ -54,7 +54,7 @@ def idle_seconds(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 def watches() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "silence"]
+    return [thread for thread in threading.enumerate() if thread.name == "idle-timeout"]
 
 
 @contextmanager

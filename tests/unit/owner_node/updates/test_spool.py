@@ -15,6 +15,7 @@ from cairn.model.schema import Schema, TensorSpec
 from cairn.model.update_encoding import UpdateLayout
 from cairn.protocol.messages import Manifest, digest_of, manifest_to_bytes
 from cairn.v1 import round_pb2 as pb
+from owner_node import events
 from owner_node.updates import spool
 from owner_node.updates.spool import UpdateSpool
 from tests.unit.owner_node.round_bench import (
@@ -49,9 +50,13 @@ def found(kept: UpdateSpool, layout: UpdateLayout = LAYOUT, said: bytes = SAID) 
     return None if payload is None else bytes(payload)
 
 
+def ignored(_event: events.Event) -> None:
+    """Nobody watches this folder."""
+
+
 @pytest.fixture
 def kept(tmp_path: Path) -> UpdateSpool:
-    return UpdateSpool(tmp_path, lambda digest: digest == ROUND)
+    return UpdateSpool(tmp_path, lambda digest: digest == ROUND, ignored)
 
 
 def test_a_kept_update_is_the_payload_and_nobody_elses_to_read(kept: UpdateSpool) -> None:
@@ -98,10 +103,10 @@ def test_at_the_start_all_of_its_own_is_removed_but_what_may_have_to_leave_again
     strangers = ["no-digest.update", "notes.txt", ROUND.hex()]
     for name in (f"{OTHER.hex()}.update", ".cairn-0123456789abcdef.tmp", *strangers):
         (kept.path / name).write_bytes(PAYLOAD)
-    again = UpdateSpool(kept.path.parent, lambda digest: digest == ROUND)
+    again = UpdateSpool(kept.path.parent, lambda digest: digest == ROUND, ignored)
     assert files(kept.path) == sorted([path.name, *strangers])
     assert found(again) == PAYLOAD
-    UpdateSpool(kept.path.parent, lambda _: False)
+    UpdateSpool(kept.path.parent, lambda _: False, ignored)
     assert files(kept.path) == sorted(strangers)
 
 
@@ -225,7 +230,7 @@ def test_the_file_is_on_the_disk_before_the_commit_leaves(
 
 
 def test_a_full_disk_does_not_cost_the_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise FULL
@@ -235,7 +240,8 @@ def test_a_full_disk_does_not_cost_the_round(
     bench.rounds.take_part(invitation())
     assert bench.kinds() == ["joined", "sent", "receipt"]
     assert files(bench.kept.path) == []
-    assert "cannot be kept" in capsys.readouterr().out
+    (told,) = [event for event in bench.events if isinstance(event, events.UpdateNotKept)]
+    assert told.trouble is FULL
     bench.state.close()
 
 
