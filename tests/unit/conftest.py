@@ -4,6 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import settings
+
+# A test says what its code computes, not how fast: beside other work any example may take its time.
+settings.register_profile("cairn", deadline=None)
+settings.load_profile("cairn")
 
 
 @pytest.fixture(autouse=True)

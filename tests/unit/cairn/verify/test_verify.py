@@ -108,7 +108,7 @@ def test_no_file_of_a_run_can_be_taken_away(name: str, run: Path) -> None:
     (run / name).unlink()
     result = checked(run)
     assert result.exit_code == 1
-    assert f"{name}: it is missing" in result.output
+    assert f"FAILED {name}: it is missing" in result.output
 
 
 def reordered(rows: Rows) -> Rows:
