@@ -45,7 +45,7 @@ protos-check: protos ## Prove that the checked-in stubs are those of protos/
 	@test -z "$$(git status --porcelain cairn/v1)" || { git status --short cairn/v1; echo "cairn/v1 is not what 'make protos' makes: commit its output" >&2; exit 1; }
 
 chaos: setup ## Every fault at every failpoint, every call lost, many random ones; 'make test' has every kill and a few of the others
-	$(BIN)/pytest -n 2 --dist worksteal -m "chaos or not chaos" tests/chaos
+	$(BIN)/pytest -n 2 --dist worksteal -m "chaos or not chaos" tests/chaos tests/unit/aggregator_node/rounds/test_stateful.py
 
 fuzz: setup ## Send spoilt messages to an aggregator and a coordinator for five minutes, or SECONDS=...
 	$(BIN)/python -m tests.hostile.fuzz --seconds $(SECONDS)

@@ -13,7 +13,7 @@ from aggregator_node.aggregation.rule import ReadBlock
 from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.events import Event, OwnerDeclined, SumsRefused, UpdateAccepted
 from aggregator_node.rounds.session import RoundSession
-from cairn.errors import Conflict, NotFound, TooMuch, Unavailable, UpdateRefused, WrongState
+from cairn.errors import Conflict, LimitExceeded, NotFound, Unavailable, UpdateRefused, WrongState
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -192,7 +192,7 @@ def test_an_upload_is_superseded_only_once_it_has_brought_nothing_for_a_moment()
             bench.clock.now += SHORT_WAIT_SECONDS
             if is_active:
                 bench.session.heard("alice", upload)
-            with pytest.raises(TooMuch, match="another push"):
+            with pytest.raises(LimitExceeded, match="another push"):
                 bench.push("alice")
             assert call.is_active() is is_active
 

@@ -511,18 +511,20 @@ class Sequences(RuleBasedStateMachine):
             self.check.all()
 
 
-def test_no_sequence_of_calls_and_crashes_breaks_the_promise() -> None:
+@pytest.mark.parametrize("examples", [50, pytest.param(1000, marks=pytest.mark.chaos)])
+@pytest.mark.timeout(3600)
+def test_no_sequence_of_calls_and_crashes_breaks_the_promise(examples: int) -> None:
     run_state_machine_as_test(
         Sequences,
         settings=settings(
-            max_examples=100,
+            max_examples=examples,
             stateful_step_count=40,
             derandomize=True,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert Sequences.trained >= 100
+    assert Sequences.trained >= examples
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.unit.cairn.verify.recorded import KEY, Federation, write_json, write_
 from tests.unit.cairn.verify.test_verify import KEY_TEXT, checked
 
 METRICS = {"accuracy": 0.5, "auc": 0.75, "f1": 1.0, "loss": 0.25, "recall": 0.125}
-PROCESSES = 12
+PROCESSES = 6
 
 
 def stated(federation: Federation) -> pb.Signed:
