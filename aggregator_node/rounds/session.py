@@ -16,7 +16,7 @@ from aggregator_node.rounds.results import Accepted, AcceptedUpdates, SealedRoun
 from aggregator_node.rounds.state import Ending, OwnerState, Round
 from aggregator_node.rounds.summing import Summing
 from aggregator_node.rounds.upload import Call, RoundContext, Upload, Uploads, check_header
-from cairn.errors import TooMuch, UpdateRefused, WrongState
+from cairn.errors import UpdateRefused, WrongState
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -114,21 +114,15 @@ class RoundSession:
                 self._uploads.end(owner, upload)
 
     def heard(self, owner: str, upload: Upload) -> None:
-        """A chunk arrived, which renews the owner's lease.
-
-        Raises TooMuch where the owner has had its turn, and others wait in line: else a few owners who send
-        as slowly as they may would keep the memory to the round's end.
-        """
+        """A chunk arrived, which renews the owner's lease. Raises TooMuch as `Upload.check_turn` does."""
         now = self._clock.monotonic()
         with self._changed:
             upload.heard_at = now
             if self.is_open:
                 self._round.join(owner, now)
             workspace = self._workspace
-        if now >= upload.turn_ends and workspace is not None and workspace.buffers.are_waited_for:
-            raise TooMuch(
-                "this push took longer than its share of the round, and others wait in line"
-            )
+        if workspace is not None:
+            upload.check_turn(now, workspace.buffers)
 
     def commit(self, owner: str, upload: Upload, commit: aggregator_pb2.UpdateCommit) -> pb.Signed:
         """Accept the pushed update and return its receipt; the same update again, the same receipt.
