@@ -14,9 +14,9 @@ from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.events import Observer, OwnerDeclined, UpdateAccepted
 from aggregator_node.rounds.results import Accepted, AcceptedUpdates, SealedRound
 from aggregator_node.rounds.state import Ending, OwnerState, Round
-from aggregator_node.rounds.summing import Summing
 from aggregator_node.rounds.upload import Call, RoundContext, Upload, Uploads, check_header
-from cairn.errors import LimitExceeded, UpdateRefused, WrongState
+from aggregator_node.rounds.weight_capping import WeightCapping
+from cairn.errors import UpdateRefused, WrongState
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -54,8 +54,8 @@ class RoundSession:
             manifest.cohort, manifest.floor, manifest.lease_seconds, deadline, now
         )
         self._workspace: Workspace | None = workspace
-        self._sums = Summing(context, tell)
-        self._summing = threading.Lock()
+        self._sums = WeightCapping(context, tell)
+        self._capping = threading.Lock()
         self._uploads = Uploads()
         self.has_broken_uploads = False  # whose last bytes wait for Python's collector
         self._accepted = AcceptedUpdates()
@@ -114,21 +114,15 @@ class RoundSession:
                 self._uploads.end(owner, upload)
 
     def heard(self, owner: str, upload: Upload) -> None:
-        """A chunk arrived, which renews the owner's lease.
-
-        Raises LimitExceeded where the owner has had its turn, and others wait in line: else a few owners who send
-        as slowly as they may would keep the memory to the round's end.
-        """
+        """A chunk arrived, which renews the owner's lease. Raises LimitExceeded as `Upload.check_turn` does."""
         now = self._clock.monotonic()
         with self._changed:
             upload.heard_at = now
             if self.is_open:
                 self._round.join(owner, now)
             workspace = self._workspace
-        if now >= upload.turn_ends and workspace is not None and workspace.buffers.are_waited_for:
-            raise LimitExceeded(
-                "this push took longer than its share of the round, and others wait in line"
-            )
+        if workspace is not None:
+            upload.check_turn(now, workspace.buffers)
 
     def commit(self, owner: str, upload: Upload, commit: aggregator_pb2.UpdateCommit) -> pb.Signed:
         """Accept the pushed update and return its receipt; the same update again, the same receipt.
@@ -139,7 +133,7 @@ class RoundSession:
         digest = self._refusing(owner, lambda: upload.finish(commit), upload)
         receipt = self._sign_receipt(owner, digest, upload.header)
         update = Accepted(upload.header_digest(), digest, receipt, dict(upload.header.metrics))
-        with self._summing:
+        with self._capping:
             with self._changed:
                 # Complete: the seal, which ends what is under way, must not take its answer away.
                 self._uploads.end(owner, upload)
@@ -183,13 +177,13 @@ class RoundSession:
             self._memory().buffers.wake()
         if not sealed:
             return None
-        with self._summing:
+        with self._capping:
             counts = self._sums.finish(self._memory())
         return self._accepted.sealed(self._memory().rule, counts, self.exclusions)
 
     def release_memory(self) -> None:
         """The round needs its memory no more. After this no update is added to the sums."""
-        with self._summing:
+        with self._capping:
             self._sums.forget()
             self._workspace = None
 

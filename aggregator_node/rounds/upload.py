@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator_node.aggregation.buffers import BufferPool
 from aggregator_node.aggregation.exact_sum import BLOCK
 from aggregator_node.aggregation.rule import ReadBlock
-from aggregator_node.aggregation.shares import LargestShare
+from aggregator_node.aggregation.weight_caps import LargestShare
 from aggregator_node.aggregation.workspace import RoundSize
 from cairn.errors import InvalidMessage, LimitExceeded, UpdateRefused
 from cairn.model.schema import CHUNK_BYTES, Schema
@@ -146,6 +147,16 @@ class Upload:
         self.payload = buffer
         self.turn_ends = turn_ends
         self._incoming = self._expected(buffer)
+
+    def check_turn(self, now: float, buffers: BufferPool) -> None:
+        """Raise LimitExceeded where the owner has had its turn, and others wait in line.
+
+        Else a few owners who send as slowly as they may would keep the memory to the round's end.
+        """
+        if now >= self.turn_ends and buffers.are_waited_for:
+            raise LimitExceeded(
+                "this push took longer than its share of the round, and others wait in line"
+            )
 
     def write(self, chunk: memoryview) -> None:
         """Take the next bytes. Raises LimitExceeded beyond the declared size."""

@@ -29,7 +29,7 @@ PURE = [
     "aggregator_node/events.py",
     "aggregator_node/rounds/upload.py",
     "aggregator_node/rounds/state.py",
-    "aggregator_node/aggregation/shares.py",
+    "aggregator_node/aggregation/weight_caps.py",
     "cairn/transport/access.py",
     "cairn/model/update_encoding.py",
     "cairn/model/segments.py",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aggregator_node.aggregation.shares import LargestShare
+from aggregator_node.aggregation.weight_caps import LargestShare
 from cairn.protocol.limits import LARGEST_SHARE, MAX_COHORT, MAX_EXAMPLES
 
 HALF = LargestShare(LARGEST_SHARE)

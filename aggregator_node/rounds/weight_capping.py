@@ -11,7 +11,7 @@ from cairn.errors import Unavailable
 from cairn.v1 import round_pb2 as pb
 
 
-class Summing:
+class WeightCapping:
     """The updates of one round. The round holds a lock around every call."""
 
     def __init__(self, context: RoundContext, tell: Observer) -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from aggregator_node import event_log
 from aggregator_node.aggregation.mean import Mean
-from aggregator_node.aggregation.shares import LargestShare
+from aggregator_node.aggregation.weight_caps import LargestShare
 from aggregator_node.aggregation.workspace import MemoryBudget, Workspace
-from aggregator_node.rounds.summing import Summing
 from aggregator_node.rounds.upload import RoundContext, Upload
+from aggregator_node.rounds.weight_capping import WeightCapping
 from cairn.errors import Unavailable
 from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.model.validation import Bounds
@@ -44,7 +44,7 @@ class Sums:
         self.context = of
         self.memory = MemoryBudget(Mean, 1 << 30, 1)
         self.workspace: Workspace = self.memory.allocate("model-owner", of.size, 0)
-        self.summing = Summing(of, event_log.write)
+        self.capping = WeightCapping(of, event_log.write)
         self.kept: dict[str, memoryview] = {}
 
     def push(self, owner: str, payload: bytes, weight: int) -> None:
@@ -54,10 +54,10 @@ class Sums:
             push.keep_in(buffer, 0.0)
             buffer[:] = payload
             self.kept[owner] = buffer
-            assert self.summing.take(owner, push, self.workspace) == pb.REASON_UNSPECIFIED
+            assert self.capping.take(owner, push, self.workspace) == pb.REASON_UNSPECIFIED
 
     def mean(self) -> bytes:
-        self.summing.finish(self.workspace)
+        self.capping.finish(self.workspace)
         return b"".join(bytes(piece) for piece in self.workspace.rule.result_blocks())
 
 
@@ -181,7 +181,7 @@ def test_a_round_that_is_aborted_leaves_nothing_of_what_was_held_back() -> None:
     sums = Sums(round_of(SCHEMA, 4))
     sums.push("owner0000", whole(7), 1000)
     assert bytes(sums.kept["owner0000"]) == whole(7)
-    sums.summing.forget()
+    sums.capping.forget()
     sums.memory.give_back(sums.workspace)
     assert bytes(sums.kept["owner0000"]) == bytes(len(whole(0)))
 
