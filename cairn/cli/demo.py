@@ -175,7 +175,13 @@ class _Nodes:
         }
 
     def start(self, name: str, module: str, *arguments: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", module, *arguments]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            module,
+            *arguments,
+        ]  # -P: no module of the folder it runs in
         process = begin(command, self._environment, subprocess.PIPE)
         colour = _COLOURS[len(self._processes) % len(_COLOURS)]
         reader = threading.Thread(target=self._show, args=(name, colour, process.stdout))
