@@ -16,6 +16,7 @@ from cairn.errors import UsageError
 from cairn.identity.authority import (
     Authority,
     Subject,
+    federation_of,
     issue,
     load_request,
     new_authority,
@@ -314,3 +315,31 @@ def test_what_is_no_host_is_refused(host: str) -> None:
 
 def test_a_private_key_is_not_shown_where_an_authority_is_printed(authority: Authority) -> None:
     assert "PRIVATE" not in repr(authority)
+
+
+def self_signed(*uris: str, ca: bool = True) -> x509.Certificate:
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([])
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
+    builder = (
+        x509.CertificateBuilder(name, name, key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)
+    )
+    if uris:
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(key, hashes.SHA256())
+
+
+def test_an_authority_is_one_by_its_one_name_and_by_what_it_may_sign() -> None:
+    assert federation_of(self_signed("spiffe://clinics")) == "clinics"
+    for other in (
+        self_signed(),
+        self_signed("https://clinics"),
+        self_signed("spiffe://clinics", "spiffe://wards"),
+        self_signed("spiffe://clinics", ca=False),
+    ):
+        with pytest.raises(UsageError, match="this is not an authority's certificate"):
+            federation_of(other)

@@ -341,3 +341,11 @@ def test_the_key_is_taken_out_of_a_nodes_file(run: Path, tmp_path: Path) -> None
     result = checked(run, "--config", config, key=None)
     assert result.exit_code == 2
     assert "name the file of an owner or of a coordinator" in " ".join(result.output.split())
+
+
+def test_a_ledger_is_checked_without_a_key_unless_its_signed_head_is_beside_it(run: Path) -> None:
+    result = checked(run / "ledger.jsonl", key=None)
+    assert result.exit_code == 2
+    assert "name it with --key" in " ".join(result.output.split())
+    (run / "ledger_head.json").unlink()
+    assert checked(run / "ledger.jsonl", key=None).exit_code == 0
