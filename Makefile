@@ -28,7 +28,7 @@ check: setup lint types ## The quick half, for all day: style, types, the unit t
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/golden
 
 test: setup ## Set up, then run the tests (containers apart)
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 3 --dist worksteal
 
 lint: setup ## Check style and format
 	$(BIN)/ruff check .

@@ -149,11 +149,12 @@ class Crowd:
         self._all += connections
 
     def counts(self) -> Counter[str]:
-        """How many streams are answered and reset, and how many connections are closed."""
+        """How many streams are answered, how many have ended, and how many connections are closed."""
         counts: Counter[str] = Counter()
         for connection in self._all:
             counts["answered"] += len(connection.answered)
-            counts["ended"] += len(connection.answered | connection.reset)
+            ended = len(connection.answered | connection.reset)
+            counts["ended"] += connection.opened if connection.closed else ended
             counts["closed"] += connection.closed
         return counts
 

@@ -58,13 +58,13 @@ def coordinator(network: Network) -> Iterator[Node]:
 def attack(crowd: Crowd, network: Network, address: str, method: str) -> int:
     """Begin a thousand calls under each certificate; returns how many there are."""
     for who in ATTACKERS:
-        connections = crowd.connect(
-            CONNECTIONS, address, trust(network.root, network.credentials[who])
-        )
-        for connection in connections:
-            for _ in range(STREAMS):
-                connection.call(method, None)
-        crowd.keep(connections)
+        tls = trust(network.root, network.credentials[who])
+        for _ in range(CONNECTIONS):
+            connections = crowd.connect(1, address, tls)
+            for connection in connections:  # at once: one without a call is closed after a second
+                for _ in range(STREAMS):
+                    connection.call(method, None)
+            crowd.keep(connections)
     return len(ATTACKERS) * CONNECTIONS * STREAMS
 
 

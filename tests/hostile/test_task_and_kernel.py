@@ -8,7 +8,9 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -47,7 +49,8 @@ def data(site): return cairn.Data(train=site.data, examples=5)
 def train(model, data, round):
     key, node, rows = {key!r}, os.getppid(), str(data.train)
     add_key, keyctl = (248, 250) if os.uname().machine == "x86_64" else (217, 219)
-    attempts = {attempts}
+    here = {{**globals(), **locals()}}
+    attempts = eval((data.train / "attempts").read_text(), here)
     return {{name: succeeds(attempt) for name, attempt in attempts.items()}}
 task = cairn.Task(model=model, data=data, train=train)
 """
@@ -56,11 +59,15 @@ SCHEMA, BASE = payload_of(nn.Linear(2, 1).state_dict())
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "node").mkdir()
-    (tmp_path / "node/node.key").write_bytes(b"the key")
-    (tmp_path / "node/node.key").chmod(0o600)
-    return tmp_path
+    return a_home(tmp_path)
+
+
+def a_home(folder: Path) -> Path:
+    (folder / "data").mkdir()
+    (folder / "node").mkdir()
+    (folder / "node/node.key").write_bytes(b"the key")
+    (folder / "node/node.key").chmod(0o600)
+    return folder
 
 
 def of_kind(kind: Kind, home: Path) -> Sandbox:
@@ -72,28 +79,39 @@ def of_kind(kind: Kind, home: Path) -> Sandbox:
     return sandbox
 
 
-def tried(home: Path, kind: Kind, attempts: str) -> dict[str, float]:
-    """What became of each attempt, as the task says it."""
-    task = TASK.format(key=str(home / "node/node.key"), attempts=attempts)
-    (home / "task.py").write_text(task)
-    source = TaskSource("toy", str(home / "task.py"), home / "data", sandbox=of_kind(kind, home))
+@dataclass(frozen=True)
+class Attempts:
+    """A task in a sandbox that tries whatever it is told to, round after round."""
+
+    home: Path
+    process: TrainingSupervisor
+
+    def __call__(self, attempts: str) -> dict[str, float]:
+        """What became of each attempt, as the task says it."""
+        (self.home / "data/attempts").write_text(attempts)
+        self.process.base_buffer(SCHEMA)[:] = BASE
+        return self.process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
+
+
+@pytest.fixture(scope="module", params=get_args(Kind))
+def tried(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Attempts]:
+    home = a_home(tmp_path_factory.mktemp("sandboxed"))
+    (home / "task.py").write_text(TASK.format(key=str(home / "node/node.key")))
+    sandbox = of_kind(request.param, home)
+    source = TaskSource("toy", str(home / "task.py"), home / "data", sandbox=sandbox)
     with closing(TrainingSupervisor("bob", source)) as process:
-        process.base_buffer(SCHEMA)[:] = BASE
-        return process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
+        yield Attempts(home, process)
 
 
 each_kind = pytest.mark.parametrize("kind", get_args(Kind))
 
 
-@each_kind
-def test_a_task_in_a_sandbox_changes_no_limit_and_no_priority_of_its_node(
-    home: Path, kind: Kind
-) -> None:
+def test_a_task_in_a_sandbox_changes_no_limit_and_no_priority_of_its_node(tried: Attempts) -> None:
     """With a limit of no time or no files it could end a node that it may send no signal."""
     before = resource.getrlimit(resource.RLIMIT_CORE)
     said = tried(
-        home,
-        kind,
         """{
             "limit": lambda: resource.prlimit(node, resource.RLIMIT_CORE, (0, 0)),
             "limit read": lambda: resource.prlimit(node, resource.RLIMIT_CORE),
@@ -106,15 +124,12 @@ def test_a_task_in_a_sandbox_changes_no_limit_and_no_priority_of_its_node(
     assert resource.getrlimit(resource.RLIMIT_CORE) == before
 
 
-@each_kind
 def test_a_task_in_a_sandbox_changes_no_mode_owner_time_or_attribute_of_a_file(
-    home: Path, kind: Kind
+    tried: Attempts,
 ) -> None:
     """Landlock lets them be changed, and a key that all may read is a key that is given away."""
     null = Path("/dev/null").stat()
     said = tried(
-        home,
-        kind,
         f"""{{
             "mode": lambda: os.chmod(key, 0o666),
             "owner": lambda: os.chown(key, os.getuid(), os.getgid()),
@@ -127,17 +142,14 @@ def test_a_task_in_a_sandbox_changes_no_mode_owner_time_or_attribute_of_a_file(
         }}""",
     )
     assert {name for name, succeeded in said.items() if succeeded} == {"device"}
-    assert stat.S_IMODE((home / "node/node.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tried.home / "node/node.key").stat().st_mode) == 0o600
 
 
-@each_kind
 def test_a_task_in_a_sandbox_reaches_no_keyring_and_no_socket_beyond_its_namespaces(
-    home: Path, kind: Kind
+    tried: Attempts,
 ) -> None:
     """A machine's host is reached by vsock past every network namespace, and a keyring may hold Kerberos tickets."""
     said = tried(
-        home,
-        kind,
         """{
             "keyring": lambda: call(keyctl, 0, -3, 0),
             "key": lambda: call(add_key, b"user", b"cairn", b"x", 1, -3),

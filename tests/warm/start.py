@@ -20,13 +20,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from tests.warm.adoption import adopt_orphans
+from tests.warm.adoption import adopt_orphans, is_orphan
 
 BIN = Path(sys.executable).parent
 _SCRIPT = Path(__file__).with_name("parent.py")
@@ -35,6 +36,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # What Python and the C library read when a process starts: where it is not as here, the process starts cold.
 _READ_AT_START = ("PYTHON", "LD_", "GLIBC_", "MALLOC_")
 _CHANGES_NOTHING_MUCH = {"PYTHONUNBUFFERED"}
+_STARTED: set[int] = set()  # by this process, whose tests wait for them
 
 
 class Process:
@@ -123,13 +125,24 @@ class Parent:
             "directory": directory or str(Path.cwd()),
             "targets": list(descriptors),
         }
+        _reap_orphans()
         with self._lock:
             socket.send_fds(
                 self._requests, [json.dumps(order).encode()], list(descriptors.values())
             )
             answer = self._requests.recv(20)
         assert answer, "the process that others are forked off has ended"
+        _STARTED.add(int(answer))
         return int(answer)
+
+
+def _reap_orphans() -> None:
+    """Bury what others have left to this process: nobody else will."""
+    for child in Path("/proc/self/task").glob("*/children"):
+        for pid in map(int, child.read_text().split()):
+            if pid not in _STARTED and is_orphan(pid):
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
 
 
 @cache
