@@ -68,7 +68,7 @@ def begin(
 
 
 def finish(opened: OpenRound, *owners: str) -> None:
-    """Have honest owners join and push. gRPC cuts off calls at random while more than 1000 wait for Python."""
+    """Have honest owners join and push. Like a node they call again where an idle connection ended just then."""
 
     def again_where_cut_off(call: Callable[[], object]) -> bool:
         try:
