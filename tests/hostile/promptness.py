@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.service.network import SECONDS, Network
 
 PROMPT = 3.0  # about a second at worst where nothing else runs
+_NOT_YET = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 def is_healthy(network: Network, who: str, address: str) -> bool:
@@ -22,11 +23,11 @@ def is_healthy(network: Network, who: str, address: str) -> bool:
 
 
 def is_served(network: Network, who: str, address: str) -> bool:
-    """Whether the node answers this caller, and does not refuse it."""
+    """Whether the node answers this caller, and neither refuses it nor its connection."""
     try:
         return is_healthy(network, who, address)
     except grpc.RpcError as error:
-        if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        if error.code() not in _NOT_YET:
             raise
         return False
 

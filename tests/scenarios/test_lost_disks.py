@@ -25,7 +25,8 @@ def test_a_coordinator_that_lost_its_run_folder_goes_on_from_the_last_release(
         coordinator = federation.coordinator(rounds=4)
         coordinator.says("Going on after 2 rounds")
     assert coordinator.ends() == 0
-    assert [line["round"] for line in federation.history()][-2:] == [3, 4]
+    numbers = [line["round"] for line in federation.history()][-2:]
+    assert numbers in ([3, 4], [4, 5])  # the third goes on, or was burnt with the coordinator
     federation.check_model(*[["alice", "bob"]] * 4)
 
 
