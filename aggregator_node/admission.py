@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from aggregator_node.storage.rows import Progress
 from cairn.errors import InvalidMessage, LimitExceeded, WrongState
 from cairn.model.validation import Bounds
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.cohorts import are_of_one_group, check_group_sizes
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec
+from cairn.protocol.words import OPTIMIZERS, RULES, word_of
 from cairn.runtime.timeouts import LEASE_SECONDS
 from cairn.v1 import round_pb2 as pb
 
@@ -35,6 +37,8 @@ class AdmissionPolicy:
     largest_share: float = LARGEST_SHARE
     model_bytes: int = 8 << 30
     bounds: Bounds = field(default_factory=Bounds)
+    rules: frozenset["pb.Rule"] = frozenset(RULES.values())
+    optimizers: frozenset["pb.Optimizer"] = frozenset(OPTIMIZERS.values())
 
     def floor_of(self, job: JobSpec) -> int:
         """The smallest cohort that may be released: the larger of the job's and the aggregator's."""
@@ -71,6 +75,21 @@ class AdmissionPolicy:
                 f" {self.model_bytes}: raise largest_model_megabytes in its file"
             )
         self._check_weights(job)
+        self._check_aggregation(job)
+
+    def _check_aggregation(self, job: JobSpec) -> None:
+        aggregation, floor = job.aggregation, self.floor_of(job)
+        for key, enum, value, allowed in (
+            ("rules", pb.Rule, aggregation.rule, self.rules),
+            ("optimizers", pb.Optimizer, aggregation.optimizer, self.optimizers),
+        ):
+            if value not in allowed:
+                words = ", ".join(sorted(word_of(enum, each) for each in allowed))
+                raise InvalidMessage(
+                    f"the job asks for {word_of(enum, value)}; the aggregator's file allows {words} ({key})",
+                    pb.REASON_RULE_REFUSED,
+                )
+        check_floor_of_rule(aggregation, len(job.owners), floor)
 
     def _check_weights(self, job: JobSpec) -> None:
         """Bounds how unlike the weights of a job may be; no update counts more than its share of them."""
@@ -81,6 +100,17 @@ class AdmissionPolicy:
                 f" {self.weight_ratio} times: narrow examples = [fewest, most] in the job's file",
                 pb.REASON_EXAMPLES_REFUSED,
             )
+
+
+def check_floor_of_rule(aggregation: Aggregation, owners: int, floor: int) -> None:
+    """Raise InvalidMessage where the rule would average over fewer than the floor, if all these owners push."""
+    averaged = aggregation.averages_over(owners, floor)
+    if averaged < floor:
+        raise InvalidMessage(
+            f"of {owners} owners, every element of a release by {aggregation} would be an average over"
+            f" {averaged} at least; the floor is {floor}: take more owners, or other numbers of the rule",
+            pb.REASON_RULE_REFUSED,
+        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +145,7 @@ def check_opening(
             pb.REASON_MIXED_GROUPS,
         )
     if opening.phase == pb.PHASE_TRAIN:
+        check_floor_of_rule(job.aggregation, len(opening.cohort), floor)
         _check_training(job, progress, opening)
     else:
         _check_evaluation(progress, opening)

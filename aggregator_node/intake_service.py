@@ -11,7 +11,8 @@ from aggregator_node.rounds.session import RoundSession
 from aggregator_node.rounds.upload import Upload
 from aggregator_node.storage.rollback import RollbackDetector
 from cairn.errors import InvalidMessage, Unavailable
-from cairn.protocol.messages import check_digest, check_protocol, known
+from cairn.protocol.messages import check_digest, check_protocol
+from cairn.protocol.words import known
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import rest

@@ -17,7 +17,8 @@ from aggregator_node.storage.store import Store
 from cairn.errors import InvalidMessage, NotFound, WrongState
 from cairn.model.safetensors_reader import ModelReader
 from cairn.protocol.cohorts import check_owners
-from cairn.protocol.messages import check_digest, check_protocol, known
+from cairn.protocol.messages import check_digest, check_protocol
+from cairn.protocol.words import known
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 from cairn.transport.steps import caller

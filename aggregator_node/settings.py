@@ -2,16 +2,26 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
 from aggregator_node.admission import AdmissionPolicy
 from aggregator_node.aggregation.workspace import memory_of_this_machine
 from aggregator_node.roster import Listed
-from cairn.config import AddressText, FilePath, IdentityFiles, NodeLabel, Seconds, Settings
+from cairn.config import (
+    AddressText,
+    FilePath,
+    IdentityFiles,
+    NodeLabel,
+    OptimizerWord,
+    RuleWord,
+    Seconds,
+    Settings,
+)
 from cairn.model.validation import Bounds
 from cairn.protocol.limits import LARGEST_SHARE, MAX_COHORT, MIN_COHORT
+from cairn.protocol.words import OPTIMIZERS, RULES
 from cairn.runtime.timeouts import LEASE_SECONDS, STANDBY_TIMEOUT_SECONDS
 
 
@@ -56,6 +66,7 @@ class AggregatorSettings(Settings):
     in common with: those of the same base, or of every model with the same tensors. Of the same base, tensors
     are compared with tensors and metrics with metrics, whatever the phase: a training whose metrics may not
     stand beside earlier ones is released without them. Of the same tensors, every release is compared.
+    `rules` and `optimizers` list those that a job may have.
     """
 
     kind: ClassVar[str] = "an aggregator"
@@ -77,6 +88,8 @@ class AggregatorSettings(Settings):
     memory_megabytes: Annotated[int, Field(ge=1, le=1 << 26)] | None = None
     updates_in_flight: Annotated[int, Field(ge=1, le=1024)] = 2
     compare_releases: Literal["same_base", "same_model"] = "same_base"
+    rules: Annotated[tuple[RuleWord, ...], Field(min_length=1)] = get_args(RuleWord)
+    optimizers: Annotated[tuple[OptimizerWord, ...], Field(min_length=1)] = get_args(OptimizerWord)
     identity: AggregatorIdentityFiles
 
     @property
@@ -107,4 +120,6 @@ class AggregatorSettings(Settings):
             largest_share=self.largest_share,
             model_bytes=self.largest_model_megabytes << 20,
             bounds=Bounds(self.largest_value, self.largest_integer),
+            rules=frozenset(RULES[word] for word in self.rules),
+            optimizers=frozenset(OPTIMIZERS[word] for word in self.optimizers),
         )

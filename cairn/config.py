@@ -4,7 +4,7 @@ import difflib
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -64,6 +64,20 @@ SigningKeyText = Annotated[str, AfterValidator(_signing_key)]  # "ed25519:" and 
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 NodeLabel = Annotated[str, Field(pattern=f"^{NODE_NAME_PATTERN}$")]
 Seconds = Annotated[int, Field(ge=1, le=MAX_ROUND_SECONDS)]
+
+# Those of RULES, OPTIMIZERS and CONTENTS of cairn.protocol.words.
+ContentWord = Literal["weights", "gradients"]
+RuleWord = Literal[
+    "mean",
+    "sum",
+    "norm_bounded_mean",
+    "trimmed_mean",
+    "bucketed_median",
+    "multi_krum",
+    "geometric_median",
+    "centred_clipping",
+]
+OptimizerWord = Literal["none", "sgd", "adagrad", "adam", "yogi"]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from cairn.ledger.chain import Entry
 from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_ROUND_SECONDS
-from cairn.protocol.messages import PROTOCOL, Manifest, digest_of, known, manifest_from_bytes
+from cairn.protocol.messages import PROTOCOL, Manifest, digest_of, manifest_from_bytes
 from cairn.protocol.statements import MANIFEST, verified, verified_head, verified_statement
+from cairn.protocol.words import known
 from cairn.runtime.timeouts import CALL_SECONDS, IDLE_SECONDS, SHUTDOWN_SECONDS
 from cairn.transport.retry import retry_while_unavailable
 from cairn.transport.status import translated

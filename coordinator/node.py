@@ -208,6 +208,7 @@ def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
         max_examples=job.examples[1],
         encoding=ENCODINGS[job.updates],
         groups=groups if job.groups > 1 else (),
+        aggregation=job.aggregation,
     )
     body = job_spec_to_bytes(spec)
     try:

@@ -9,6 +9,7 @@ import structlog
 from cairn.errors import CairnError, InvalidMessage, WrongState
 from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.schema import Schema
+from cairn.protocol.aggregation import aggregation_from_pb
 from cairn.protocol.messages import JobSpec, digest_of
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2, coordinator_pb2
@@ -174,7 +175,8 @@ class RoundRunner:
 def _check(release: Release, opened: OpenedRound) -> None:
     """Raise InvalidMessage where a statement does not keep what the manifest said."""
     statement, manifest = release.statement, opened.manifest
-    if any(getattr(statement, field) != getattr(manifest, field) for field in _REPEATED):
+    repeats = all(getattr(statement, field) == getattr(manifest, field) for field in _REPEATED)
+    if not repeats or aggregation_from_pb(statement.aggregation) != manifest.aggregation:
         raise InvalidMessage("the release statement is that of another round")
     excluded = {exclusion.owner for exclusion in statement.exclusions}
     counted = len(manifest.cohort) - len(excluded)

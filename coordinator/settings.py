@@ -1,21 +1,34 @@
 """The coordinator's TOML file, and the job's."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from cairn.config import (
     AddressText,
+    ContentWord,
     FilePath,
     Name,
     NodeLabel,
+    OptimizerWord,
     PinnedIdentityFiles,
+    RuleWord,
     Seconds,
     Settings,
     SigningKeyText,
 )
+from cairn.protocol.aggregation import (
+    NUMBERS,
+    OPTIMIZER_NUMBERS,
+    Aggregation,
+    Number,
+    check_aggregation,
+    numbers_of,
+)
 from cairn.protocol.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
+from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, RULES, WEIGHTINGS
 from cairn.runtime.timeouts import GATHER_SECONDS, RECONNECT_TIMEOUT_SECONDS, ROUND_DEADLINE_SECONDS
 from coordinator.groups import group_count
 
@@ -38,6 +51,27 @@ class CoordinatorSettings(Settings):
     identity: PinnedIdentityFiles
 
 
+class _Chosen(Settings):
+    """A rule or an optimizer: its name, and beside it its numbers."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+    def numbers(self, known: Mapping[str, Number], name: str) -> dict[str, float]:
+        """All of them. Raises ValueError with a sentence."""
+        return numbers_of(known, self.model_extra or {}, name)
+
+
+class RuleSettings(_Chosen):
+    kind: ClassVar[str] = "a rule"
+    name: RuleWord = "mean"
+
+
+class OptimizerSettings(_Chosen):
+    kind: ClassVar[str] = "an optimizer"
+    name: OptimizerWord = "none"
+
+
 class JobSettings(Settings):
     """A training run.
 
@@ -46,7 +80,10 @@ class JobSettings(Settings):
     owners evaluate the release of every round. `examples` says as how many an update of fewer
     or more counts, the fewest and the most. `updates` is how the updates travel: "whole", or from the job's
     first release on as "bf16_deltas" in half the bytes or as "int8_deltas" in a quarter, which say the
-    float32 and float64 tensors less exactly; an owner may not allow it. `fraction` is the least share of the owners that takes part in a
+    float32 and float64 tensors less exactly; an owner may not allow it. `content` is what the owners send: the
+    "weights" that they have trained, or the "gradients" of their loss at the round's model. `rule` is a table with
+    the name of the rule by which the aggregator combines what they send, and its numbers; `optimizer` one for the
+    step from the round's model to the next. `fraction` is the least share of the owners that takes part in a
     round: with less than 1 they are divided by the `seed` into fixed groups, which take turns. `gather_seconds` is how long the job waits for owners that
     do not attend.
     """
@@ -64,6 +101,9 @@ class JobSettings(Settings):
     examples: tuple[_Examples, _Examples] = (1, MAX_EXAMPLES)
     # The words of ENCODINGS of cairn.protocol.words.
     updates: Literal["whole", "bf16_deltas", "int8_deltas"] = "whole"
+    content: ContentWord = "weights"
+    rule: RuleSettings = RuleSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
     evaluate: bool = False
     round_deadline_seconds: Seconds = ROUND_DEADLINE_SECONDS
     gather_seconds: Seconds = GATHER_SECONDS
@@ -107,6 +147,31 @@ class JobSettings(Settings):
                 " others"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_aggregation(self) -> "JobSettings":
+        all_floats = True  # which only the model tells
+        check_aggregation(
+            self.aggregation,
+            WEIGHTINGS[self.weighting],
+            ENCODINGS[self.updates],
+            all_floats=all_floats,
+        )
+        return self
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """What becomes of the updates. Raises ValueError with a sentence."""
+        rule, optimizer = RULES[self.rule.name], OPTIMIZERS[self.optimizer.name]
+        return Aggregation(
+            CONTENTS[self.content],
+            rule,
+            self.rule.numbers(NUMBERS[rule], f"rule {self.rule.name}"),
+            optimizer,
+            self.optimizer.numbers(
+                OPTIMIZER_NUMBERS[optimizer], f"optimizer {self.optimizer.name}"
+            ),
+        )
 
     @property
     def groups(self) -> int:

@@ -14,7 +14,7 @@ from cairn.identity.names import NodeName, Role
 from cairn.identity.reload import Reloading, reloading_pin
 from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.identity.trust import PeerTrust, load_pinned
-from cairn.protocol.words import ENCODINGS
+from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, RULES
 from cairn.runtime.clock import Clock
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.timeouts import CALL_SECONDS, SHUTDOWN_SECONDS
@@ -227,6 +227,9 @@ def _policy(settings: OwnerSettings) -> Policy:
                 ranges=task.settings,
                 max_rounds=task.max_rounds,
                 encodings=frozenset(ENCODINGS[word] for word in task.encodings),
+                contents=frozenset(CONTENTS[word] for word in task.contents),
+                rules=frozenset(RULES[word] for word in task.rules),
+                optimizers=frozenset(OPTIMIZERS[word] for word in task.optimizers),
                 max_failures=task.max_failures,
                 work_seconds=task.work_seconds,
             )

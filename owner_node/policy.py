@@ -7,7 +7,7 @@ from cairn.errors import CairnError, InvalidMessage
 from cairn.protocol.cohorts import are_of_one_group
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec, Manifest
-from cairn.protocol.words import ENCODINGS, word_of
+from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, RULES, word_of
 from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS
 from cairn.v1 import round_pb2 as pb
 
@@ -74,6 +74,9 @@ class TaskRules:
     ranges: Ranges = field(default_factory=dict)
     max_rounds: int = MAX_ROUNDS
     encodings: frozenset["pb.Encoding"] = frozenset(ENCODINGS.values())
+    contents: frozenset["pb.Content"] = frozenset(CONTENTS.values())
+    rules: frozenset["pb.Rule"] = frozenset(RULES.values())
+    optimizers: frozenset["pb.Optimizer"] = frozenset(OPTIMIZERS.values())
     max_failures: int = MAX_FAILURES
     work_seconds: float | None = None
 
@@ -108,6 +111,8 @@ class Policy:
             raise InvalidMessage("the invitation is for another federation")
         if manifest.weighting != job.weighting:
             raise InvalidMessage("the manifest weighs the updates in another way than its job")
+        if manifest.aggregation != job.aggregation:
+            raise InvalidMessage("the manifest combines the updates in another way than its job")
         if manifest.encoding not in {pb.ENCODING_WHOLE, job.encoding}:
             raise InvalidMessage("the manifest has updates travel in another way than its job")
         if self.owner not in manifest.cohort:
@@ -160,7 +165,31 @@ class Policy:
             )
         _check_settings(job, rules.ranges)
         _check_encoding(invited, rules.encodings)
+        self._check_aggregation(invited, rules)
         _check_budgets(invited, rules, known)
+
+    def _check_aggregation(self, invited: Invited, rules: TaskRules) -> None:
+        aggregation, task = invited.job.aggregation, invited.job.task
+        for key, enum, value, allowed in (
+            ("contents", pb.Content, aggregation.content, rules.contents),
+            ("rules", pb.Rule, aggregation.rule, rules.rules),
+            ("optimizers", pb.Optimizer, aggregation.optimizer, rules.optimizers),
+        ):
+            if value not in allowed:
+                words = ", ".join(sorted(word_of(enum, each) for each in allowed))
+                raise Declined(
+                    f"the job asks for {word_of(enum, value)}; this owner's file allows {words} ({key}) for the"
+                    f" task {task}",
+                    pb.REASON_RULE_REFUSED,
+                )
+        manifest = invited.manifest
+        averaged = aggregation.averages_over(len(manifest.cohort), manifest.floor)
+        if manifest.trains and averaged < self.floor:
+            raise Declined(
+                f"by {aggregation}, an element of the release of {manifest} would be an average over {averaged}"
+                f" owners; this owner's floor is {self.floor}",
+                pb.REASON_RULE_REFUSED,
+            )
 
 
 def _check_budgets(invited: Invited, rules: TaskRules, known: JobHistory) -> None:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from cairn.errors import Conflict, LimitExceeded, Unavailable, UpdateRefused
+from cairn.protocol.statements import aggregation_in_words
 from cairn.protocol.words import reason_word, word_of
 from cairn.runtime.failpoints import failpoint
 from cairn.transport.retry import retry_while_unavailable
@@ -212,6 +213,6 @@ class Uploader:
             "salt": outgoing.pushed.salt.hex(),
             "dropped_metrics": list(outgoing.dropped_metrics),
             "clipped": outgoing.clipped,
-            "rule": "mean",
+            **aggregation_in_words(invited.manifest.aggregation),
             "weighting": word_of(pb.Weighting, invited.manifest.weighting),
         }

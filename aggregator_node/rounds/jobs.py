@@ -188,6 +188,7 @@ class JobRegistry:
             ledger_number=number,
             encoding=self._encoding_of(spec, opening),
             largest_share=policy.largest_share,
+            aggregation=spec.aggregation,
         )
         return RoundContext(manifest, spec, policy.bounds)
 

@@ -29,6 +29,7 @@ from cairn.errors import InvalidMessage, UsageError, WrongState
 from cairn.model.safetensors_reader import map_values
 from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.validation import Bounds
+from cairn.protocol.aggregation import aggregation_to_pb
 from cairn.protocol.limits import MIN_COHORT
 from cairn.protocol.messages import Manifest, digest_of, manifest_from_bytes, parse
 from cairn.protocol.statements import STATEMENT, sign
@@ -215,7 +216,7 @@ class RoundRecorder:
             base_digest=manifest.base_digest,
             contributors=len(sealed.contributors),
             exclusions=[pb.Exclusion(owner=o, reason=r) for o, r in sealed.exclusions],
-            rule=pb.RULE_MEAN,
+            aggregation=aggregation_to_pb(manifest.aggregation),
             weighting=manifest.weighting,
             encoding=manifest.encoding,
             metrics=sealed.metrics,

@@ -6,15 +6,21 @@ InvalidMessage, and never becomes a default.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from cairn import __version__
 from cairn.errors import InvalidMessage, LimitExceeded
-from cairn.model.schema import DIGEST_BYTES, MAX_TENSORS, Schema, TensorSpec
+from cairn.model.schema import DIGEST_BYTES, FLOATS, MAX_TENSORS, Schema, TensorSpec
+from cairn.protocol.aggregation import (
+    Aggregation,
+    aggregation_from_pb,
+    aggregation_to_pb,
+    check_aggregation,
+)
 from cairn.protocol.cohorts import Groups, check_groups, check_name, check_owners
 from cairn.protocol.limits import (
     LARGEST_SHARE,
@@ -24,9 +30,10 @@ from cairn.protocol.limits import (
     MAX_ROUND_SECONDS,
     MIN_COHORT,
 )
+from cairn.protocol.words import known
 from cairn.v1 import round_pb2 as pb
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 M = TypeVar("M", bound=Message)
 
@@ -49,6 +56,7 @@ class JobSpec:
     max_examples: int
     encoding: "pb.Encoding" = pb.ENCODING_WHOLE
     groups: Groups = ()
+    aggregation: Aggregation = field(default_factory=Aggregation)
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class Manifest:
     ledger_number: int
     encoding: "pb.Encoding" = pb.ENCODING_WHOLE
     largest_share: float = LARGEST_SHARE
+    aggregation: Aggregation = field(default_factory=Aggregation)
 
     @property
     def trains(self) -> bool:
@@ -122,8 +131,12 @@ def schema_from_pb(message: pb.ModelSchema) -> Schema:
 
 def job_spec_to_bytes(spec: JobSpec) -> bytes:
     groups = [pb.Group(owners=group) for group in spec.groups]
-    fields = vars(spec) | {"schema": schema_to_pb(spec.schema), "groups": groups}
-    message = pb.JobSpec(**fields, rule=pb.RULE_MEAN, chain=pb.CHAIN_STRICT)
+    fields = vars(spec) | {
+        "schema": schema_to_pb(spec.schema),
+        "groups": groups,
+        "aggregation": aggregation_to_pb(spec.aggregation),
+    }
+    message = pb.JobSpec(**fields, chain=pb.CHAIN_STRICT)
     return message.SerializeToString(deterministic=True)
 
 
@@ -134,7 +147,7 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
             f" has {MAX_JOB_SPEC_BYTES} at the most"
         )
     message = parse(pb.JobSpec, body)
-    check_enums(message, "rule", "chain", "weighting", "encoding")
+    check_enums(message, "chain", "weighting", "encoding")
     check_name(message.federation, "federation")
     check_name(message.name, "job")
     check_name(message.task, "task")
@@ -149,7 +162,7 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
             pb.REASON_COHORT_TOO_SMALL,
         )
     least = within(message.min_examples, 1, MAX_EXAMPLES, "min_examples")
-    return JobSpec(
+    spec = JobSpec(
         federation=message.federation,
         name=message.name,
         task=message.task,
@@ -166,13 +179,23 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
         max_examples=within(message.max_examples, least, MAX_EXAMPLES, "max_examples"),
         encoding=message.encoding,
         groups=check_groups([group.owners for group in message.groups], owners, message.floor),
+        aggregation=aggregation_from_pb(message.aggregation),
     )
+    _check_parts(spec)
+    return spec
+
+
+def _check_parts(spec: JobSpec) -> None:
+    all_floats = all(tensor.dtype in FLOATS for tensor in spec.schema.tensors)
+    try:
+        check_aggregation(spec.aggregation, spec.weighting, spec.encoding, all_floats=all_floats)
+    except ValueError as error:
+        raise InvalidMessage(str(error), pb.REASON_RULE_REFUSED) from None
 
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:
-    message = pb.RoundManifest(
-        **vars(manifest), rule=pb.RULE_MEAN, protocol=PROTOCOL, software=__version__
-    )
+    fields = vars(manifest) | {"aggregation": aggregation_to_pb(manifest.aggregation)}
+    message = pb.RoundManifest(**fields, protocol=PROTOCOL, software=__version__)
     return message.SerializeToString(deterministic=True)
 
 
@@ -180,7 +203,7 @@ def manifest_from_bytes(body: bytes) -> Manifest:
     message = parse(pb.RoundManifest, body)
     # First: another version may differ in all else.
     check_protocol(message.protocol, message.software)
-    check_enums(message, "rule", "phase", "weighting", "encoding")
+    check_enums(message, "phase", "weighting", "encoding")
     check_name(message.federation, "federation")
     check_name(message.job, "job")
     if message.previous_release_digest:
@@ -203,6 +226,7 @@ def manifest_from_bytes(body: bytes) -> Manifest:
         ledger_number=message.ledger_number,
         encoding=message.encoding,
         largest_share=_share(message.largest_share),
+        aggregation=aggregation_from_pb(message.aggregation),
     )
 
 
@@ -229,18 +253,10 @@ def check_digest(value: bytes, field: str) -> bytes:
     return value
 
 
-def known(enum: Any, value: int, field: str) -> str:
-    """The name of an enum value; raises InvalidMessage for the unspecified and for an unknown one."""
-    if value == 0 or value not in enum.values():
-        raise InvalidMessage(f"{field} has the value {value}, which this version does not know")
-    name: str = enum.Name(value)
-    return name
-
-
 def check_enums(message: Message, *fields: str) -> None:
     """Raise InvalidMessage where one of these fields of a message has no value that this version knows."""
-    for field in fields:
-        known(getattr(pb, field.capitalize()), getattr(message, field), field)
+    for name in fields:
+        known(getattr(pb, name.capitalize()), getattr(message, name), name)
 
 
 def within(value: int, low: int, high: int, field: str) -> int:

@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cairn.errors import InvalidMessage
+from cairn.protocol.aggregation import Aggregation, aggregation_from_pb
 from cairn.protocol.limits import MIN_COHORT
 from cairn.protocol.messages import check_digest, check_enums, digest_of, parse
 from cairn.protocol.words import reason_word, word_of
@@ -52,7 +53,8 @@ def verified(key: Ed25519PublicKey, kind: str, signed: pb.Signed) -> bytes:
 def verified_statement(key: Ed25519PublicKey, signed: pb.Signed) -> pb.ReleaseStatement:
     """Verify and check a release statement."""
     statement = parse(pb.ReleaseStatement, verified(key, STATEMENT, signed))
-    check_enums(statement, "phase", "rule", "weighting", "encoding")
+    check_enums(statement, "phase", "weighting", "encoding")
+    aggregation = aggregation_from_pb(statement.aggregation)
     for exclusion in statement.exclusions:
         check_enums(exclusion, "reason")
     for field in ("manifest_digest", "release_digest", "base_digest", "ledger_head"):
@@ -63,6 +65,12 @@ def verified_statement(key: Ed25519PublicKey, signed: pb.Signed) -> pb.ReleaseSt
         raise InvalidMessage(
             f"the statement counts {statement.contributors} owners, has {len(statement.commitments)}"
             f" commitments and a floor of {statement.floor}"
+        )
+    averaged = aggregation.averages_over(statement.contributors, statement.floor)
+    if statement.phase == pb.PHASE_TRAIN and averaged < statement.floor:
+        raise InvalidMessage(
+            f"by {aggregation}, an element of a release of {statement.contributors} owners is an average over"
+            f" {averaged}, and the floor is {statement.floor}"
         )
     return statement
 
@@ -125,6 +133,17 @@ def from_envelope(text: str) -> pb.Signed:
         raise InvalidMessage("the file is not a signed release statement") from None
 
 
+def aggregation_in_words(aggregation: Aggregation) -> dict[str, Any]:
+    """What became of the updates, as files and ledgers have it."""
+    return {
+        "content": word_of(pb.Content, aggregation.content),
+        "rule": word_of(pb.Rule, aggregation.rule),
+        "rule_numbers": dict(sorted(aggregation.rule_numbers.items())),
+        "optimizer": word_of(pb.Optimizer, aggregation.optimizer),
+        "optimizer_numbers": dict(sorted(aggregation.optimizer_numbers.items())),
+    }
+
+
 def _in_words(statement: pb.ReleaseStatement) -> dict[str, Any]:
     return {
         "federation": statement.federation,
@@ -134,7 +153,7 @@ def _in_words(statement: pb.ReleaseStatement) -> dict[str, Any]:
         "contributors": statement.contributors,
         "floor": statement.floor,
         "exclusions": {e.owner: reason_word(e.reason) for e in statement.exclusions},
-        "rule": word_of(pb.Rule, statement.rule),
+        **aggregation_in_words(aggregation_from_pb(statement.aggregation)),
         "weighting": word_of(pb.Weighting, statement.weighting),
         "encoding": word_of(pb.Encoding, statement.encoding),
         "metrics": dict(sorted(statement.metrics.items())),

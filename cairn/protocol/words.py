@@ -2,12 +2,21 @@
 
 from typing import Any, cast
 
+from cairn.errors import InvalidMessage
 from cairn.v1 import round_pb2 as pb
 
 
 def word_of(enum: Any, value: int) -> str:
     """The word for a value, for example int8_deltas. Raises ValueError for one that this version does not know."""
     return _name(enum, value).lower()
+
+
+def known(enum: Any, value: int, field: str) -> str:
+    """The name of an enum value; raises InvalidMessage for the unspecified and for an unknown one."""
+    if value == 0 or value not in enum.values():
+        raise InvalidMessage(f"{field} has the value {value}, which this version does not know")
+    name: str = enum.Name(value)
+    return name
 
 
 def reason_word(reason: int) -> str:
@@ -34,4 +43,7 @@ def _values(enum: Any) -> dict[str, Any]:
 PHASES: dict[str, "pb.Phase"] = _values(pb.Phase)
 ENCODINGS: dict[str, "pb.Encoding"] = _values(pb.Encoding)
 WEIGHTINGS: dict[str, "pb.Weighting"] = _values(pb.Weighting)
+CONTENTS: dict[str, "pb.Content"] = _values(pb.Content)
+RULES: dict[str, "pb.Rule"] = _values(pb.Rule)
+OPTIMIZERS: dict[str, "pb.Optimizer"] = _values(pb.Optimizer)
 _REASONS = {reason_word(value): cast("pb.Reason", value) for value in pb.Reason.values()}

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from cairn.config import FilePath, Settings
+from cairn.config import ContentWord, FilePath, OptimizerWord, RuleWord, Settings
 from cairn.protocol.limits import (
     MAX_EXAMPLES,
     MAX_METRIC_NAME_BYTES,
@@ -53,7 +53,9 @@ class TaskSettings(Settings):
     such a failure. `clip` is the longest way, as the L2 norm over all floating-point tensors
     together, by which an update may differ from its base; a longer one is scaled down to it, before it
     is encoded. `encodings` lists how updates may travel: "whole", or as deltas, which are smaller and say
-    a little less. A job that asks for deltas has its updates travel whole until its first release.
+    a little less. A job that asks for deltas has its updates travel whole until the aggregator has a base.
+    `contents` lists what may leave, "weights" or "gradients"; `rules` and `optimizers` what a job may have the
+    aggregator make of it.
     `environment` names the environment variables of this node that the task gets beside the harmless ones
     that every task gets. With `sandbox = "on"` the task has no network and can read only its file, its data,
     the libraries and what `sandbox_reads` lists, and write only to a temporary directory of its own; a machine
@@ -70,6 +72,9 @@ class TaskSettings(Settings):
     work_seconds: Annotated[float, Field(gt=0, le=MAX_ROUND_SECONDS)] | None = None
     clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
     encodings: Annotated[tuple[EncodingWord, ...], Field(min_length=1)] = get_args(EncodingWord)
+    contents: Annotated[tuple[ContentWord, ...], Field(min_length=1)] = get_args(ContentWord)
+    rules: Annotated[tuple[RuleWord, ...], Field(min_length=1)] = get_args(RuleWord)
+    optimizers: Annotated[tuple[OptimizerWord, ...], Field(min_length=1)] = get_args(OptimizerWord)
     environment: tuple[VariableName, ...] = ()
     sandbox: Literal["off", "on"] = "off"
     sandbox_reads: tuple[FilePath, ...] = ()

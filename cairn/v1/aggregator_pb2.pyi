@@ -176,6 +176,28 @@ class RegisterJobResponse(_message.Message):
     epoch: int
     def __init__(self, floor: _Optional[int] = ..., last_round: _Optional[int] = ..., open_manifest: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., last_statement: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ..., released: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
+class SubmitModelRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: SubmitModelHeader
+    chunk: bytes
+    def __init__(self, header: _Optional[_Union[SubmitModelHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class SubmitModelHeader(_message.Message):
+    __slots__ = ("job", "epoch", "digest")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    epoch: int
+    digest: bytes
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class SubmitModelResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class OpenRoundRequest(_message.Message):
     __slots__ = ("job", "round", "phase", "cohort", "base_digest", "epoch")
     JOB_FIELD_NUMBER: _ClassVar[int]

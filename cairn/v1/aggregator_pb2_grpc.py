@@ -237,6 +237,11 @@ class ReleaseServiceStub:
                 request_serializer=cairn_dot_v1_dot_aggregator__pb2.RegisterJobRequest.SerializeToString,
                 response_deserializer=cairn_dot_v1_dot_aggregator__pb2.RegisterJobResponse.FromString,
                 _registered_method=True)
+        self.SubmitModel = channel.stream_unary(
+                '/cairn.v1.ReleaseService/SubmitModel',
+                request_serializer=cairn_dot_v1_dot_aggregator__pb2.SubmitModelRequest.SerializeToString,
+                response_deserializer=cairn_dot_v1_dot_aggregator__pb2.SubmitModelResponse.FromString,
+                _registered_method=True)
         self.OpenRound = channel.unary_unary(
                 '/cairn.v1.ReleaseService/OpenRound',
                 request_serializer=cairn_dot_v1_dot_aggregator__pb2.OpenRoundRequest.SerializeToString,
@@ -284,6 +289,22 @@ class ReleaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitModel(self, request_iterator, context):
+        """Brings the model that a job starts from, where its rule or its optimizer needs it (see Aggregation).
+
+        The caller must be the coordinator that registered the job. Before the first release only; idempotent: bytes
+        that are here are answered at once, and others take their place.
+        Errors: PERMISSION_DENIED, NOT_FOUND for an unknown job, FAILED_PRECONDITION for a job that has a release or
+        needs no model, or for an epoch as everywhere, RESOURCE_EXHAUSTED for more bytes than the schema has,
+        INVALID_ARGUMENT with a reason for bytes of another digest or values that no model may have, UNAVAILABLE where
+        the disk has no room.
+
+        Stream: 1. one `header`; 2. `chunk` until all bytes of the schema were sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def OpenRound(self, request, context):
         """Opens a round: commits its cohort and signs its manifest.
 
@@ -293,8 +314,8 @@ class ReleaseServiceServicer:
         below the floor, not sorted, outside the job or of several of its groups, RESOURCE_EXHAUSTED for a round that the aggregator's
         memory cannot hold, FAILED_PRECONDITION for a round out of turn, a
         base that is not the last release, a job that has ended, an open round with another request, a
-        cohort that overlaps with other owners of an earlier release that is comparable, or too many
-        rounds that the coordinator ended; UNAVAILABLE while too many of its rounds are open, or others
+        cohort that overlaps with other owners of an earlier release that is comparable, too many
+        rounds that the coordinator ended, or, with the reason MODEL_MISSING, before SubmitModel; UNAVAILABLE while too many of its rounds are open, or others
         hold the memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -350,6 +371,11 @@ def add_ReleaseServiceServicer_to_server(servicer, server):
                     request_deserializer=cairn_dot_v1_dot_aggregator__pb2.RegisterJobRequest.FromString,
                     response_serializer=cairn_dot_v1_dot_aggregator__pb2.RegisterJobResponse.SerializeToString,
             ),
+            'SubmitModel': grpc.stream_unary_rpc_method_handler(
+                    servicer.SubmitModel,
+                    request_deserializer=cairn_dot_v1_dot_aggregator__pb2.SubmitModelRequest.FromString,
+                    response_serializer=cairn_dot_v1_dot_aggregator__pb2.SubmitModelResponse.SerializeToString,
+            ),
             'OpenRound': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenRound,
                     request_deserializer=cairn_dot_v1_dot_aggregator__pb2.OpenRoundRequest.FromString,
@@ -404,6 +430,33 @@ class ReleaseService:
             '/cairn.v1.ReleaseService/RegisterJob',
             cairn_dot_v1_dot_aggregator__pb2.RegisterJobRequest.SerializeToString,
             cairn_dot_v1_dot_aggregator__pb2.RegisterJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitModel(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/cairn.v1.ReleaseService/SubmitModel',
+            cairn_dot_v1_dot_aggregator__pb2.SubmitModelRequest.SerializeToString,
+            cairn_dot_v1_dot_aggregator__pb2.SubmitModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,6 +31,28 @@ class Rule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     RULE_UNSPECIFIED: _ClassVar[Rule]
     RULE_MEAN: _ClassVar[Rule]
+    RULE_SUM: _ClassVar[Rule]
+    RULE_NORM_BOUNDED_MEAN: _ClassVar[Rule]
+    RULE_TRIMMED_MEAN: _ClassVar[Rule]
+    RULE_BUCKETED_MEDIAN: _ClassVar[Rule]
+    RULE_MULTI_KRUM: _ClassVar[Rule]
+    RULE_GEOMETRIC_MEDIAN: _ClassVar[Rule]
+    RULE_CENTRED_CLIPPING: _ClassVar[Rule]
+
+class Optimizer(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OPTIMIZER_UNSPECIFIED: _ClassVar[Optimizer]
+    OPTIMIZER_NONE: _ClassVar[Optimizer]
+    OPTIMIZER_SGD: _ClassVar[Optimizer]
+    OPTIMIZER_ADAGRAD: _ClassVar[Optimizer]
+    OPTIMIZER_ADAM: _ClassVar[Optimizer]
+    OPTIMIZER_YOGI: _ClassVar[Optimizer]
+
+class Content(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONTENT_UNSPECIFIED: _ClassVar[Content]
+    CONTENT_WEIGHTS: _ClassVar[Content]
+    CONTENT_GRADIENTS: _ClassVar[Content]
 
 class Chain(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -99,6 +121,8 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_MIXED_GROUPS: _ClassVar[Reason]
     REASON_NOT_COUNTED: _ClassVar[Reason]
     REASON_FAILURES_SPENT: _ClassVar[Reason]
+    REASON_RULE_REFUSED: _ClassVar[Reason]
+    REASON_MODEL_MISSING: _ClassVar[Reason]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_BOOL: Dtype
 DTYPE_U8: Dtype
@@ -115,6 +139,22 @@ WEIGHTING_EQUAL: Weighting
 WEIGHTING_EXAMPLES: Weighting
 RULE_UNSPECIFIED: Rule
 RULE_MEAN: Rule
+RULE_SUM: Rule
+RULE_NORM_BOUNDED_MEAN: Rule
+RULE_TRIMMED_MEAN: Rule
+RULE_BUCKETED_MEDIAN: Rule
+RULE_MULTI_KRUM: Rule
+RULE_GEOMETRIC_MEDIAN: Rule
+RULE_CENTRED_CLIPPING: Rule
+OPTIMIZER_UNSPECIFIED: Optimizer
+OPTIMIZER_NONE: Optimizer
+OPTIMIZER_SGD: Optimizer
+OPTIMIZER_ADAGRAD: Optimizer
+OPTIMIZER_ADAM: Optimizer
+OPTIMIZER_YOGI: Optimizer
+CONTENT_UNSPECIFIED: Content
+CONTENT_WEIGHTS: Content
+CONTENT_GRADIENTS: Content
 CHAIN_UNSPECIFIED: Chain
 CHAIN_STRICT: Chain
 ENCODING_UNSPECIFIED: Encoding
@@ -171,6 +211,8 @@ REASON_FENCED: Reason
 REASON_MIXED_GROUPS: Reason
 REASON_NOT_COUNTED: Reason
 REASON_FAILURES_SPENT: Reason
+REASON_RULE_REFUSED: Reason
+REASON_MODEL_MISSING: Reason
 
 class Signed(_message.Message):
     __slots__ = ("type", "body", "signature")
@@ -198,6 +240,34 @@ class ModelSchema(_message.Message):
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     def __init__(self, tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
+class Aggregation(_message.Message):
+    __slots__ = ("content", "rule", "rule_numbers", "optimizer", "optimizer_numbers")
+    class RuleNumbersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class OptimizerNumbersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    RULE_NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    content: Content
+    rule: Rule
+    rule_numbers: _containers.ScalarMap[str, float]
+    optimizer: Optimizer
+    optimizer_numbers: _containers.ScalarMap[str, float]
+    def __init__(self, content: _Optional[_Union[Content, str]] = ..., rule: _Optional[_Union[Rule, str]] = ..., rule_numbers: _Optional[_Mapping[str, float]] = ..., optimizer: _Optional[_Union[Optimizer, str]] = ..., optimizer_numbers: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
 class Group(_message.Message):
     __slots__ = ("owners",)
     OWNERS_FIELD_NUMBER: _ClassVar[int]
@@ -205,7 +275,7 @@ class Group(_message.Message):
     def __init__(self, owners: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("federation", "name", "task", "settings", "owners", "floor", "rounds", "rule", "weighting", "chain", "schema", "round_deadline_seconds", "min_examples", "max_examples", "encoding", "groups")
+    __slots__ = ("federation", "name", "task", "settings", "owners", "floor", "rounds", "aggregation", "weighting", "chain", "schema", "round_deadline_seconds", "min_examples", "max_examples", "encoding", "groups")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -220,7 +290,7 @@ class JobSpec(_message.Message):
     OWNERS_FIELD_NUMBER: _ClassVar[int]
     FLOOR_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
-    RULE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTING_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_FIELD_NUMBER: _ClassVar[int]
@@ -236,7 +306,7 @@ class JobSpec(_message.Message):
     owners: _containers.RepeatedScalarFieldContainer[str]
     floor: int
     rounds: int
-    rule: Rule
+    aggregation: Aggregation
     weighting: Weighting
     chain: Chain
     schema: ModelSchema
@@ -245,10 +315,10 @@ class JobSpec(_message.Message):
     max_examples: int
     encoding: Encoding
     groups: _containers.RepeatedCompositeFieldContainer[Group]
-    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ..., min_examples: _Optional[int] = ..., max_examples: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
+    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ..., min_examples: _Optional[int] = ..., max_examples: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class RoundManifest(_message.Message):
-    __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "rule", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol", "ledger_number", "software", "encoding", "largest_share")
+    __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "aggregation", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol", "ledger_number", "software", "encoding", "largest_share")
     FEDERATION_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     JOB_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -257,7 +327,7 @@ class RoundManifest(_message.Message):
     COHORT_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_RELEASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
-    RULE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTING_FIELD_NUMBER: _ClassVar[int]
     FLOOR_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -277,7 +347,7 @@ class RoundManifest(_message.Message):
     cohort: _containers.RepeatedScalarFieldContainer[str]
     base_digest: bytes
     previous_release_digest: bytes
-    rule: Rule
+    aggregation: Aggregation
     weighting: Weighting
     floor: int
     deadline_unix_ms: int
@@ -289,7 +359,7 @@ class RoundManifest(_message.Message):
     software: str
     encoding: Encoding
     largest_share: float
-    def __init__(self, federation: _Optional[str] = ..., job: _Optional[str] = ..., job_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ..., previous_release_digest: _Optional[bytes] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., floor: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ledger_head: _Optional[bytes] = ..., protocol: _Optional[int] = ..., ledger_number: _Optional[int] = ..., software: _Optional[str] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., largest_share: _Optional[float] = ...) -> None: ...
+    def __init__(self, federation: _Optional[str] = ..., job: _Optional[str] = ..., job_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ..., previous_release_digest: _Optional[bytes] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., floor: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ledger_head: _Optional[bytes] = ..., protocol: _Optional[int] = ..., ledger_number: _Optional[int] = ..., software: _Optional[str] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., largest_share: _Optional[float] = ...) -> None: ...
 
 class Exclusion(_message.Message):
     __slots__ = ("owner", "reason")
@@ -300,7 +370,7 @@ class Exclusion(_message.Message):
     def __init__(self, owner: _Optional[str] = ..., reason: _Optional[_Union[Reason, str]] = ...) -> None: ...
 
 class ReleaseStatement(_message.Message):
-    __slots__ = ("manifest_digest", "federation", "job", "round", "phase", "release_digest", "base_digest", "contributors", "exclusions", "rule", "weighting", "metrics", "ledger_head", "sealed_unix_ms", "software", "ledger_number", "floor", "commitments", "encoding")
+    __slots__ = ("manifest_digest", "federation", "job", "round", "phase", "release_digest", "base_digest", "contributors", "exclusions", "aggregation", "weighting", "metrics", "ledger_head", "sealed_unix_ms", "software", "ledger_number", "floor", "commitments", "encoding")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -317,7 +387,7 @@ class ReleaseStatement(_message.Message):
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
     EXCLUSIONS_FIELD_NUMBER: _ClassVar[int]
-    RULE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTING_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
@@ -336,7 +406,7 @@ class ReleaseStatement(_message.Message):
     base_digest: bytes
     contributors: int
     exclusions: _containers.RepeatedCompositeFieldContainer[Exclusion]
-    rule: Rule
+    aggregation: Aggregation
     weighting: Weighting
     metrics: _containers.ScalarMap[str, float]
     ledger_head: bytes
@@ -346,7 +416,7 @@ class ReleaseStatement(_message.Message):
     floor: int
     commitments: _containers.RepeatedScalarFieldContainer[bytes]
     encoding: Encoding
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., federation: _Optional[str] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., release_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., contributors: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., rule: _Optional[_Union[Rule, str]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., ledger_head: _Optional[bytes] = ..., sealed_unix_ms: _Optional[int] = ..., software: _Optional[str] = ..., ledger_number: _Optional[int] = ..., floor: _Optional[int] = ..., commitments: _Optional[_Iterable[bytes]] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., federation: _Optional[str] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., release_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., contributors: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., ledger_head: _Optional[bytes] = ..., sealed_unix_ms: _Optional[int] = ..., software: _Optional[str] = ..., ledger_number: _Optional[int] = ..., floor: _Optional[int] = ..., commitments: _Optional[_Iterable[bytes]] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
 
 class LedgerHead(_message.Message):
     __slots__ = ("federation", "number", "head")

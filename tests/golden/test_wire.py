@@ -29,6 +29,13 @@ GROUPS = [
 ]
 TENSOR = pb.TensorSpec(name="layer.weight", dtype=pb.DTYPE_BF16, shape=[2, 0, 300])
 SCHEMA = pb.ModelSchema(tensors=[TENSOR, pb.TensorSpec(name="n", dtype=pb.DTYPE_I64)])
+AGGREGATION = pb.Aggregation(
+    content=pb.CONTENT_GRADIENTS,
+    rule=pb.RULE_TRIMMED_MEAN,
+    rule_numbers={"trim": 0.25},
+    optimizer=pb.OPTIMIZER_SGD,
+    optimizer_numbers={"lr": 0.5, "momentum": 0.875},
+)
 EXCLUSION = pb.Exclusion(owner="dora", reason=pb.REASON_CHAIN_BROKEN)
 HEADER = agg.UpdateHeader(
     manifest_digest=digest("m"),
@@ -39,6 +46,7 @@ HEADER = agg.UpdateHeader(
     seen_head=SIGNED,
     salt=digest("s"),
 )
+MODEL_HEADER = agg.SubmitModelHeader(job="tumours", epoch=5, digest=digest("b"))
 COMMIT = agg.UpdateCommit(payload_digest=digest("p"))
 RELEASE_HEADER = agg.ReleaseHeader(statement=SIGNED, total_bytes=1 << 33)
 ENTRY = agg.LedgerEntry(number=7, kind="release", body=b'{"job":"tumours"}', head=digest("h"))
@@ -53,6 +61,7 @@ EXPECTED: dict[str, Message] = {
     "TensorSpec": TENSOR,
     "ModelSchema": SCHEMA,
     "Group": GROUPS[0],
+    "Aggregation": AGGREGATION,
     "JobSpec": pb.JobSpec(
         federation="clinics",
         name="tumours",
@@ -61,7 +70,7 @@ EXPECTED: dict[str, Message] = {
         owners=["alice", "bob", "carol", "dave", "erin", "frank"],
         floor=3,
         rounds=20,
-        rule=pb.RULE_MEAN,
+        aggregation=AGGREGATION,
         weighting=pb.WEIGHTING_EXAMPLES,
         chain=pb.CHAIN_STRICT,
         schema=SCHEMA,
@@ -80,14 +89,14 @@ EXPECTED: dict[str, Message] = {
         cohort=["alice", "bob", "carol"],
         base_digest=digest("b"),
         previous_release_digest=digest("p"),
-        rule=pb.RULE_MEAN,
+        aggregation=AGGREGATION,
         weighting=pb.WEIGHTING_EXAMPLES,
         floor=3,
         deadline_unix_ms=1_700_000_000_123,
         lease_seconds=15,
         nonce=digest("n"),
         ledger_head=digest("l"),
-        protocol=4,
+        protocol=5,
         ledger_number=601,
         software="0.2.0",
         encoding=pb.ENCODING_WHOLE,
@@ -104,7 +113,7 @@ EXPECTED: dict[str, Message] = {
         base_digest=digest("b"),
         contributors=3,
         exclusions=[EXCLUSION],
-        rule=pb.RULE_MEAN,
+        aggregation=AGGREGATION,
         weighting=pb.WEIGHTING_EQUAL,
         metrics={"loss": 0.25, "accuracy": 0.875},
         ledger_head=digest("l"),
@@ -121,7 +130,7 @@ EXPECTED: dict[str, Message] = {
         join=True,
         reason=pb.REASON_STOPPING,
         seen_head=SIGNED,
-        protocol=4,
+        protocol=5,
         software="0.2.0",
     ),
     "JoinRoundResponse": agg.JoinRoundResponse(
@@ -154,11 +163,15 @@ EXPECTED: dict[str, Message] = {
     ),
     "GetReceiptResponse": agg.GetReceiptResponse(receipt=SIGNED),
     "RegisterJobRequest": agg.RegisterJobRequest(
-        job_spec=b"\x0a\x07clinics", protocol=4, software="0.2.0", process=digest("p")
+        job_spec=b"\x0a\x07clinics", protocol=5, software="0.2.0", process=digest("p")
     ),
     "RegisterJobResponse": agg.RegisterJobResponse(
         floor=3, last_round=300, open_manifest=SIGNED, last_statement=SIGNED, released=299, epoch=4
     ),
+    "SubmitModelRequest.header": agg.SubmitModelRequest(header=MODEL_HEADER),
+    "SubmitModelRequest.chunk": agg.SubmitModelRequest(chunk=b"\x00\x01\xfe\xff"),
+    "SubmitModelHeader": MODEL_HEADER,
+    "SubmitModelResponse": agg.SubmitModelResponse(),
     "OpenRoundRequest": agg.OpenRoundRequest(
         job="tumours",
         round=301,
@@ -185,7 +198,7 @@ EXPECTED: dict[str, Message] = {
     "ListEntriesRequest": agg.ListEntriesRequest(first=1 << 40, limit=1000),
     "ListEntriesResponse": agg.ListEntriesResponse(entries=[ENTRY, ENTRY], head=SIGNED),
     "LedgerEntry": ENTRY,
-    "AttendRequest": coord.AttendRequest(federation="clinics", protocol=4, software="0.2.0"),
+    "AttendRequest": coord.AttendRequest(federation="clinics", protocol=5, software="0.2.0"),
     "AttendResponse.invitation": coord.AttendResponse(invitation=INVITATION),
     "AttendResponse.outcome": coord.AttendResponse(outcome=OUTCOME),
     "AttendResponse.finished": coord.AttendResponse(finished=FINISHED),

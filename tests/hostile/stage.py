@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from cairn.identity.certified import certified
 from cairn.identity.signing_keys import load_signing_key
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import PROTOCOL
 from cairn.protocol.statements import MANIFEST, sign
@@ -227,7 +228,7 @@ def manifest(stage: Stage, of: Job, base: bytes | None = None, **changes: Any) -
         "phase": pb.PHASE_TRAIN,
         "cohort": COHORT,
         "base_digest": of.spec.schema.digest(payload),
-        "rule": pb.RULE_MEAN,
+        "aggregation": aggregation_to_pb(Aggregation()),
         "weighting": of.spec.weighting,
         "encoding": pb.ENCODING_WHOLE,
         "floor": 3,

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.protocol.statements import STATEMENT, sign
 from cairn.v1 import coordinator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -100,7 +101,7 @@ def _statement(opened: OpenRound, **changes: Any) -> pb.ReleaseStatement:
         "release_digest": bytes(32),
         "base_digest": opened.manifest.base_digest,
         "contributors": 3,
-        "rule": pb.RULE_MEAN,
+        "aggregation": aggregation_to_pb(Aggregation()),
         "weighting": opened.manifest.weighting,
         "encoding": opened.manifest.encoding,
         "ledger_head": bytes(32),

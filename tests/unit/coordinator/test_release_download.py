@@ -11,6 +11,7 @@ from cairn.errors import CairnError, InvalidMessage, Unavailable
 from cairn.model.safetensors_reader import read_model
 from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.protocol.statements import STATEMENT, sign
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -34,7 +35,7 @@ def header(
         release_digest=SCHEMA.digest(values),
         base_digest=bytes(32),
         contributors=2,
-        rule=pb.RULE_MEAN,
+        aggregation=aggregation_to_pb(Aggregation()),
         weighting=pb.WEIGHTING_EQUAL,
         encoding=pb.ENCODING_WHOLE,
         ledger_head=bytes(32),

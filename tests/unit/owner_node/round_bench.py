@@ -14,6 +14,7 @@ from cairn.errors import (
 )
 from cairn.ledger.chain import Entry
 from cairn.model.exchanged import Exchanged
+from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.protocol.messages import (
     PROTOCOL,
     Manifest,
@@ -295,7 +296,7 @@ def statement(commitments: list[bytes], key: Ed25519PrivateKey = KEY) -> pb.Sign
         release_digest=b"n" * 32,
         base_digest=LAST_RELEASE,
         contributors=3,
-        rule=pb.RULE_MEAN,
+        aggregation=aggregation_to_pb(Aggregation()),
         weighting=pb.WEIGHTING_EQUAL,
         encoding=pb.ENCODING_WHOLE,
         ledger_head=bytes(32),

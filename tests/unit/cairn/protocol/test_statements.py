@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cairn.errors import InvalidMessage
+from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.protocol.statements import (
     HEAD,
     MANIFEST,
@@ -37,7 +38,7 @@ BODY = pb.ReleaseStatement(
     base_digest=b"b" * 32,
     contributors=3,
     exclusions=[pb.Exclusion(owner="dora", reason=pb.REASON_LEASE_EXPIRED)],
-    rule=pb.RULE_MEAN,
+    aggregation=aggregation_to_pb(Aggregation()),
     weighting=pb.WEIGHTING_EQUAL,
     encoding=pb.ENCODING_WHOLE,
     metrics={"loss": 0.25},

@@ -14,6 +14,7 @@ from typing import Any
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.protocol.statements import HEAD, RECEIPT, STATEMENT, envelope, head_envelope, sign
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -94,7 +95,7 @@ class Federation:
             base_digest=base,
             contributors=3,
             exclusions=[pb.Exclusion(owner="dora", reason=pb.REASON_DEADLINE)],
-            rule=pb.RULE_MEAN,
+            aggregation=aggregation_to_pb(Aggregation()),
             weighting=pb.WEIGHTING_EQUAL,
             encoding=pb.ENCODING_WHOLE,
             metrics={"loss": 0.25},
