@@ -55,7 +55,7 @@ class _Chosen(Settings):
     """A rule or an optimizer: its name, and beside it its numbers."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, float]
+    __pydantic_extra__: dict[str, float] = Field(init=False)
 
     def numbers(self, known: Mapping[str, Number], name: str) -> dict[str, float]:
         """All of them. Raises ValueError with a sentence."""

@@ -13,6 +13,7 @@ from cairn.errors import CairnError, Fenced, Unavailable
 from cairn.ledger.chain import GENESIS
 from cairn.model.safetensors_reader import read_model
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.protocol.messages import Manifest
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -102,6 +103,7 @@ class Bench:
             round=number,
             phase=phase,
             release_digest=SCHEMA.digest(values),
+            aggregation=aggregation_to_pb(Aggregation()),
             contributors=2,
             metrics=self.metrics,
         )

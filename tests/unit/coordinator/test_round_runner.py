@@ -9,6 +9,7 @@ import pytest
 
 from cairn.errors import CairnError, InvalidMessage, WrongState
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.protocol.messages import digest_of, manifest_to_bytes
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -37,6 +38,7 @@ STATEMENT = pb.ReleaseStatement(
     phase=MANIFEST.phase,
     base_digest=MANIFEST.base_digest,
     weighting=MANIFEST.weighting,
+    aggregation=aggregation_to_pb(Aggregation()),
     encoding=MANIFEST.encoding,
     contributors=len(COHORT),
     floor=MANIFEST.floor,

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from cairn.errors import UsageError
 from cairn.model.safetensors_writer import ModelWriter, write_model
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.v1 import round_pb2 as pb
 from coordinator.run_directory import Checkpoint, RunFolder
 
@@ -19,7 +20,9 @@ SCHEMA = Schema.of([TensorSpec("w", "F32", (2,))])
 START = Checkpoint(job="tumours", job_digest="ab" * 32)
 STATEMENT = pb.Signed(
     type="cairn.v1.ReleaseStatement",
-    body=pb.ReleaseStatement(job="tumours", round=1, contributors=3).SerializeToString(),
+    body=pb.ReleaseStatement(
+        job="tumours", round=1, contributors=3, aggregation=aggregation_to_pb(Aggregation())
+    ).SerializeToString(),
     signature=b"s" * 64,
 )
 

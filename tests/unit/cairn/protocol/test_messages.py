@@ -71,6 +71,16 @@ _SPECS = st.builds(
 )
 
 
+def wrong(**changes: Any) -> pb.Aggregation:
+    """What becomes of updates, with one thing that a job cannot have."""
+    good: dict[str, Any] = {
+        "content": pb.CONTENT_WEIGHTS,
+        "rule": pb.RULE_MEAN,
+        "optimizer": pb.OPTIMIZER_NONE,
+    }
+    return pb.Aggregation(**good | changes)
+
+
 def divided(*groups: str) -> list[pb.Group]:
     """Groups of owners of the job, by their first letters."""
     names = {name[0]: name for name in (*JOB.owners, "heidi")}
@@ -99,8 +109,15 @@ def test_every_schema_arrives_as_it_was_sent(specs: list[TensorSpec]) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rule": 0},
-        {"rule": 99},
+        {"aggregation": pb.Aggregation()},
+        {"aggregation": wrong(rule=0)},
+        {"aggregation": wrong(optimizer=0)},
+        {"aggregation": wrong(content=99)},
+        {"aggregation": wrong(rule=pb.RULE_TRIMMED_MEAN)},
+        {"aggregation": wrong(rule_numbers={"trim": 0.1})},
+        {"aggregation": wrong(optimizer=pb.OPTIMIZER_SGD, optimizer_numbers={"lr": 0.1})},
+        {"aggregation": wrong(content=pb.CONTENT_GRADIENTS)},
+        {"aggregation": wrong(rule=99)},
         {"chain": 0},
         {"weighting": 0},
         {"weighting": 99},

@@ -123,7 +123,16 @@ def test_a_statement_with_an_unknown_reason_is_refused() -> None:
         {"release_digest": b"r"},
         {"ledger_head": b""},
         {"phase": 0},
-        {"rule": 99},
+        {"aggregation": pb.Aggregation()},
+        {"aggregation": pb.Aggregation(content=1, rule=99, optimizer=1)},  # type: ignore[arg-type]  # a newer one
+        {
+            "aggregation": pb.Aggregation(
+                content=pb.CONTENT_WEIGHTS,
+                rule=pb.RULE_TRIMMED_MEAN,
+                rule_numbers={"trim": 0.4},  # of three, one is left
+                optimizer=pb.OPTIMIZER_NONE,
+            )
+        },
         {"encoding": 0},
         {"encoding": 99},
     ],

@@ -133,6 +133,9 @@ def test_an_owners_file_says_where_its_ledger_lies_and_what_else_it_may_say(made
         "work_seconds",
         "clip",
         "encodings",
+        "contents",
+        "rules",
+        "optimizers",
         "environment",
         "sandbox",
         "sandbox_reads",
@@ -178,6 +181,9 @@ max_failures = 5
 work_seconds = 90
 clip = 2
 encodings = ["whole", "int8_deltas"]
+contents = ["weights"]
+rules = ["mean", "trimmed_mean"]
+optimizers = ["none", "adam"]
 environment = ["WARD_DB"]
 sandbox = "on"
 sandbox_reads = ["weights"]
@@ -205,6 +211,9 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
                 "work_seconds": 90.0,
                 "clip": 2.0,
                 "encodings": ["whole", "int8_deltas"],
+                "contents": ["weights"],
+                "rules": ["mean", "trimmed_mean"],
+                "optimizers": ["none", "adam"],
                 "environment": ["WARD_DB"],
                 "sandbox": "on",
                 "sandbox_reads": [str(tmp_path / "weights")],
