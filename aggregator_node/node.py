@@ -9,7 +9,6 @@ from functools import partial
 import structlog
 
 from aggregator_node import event_log
-from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import MemoryBudget
 from aggregator_node.diagnostics import node_of
 from aggregator_node.idle_shutdown import IdleShutdown
@@ -17,8 +16,10 @@ from aggregator_node.intake_service import IntakeService
 from aggregator_node.record_service import RecordService
 from aggregator_node.release_service import ReleaseService
 from aggregator_node.roster import Roster
+from aggregator_node.rounds.bases import Bases
 from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.jobs import JobRegistry
+from aggregator_node.rounds.model_submission import ModelSubmission
 from aggregator_node.rounds.receipts import Receipts
 from aggregator_node.rounds.recorder import RoundRecorder
 from aggregator_node.rounds.registry import RoundRegistry
@@ -61,6 +62,7 @@ class _Parts:
     roster: Roster
     rollback: RollbackDetector
     jobs: JobRegistry
+    submission: ModelSubmission
     rounds: RoundRegistry
     receipts: Receipts
     idle_shutdown: IdleShutdown
@@ -143,15 +145,19 @@ def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Ev
     rollback = RollbackDetector(settings.federation, store, signing_key, stopping.set)
     rules = settings.policy()
     overlap = ReleaseOverlap(any_base=settings.compare_releases == "same_model")
-    recorder = RoundRecorder(store, signing_key, clock, overlap, event_log.write)
-    memory = MemoryBudget(Mean, settings.memory_bytes, settings.updates_in_flight)
+    bases = Bases(store)
+    recorder = RoundRecorder(store, signing_key, clock, overlap, bases, event_log.write)
+    memory = MemoryBudget(settings.memory_bytes, settings.updates_in_flight)
     rounds = RoundRegistry(recorder, memory, signing_key, clock, event_log.write)
     jobs = JobRegistry(
         lambda: replace(rules, owners=roster.owners()), store, rounds, clock, event_log.write
     )
+    submission = ModelSubmission(jobs, bases, store)
     receipts, refusals = Receipts(rounds.find, store, signing_key), RefusalLog(store, clock)
     idle = IdleShutdown(settings.patience_seconds, clock)
-    return _Parts(identity, store, roster, rollback, jobs, rounds, receipts, idle, refusals, clock)
+    return _Parts(
+        identity, store, roster, rollback, jobs, submission, rounds, receipts, idle, refusals, clock
+    )
 
 
 def _doors(parts: _Parts, owners: int, connections: int) -> tuple[Server, Server]:
@@ -175,7 +181,14 @@ def _doors(parts: _Parts, owners: int, connections: int) -> tuple[Server, Server
     )
     release.add(
         add_ReleaseServiceServicer_to_server,
-        ReleaseService(parts.jobs, parts.rounds, parts.store, parts.idle_shutdown),
+        ReleaseService(
+            parts.jobs,
+            parts.submission,
+            parts.rounds,
+            parts.store,
+            parts.idle_shutdown,
+            parts.clock,
+        ),
     )
     for server in (intake, release):
         record = RecordService(parts.store, parts.rollback)

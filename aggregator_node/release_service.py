@@ -10,6 +10,7 @@ import grpc
 from aggregator_node.admission import Opening
 from aggregator_node.idle_shutdown import IdleShutdown
 from aggregator_node.rounds.jobs import JobRegistry
+from aggregator_node.rounds.model_submission import ModelSubmission
 from aggregator_node.rounds.registry import RoundRegistry
 from aggregator_node.rounds.session import ENDED
 from aggregator_node.storage.rows import RoundRow
@@ -19,8 +20,10 @@ from cairn.model.safetensors_reader import ModelReader
 from cairn.protocol.cohorts import check_owners
 from cairn.protocol.messages import check_digest, check_protocol
 from cairn.protocol.words import known
+from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.timeouts import SHUTDOWN_SECONDS
+from cairn.transport.idle_timeout import cancel_when_idle
 from cairn.transport.steps import caller
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
@@ -32,9 +35,17 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
     """A coordinator sees its own jobs and nobody else's."""
 
     def __init__(
-        self, jobs: JobRegistry, rounds: RoundRegistry, store: Store, idle_shutdown: IdleShutdown
+        self,
+        jobs: JobRegistry,
+        submission: ModelSubmission,
+        rounds: RoundRegistry,
+        store: Store,
+        idle_shutdown: IdleShutdown,
+        clock: Clock,
     ) -> None:
         self._jobs = jobs
+        self._submission = submission
+        self._clock = clock
         self._rounds = rounds
         self._store = store
         self._idle_shutdown = idle_shutdown
@@ -48,6 +59,29 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
             answer = self._jobs.register(caller(context).name, request.job_spec, process)
             failpoint("aggregator.job.before_reply")
         return answer
+
+    def SubmitModel(  # noqa: N802 - gRPC calls it so
+        self,
+        request_iterator: Iterator[aggregator_pb2.SubmitModelRequest | memoryview],
+        context: grpc.ServicerContext,
+    ) -> aggregator_pb2.SubmitModelResponse:
+        first = next(request_iterator, None)
+        if not isinstance(first, aggregator_pb2.SubmitModelRequest):
+            raise InvalidMessage("the stream brought no header, which comes first")
+        header = first.header
+        digest = check_digest(header.digest, "digest")
+        coordinator = caller(context).name
+        with (
+            self._idle_shutdown.call(),
+            self._submission.receive(coordinator, header.job, header.epoch, digest) as incoming,
+            cancel_when_idle(context.cancel, self._clock) as heard,
+        ):
+            while incoming is not None and (part := next(request_iterator, None)) is not None:
+                if not isinstance(part, memoryview):
+                    raise InvalidMessage("the stream brought another header where a chunk was due")
+                incoming.write(part)
+                heard()
+        return aggregator_pb2.SubmitModelResponse()
 
     def OpenRound(  # noqa: N802 - gRPC calls it so
         self, request: aggregator_pb2.OpenRoundRequest, context: grpc.ServicerContext

@@ -7,7 +7,7 @@ what the aggregator really said.
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from cairn.protocol.messages import PROTOCOL, Manifest, digest_of, manifest_from
 from cairn.protocol.statements import MANIFEST, verified, verified_head, verified_statement
 from cairn.protocol.words import known
 from cairn.runtime.timeouts import CALL_SECONDS, IDLE_SECONDS, SHUTDOWN_SECONDS
+from cairn.transport.framing import chunks_of
 from cairn.transport.retry import retry_while_unavailable
 from cairn.transport.status import translated
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
@@ -89,6 +90,16 @@ class AggregatorClient:
         )
         self._epoch = status.epoch
         return status
+
+    def submit_model(self, job: str, digest: bytes, payload: memoryview) -> None:
+        """Bring the model that the job's next round starts from; the same again changes nothing."""
+        header = aggregator_pb2.SubmitModelHeader(job=job, epoch=self._epoch, digest=digest)
+
+        def parts() -> Iterator[aggregator_pb2.SubmitModelRequest | memoryview]:
+            yield aggregator_pb2.SubmitModelRequest(header=header)
+            yield from chunks_of(payload)
+
+        self._call(lambda: self._stub.SubmitModel(parts(), timeout=MAX_ROUND_SECONDS))
 
     def open(self, job: str, step: Step, cohort: list[str], base_digest: bytes) -> OpenedRound:
         request = aggregator_pb2.OpenRoundRequest(

@@ -94,14 +94,24 @@ class RoundRunner:
         """Open the round and see it to its end."""
         failpoint("coordinator.open.before_call")
         try:
-            name, cohort = self._job.spec.name, selected.cohort
-            opened = self._aggregator.open(name, step, cohort, base.digest)
+            opened = self._open_round(step, selected.cohort, base)
         except WrongState as error:
             if step.trains:
                 raise
             log.warning("evaluation left out", round=step.round, reason=str(error))
             return Ended(None, error.reason, ())
         return replace(self.see_to_end(opened, base), left_out=selected.left_out)
+
+    def _open_round(self, step: Step, cohort: list[str], base: Base) -> OpenedRound:
+        """Open it, and bring the model that it starts from where the aggregator needs it and has it not."""
+        name = self._job.spec.name
+        try:
+            return self._aggregator.open(name, step, cohort, base.digest)
+        except WrongState as error:
+            if error.reason != pb.REASON_MODEL_MISSING:
+                raise
+        self._aggregator.submit_model(name, base.digest, base.payload)
+        return self._aggregator.open(name, step, cohort, base.digest)
 
     def see_to_end(self, opened: OpenedRound, base: Base) -> Ended:
         """Invite the cohort of an open round, wait for its end and tell everybody of it."""

@@ -40,6 +40,7 @@ from aggregator_node.aggregation.rule import Ask, ReadBlock, Rule
 from cairn.errors import LimitExceeded, UpdateRefused, WrongState
 from cairn.model.schema import DTYPES, FLOATS, Schema
 from cairn.model.validation import DtypeBlock, clear_negative_zeros, runs_of
+from cairn.protocol.aggregation import Aggregation
 from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 
@@ -58,8 +59,10 @@ _LIMBS = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 1, "I32": 2, "I64": 3}
 class Mean(Rule):
     """The weighted mean of the updates added so far, all of one schema. One call at a time."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, aggregation: Aggregation, floor: int) -> None:
+        del aggregation, floor  # it has no numbers
         self._schema = schema
+        self._base: Buffer | None = None
         self._ask: Ask = lambda _: None
         self._granted = self._reckoned = max(carry_bytes(schema), _ASK_BYTES)
         self._total_weight = 0
@@ -79,14 +82,10 @@ class Mean(Rule):
         del cohort
         return 0
 
-    @classmethod
-    def averages_over(cls, contributors: int) -> int:
-        """All of them."""
-        return contributors
-
-    def begin(self, ask: Ask) -> None:
+    def begin(self, ask: Ask, base: Buffer | None = None, *, are_deltas: bool = False) -> None:
         """From now on ask for the memory that the sums need beyond `sum_bytes` and `carry_bytes`."""
         self._ask = ask
+        self._base = base if are_deltas else None
 
     def add_blocks(self, read: ReadBlock, weight: int) -> None:
         """Add an update; a block begins at a multiple of `BLOCK` elements of its run and is that long, or the rest.
@@ -110,13 +109,14 @@ class Mean(Rule):
                         _add_integers(values, weight, sums[:, block], first=first)
         self._total_weight += weight
 
-    def result_blocks(self, base: Buffer | None = None) -> Iterator[memoryview]:
+    def result_blocks(self) -> Iterator[memoryview]:
         """The mean. Raises LimitExceeded where one leaves the range of its type, which only F64 and deltas can do."""
         if not self._total_weight:
             raise WrongState("there is no mean of no update")
         for run, sums in zip(self._runs, self._sums, strict=True):
             means = cycle(np.empty((2, _PIECE), DTYPES[run.dtype]))
-            start = run.values(base) if base is not None and run.dtype in _DELTAS else None
+            base = self._base if run.dtype in _DELTAS else None
+            start = None if base is None else run.values(base)
             for piece in _blocks(run.count, _PIECE):
                 out = next(means)[: piece.stop - piece.start]
                 for part in _blocks(len(out)):
@@ -129,6 +129,7 @@ class Mean(Rule):
 
     def reset(self) -> None:
         self._total_weight = 0
+        self._base = None
         self._granted = self._reckoned
         self._rounding.erase()
         for sums in self._sums:

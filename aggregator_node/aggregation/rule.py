@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from cairn.model.schema import Schema
+from cairn.protocol.aggregation import Aggregation
 from cairn.runtime.buffer import Buffer
 
 # Asks for so many bytes more; raises Unavailable where there are none.
@@ -26,7 +27,7 @@ class Rule(Protocol):
     Whatever it returns is the same, to the bit, in every order of arrival and on every machine.
     """
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, aggregation: Aggregation, floor: int) -> None:
         """Take the memory of `memory_bytes`. Raises OSError or MemoryError where the system has not as much."""
 
     @classmethod
@@ -37,25 +38,28 @@ class Rule(Protocol):
     def held_updates(cls, cohort: int) -> int:
         """How many updates it has to hold to the end of a round of so many owners."""
 
-    @classmethod
-    def averages_over(cls, contributors: int) -> int:
-        """Over how many of so many contributors each released element is an average at least: no fewer than the floor."""
+    def begin(self, ask: Ask, base: Buffer | None = None, *, are_deltas: bool = False) -> None:
+        """Begin a round; memory beyond `memory_bytes` is asked for.
 
-    def begin(self, ask: Ask) -> None:
-        """Begin a round; memory beyond `memory_bytes` is asked for."""
+        `base` has the values that the round starts from, where updates are deltas from them or the aggregation
+        needs them; there is none for gradients. With `are_deltas`, F32 and F64 elements are read as deltas.
+        """
 
     def add_blocks(self, read: ReadBlock, weight: int) -> None:
         """Add one update that is read block by block, in canonical order; it counts `weight` times.
+
+        A rule that holds updates is given all of them after the seal, in an order that depends on the manifest
+        alone; it may keep `read`, which is good until the reset.
 
         What `read` returns is used before it is called again; it must not raise. Raises UpdateRefused or LimitExceeded for
         a weight that cannot be; then nothing was added. Raises Unavailable where memory was refused; then it is good for
         nothing before its reset.
         """
 
-    def result_blocks(self, base: Buffer | None = None) -> Iterator[memoryview]:
+    def result_blocks(self) -> Iterator[memoryview]:
         """The bytes of the result in canonical order; each piece lasts until the next but one is asked for.
 
-        With a base, a payload of the same schema, F32 and F64 updates were deltas from it. Raises WrongState where
+        Raises WrongState where
         nothing was added, and LimitExceeded where the result leaves the range of its type: nothing may be used before the
         last piece has come.
         """

@@ -19,8 +19,11 @@ from typing import NamedTuple
 from aggregator_node.aggregation.buffers import BufferPool
 from aggregator_node.aggregation.memory_shares import MemoryShares
 from aggregator_node.aggregation.rule import Rule
+from aggregator_node.aggregation.rules import RULES
 from cairn.errors import LimitExceeded, Unavailable
 from cairn.model.schema import Schema
+from cairn.protocol.aggregation import Aggregation
+from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 
 # Of buffers that a round may have in any case, so that small updates never wait.
@@ -36,7 +39,7 @@ class Workspace:
 
     rule: Rule
     buffers: BufferPool
-    schema: Schema
+    needs: object  # what it was made for
     nbytes: int
     coordinator: str = ""  # whose round has it
     grown: int = 0  # beyond `nbytes`, by sums that grow
@@ -48,35 +51,42 @@ class Workspace:
 class RoundSize:
     """What decides how much memory a round takes.
 
-    `schema` is of what is summed, `update_bytes` the size of an update on the wire, and `held` how many updates may
-    have to wait for their weight.
+    `schema` is of what is combined by `aggregation` and above `floor`, `update_bytes` the size of an update on the
+    wire, which are deltas or not, and `held` how many updates may have to wait for their weight.
     """
 
     schema: Schema
     update_bytes: int
     cohort: int
     held: int
+    aggregation: Aggregation
+    floor: int
+    are_deltas: bool
 
 
 class _Needs(NamedTuple):
-    """What a round needs beside its rule: buffers of one size for updates under way, and for kept ones."""
+    """What a round needs: its rule's, and buffers of one size for updates under way, and for kept ones."""
 
     schema: Schema
+    aggregation: Aggregation
+    floor: int
     size: int
     buffers: int
     to_keep: int
 
     def are_met_by(self, workspace: Workspace) -> bool:
-        pool = workspace.buffers
-        return self == (workspace.schema, pool.nbytes, pool.count, pool.to_keep)
+        return self == workspace.needs
+
+    @property
+    def rule(self) -> type[Rule]:
+        return RULES[self.aggregation.rule]
 
 
 class MemoryBudget:
     """What is allocated and what is kept for reuse. Every method may be called from any thread."""
 
-    def __init__(self, rule: type[Rule], nbytes: int, updates_in_flight: int) -> None:
-        """Allocate at most `nbytes`: to each round a rule, and buffers for so many updates, or more small ones."""
-        self._rule = rule
+    def __init__(self, nbytes: int, updates_in_flight: int) -> None:
+        """Allocate at most `nbytes`: to each round its rule, and buffers for so many updates, or more small ones."""
         self._nbytes = nbytes
         self._in_flight = updates_in_flight
         self._lock = threading.Lock()
@@ -84,15 +94,19 @@ class MemoryBudget:
         self._kept: list[Workspace] = []
         self._grown: list[Workspace] = []
 
-    def allocate(self, coordinator: str, round_size: RoundSize, now: float) -> Workspace:
+    def allocate(
+        self, coordinator: str, round_size: RoundSize, now: float, base: Buffer | None = None
+    ) -> Workspace:
         """The workspace of a new round of this coordinator; `now` is of a monotonic clock.
+
+        The rule is given the values of the round's base, where it needs them.
 
         Raises LimitExceeded where this aggregator can never hold it, and Unavailable, which is to be tried
         again, while other rounds have the memory or another coordinator is to have its share of it first.
         """
         needs = self._needs_of(round_size)
         nbytes = (
-            self._rule.memory_bytes(needs.schema) + (needs.buffers + needs.to_keep) * needs.size
+            needs.rule.memory_bytes(needs.schema) + (needs.buffers + needs.to_keep) * needs.size
         )
         if nbytes > self._nbytes:
             raise LimitExceeded(
@@ -117,7 +131,10 @@ class MemoryBudget:
         workspace = kept or self._fresh(coordinator, needs, nbytes)
         workspace.coordinator = coordinator
         workspace.buffers.begin()
-        workspace.rule.begin(partial(self._grow, workspace))
+        if round_size.aggregation.are_gradients:
+            base = None  # a gradient is no distance from it
+        grow = partial(self._grow, workspace)
+        workspace.rule.begin(grow, base, are_deltas=round_size.are_deltas)
         return workspace
 
     def give_back(self, workspace: Workspace) -> None:
@@ -136,13 +153,15 @@ class MemoryBudget:
     def _needs_of(self, of: RoundSize) -> _Needs:
         size, cohort = of.update_bytes, of.cohort
         count = min(cohort, max(self._in_flight, _SMALL_BYTES // size)) if size else cohort
-        held = of.held + self._rule.held_updates(cohort)
-        return _Needs(of.schema, size, count, min(held, cohort - count))
+        held = of.held + RULES[of.aggregation.rule].held_updates(cohort)
+        to_keep = min(held, cohort - count)
+        return _Needs(of.schema, of.aggregation, of.floor, size, count, to_keep)
 
     def _fresh(self, coordinator: str, needs: _Needs, nbytes: int) -> Workspace:
         try:
             buffers = BufferPool(needs.buffers, needs.size, needs.to_keep)
-            return Workspace(self._rule(needs.schema), buffers, needs.schema, nbytes)
+            rule = needs.rule(needs.schema, needs.aggregation, needs.floor)
+            return Workspace(rule, buffers, needs, nbytes)
         except (OSError, MemoryError) as error:  # the system has not what this node was told it has
             with self._lock:
                 self._shares.give_back(coordinator, nbytes)

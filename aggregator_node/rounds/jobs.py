@@ -122,6 +122,12 @@ class JobRegistry:
             context = self._context_of(policy, spec, digest_of(row.spec), progress, opening)
             return self._rounds.start(coordinator, context)
 
+    def in_charge(self, coordinator: str, epoch: int, job: str) -> JobRow:
+        """The row of a job, for the process that is in charge of it."""
+        row = self._row_of(coordinator, job)
+        self._epochs.check(job, epoch)
+        return row
+
     def session(self, manifest_digest: bytes) -> RoundSession:
         """A round that is open or has just ended.
 
@@ -193,11 +199,12 @@ class JobRegistry:
         return RoundContext(manifest, spec, policy.bounds)
 
     def _encoding_of(self, spec: JobSpec, opening: Opening) -> "pb.Encoding":
-        """Updates can be deltas only from a model that is here: the job's last release."""
-        last = self._store.last_release(spec.name) if opening.phase == pb.PHASE_TRAIN else None
-        if last is None or not self._store.release_path(last.manifest_digest).exists():
+        """Updates can be deltas only from a model that is here: the last release, or the first where that is needed."""
+        if opening.phase != pb.PHASE_TRAIN:
             return pb.ENCODING_WHOLE
-        return spec.encoding
+        last = self._store.last_release(spec.name)
+        is_here = last is not None and self._store.release_path(last.manifest_digest).exists()
+        return spec.encoding if is_here or spec.aggregation.needs_base else pb.ENCODING_WHOLE
 
     def _add(self, coordinator: str, spec: JobSpec, body: bytes) -> None:
         self._store.add_job(JobRow(spec.name, coordinator, body))

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
-from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.events import (
@@ -19,6 +18,7 @@ from aggregator_node.events import (
     RoundOpened,
     RoundReleased,
 )
+from aggregator_node.rounds.bases import Bases
 from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.results import SealedRound
 from aggregator_node.rounds.upload import RoundContext
@@ -26,7 +26,6 @@ from aggregator_node.storage.rows import JobRow, RoundRow, spec_of
 from aggregator_node.storage.store import Store
 from cairn import __version__
 from cairn.errors import InvalidMessage, UsageError, WrongState
-from cairn.model.safetensors_reader import map_values
 from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.validation import Bounds
 from cairn.protocol.aggregation import aggregation_to_pb
@@ -49,6 +48,7 @@ class RoundRecorder:
         signing_key: Ed25519PrivateKey,
         clock: Clock,
         overlap: ReleaseOverlap,
+        bases: Bases,
         tell: Observer,
     ) -> None:
         """Take up what was released before; rounds that were open when the last process ended are aborted."""
@@ -56,11 +56,16 @@ class RoundRecorder:
         self._key = signing_key
         self._clock = clock
         self._overlap = overlap
+        self._bases = bases
         self._tell = tell
         self._remember_releases()
         for row in store.open_rounds():
             self.abort(row, pb.REASON_AGGREGATOR_RESTARTED, ())
         store.clear_left_over_releases()
+
+    def base_of(self, context: RoundContext) -> memoryview | None:
+        """As `Bases.of`."""
+        return self._bases.of(context)
 
     def check(self, context: RoundContext) -> None:
         """Raise WrongState where a release over the whole cohort may not stand beside an earlier one."""
@@ -80,8 +85,11 @@ class RoundRecorder:
         Raises WrongState, and keeps nothing, where it may not be released beside an earlier release. Where only
         its metrics may not, it is released without metrics.
         """
-        averaged = sealed.rule.averages_over(len(sealed.contributors))
-        if averaged < max(MIN_COHORT, context.manifest.floor):
+        floor = context.manifest.floor
+        averaged = context.job.aggregation.averages_over(len(sealed.contributors), floor)
+        if not context.manifest.trains:
+            averaged = len(sealed.contributors)
+        if averaged < max(MIN_COHORT, floor):
             raise AssertionError("a release of fewer owners than the floor was asked for")
         says_metrics = self._overlap.add(
             row.manifest_digest, context, sealed.contributors, has_metrics=bool(sealed.metrics)
@@ -97,8 +105,9 @@ class RoundRecorder:
             self._store.release_path(row.manifest_digest).unlink(missing_ok=True)
             raise
         failpoint("aggregator.release.after_commit")
-        if replaced is not None:
-            with suppress(OSError):  # the next start clears what is left over
+        with suppress(OSError):  # the next start clears what is left over
+            self._store.first_models.drop(context.manifest.job_digest)
+            if replaced is not None:
                 self._store.release_path(replaced.manifest_digest).unlink()
         self._tell(RoundReleased(row.job, row.number, len(sealed.contributors)))
 
@@ -107,9 +116,8 @@ class RoundRecorder:
         release_digest = manifest.base_digest
         if manifest.trains:
             path = self._store.release_path(row.manifest_digest)
-            base = self._base_of(context) if context.layout.encoding != pb.ENCODING_WHOLE else None
             with ModelWriter(path, context.job.schema) as new:
-                _write_beside(new, sealed.rule.result_blocks(base))
+                _write_beside(new, sealed.rule.result_blocks())
                 new.keep()
                 release_digest = new.digest()
                 failpoint("aggregator.release.file_written")
@@ -157,19 +165,6 @@ class RoundRecorder:
     def _check_open(self, row: RoundRow) -> None:
         if self._store.round(row.manifest_digest).state != aggregator_pb2.ROUND_STATE_OPEN:
             raise WrongState("the round's end is recorded already", pb.REASON_ROUND_ENDED)
-
-    def _base_of(self, context: RoundContext) -> memoryview:
-        """What the updates are deltas from: the job's last release, from this aggregator's own disk."""
-        last = self._store.last_release(context.manifest.job)
-        if last is None or last.release_digest != context.manifest.base_digest:
-            raise AssertionError(
-                "a round of deltas starts from another model than the last release"
-            )
-        path = self._store.release_path(last.manifest_digest)
-        if blake3().update_mmap(path).digest() != last.release_digest:
-            path.unlink()  # then the updates of the next round are whole
-            raise OSError(f"{path} is not the release that was written there")
-        return map_values(path, context.job.schema)
 
     def _remember_releases(self) -> None:
         released = aggregator_pb2.ROUND_STATE_RELEASED

@@ -56,15 +56,17 @@ class RoundRegistry:
         """Sign the manifest, record it and open the round.
 
         Raises LimitExceeded for a round that the memory can never hold, Unavailable while others hold it, and
-        WrongState where too many of the coordinator's rounds ended for want of memory for their sums, or a
-        release of it may not stand beside an earlier one.
+        WrongState where too many of the coordinator's rounds ended for want of memory for their sums, a
+        release of it may not stand beside an earlier one, or the model that it starts from is missing.
         """
         self._recorder.check(context)
         self._check_not_exhausted(coordinator)
         digest, phase = context.digest, context.manifest.phase
         signed = sign(self._key, MANIFEST, context.body)
         row = RoundRow(digest, *context.ids, phase, signed.SerializeToString())
-        workspace = self._memory.allocate(coordinator, context.size, self._clock.monotonic())
+        base = self._recorder.base_of(context)
+        now = self._clock.monotonic()
+        workspace = self._memory.allocate(coordinator, context.size, now, base)
         with ExitStack() as undo:
             undo.callback(self._memory.give_back, workspace)
             self._recorder.open(row, context.manifest.cohort)

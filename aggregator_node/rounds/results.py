@@ -40,6 +40,9 @@ class AcceptedUpdates:
     def __contains__(self, owner: str) -> bool:
         return owner in self._of
 
+    def __len__(self) -> int:
+        return len(self._of)
+
     def receipt(self, owner: str) -> pb.Signed:
         """The owner's receipt. Raises NotFound where no update of its was accepted."""
         if owner not in self._of:

@@ -166,7 +166,7 @@ class RoundSession:
                 wait = self._round.next_event() - self._clock.monotonic()
                 self._changed.wait(max(0.0, wait))
             self._uploads.cancel_all()
-            sealed = ending is Ending.SEAL
+            sealed = ending is Ending.SEAL and self._is_above_floor()
             self.exclusions = tuple(self._round.exclusions(self._clock.monotonic()))
             if sealed:
                 self.state = aggregator_pb2.ROUND_STATE_SEALED
@@ -219,6 +219,13 @@ class RoundSession:
         if self._abort_reason:
             return Ending.ABORT
         return self._round.settle(self._clock.monotonic())
+
+    def _is_above_floor(self) -> bool:
+        """Whether by the job's rule every element of a release is an average over as many as the floor."""
+        if not self.manifest.trains:
+            return True
+        averaged = self.manifest.aggregation.averages_over(len(self._accepted), self.manifest.floor)
+        return averaged >= self.manifest.floor
 
     @contextmanager
     def _buffer_for(self, owner: str, upload: Upload) -> Iterator[None]:

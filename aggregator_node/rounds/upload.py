@@ -18,6 +18,7 @@ from cairn.errors import InvalidMessage, LimitExceeded, UpdateRefused
 from cairn.model.schema import CHUNK_BYTES, Schema
 from cairn.model.update_encoding import UpdateLayout, check_update, decoded
 from cairn.model.validation import Bounds
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.protocol.messages import JobSpec, Manifest, check_digest, digest_of, manifest_to_bytes
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
@@ -78,8 +79,26 @@ class RoundContext:
     @property
     def size(self) -> RoundSize:
         """What the round takes of memory. In an evaluation nothing is added: its sums are those of no tensor."""
-        schema = self.job.schema if self.manifest.trains else Schema(())
-        return RoundSize(schema, self.total_bytes, len(self.manifest.cohort), self.most_held)
+        manifest, trains = self.manifest, self.manifest.trains
+        return RoundSize(
+            schema=self.job.schema if trains else Schema(()),
+            update_bytes=self.total_bytes,
+            cohort=len(manifest.cohort),
+            held=self.most_held,
+            aggregation=self.job.aggregation if trains else Aggregation(),
+            floor=manifest.floor,
+            are_deltas=self.are_deltas,
+        )
+
+    @property
+    def are_deltas(self) -> bool:
+        """Whether the updates are deltas from the round's base."""
+        return self.manifest.encoding != pb.ENCODING_WHOLE
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the aggregator needs the model that the round starts from."""
+        return self.manifest.trains and (self.are_deltas or self.job.aggregation.needs_base)
 
     def weight(self, examples: int) -> int:
         """How much an update counts, unless its share is too large.
@@ -115,6 +134,18 @@ def check_header(header: aggregator_pb2.UpdateHeader, context: RoundContext) -> 
             raise InvalidMessage(f"a metric's name has 1 to {MAX_METRIC_NAME_BYTES} bytes")
         if not math.isfinite(value):
             raise UpdateRefused("a metric is not finite", pb.REASON_NON_FINITE)
+
+
+def check_chunk(length: int, missing: int) -> None:
+    """Raise LimitExceeded for more bytes than are missing or a chunk has, InvalidMessage for a chunk that is too short."""
+    if length > missing:
+        raise LimitExceeded(f"a chunk of {length} bytes where {missing} were still to come")
+    if length < max(1, min(MIN_CHUNK_BYTES, missing)):
+        raise InvalidMessage(
+            f"a chunk of {length} bytes: every chunk but the last has at least {MIN_CHUNK_BYTES}"
+        )
+    if length > CHUNK_BYTES:
+        raise LimitExceeded(f"a chunk has at most {CHUNK_BYTES} bytes")
 
 
 class Call(Protocol):
@@ -160,17 +191,7 @@ class Upload:
 
     def write(self, chunk: memoryview) -> None:
         """Take the next bytes. Raises LimitExceeded beyond the declared size."""
-        missing = self._incoming.missing
-        if len(chunk) > missing:
-            raise LimitExceeded(
-                f"more bytes than the {self._incoming.total} that the header declares"
-            )
-        if len(chunk) < max(1, min(MIN_CHUNK_BYTES, missing)):
-            raise InvalidMessage(
-                f"a chunk of {len(chunk)} bytes: every chunk but the last has at least {MIN_CHUNK_BYTES}"
-            )
-        if len(chunk) > CHUNK_BYTES:
-            raise LimitExceeded(f"a chunk has at most {CHUNK_BYTES} bytes")
+        check_chunk(len(chunk), self._incoming.missing)
         self._incoming.write(chunk)
 
     def finish(self, commit: aggregator_pb2.UpdateCommit) -> bytes:

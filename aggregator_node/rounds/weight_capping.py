@@ -1,9 +1,16 @@
 """Counts the accepted updates of one round, and adds each to its sums: at once, or when its weight is known.
 
+A rule that needs all updates together is given them at the end, in an order that nobody could choose; they stay in
+their buffers until the round's memory is given up.
+
 An update whose weight may turn out to be above the round's cap (`shares`) is held back in the buffer that it
 came in. What is added depends on who was accepted and never on the order: neither the cap nor an exact sum does.
 """
 
+from collections.abc import Collection
+from hashlib import sha256
+
+from aggregator_node.aggregation.rules import RULES
 from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.events import Observer, SumsRefused
 from aggregator_node.rounds.upload import RoundContext, Upload
@@ -19,6 +26,8 @@ class WeightCapping:
         self._tell = tell
         self._trains = context.manifest.trains
         self._may_hold = context.most_held > 0
+        cohort = len(context.manifest.cohort)
+        self._collects = RULES[context.job.aggregation.rule].held_updates(cohort) > 0
         self._weights: dict[str, int] = {}  # in the order of arrival
         self._held: dict[str, Upload] = {}
         self._added = 0
@@ -48,7 +57,7 @@ class WeightCapping:
             raise Unavailable(*self._failure)
         cap = self._context.share.cap(self._weights.values())
         counts = {owner: min(weight, cap) for owner, weight in self._weights.items()}
-        for owner in list(self._held):
+        for owner in sorted(self._held, key=self._drawn):
             self._add_held(owner, counts[owner], workspace)
         # To count an update and not to add it would release an average of fewer than is stated.
         if self._added != (len(counts) if self._trains else 0):
@@ -60,7 +69,7 @@ class WeightCapping:
         self._held.clear()
 
     def _take(self, owner: str, upload: Upload, workspace: Workspace) -> None:
-        undecided = self._context.share.undecided(self._weights) if self._may_hold else []
+        undecided = self._undecided()
         if owner in undecided:
             workspace.buffers.keep(upload.kept)
             self._held[owner] = upload
@@ -69,12 +78,23 @@ class WeightCapping:
         for decided in self._held.keys() - set(undecided):
             self._add_held(decided, self._weights[decided], workspace)
 
+    def _undecided(self) -> Collection[str]:
+        """Whose updates have to wait."""
+        if self._collects:
+            return self._weights
+        return self._context.share.undecided(self._weights) if self._may_hold else []
+
+    def _drawn(self, owner: str) -> bytes:
+        """The owner's place in an order that the manifest commits to and that has nothing to do with its update."""
+        return sha256(self._context.manifest.nonce + owner.encode()).digest()
+
     def _add_held(self, owner: str, weight: int, workspace: Workspace) -> None:
         held = self._held.pop(owner)
         try:
             self._add(held, weight, workspace)
         finally:
-            workspace.buffers.give_back(held.kept)
+            if not self._collects:
+                workspace.buffers.give_back(held.kept)
 
     def _add(self, upload: Upload, weight: int, workspace: Workspace) -> None:
         workspace.rule.add_blocks(upload.reading(), weight)

@@ -14,10 +14,12 @@ from typing import Any
 
 import structlog
 
+from aggregator_node.storage.first_models import FirstModels
 from aggregator_node.storage.integrity import check_state
 from aggregator_node.storage.rows import JobRow, Progress, RoundRow
 from cairn.errors import InvalidMessage, NotFound, Unavailable, UsageError
 from cairn.ledger.chain import Entry, Ledger
+from cairn.protocol.messages import digest_of
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from cairn.storage.directory import state_directory
@@ -63,6 +65,7 @@ class Store:
         self._db = self._state.db
         try:
             (path / "releases").mkdir(exist_ok=True)
+            self.first_models = FirstModels(path / "models")
             self._db.executescript(_TABLES)
             self._ledger = Ledger(self._db, "ledger", clock)
             self._refusals = Ledger(self._db, "refusals", clock)
@@ -99,6 +102,10 @@ class Store:
     def job(self, name: str) -> JobRow | None:
         rows = self._execute("SELECT name, coordinator, spec FROM job WHERE name = ?", name)
         return JobRow(*rows[0]) if rows else None
+
+    def jobs_of(self, coordinator: str) -> list[JobRow]:
+        select = "SELECT name, coordinator, spec FROM job WHERE coordinator = ?"
+        return [JobRow(*row) for row in self._execute(select, coordinator)]
 
     def epochs(self, job: str) -> dict[int, bytes]:
         """The last epochs of a job's coordinators, each with the process whose it is."""
@@ -233,7 +240,7 @@ class Store:
         return shutil.disk_usage(self.path).free
 
     def clear_left_over_releases(self) -> None:
-        """Delete files of releases that a crash kept from being recorded, and of replaced ones.
+        """Delete files of releases that a crash kept from being recorded, of replaced ones, and of first models.
 
         Files of other names are not this aggregator's and stay.
         """
@@ -247,6 +254,11 @@ class Store:
             is_own = _RELEASE.fullmatch(path.name) is not None or is_left_over(path.name)
             if is_own and path not in current:
                 path.unlink()
+        without_release = self._execute(
+            "SELECT spec FROM job WHERE NOT EXISTS"
+            " (SELECT 1 FROM round WHERE job = job.name AND release_digest IS NOT NULL)"
+        )
+        self.first_models.clear({digest_of(spec) for (spec,) in without_release})
 
     def _check(self) -> None:
         """Raise UsageError where ledger and rows are not those that this aggregator wrote."""

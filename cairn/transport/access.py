@@ -19,6 +19,7 @@ ACCESS: Mapping[str, frozenset[Role]] = {
     "/cairn.v1.IntakeService/SubmitUpdate": _OWNER,
     "/cairn.v1.IntakeService/GetReceipt": _OWNER,
     "/cairn.v1.ReleaseService/RegisterJob": _COORDINATOR,
+    "/cairn.v1.ReleaseService/SubmitModel": _COORDINATOR,
     "/cairn.v1.ReleaseService/OpenRound": _COORDINATOR,
     "/cairn.v1.ReleaseService/WatchRound": _COORDINATOR,
     "/cairn.v1.ReleaseService/CollectRelease": _COORDINATOR,
@@ -35,6 +36,7 @@ LONG_CALLS = frozenset(
         "/cairn.v1.InvitationService/Attend",
         "/cairn.v1.InvitationService/FetchModel",
         "/cairn.v1.IntakeService/SubmitUpdate",
+        "/cairn.v1.ReleaseService/SubmitModel",
         "/cairn.v1.ReleaseService/WatchRound",
         "/cairn.v1.ReleaseService/CollectRelease",
     }

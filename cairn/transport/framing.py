@@ -1,6 +1,6 @@
 """Carries chunks of tensors past protobuf: what is on the wire is the same, without the copies.
 
-The three streams of tensors have their bytes in a field `chunk` of number 2. Its message is a tag, a
+The four streams of tensors have their bytes in a field `chunk` of number 2. Its message is a tag, a
 length and then the bytes themselves (https://protobuf.dev/programming-guides/encoding/), so it can be
 written by one copy and read by none. In Python a chunk is a `memoryview`, every other part its message.
 """
@@ -10,7 +10,10 @@ from typing import Any
 
 from cairn.model.schema import CHUNK_BYTES
 
-_UPLOADS = {"/cairn.v1.IntakeService/SubmitUpdate"}
+_UPLOADS = {
+    "/cairn.v1.IntakeService/SubmitUpdate",
+    "/cairn.v1.ReleaseService/SubmitModel",
+}
 _DOWNLOADS = {
     "/cairn.v1.InvitationService/FetchModel",
     "/cairn.v1.ReleaseService/CollectRelease",

@@ -292,12 +292,12 @@ class ReleaseServiceServicer:
     def SubmitModel(self, request_iterator, context):
         """Brings the model that a job starts from, where its rule or its optimizer needs it (see Aggregation).
 
-        The caller must be the coordinator that registered the job. Before the first release only; idempotent: bytes
-        that are here are answered at once, and others take their place.
-        Errors: PERMISSION_DENIED, NOT_FOUND for an unknown job, FAILED_PRECONDITION for a job that has a release or
-        needs no model, or for an epoch as everywhere, RESOURCE_EXHAUSTED for more bytes than the schema has,
-        INVALID_ARGUMENT with a reason for bytes of another digest or values that no model may have, UNAVAILABLE where
-        the disk has no room.
+        The caller must be the coordinator that registered the job. Idempotent: what is here is answered at once.
+        Before the first release it may be any model, which takes the place of an earlier one; afterwards it is the last
+        release, where the aggregator's disk has lost it.
+        Errors: PERMISSION_DENIED, NOT_FOUND for an unknown job, FAILED_PRECONDITION for a job that needs no model, for
+        another model than the last release, or for an epoch as everywhere, RESOURCE_EXHAUSTED for more bytes than
+        the schema has, INVALID_ARGUMENT for bytes of another digest, UNAVAILABLE where the disk has no room.
 
         Stream: 1. one `header`; 2. `chunk` until all bytes of the schema were sent.
         """

@@ -25,6 +25,7 @@ from aggregator_node.aggregation.mean import MAX_TOTAL_WEIGHT, MAX_WEIGHT, avera
 from cairn.errors import LimitExceeded, UpdateRefused, WrongState
 from cairn.model.schema import DTYPES, FLOATS, Schema, TensorSpec
 from cairn.model.validation import Bounds, check_values
+from cairn.protocol.aggregation import Aggregation
 from cairn.runtime.buffer import Buffer
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.aggregation.whole import add_whole
@@ -39,7 +40,7 @@ class Mean(averaging.Mean):
     """The mean of updates that lie whole in memory."""
 
     def __init__(self, schema: Schema) -> None:
-        super().__init__(schema)
+        super().__init__(schema, Aggregation(), 2)
         self._of = schema
 
     def add(self, payload: Buffer, weight: int) -> None:
@@ -83,7 +84,8 @@ def mean_of(dtype: str, updates: Sequence[NDArray[Any]], by: Sequence[int]) -> N
 
 
 def bytes_of(mean: Mean, base: bytes | None = None) -> bytes:
-    return b"".join(bytes(piece) for piece in mean.result_blocks(base))
+    mean.begin(lambda _: None, base, are_deltas=base is not None)
+    return b"".join(bytes(piece) for piece in mean.result_blocks())
 
 
 @st.composite
@@ -528,12 +530,13 @@ def test_no_step_needs_memory_in_proportion_to_the_model() -> None:
     schema = Schema.of([TensorSpec(dtype, dtype, (1 << 20,)) for dtype in DTYPES])
     payload = bytes(schema.total_bytes)
     mean = Mean(schema)
+    mean.begin(lambda _: None, payload, are_deltas=True)
     tracemalloc.start()
     try:
         for weight in (1, 3):
             check_values(schema, payload, Bounds())
             mean.add(payload, weight)
-        for piece in mean.result_blocks(payload):
+        for piece in mean.result_blocks():
             assert len(piece) <= 4 * 8 * BLOCK
         _, peak = tracemalloc.get_traced_memory()
     finally:

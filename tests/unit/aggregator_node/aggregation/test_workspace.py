@@ -94,7 +94,7 @@ def lent_buffers(workspace: Workspace, count: int) -> Iterator[list[memoryview]]
 def test_a_round_takes_its_sums_and_a_few_updates_however_many_owners_it_has() -> None:
     reckoned = {}
     for owners in (2, 3, 16, 1024):
-        workspace = workspace_of(MemoryBudget(Mean, ALWAYS, 2), context(owners=owners))
+        workspace = workspace_of(MemoryBudget(ALWAYS, 2), context(owners=owners))
         assert workspace.buffers.nbytes == UPDATE
         reckoned[owners] = workspace.nbytes, workspace.buffers.count
     assert set(reckoned.values()) == {(SUMS + 2 * UPDATE, 2)}
@@ -104,12 +104,12 @@ def test_a_round_takes_its_sums_and_a_few_updates_however_many_owners_it_has() -
 def test_as_many_updates_are_under_way_as_the_file_says_and_never_more_than_owners(
     in_flight: int, owners: int, count: int
 ) -> None:
-    workspace = workspace_of(MemoryBudget(Mean, ALWAYS, in_flight), context(owners=owners))
+    workspace = workspace_of(MemoryBudget(ALWAYS, in_flight), context(owners=owners))
     assert (workspace.buffers.count, workspace.nbytes) == (count, SUMS + count * UPDATE)
 
 
 def test_memory_with_as_many_buffers_is_not_used_again_where_fewer_of_them_may_be_kept() -> None:
-    memory = MemoryBudget(Mean, ALWAYS, 2)
+    memory = MemoryBudget(ALWAYS, 2)
     workspaces = []
     for most in (1, 1000):
         workspaces.append(workspace_of(memory, context(owners=9, most=most)))
@@ -119,7 +119,7 @@ def test_memory_with_as_many_buffers_is_not_used_again_where_fewer_of_them_may_b
 
 def test_small_updates_never_wait() -> None:
     small = Schema.of([TensorSpec("t", "F32", (1000,))])
-    workspace = workspace_of(MemoryBudget(Mean, ALWAYS, 1), context(small, owners=1024))
+    workspace = workspace_of(MemoryBudget(ALWAYS, 1), context(small, owners=1024))
     assert workspace.buffers.count == 1024
     assert workspace.nbytes == 1024 * 4000 + 8000 + 250
 
@@ -132,28 +132,25 @@ def test_a_round_whose_weights_may_be_capped_has_buffers_for_what_is_held_back(
     owners: int, share: float, count: int, kept: int
 ) -> None:
     workspace = workspace_of(
-        MemoryBudget(Mean, ALWAYS, 2), context(owners=owners, most=1000, share=share)
+        MemoryBudget(ALWAYS, 2), context(owners=owners, most=1000, share=share)
     )
     assert (workspace.buffers.count, workspace.buffers.to_keep) == (count, kept)
     assert workspace.nbytes == SUMS + (count + kept) * UPDATE
 
 
 def test_a_round_whose_updates_weigh_the_same_holds_none_back() -> None:
-    assert (
-        workspace_of(MemoryBudget(Mean, ALWAYS, 2), context(owners=9, share=0.1)).buffers.to_keep
-        == 0
-    )
+    assert workspace_of(MemoryBudget(ALWAYS, 2), context(owners=9, share=0.1)).buffers.to_keep == 0
 
 
 def test_small_updates_that_are_held_back_take_no_further_memory() -> None:
     small = Schema.of([TensorSpec("t", "F32", (1000,))])
-    workspace = workspace_of(MemoryBudget(Mean, ALWAYS, 1), context(small, owners=1024, most=1000))
+    workspace = workspace_of(MemoryBudget(ALWAYS, 1), context(small, owners=1024, most=1000))
     assert (workspace.buffers.count, workspace.buffers.to_keep) == (1024, 0)
 
 
 def test_the_sums_of_binary64_are_reckoned_with_the_errors_that_nearly_all_have() -> None:
     doubles = Schema.of([TensorSpec("t", "F64", (MIB,))])
-    workspace = workspace_of(MemoryBudget(Mean, ALWAYS, 2), context(doubles, owners=2))
+    workspace = workspace_of(MemoryBudget(ALWAYS, 2), context(doubles, owners=2))
     assert workspace.nbytes == 2 * 8 * MIB + (8 + 8) * MIB
 
 
@@ -163,7 +160,7 @@ def far_apart(number: int) -> bytes:
 
 
 def test_sums_that_grow_are_lent_as_much_as_they_take_and_no_more_than_there_is() -> None:
-    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE + 100 * MIB, 2)
+    memory = MemoryBudget(SUMS + 2 * UPDATE + 100 * MIB, 2)
     workspace = workspace_of(memory, context())
     add_whole(workspace.rule, LARGE, far_apart(0), 1)
     assert workspace.grown == 0
@@ -182,7 +179,7 @@ def test_sums_that_grow_are_lent_as_much_as_they_take_and_no_more_than_there_is(
 
 def test_a_round_gets_memory_as_if_no_sums_had_grown_and_ends_those_that_are_in_its_way() -> None:
     """Else whoever asks for memory would read off the answers how far the sums of an open round have grown."""
-    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE + 140 * MIB, 2)
+    memory = MemoryBudget(SUMS + 2 * UPDATE + 140 * MIB, 2)
     workspace, ended = workspace_of(memory, context()), []
     workspace.end = lambda: ended.append(workspace)
     for number in range(2):
@@ -197,7 +194,7 @@ def test_a_round_gets_memory_as_if_no_sums_had_grown_and_ends_those_that_are_in_
 
 
 def test_a_round_that_fits_beside_sums_that_have_grown_ends_none() -> None:
-    memory = MemoryBudget(Mean, 2 * (SUMS + 2 * UPDATE) + 80 * MIB, 2)
+    memory = MemoryBudget(2 * (SUMS + 2 * UPDATE) + 80 * MIB, 2)
     workspace, ended = workspace_of(memory, context()), []
     workspace.end = lambda: ended.append(workspace)
     for number in range(2):
@@ -207,7 +204,7 @@ def test_a_round_that_fits_beside_sums_that_have_grown_ends_none() -> None:
 
 
 def test_sums_that_grow_take_the_memory_that_is_kept_for_later() -> None:
-    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE + 100 * MIB, 2)
+    memory = MemoryBudget(SUMS + 2 * UPDATE + 100 * MIB, 2)
     other = workspace_of(memory, context(Schema.of([TensorSpec("u", "F32", (5 * MIB,))]), owners=1))
     memory.give_back(other)
     workspace = workspace_of(memory, context())
@@ -219,7 +216,7 @@ def test_sums_that_grow_take_the_memory_that_is_kept_for_later() -> None:
 
 def test_one_coordinator_does_not_hold_the_memory_that_another_waits_for() -> None:
     """As its rounds end it begins no others beyond its share, until the one that waits has had its own."""
-    memory = MemoryBudget(Mean, 4 * (SUMS + UPDATE), 1)
+    memory = MemoryBudget(4 * (SUMS + UPDATE), 1)
     greedy = [workspace_of(memory, context(), "greedy") for _ in range(4)]
     with pytest.raises(Unavailable):
         workspace_of(memory, context(), "patient")
@@ -237,9 +234,7 @@ def test_one_coordinator_does_not_hold_the_memory_that_another_waits_for() -> No
 
 def test_the_buffers_have_the_size_in_which_updates_travel() -> None:
     by_encoding = {
-        encoding: workspace_of(
-            MemoryBudget(Mean, ALWAYS, 2), context(encoding=encoding)
-        ).buffers.nbytes
+        encoding: workspace_of(MemoryBudget(ALWAYS, 2), context(encoding=encoding)).buffers.nbytes
         for encoding in (pb.ENCODING_WHOLE, pb.ENCODING_BF16_DELTAS, pb.ENCODING_INT8_DELTAS)
     }
     scales = 4 * 10 * MIB // 256
@@ -247,12 +242,12 @@ def test_the_buffers_have_the_size_in_which_updates_travel() -> None:
 
 
 def test_a_round_that_can_never_fit_is_refused_for_good_and_says_what_to_change() -> None:
-    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE - 1, 2)
+    memory = MemoryBudget(SUMS + 2 * UPDATE - 1, 2)
     with pytest.raises(
         LimitExceeded, match=r"171 MB.*2 updates at a time.*171 MB.*memory_megabytes"
     ):
         workspace_of(memory, context())
-    workspace = workspace_of(MemoryBudget(Mean, SUMS + 2 * UPDATE, 2), context())
+    workspace = workspace_of(MemoryBudget(SUMS + 2 * UPDATE, 2), context())
     assert workspace.nbytes == SUMS + 2 * UPDATE
     assert (
         workspace_of(memory, context(owners=1)).buffers.count == 1
@@ -260,7 +255,7 @@ def test_a_round_that_can_never_fit_is_refused_for_good_and_says_what_to_change(
 
 
 def test_a_round_for_which_others_have_the_memory_has_to_wait_and_then_fits() -> None:
-    memory = MemoryBudget(Mean, 2 * (SUMS + 2 * UPDATE), 2)
+    memory = MemoryBudget(2 * (SUMS + 2 * UPDATE), 2)
     first, _second = workspace_of(memory, context()), workspace_of(memory, context())
     with pytest.raises(Unavailable, match="lent to other rounds") as refusal:
         workspace_of(memory, context())
@@ -275,7 +270,7 @@ def test_a_round_for_which_others_have_the_memory_has_to_wait_and_then_fits() ->
 
 def test_what_the_system_refuses_is_not_lent() -> None:
     """Else a few such refusals would leave an aggregator that takes no round until it is restarted."""
-    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE, 2)
+    memory = MemoryBudget(SUMS + 2 * UPDATE, 2)
     full = mock.patch(
         "aggregator_node.aggregation.workspace.BufferPool", side_effect=OSError("cannot allocate")
     )
@@ -286,7 +281,7 @@ def test_what_the_system_refuses_is_not_lent() -> None:
 
 
 def test_the_memory_of_a_round_serves_the_next_of_its_kind() -> None:
-    memory = MemoryBudget(Mean, ALWAYS, 2)
+    memory = MemoryBudget(ALWAYS, 2)
     first = workspace_of(memory, context(owners=3))
     memory.give_back(first)
     assert workspace_of(memory, context(owners=16)) is first
@@ -301,7 +296,7 @@ def test_the_memory_of_a_round_serves_the_next_of_its_kind() -> None:
 
 
 def test_another_kind_of_round_gets_memory_of_its_own() -> None:
-    memory = MemoryBudget(Mean, ALWAYS, 2)
+    memory = MemoryBudget(ALWAYS, 2)
     kept = workspace_of(memory, context())
     memory.give_back(kept)
     renamed = Schema.of([TensorSpec("u", "F32", (10 * MIB,))])
@@ -318,7 +313,7 @@ def test_another_kind_of_round_gets_memory_of_its_own() -> None:
 
 
 def test_what_is_kept_gives_way_to_a_round_that_needs_the_memory() -> None:
-    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE, 2)
+    memory = MemoryBudget(SUMS + 2 * UPDATE, 2)
     kept = workspace_of(memory, context())
     memory.give_back(kept)
     other = workspace_of(memory, context(Schema.of([TensorSpec("u", "F32", (10 * MIB,))])))
@@ -328,7 +323,7 @@ def test_what_is_kept_gives_way_to_a_round_that_needs_the_memory() -> None:
 
 
 def test_the_sums_and_buffers_of_a_round_that_is_over_are_zeroed() -> None:
-    memory = MemoryBudget(Mean, ALWAYS, 2)
+    memory = MemoryBudget(ALWAYS, 2)
     schema = Schema.of([TensorSpec("t", "F32", (1000,)), TensorSpec("n", "I64", (10,))])
     workspace = workspace_of(memory, context(schema, owners=2))
     update = np.full(1000, 0.375, "<f4")
@@ -345,7 +340,7 @@ def test_the_sums_and_buffers_of_a_round_that_is_over_are_zeroed() -> None:
 
 def test_no_more_than_a_few_workspaces_are_kept() -> None:
     """Each has a few megabytes besides its sums and buffers, and a coordinator may have many jobs."""
-    memory = MemoryBudget(Mean, 1 << 40, 2)
+    memory = MemoryBudget(1 << 40, 2)
     workspaces = []
     for number in range(10):
         kind = Schema.of([TensorSpec(f"t{number}", "F32", (4,))])
@@ -362,7 +357,7 @@ def test_memory_to_which_a_push_still_writes_is_never_lent_again(
 ) -> None:
     """Else the last bytes of a push that was cancelled would be in another owner's update."""
     monkeypatch.setattr("aggregator_node.aggregation.buffers._RETURN_SECONDS", 0)
-    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE, 2)
+    memory = MemoryBudget(SUMS + 2 * UPDATE, 2)
     workspace = workspace_of(memory, context())
     with lent_buffers(workspace, 1) as (late,):
         memory.give_back(workspace)
@@ -380,7 +375,7 @@ def test_an_update_that_is_being_added_when_its_round_is_aborted_is_in_no_other_
 ) -> None:
     """The abort does not wait for it: its add may end just after the sums were zeroed."""
     monkeypatch.setattr("aggregator_node.aggregation.buffers._RETURN_SECONDS", 0)
-    memory = MemoryBudget(Mean, ALWAYS, 2)
+    memory = MemoryBudget(ALWAYS, 2)
     schema = Schema.of([TensorSpec("t", "F32", (4,))])
     workspace = workspace_of(memory, context(schema))
     zero = workspace.rule.reset
@@ -401,7 +396,7 @@ def test_an_update_that_is_being_added_when_its_round_is_aborted_is_in_no_other_
 
 
 def test_an_evaluation_takes_no_memory() -> None:
-    memory = MemoryBudget(Mean, SUMS + 2 * UPDATE, 2)
+    memory = MemoryBudget(SUMS + 2 * UPDATE, 2)
     workspace_of(memory, context())
     for _ in range(3):
         evaluation = workspace_of(memory, context(phase=pb.PHASE_EVALUATE))
@@ -424,7 +419,7 @@ def peak():
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) << 10
 
-memory = MemoryBudget(Mean, {ALWAYS}, 2)
+memory = MemoryBudget({ALWAYS}, 2)
 before = peak()
 evaluation = workspace_of(memory, context(phase=pb.PHASE_EVALUATE))
 memory.give_back(evaluation)

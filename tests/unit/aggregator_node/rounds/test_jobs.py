@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node import event_log
 from aggregator_node.admission import AdmissionPolicy, Opening
-from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import MemoryBudget
+from aggregator_node.rounds.bases import Bases
 from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.jobs import JobRegistry
 from aggregator_node.rounds.recorder import RoundRecorder
@@ -72,9 +72,9 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
     policy = AdmissionPolicy("clinics", frozenset(OWNERS), floor=2, lease_seconds=15)
     key = Ed25519PrivateKey.generate()
     overlap = ReleaseOverlap(any_base=False)
-    recorder = RoundRecorder(store, key, clock, overlap, event_log.write)
+    recorder = RoundRecorder(store, key, clock, overlap, Bases(store), event_log.write)
     rounds = RoundRegistry(
-        recorder, MemoryBudget(Mean, ROUND_BYTES, updates_in_flight=2), key, clock, event_log.write
+        recorder, MemoryBudget(ROUND_BYTES, updates_in_flight=2), key, clock, event_log.write
     )
     jobs = JobRegistry(lambda: policy, store, rounds, clock, event_log.write)
     jobs.register("coordinator", job_spec_to_bytes(JOB), bytes(32))
@@ -135,10 +135,11 @@ def test_a_state_with_releases_of_another_version_is_refused_with_what_to_do(
     )
     store.save_round(row)
     key = Ed25519PrivateKey.generate()
+    overlap, bases = ReleaseOverlap(any_base=False), Bases(store)
     with pytest.raises(
         UsageError, match=r"state has releases of another version .* round 7 of tum"
     ):
-        RoundRecorder(store, key, Clock(), ReleaseOverlap(any_base=False), event_log.write)
+        RoundRecorder(store, key, Clock(), overlap, bases, event_log.write)
     store.close()
 
 

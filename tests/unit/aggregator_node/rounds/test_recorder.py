@@ -16,6 +16,7 @@ from aggregator_node.events import (
     RoundOpened,
     RoundReleased,
 )
+from aggregator_node.rounds.bases import Bases
 from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.recorder import RoundRecorder
 from aggregator_node.rounds.results import SealedRound
@@ -23,6 +24,7 @@ from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import JobRow, RoundRow
 from aggregator_node.storage.store import Store
 from cairn.errors import LimitExceeded, Unavailable, UsageError, WrongState
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.messages import job_spec_to_bytes
 from cairn.protocol.statements import verified_statement
 from cairn.runtime.clock import Clock
@@ -40,20 +42,14 @@ ABORTED = aggregator_pb2.ROUND_STATE_ABORTED
 class Rule:
     """A rule whose result is given; where it is an error, it comes after the first bytes."""
 
-    def __init__(self, result: bytes | Exception = VALUES, fewer: int = 0) -> None:
+    def __init__(self, result: bytes | Exception = VALUES) -> None:
         self._result = result
-        self._fewer = fewer
 
-    def averages_over(self, contributors: int) -> int:
-        return contributors - self._fewer
-
-    def result_blocks(self, base: memoryview | None = None) -> Iterator[memoryview]:
+    def result_blocks(self) -> Iterator[memoryview]:
         if isinstance(self._result, Exception):
             yield memoryview(VALUES[:4])
             raise self._result
-        first = struct.unpack("<3f", self._result)
-        before = struct.unpack("<3f", base) if base is not None else (0.0, 0.0, 0.0)
-        yield memoryview(struct.pack("<3f", *(a + b for a, b in zip(first, before, strict=True))))
+        yield memoryview(self._result)
 
 
 def round_of(number: int = 1, phase: "pb.Phase" = pb.PHASE_TRAIN, **changes: Any) -> RoundContext:
@@ -86,7 +82,7 @@ class Bench:
 
     def start(self) -> RoundRecorder:
         overlap = ReleaseOverlap(any_base=False)
-        return RoundRecorder(self.store, KEY, Clock(), overlap, self._tell)
+        return RoundRecorder(self.store, KEY, Clock(), overlap, Bases(self.store), self._tell)
 
     def _tell(self, event: Event) -> None:
         self.told.append(event)
@@ -239,30 +235,31 @@ def test_releases_of_another_version_are_not_taken_up(bench: Bench) -> None:
 
 
 def test_no_rule_releases_an_average_of_fewer_owners_than_the_floor(bench: Bench) -> None:
+    krum = Aggregation(rule=pb.RULE_MULTI_KRUM, rule_numbers={"byzantine": 0, "select": 2})
     recorder, context = bench.start(), round_of()
+    context = replace(context, job=replace(context.job, aggregation=krum))
     row = bench.opened(recorder, context)
     with pytest.raises(AssertionError, match="floor"):
-        recorder.release(row, context, sealed(Rule(fewer=1)))
+        recorder.release(row, context, sealed())  # of two, it has no result
 
 
-def test_deltas_are_added_to_the_release_on_the_aggregators_own_disk(bench: Bench) -> None:
+def test_the_base_of_deltas_is_the_release_on_the_aggregators_own_disk(bench: Bench) -> None:
     recorder, first = bench.start(), round_of()
     recorder.release(bench.opened(recorder, first), first, sealed())
     base = bench.store.round(first.digest).release_digest
     second = round_of(2, base_digest=base, encoding=pb.ENCODING_BF16_DELTAS)
-    recorder.release(bench.opened(recorder, second), second, sealed())
-    released = bench.store.release_path(second.digest).read_bytes()
-    assert released.endswith(struct.pack("<3f", 2.0, 4.0, 6.0))
+    values = recorder.base_of(second)
+    assert values is not None
+    assert bytes(values) == VALUES
 
 
-def test_a_base_that_was_changed_on_the_disk_is_deleted_and_not_added_to(bench: Bench) -> None:
+def test_a_release_that_was_changed_on_the_disk_is_deleted_and_is_no_base(bench: Bench) -> None:
     recorder, first = bench.start(), round_of()
     recorder.release(bench.opened(recorder, first), first, sealed())
     path = bench.store.release_path(first.digest)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     base = bench.store.round(first.digest).release_digest
     second = round_of(2, base_digest=base, encoding=pb.ENCODING_BF16_DELTAS)
-    row = bench.opened(recorder, second)
-    with pytest.raises(OSError, match="not the release that was written there"):
-        recorder.release(row, second, sealed())
+    with pytest.raises(WrongState, match="has not the model"):
+        recorder.base_of(second)
     assert bench.files() == set()

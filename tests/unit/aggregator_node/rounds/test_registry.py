@@ -39,6 +39,7 @@ class Bench:
         self.counted: list[int] = []
         self.recorder: Any = SimpleNamespace(
             check=lambda _context: None,
+            base_of=lambda _context: None,
             open=lambda _row, _cohort: self.did.append("open"),
             release=lambda *_: self.did.append("release"),
             abort=self._abort,

@@ -6,10 +6,11 @@ from aggregator_node.aggregation.mean import Mean
 from aggregator_node.rounds.results import Accepted, AcceptedUpdates
 from cairn.errors import Conflict, NotFound
 from cairn.model.schema import Schema
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.statements import commitment_of
 from cairn.v1 import round_pb2 as pb
 
-RULE = Mean(Schema(()))
+RULE = Mean(Schema(()), Aggregation(), 2)
 
 
 def update(name: str, *, payload: bytes = b"p", **metrics: float) -> Accepted:

@@ -14,6 +14,7 @@ from aggregator_node.aggregation.workspace import Workspace
 from aggregator_node.events import Event, OwnerDeclined, SumsRefused, UpdateAccepted
 from aggregator_node.rounds.session import RoundSession
 from cairn.errors import Conflict, LimitExceeded, NotFound, Unavailable, UpdateRefused, WrongState
+from cairn.protocol.aggregation import Aggregation
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -46,7 +47,7 @@ class Bench:
         self.clock = SetClock()
         self.told: list[Event] = []
         self.look: Callable[[], object] = lambda: None
-        self.rule = rule(SCHEMA)
+        self.rule = rule(SCHEMA, Aggregation(), 2)
         self.buffers = BufferPool(2, SCHEMA.total_bytes)
         workspace = Workspace(self.rule, self.buffers, SCHEMA, 0)
         self.session = RoundSession(CONTEXT, workspace, self.clock, self._receipt, self._tell)

@@ -35,9 +35,9 @@ from hypothesis.stateful import (
 
 from aggregator_node import event_log
 from aggregator_node.admission import AdmissionPolicy, Opening
-from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.workspace import MemoryBudget
 from aggregator_node.rounds import registry
+from aggregator_node.rounds.bases import Bases
 from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.jobs import JobRegistry
 from aggregator_node.rounds.recorder import RoundRecorder
@@ -138,9 +138,10 @@ class Aggregator:
         self.store = Store(self.path / "state", self.clock)
         policy = AdmissionPolicy("clinics", frozenset(OWNERS), floor=2, lease_seconds=LEASE)
         overlap = ReleaseOverlap(any_base=False)
-        recorder = RoundRecorder(self.store, self.key, self.clock, overlap, event_log.write)
+        bases = Bases(self.store)
+        recorder = RoundRecorder(self.store, self.key, self.clock, overlap, bases, event_log.write)
         rounds = RoundRegistry(
-            recorder, MemoryBudget(Mean, MEMORY, 2), self.key, self.clock, event_log.write
+            recorder, MemoryBudget(MEMORY, 2), self.key, self.clock, event_log.write
         )
         self.jobs = JobRegistry(lambda: policy, self.store, rounds, self.clock, event_log.write)
 

@@ -19,6 +19,7 @@ from aggregator_node.rounds.upload import RoundContext
 from cairn.errors import LimitExceeded, Unavailable, UpdateRefused, WrongState
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
+from cairn.protocol.aggregation import Aggregation
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -55,7 +56,7 @@ class SetClock(Clock):
 def opened(clock: Clock) -> tuple[RoundSession, BufferPool]:
     """A round of three owners with memory for one update at a time."""
     buffers = BufferPool(1, SCHEMA.total_bytes)
-    workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
+    workspace = Workspace(Mean(SCHEMA, Aggregation(), 2), buffers, SCHEMA, 0)
     session = RoundSession(CONTEXT, workspace, clock, lambda *_: pb.Signed(), event_log.write)
     for owner in OWNERS:
         session.join(owner)
@@ -114,7 +115,7 @@ def test_a_push_that_nobody_waits_for_may_take_the_whole_round(clock: SetClock) 
 
 def test_an_ended_round_lets_its_memory_go_though_its_receipts_stay(clock: SetClock) -> None:
     buffers = BufferPool(1, SCHEMA.total_bytes)
-    workspace = Workspace(Mean(SCHEMA), buffers, SCHEMA, 0)
+    workspace = Workspace(Mean(SCHEMA, Aggregation(), 2), buffers, SCHEMA, 0)
     session = RoundSession(CONTEXT, workspace, clock, lambda *_: pb.Signed(), event_log.write)
     session.join("alice")
     held = weakref.ref(workspace.rule)

@@ -10,7 +10,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aggregator_node import event_log
-from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.weight_caps import LargestShare
 from aggregator_node.aggregation.workspace import MemoryBudget, Workspace
 from aggregator_node.rounds.upload import RoundContext, Upload
@@ -42,7 +41,7 @@ class Sums:
 
     def __init__(self, of: RoundContext) -> None:
         self.context = of
-        self.memory = MemoryBudget(Mean, 1 << 30, 1)
+        self.memory = MemoryBudget(1 << 30, 1)
         self.workspace: Workspace = self.memory.allocate("model-owner", of.size, 0)
         self.capping = WeightCapping(of, event_log.write)
         self.kept: dict[str, memoryview] = {}
