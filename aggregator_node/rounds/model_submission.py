@@ -22,7 +22,7 @@ class IncomingModel:
 
     def write(self, chunk: memoryview) -> None:
         """Take the next bytes. Raises LimitExceeded or InvalidMessage as `check_chunk` does."""
-        check_chunk(len(chunk), self._new.missing)
+        check_chunk(len(chunk), self._new.missing, self._new.written + self._new.missing)
         self._new.write(chunk)
 
 

@@ -116,6 +116,7 @@ class RoundRecorder:
         release_digest = manifest.base_digest
         if manifest.trains:
             path = self._store.release_path(row.manifest_digest)
+            self._bases.of(context)  # nothing is built upon a base that was changed meanwhile
             with ModelWriter(path, context.job.schema) as new:
                 _write_beside(new, sealed.rule.result_blocks())
                 new.keep()

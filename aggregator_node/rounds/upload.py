@@ -136,10 +136,10 @@ def check_header(header: aggregator_pb2.UpdateHeader, context: RoundContext) -> 
             raise UpdateRefused("a metric is not finite", pb.REASON_NON_FINITE)
 
 
-def check_chunk(length: int, missing: int) -> None:
-    """Raise LimitExceeded for more bytes than are missing or a chunk has, InvalidMessage for a chunk that is too short."""
+def check_chunk(length: int, missing: int, total: int) -> None:
+    """Raise LimitExceeded for more bytes than are missing or a chunk has, InvalidMessage for too short a chunk."""
     if length > missing:
-        raise LimitExceeded(f"a chunk of {length} bytes where {missing} were still to come")
+        raise LimitExceeded(f"more bytes than the {total} that were to come")
     if length < max(1, min(MIN_CHUNK_BYTES, missing)):
         raise InvalidMessage(
             f"a chunk of {length} bytes: every chunk but the last has at least {MIN_CHUNK_BYTES}"
@@ -191,7 +191,7 @@ class Upload:
 
     def write(self, chunk: memoryview) -> None:
         """Take the next bytes. Raises LimitExceeded beyond the declared size."""
-        check_chunk(len(chunk), self._incoming.missing)
+        check_chunk(len(chunk), self._incoming.missing, self._incoming.total)
         self._incoming.write(chunk)
 
     def finish(self, commit: aggregator_pb2.UpdateCommit) -> bytes:

@@ -128,6 +128,11 @@ class Door(
         nbytes = sum(map(len, chunks))
         return aggregator_pb2.SubmitUpdateResponse(receipt=pb.Signed(type=str(nbytes)))
 
+    def SubmitModel(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's
+        self._note(context)
+        list(request_iterator)
+        return aggregator_pb2.SubmitModelResponse()
+
     def AbortRound(self, _request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's
         self._note(context)
         return aggregator_pb2.AbortRoundResponse()

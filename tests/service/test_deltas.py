@@ -114,7 +114,7 @@ def test_a_damaged_base_is_never_built_upon_and_the_next_updates_are_whole(
     for owner in OWNERS:
         push_deltas(opened, owner, np.zeros(SHAPE, np.float32))
     ended = opened.ends()
-    assert (ended.state, ended.reason) == (aggregator_pb2.ROUND_STATE_ABORTED, "STORAGE_FAILED")
+    assert (ended.state, ended.reason) == (aggregator_pb2.ROUND_STATE_ABORTED, "MODEL_MISSING")
     after = job.open(base=base, number=3)
     assert after.manifest.encoding == pb.ENCODING_WHOLE
     for owner in OWNERS:

@@ -30,7 +30,7 @@ from tests.service.network import refused
 INVALID, EXHAUSTED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED
 INTAKE = "/cairn.v1.IntakeService"
 METHODS = [path for path, roles in ACCESS.items() if roles]
-TAKES_A_STREAM = {f"{INTAKE}/SubmitUpdate"}
+TAKES_A_STREAM = {f"{INTAKE}/SubmitUpdate", "/cairn.v1.ReleaseService/SubmitModel"}
 ANSWERS_A_STREAM = {
     "/cairn.v1.InvitationService/Attend",
     "/cairn.v1.InvitationService/FetchModel",
