@@ -13,6 +13,7 @@ from aggregator_node.admission import (
 from aggregator_node.storage.rows import Progress
 from cairn.errors import CairnError, InvalidMessage, LimitExceeded, WrongState
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 
@@ -196,3 +197,34 @@ def test_an_update_may_weigh_so_many_times_another_and_no_more(
     with pytest.raises(InvalidMessage, match="narrow examples") as caught:
         policy.check_job(job)
     assert caught.value.reason == pb.REASON_EXAMPLES_REFUSED
+
+
+KRUM = Aggregation(rule=pb.RULE_MULTI_KRUM, rule_numbers={"byzantine": 0, "select": 3})
+
+
+def test_a_rule_or_an_optimizer_that_the_file_does_not_allow_is_refused_by_name() -> None:
+    job = replace(JOB, aggregation=KRUM)
+    POLICY.check_job(job)
+    with pytest.raises(InvalidMessage, match=r"multi_krum; .* allows mean \(rules\)") as refusal:
+        replace(POLICY, rules=frozenset({pb.RULE_MEAN})).check_job(job)
+    assert refusal.value.reason == pb.REASON_RULE_REFUSED
+    step = Aggregation(optimizer=pb.OPTIMIZER_SGD, optimizer_numbers={"lr": 1, "momentum": 0})
+    with pytest.raises(InvalidMessage, match=r"sgd; .* allows none \(optimizers\)"):
+        replace(POLICY, optimizers=frozenset({pb.OPTIMIZER_NONE})).check_job(
+            replace(JOB, aggregation=step)
+        )
+
+
+def test_a_job_whose_rule_could_never_average_over_the_floor_is_refused() -> None:
+    textbook = replace(KRUM, rule_numbers={"byzantine": 0, "select": 2})
+    with pytest.raises(InvalidMessage, match="an average over 2 at least; the floor is 3"):
+        POLICY.check_job(replace(JOB, aggregation=textbook))
+    replace(POLICY, floor=2).check_job(replace(JOB, aggregation=textbook))
+
+
+def test_a_cohort_of_which_the_rule_would_average_over_too_few_is_refused() -> None:
+    trimmed = Aggregation(rule=pb.RULE_TRIMMED_MEAN, rule_numbers={"trim": 0.34})
+    job = replace(JOB, aggregation=trimmed)
+    with pytest.raises(InvalidMessage, match="an average over 1 at least") as refusal:
+        check_opening(POLICY, job, Progress(), FIRST)
+    assert refusal.value.reason == pb.REASON_RULE_REFUSED

@@ -5,8 +5,10 @@ from typing import get_args
 
 import pytest
 
+from cairn.config import ContentWord, OptimizerWord, RuleWord
 from cairn.errors import UsageError
-from cairn.protocol.words import ENCODINGS
+from cairn.protocol.aggregation import Aggregation
+from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, RULES
 from coordinator.settings import JobSettings
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -48,6 +50,16 @@ def test_the_usual_floor_is_three(tmp_path: Path) -> None:
         ("[settings]", "floor = 1\n[settings]", "floor = 1"),
         ("[settings]", 'weighting = "size"\n[settings]', "weighting = 'size'"),
         ("[settings]", 'updates = "int4"\n[settings]', "updates = 'int4'"),
+        ("[settings]", '[rule]\nname = "trim"\n[settings]', "rule.name = 'trim'"),
+        ("[settings]", '[rule]\nname = "trimmed_mean"\n[settings]', "trimmed_mean needs trim"),
+        ("[settings]", "[rule]\ntrim = 0.1\n[settings]", "rule mean has no number, and not trim"),
+        (
+            "[settings]",
+            '[rule]\nname = "trimmed_mean"\ntrim = "much"\n[settings]',
+            "rule.trim = 'much'",
+        ),
+        ("[settings]", '[optimizer]\nname = "adam"\n[settings]', "optimizer adam needs lr"),
+        ("[settings]", 'content = "gradients"\n[settings]', "gradients need an optimizer"),
         ("[settings]", "[settings", "not valid TOML"),
         ("[settings]", 'weighting = "examples"\n[settings]', "the key examples is missing"),
         (
@@ -113,3 +125,25 @@ def test_updates_that_all_count_the_same_may_stand_for_any_number(tmp_path: Path
 )
 def test_the_examples_jobs_are_ones_that_a_coordinator_takes(example: Path) -> None:
     assert JobSettings.load(example).rounds > 0
+
+
+def test_a_job_names_its_rule_and_its_optimizer_with_their_numbers(tmp_path: Path) -> None:
+    tables = """
+    [rule]
+    name = "trimmed_mean"
+    trim = 0.2
+    [optimizer]
+    name = "adam"
+    lr = 0.1
+    """
+    aggregation = load(tmp_path, JOB + tables).aggregation
+    assert str(aggregation) == (
+        "trimmed_mean (trim = 0.2), adam (beta1 = 0.9, beta2 = 0.99, epsilon = 0.001, lr = 0.1)"
+    )
+    assert load(tmp_path, JOB).aggregation == Aggregation()
+
+
+def test_the_words_of_a_job_are_those_of_the_contract() -> None:
+    assert [get_args(each) for each in (ContentWord, RuleWord, OptimizerWord)] == [
+        tuple(each) for each in (CONTENTS, RULES, OPTIMIZERS)
+    ]

@@ -6,6 +6,7 @@ import pytest
 
 from cairn.errors import InvalidMessage
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.messages import JobSpec, Manifest, digest_of, job_spec_to_bytes
 from cairn.protocol.words import ENCODINGS
 from cairn.tasks.settings import TaskSettings
@@ -13,6 +14,7 @@ from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Declined, Invited, JobHistory, LastRound, Policy, TaskRules
 
 OWNERS = ("alice", "bob", "carol")
+COHORT = (*OWNERS, "dora", "erin", "frank", "grace", "heidi", "ivan", "judy", "ken", "lea")
 LAST_RELEASE = b"r" * 32
 JOB = JobSpec(
     federation="clinics",
@@ -315,3 +317,41 @@ def test_what_is_wrong_first_is_what_is_said() -> None:
     assert reason_of(replace(everything, floor=3), job, stale) == "STALE_ROUND"
     assert reason_of(replace(everything, floor=3), job) == "CHAIN_BROKEN"
     assert reason_of(job=job) == "UNKNOWN_TASK"
+
+
+TRIMMED = Aggregation(rule=pb.RULE_TRIMMED_MEAN, rule_numbers={"trim": 0.4})
+ADAM = Aggregation(
+    optimizer=pb.OPTIMIZER_ADAM,
+    optimizer_numbers={"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-3},
+)
+GRADIENTS = replace(ADAM, content=pb.CONTENT_GRADIENTS)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "rules"),
+    [
+        (TRIMMED, replace(RULES, rules=frozenset({pb.RULE_MEAN}))),
+        (ADAM, replace(RULES, optimizers=frozenset({pb.OPTIMIZER_NONE}))),
+        (GRADIENTS, replace(RULES, contents=frozenset({pb.CONTENT_WEIGHTS}))),
+    ],
+    ids=["rule", "optimizer", "gradients"],
+)
+def test_a_job_whose_updates_become_what_this_owner_does_not_allow_is_declined(
+    aggregation: Aggregation, rules: TaskRules
+) -> None:
+    job = replace(JOB, aggregation=aggregation, owners=COHORT)
+    manifest = replace(MANIFEST, aggregation=aggregation, cohort=COHORT)
+    allows, forbids = (replace(POLICY, tasks={"tumours": each}) for each in (RULES, rules))
+    check(manifest, job, policy=allows)
+    assert reason_of(manifest, job, policy=forbids) == "RULE_REFUSED"
+
+
+def test_a_rule_that_averages_over_fewer_owners_than_this_ones_floor_is_declined() -> None:
+    job, manifest = replace(JOB, aggregation=TRIMMED), replace(MANIFEST, aggregation=TRIMMED)
+    assert reason_of(manifest, job) == "RULE_REFUSED"  # of three, two are left out
+    check(replace(manifest, phase=pb.PHASE_EVALUATE), job)
+
+
+def test_a_manifest_that_combines_updates_otherwise_than_its_job_is_refused() -> None:
+    with pytest.raises(InvalidMessage, match="in another way than its job"):
+        check(replace(MANIFEST, aggregation=ADAM))
