@@ -17,6 +17,7 @@ from hashlib import sha256
 from aggregator_node.rounds.upload import RoundContext
 from cairn.errors import WrongState
 from cairn.model.schema import Schema
+from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.protocol.limits import MAX_EXAMPLES
 from cairn.v1 import round_pb2 as pb
 
@@ -25,14 +26,16 @@ from cairn.v1 import round_pb2 as pb
 class Average:
     """What an average is over: the counted owners, and how much each may count.
 
-    `least` and `most` are the smallest and the largest weight of one update. `may_be_capped` says whether one of
-    them may count for less than its weight, because of the others' weights.
+    `least` and `most` are the smallest and the largest weight of one update, and `how` names what becomes of
+    updates. `may_count_otherwise` says whether the same updates may count otherwise another time, because of the
+    others' weights or values.
     """
 
     owners: frozenset[str]
     least: int
     most: int
-    may_be_capped: bool
+    how: bytes
+    may_count_otherwise: bool
 
 
 def are_different(average: Average, earlier: Iterable[Average]) -> bool:
@@ -44,12 +47,13 @@ def are_different(average: Average, earlier: Iterable[Average]) -> bool:
     nobody in common: then no sum of them is over fewer owners than one of them. Releases that are not
     comparable are kept apart by the groups of a job, where it has some (aggregator_node/admission.py).
 
-    Where weights may be capped, the same owners never count in the same way for sure: one that says another
-    number of examples moves the cap, and with it what others count for. Whether a cap was needed would itself
-    tell of others' numbers, so it is not looked at.
+    A mean and a trimmed mean of the same updates tell what was trimmed, so another rule is another average. Where
+    weights may be capped, or a rule selects or weighs updates by their values, or draws buckets, the same owners
+    never count in the same way for sure: one that says another number of examples, or pushes another update,
+    moves what others count for. Whether it did would itself tell of others, so it is not looked at.
     """
     return any(
-        average.owners & other.owners and (average != other or average.may_be_capped)
+        average.owners & other.owners and (average != other or average.may_count_otherwise)
         for other in earlier
     )
 
@@ -91,10 +95,11 @@ class ReleaseOverlap:
         Raises WrongState where there may be no such release. A training whose tensors may stand beside the others
         and whose metrics may not leaves without metrics; of an evaluation nothing would be left, so it is refused.
         """
-        average = _average(context, owners)
+        must = self._must_say(context)
         with self._lock:
-            check_difference(average, self._earlier(self._must_say(context), context))
-            return not are_different(average, self._earlier(_Says.METRICS, context))
+            check_difference(_average(context, owners, must), self._earlier(must, context))
+            metrics = _average(context, owners, _Says.METRICS)
+            return not are_different(metrics, self._earlier(_Says.METRICS, context))
 
     def add(
         self,
@@ -119,9 +124,9 @@ class ReleaseOverlap:
         has_metrics: bool,
     ) -> None:
         """Remember a release that is made, or was made before this process began."""
-        average = _average(context, owners)
         with self._lock:
             for says in {self._must_say(context)} | ({_Says.METRICS} if has_metrics else set()):
+                average = _average(context, owners, says)
                 self._released[self._key(says, context)][manifest_digest] = average
 
     def forget(self, manifest_digest: bytes, context: RoundContext) -> None:
@@ -148,6 +153,13 @@ def _digest_of(schema: Schema) -> bytes:
     return sha256(schema.header()).digest()
 
 
-def _average(context: RoundContext, owners: Collection[str]) -> Average:
+def _average(context: RoundContext, owners: Collection[str], says: _Says) -> Average:
+    """Metrics are averaged as weights are by the plain mean, whatever becomes of the tensors."""
     least, most = context.weight(1), context.weight(MAX_EXAMPLES)
-    return Average(frozenset(owners), least, most, context.may_be_capped)
+    how, may_count_otherwise = b"", context.may_be_capped
+    if says is not _Says.METRICS and context.manifest.trains:
+        aggregation = context.job.aggregation
+        if aggregation != Aggregation():
+            how = aggregation_to_pb(aggregation).SerializeToString(deterministic=True)
+        may_count_otherwise |= aggregation.depends_on_others
+    return Average(frozenset(owners), least, most, how, may_count_otherwise)

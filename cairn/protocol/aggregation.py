@@ -61,6 +61,8 @@ OPTIMIZER_NUMBERS: dict["pb.Optimizer", dict[str, Number]] = {
 }
 # Rules that weigh the updates themselves, or not at all.
 _EQUAL_ONLY = frozenset(NUMBERS) - {pb.RULE_MEAN, pb.RULE_NORM_BOUNDED_MEAN}
+# What an update counts for depends on it and its weight alone.
+_INDEPENDENT = frozenset({pb.RULE_MEAN, pb.RULE_SUM, pb.RULE_NORM_BOUNDED_MEAN})
 _CENTRED_AT_BASE = frozenset({pb.RULE_NORM_BOUNDED_MEAN, pb.RULE_CENTRED_CLIPPING})
 
 
@@ -83,6 +85,11 @@ class Aggregation:
     def needs_base(self) -> bool:
         """Whether the aggregator needs the model that a round starts from, whole updates or not."""
         return self.optimizer != pb.OPTIMIZER_NONE or self.rule in _CENTRED_AT_BASE
+
+    @property
+    def depends_on_others(self) -> bool:
+        """Whether what one update counts for depends on the other updates, or on a draw."""
+        return self.rule not in _INDEPENDENT
 
     def whole_number(self, name: str) -> int:
         """One of the rule's numbers that are whole."""

@@ -10,6 +10,7 @@ import pytest
 from aggregator_node.rounds.disclosure import Average, ReleaseOverlap, check_difference
 from aggregator_node.rounds.upload import RoundContext
 from cairn.errors import WrongState
+from cairn.protocol.aggregation import Aggregation
 from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.rounds.test_upload import CONTEXT
 
@@ -111,8 +112,47 @@ def test_where_weights_may_be_capped_there_is_one_release_of_a_base_and_owners(
         overlap.check(context(EVALUATE, weighting=by_examples), "cd")
 
 
-def average(owners: str, most: int = 1, *, may_be_capped: bool = False) -> Average:
-    return Average(frozenset(owners), 1, most, may_be_capped)
+MEAN = Aggregation()
+KRUM = Aggregation(rule=pb.RULE_MULTI_KRUM, rule_numbers={"byzantine": 0, "select": 2})
+BOUNDED = Aggregation(rule=pb.RULE_NORM_BOUNDED_MEAN, rule_numbers={"norm": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "passes"),
+    [
+        (MEAN, MEAN, True),
+        (BOUNDED, BOUNDED, True),
+        (MEAN, BOUNDED, False),  # what was cut off
+        (MEAN, KRUM, False),  # whom it left out
+        (KRUM, KRUM, False),  # another's update may have moved who is selected
+        (BOUNDED, replace(BOUNDED, rule_numbers={"norm": 2.0}), False),
+        (replace(BOUNDED, content=pb.CONTENT_GRADIENTS), BOUNDED, False),
+    ],
+)
+def test_of_one_base_updates_become_the_same_in_every_release(
+    overlap: ReleaseOverlap, first: Aggregation, second: Aggregation, *, passes: bool
+) -> None:
+    one, other = (
+        replace(each, job=replace(each.job, aggregation=by))
+        for each, by in ((context(TRAIN), first), (context(TRAIN), second))
+    )
+    assert add(overlap, one, "abc")
+    overlap.check(other, "def")  # nobody in common
+    if passes:
+        assert add(overlap, other, "abc")
+        return
+    with pytest.raises(WrongState, match="tell of single owners"):
+        add(overlap, other, "abc")
+
+
+def test_the_metrics_of_any_rule_are_those_of_the_same_owners(overlap: ReleaseOverlap) -> None:
+    of = context(TRAIN)
+    assert add(overlap, replace(of, job=replace(of.job, aggregation=KRUM)), "abc")
+    assert add(overlap, context(EVALUATE), "abc")
+
+
+def average(owners: str, most: int = 1, *, may_count_otherwise: bool = False) -> Average:
+    return Average(frozenset(owners), 1, most, b"", may_count_otherwise)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +185,7 @@ def test_the_same_owners_weighted_otherwise_are_refused() -> None:
     by_examples = average("abcd", most=9)
     check_difference(by_examples, [by_examples])
     check_difference(by_examples, [average("efgh")])
-    capped = average("abcd", most=9, may_be_capped=True)
+    capped = average("abcd", most=9, may_count_otherwise=True)
     for otherwise in (average("abcd"), average("abcd", most=8), average("abef"), capped):
         with pytest.raises(WrongState, match="otherwise") as caught:
             check_difference(by_examples, [otherwise])
@@ -153,8 +193,8 @@ def test_the_same_owners_weighted_otherwise_are_refused() -> None:
 
 
 def test_the_same_owners_count_otherwise_for_sure_only_where_no_weight_may_be_capped() -> None:
-    capped = average("abcd", most=9, may_be_capped=True)
-    check_difference(capped, [average("efgh", most=9, may_be_capped=True)])
+    capped = average("abcd", most=9, may_count_otherwise=True)
+    check_difference(capped, [average("efgh", most=9, may_count_otherwise=True)])
     with pytest.raises(WrongState, match="capped") as caught:
         check_difference(capped, [capped])
     assert caught.value.reason == pb.REASON_COHORT_DIFFERENCE
