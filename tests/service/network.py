@@ -25,6 +25,7 @@ from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import NodeName, Role
 from cairn.identity.signing_keys import load_signing_key
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.cohorts import Groups
 from cairn.protocol.messages import (
     PROTOCOL,
@@ -64,6 +65,7 @@ def refused(code: grpc.StatusCode, words: str = "", reason: str = "") -> Iterato
         assert dict(error.trailing_metadata())["cairn-reason"] == reason
 
 
+PLAIN = Aggregation()  # the mean, as it is
 PROCESS = b"p" * 32  # of a coordinator, which registers a job once and again
 
 
@@ -146,6 +148,7 @@ class Network:
         examples: tuple[int, int] = (1, 1000),
         groups: Groups = (),
         task: str = "task",
+        aggregation: Aggregation = PLAIN,
     ) -> "Job":
         """Register a job of its own."""
         name = next(self._names)
@@ -163,6 +166,7 @@ class Network:
             min_examples=examples[0],
             max_examples=examples[1],
             groups=groups,
+            aggregation=aggregation,
         )
         job = Job(self, spec, coordinator)
         job.register()
@@ -275,6 +279,19 @@ class Job:
         )
         self.epoch = answer.epoch
         return answer
+
+    def bring(self, payload: bytes, digest: bytes | None = None, chunk_bytes: int = CHUNK) -> None:
+        """Bring the model that its first round starts from, under its digest or another."""
+        header = aggregator_pb2.SubmitModelHeader(
+            job=self.spec.name,
+            epoch=self.epoch,
+            digest=self.spec.schema.digest(payload) if digest is None else digest,
+        )
+        part = aggregator_pb2.SubmitModelRequest
+        starts = range(0, len(payload), chunk_bytes)
+        chunks = (part(chunk=payload[start : start + chunk_bytes]) for start in starts)
+        parts = itertools.chain([part(header=header)], chunks)
+        self.coordinator.SubmitModel(parts, timeout=SECONDS)
 
     def open(
         self,
