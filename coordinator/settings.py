@@ -17,6 +17,7 @@ from cairn.config import (
 )
 from cairn.protocol.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
 from cairn.runtime.timeouts import GATHER_SECONDS, RECONNECT_TIMEOUT_SECONDS, ROUND_DEADLINE_SECONDS
+from coordinator.best_release import BestSettings
 from coordinator.groups import group_count
 
 _Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
@@ -67,6 +68,9 @@ class JobSettings(Settings):
     evaluate: bool = False
     round_deadline_seconds: Seconds = ROUND_DEADLINE_SECONDS
     gather_seconds: Seconds = GATHER_SECONDS
+    best: BestSettings | None = (
+        None  # which release is kept beside the last, and when to stop early
+    )
     settings: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -105,6 +109,22 @@ class JobSettings(Settings):
                 " of fewer or more counts, for example examples = [10, 5000]. The aggregator limits how"
                 " many times the fewest the most may be, by default 1000, so that no update outweighs the"
                 " others"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_best(self) -> "JobSettings":
+        if self.best is None:
+            return self
+        if not self.evaluate:
+            raise ValueError(
+                "best: a release is judged by its own evaluation, and this job has none: write evaluate = true."
+                " The metrics of a training describe the owners' models before they are averaged, not the release"
+            )
+        if self.groups > 1:
+            raise ValueError(
+                f"best: with fraction = {self.fraction:g} each release is evaluated by one of {self.groups} groups, each"
+                " on other data, so their values cannot be compared: leave out fraction, or best"
             )
         return self
 
