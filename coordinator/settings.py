@@ -68,9 +68,8 @@ class JobSettings(Settings):
     evaluate: bool = False
     round_deadline_seconds: Seconds = ROUND_DEADLINE_SECONDS
     gather_seconds: Seconds = GATHER_SECONDS
-    best: BestSettings | None = (
-        None  # which release is kept beside the last, and when to stop early
-    )
+    # Which release is kept beside the last, and when the job stops early.
+    best: BestSettings | None = None
     settings: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -99,20 +98,6 @@ class JobSettings(Settings):
         raise ValueError(f"{said}: write {most:g} or less, or leave it out to invite all")
 
     @model_validator(mode="after")
-    def _check_examples(self) -> "JobSettings":
-        low, high = self.examples
-        if low > high:
-            raise ValueError(f"examples = [{low}, {high}]: the fewest come first, then the most")
-        if self.weighting == "examples" and "examples" not in self.model_fields_set:
-            raise ValueError(
-                'the key examples is missing: with weighting = "examples" it says as how many an update'
-                " of fewer or more counts, for example examples = [10, 5000]. The aggregator limits how"
-                " many times the fewest the most may be, by default 1000, so that no update outweighs the"
-                " others"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _check_best(self) -> "JobSettings":
         if self.best is None:
             return self
@@ -125,6 +110,20 @@ class JobSettings(Settings):
             raise ValueError(
                 f"best: with fraction = {self.fraction:g} each release is evaluated by one of {self.groups} groups, each"
                 " on other data, so their values cannot be compared: leave out fraction, or best"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_examples(self) -> "JobSettings":
+        low, high = self.examples
+        if low > high:
+            raise ValueError(f"examples = [{low}, {high}]: the fewest come first, then the most")
+        if self.weighting == "examples" and "examples" not in self.model_fields_set:
+            raise ValueError(
+                'the key examples is missing: with weighting = "examples" it says as how many an update'
+                " of fewer or more counts, for example examples = [10, 5000]. The aggregator limits how"
+                " many times the fewest the most may be, by default 1000, so that no update outweighs the"
+                " others"
             )
         return self
 
