@@ -24,8 +24,9 @@ from cairn.transport.server import Server
 from cairn.v1 import coordinator_pb2
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.aggregator_client import AggregatorClient
+from coordinator.best_release import check_same_metric
 from coordinator.diagnostics import node_of
-from coordinator.events import JobFinished, Observer, ignore
+from coordinator.events import BestModelKept, JobFinished, Observer, ignore
 from coordinator.groups import Sampling, groups_of
 from coordinator.initial_model import first_model
 from coordinator.invitation_service import InvitationService
@@ -118,6 +119,7 @@ class Coordinator:
                 " or give the changed job a new name and a folder of its own"
             )
         else:
+            check_same_metric(job.best, checkpoint.best, out)
             folder.mend_first_model(checkpoint)
         return plan, checkpoint
 
@@ -155,6 +157,9 @@ class Coordinator:
                 except Fenced as error:
                     sentence = f"{error}. This one ends, and leaves {folder.path} as it is"
                     raise Fenced(sentence) from None
+            at_end = folder.checkpoint()
+            if at_end is not None and at_end.best is not None:
+                self._tell(BestModelKept(folder.best_path, at_end.best))
             schema, payload = folder.model()
             self._tell(JobFinished(folder.model_path, schema.digest(payload)))
         return 0
@@ -216,4 +221,4 @@ def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
     except CairnError as error:
         raise UsageError(f"the job {job.name} cannot be run: {error}") from None
     sampling = Sampling(groups, job.seed, job.name)
-    return Job(spec, body, sampling, job.evaluate, job.gather_seconds)
+    return Job(spec, body, sampling, job.evaluate, job.gather_seconds, job.best)

@@ -15,6 +15,7 @@ from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
+from coordinator.best_release import BestSettings
 from coordinator.cohort_selection import CohortSelection, SelectedCohort
 from coordinator.groups import Sampling
 from coordinator.invitation_service import InvitationService
@@ -37,6 +38,7 @@ class Job:
     sampling: Sampling
     evaluates: bool
     gather_seconds: float
+    best: BestSettings | None = None
 
     @property
     def digest(self) -> str:

@@ -86,10 +86,14 @@ class Boxes(Stage):
         self._addresses_left = _network(self.name)
 
     def begin(
-        self, faults: Mapping[str, str | Sequence[str]] | None = None, rounds: int = _ROUNDS
+        self,
+        faults: Mapping[str, str | Sequence[str]] | None = None,
+        rounds: int = _ROUNDS,
+        *,
+        looks_for_best: bool = False,
     ) -> None:
         self._remove("coordinator")  # it is that of the last job
-        super().begin(faults, rounds)
+        super().begin(faults, rounds, looks_for_best=looks_for_best)
 
     def container(self, name: str) -> str:
         return self._made[name]

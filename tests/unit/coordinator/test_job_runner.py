@@ -19,6 +19,7 @@ from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import OpenedRound, Page
 from coordinator.backoff import Backoff
+from coordinator.best_release import BestSettings
 from coordinator.cohort_selection import SelectedCohort
 from coordinator.events import (
     Event,
@@ -45,10 +46,18 @@ ABORT = Ended(None, pb.REASON_BELOW_FLOOR, ())
 class Bench:
     """A runner on a real folder, between an aggregator and rounds that do as the test says."""
 
-    def __init__(self, path: Path, *, rounds: int = 2, evaluates: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        rounds: int = 2,
+        evaluates: bool = False,
+        best: BestSettings | None = None,
+    ) -> None:
         self.path = path
         self.folder = RunFolder(path)
-        self.folder.begin(START, SCHEMA, FIRST)
+        if self.folder.checkpoint() is None:
+            self.folder.begin(START, SCHEMA, FIRST)
         self.events: list[Event] = []
         self.seen: list[
             Checkpoint | None
@@ -76,6 +85,7 @@ class Bench:
             spec_bytes=b"spec",
             evaluates=evaluates,
             gather_seconds=1.0,
+            best=best,
             sampling=SimpleNamespace(number_of=lambda _cohort: None),
         )
         me: Any = self
