@@ -16,9 +16,10 @@ from coordinator import events
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
 from coordinator.backoff import Backoff
 from coordinator.best_release import BestSoFar, has_waited_enough, judged
+from coordinator.job import Base, Job
 from coordinator.ledger_mirror import LedgerMirror
 from coordinator.release_download import Release
-from coordinator.round_runner import Base, Ended, Job, RoundRunner
+from coordinator.round_runner import Ended, RoundRunner
 from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.schedule import Schedule, Step
 

@@ -8,14 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cairn.diagnostics.preflight import preflight
-from cairn.errors import CairnError, Fenced, UsageError
+from cairn.errors import Fenced, UsageError
 from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import NodeName, Role
 from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.identity.trust import load_pinned
-from cairn.model.schema import Schema
-from cairn.protocol.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
-from cairn.protocol.words import ENCODINGS, WEIGHTINGS
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS, SHUTDOWN_SECONDS
@@ -27,12 +24,12 @@ from coordinator.aggregator_client import AggregatorClient
 from coordinator.best_release import check_same_metric
 from coordinator.diagnostics import node_of
 from coordinator.events import BestModelKept, JobFinished, Observer, ignore
-from coordinator.groups import Sampling, groups_of
 from coordinator.initial_model import first_model
 from coordinator.invitation_service import InvitationService
+from coordinator.job import Job, planned
 from coordinator.job_runner import JobRunner
 from coordinator.owner_sessions import OwnerSessions
-from coordinator.round_runner import Job, RoundRunner
+from coordinator.round_runner import RoundRunner
 from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.settings import CoordinatorSettings, JobSettings
 
@@ -109,7 +106,7 @@ class Coordinator:
         """The job, and how far its folder is, which is begun where it is new."""
         job, out, checkpoint = self._job, self._out, folder.checkpoint()
         schema, payload = folder.model() if checkpoint else first_model(job.model, job.seed, out)
-        plan = _plan(job, self._settings.federation, schema)
+        plan = planned(job, self._settings.federation, schema)
         if checkpoint is None:
             checkpoint = Checkpoint(job=job.name, job_digest=plan.digest)
             folder.begin(checkpoint, schema, payload)
@@ -194,31 +191,3 @@ class _Serving:
     rounds: RoundRunner
     listener: Server
     runner: JobRunner
-
-
-def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
-    groups = groups_of(job.owners, job.groups, job.seed, job.name)
-    spec = JobSpec(
-        federation=federation,
-        name=job.name,
-        task=job.task,
-        settings=job.settings,
-        owners=tuple(sorted(job.owners)),
-        floor=job.floor,
-        rounds=job.rounds,
-        weighting=WEIGHTINGS[job.weighting],
-        schema=schema,
-        round_deadline_seconds=job.round_deadline_seconds,
-        min_examples=job.examples[0],
-        max_examples=job.examples[1],
-        encoding=ENCODINGS[job.updates],
-        groups=groups if job.groups > 1 else (),
-        aggregation=job.aggregation,
-    )
-    body = job_spec_to_bytes(spec)
-    try:
-        job_spec_from_bytes(body)  # what the aggregator will check, said before anything is sent
-    except CairnError as error:
-        raise UsageError(f"the job {job.name} cannot be run: {error}") from None
-    sampling = Sampling(groups, job.seed, job.name)
-    return Job(spec, body, sampling, job.evaluate, job.gather_seconds, job.best)

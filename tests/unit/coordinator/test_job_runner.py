@@ -30,9 +30,10 @@ from coordinator.events import (
     RoundAborted,
     RoundFinished,
 )
+from coordinator.job import Base
 from coordinator.job_runner import JobRunner
 from coordinator.release_download import Release
-from coordinator.round_runner import Base, Ended
+from coordinator.round_runner import Ended
 from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.schedule import Step
 from tests.unit.owner_node.test_policy import MANIFEST

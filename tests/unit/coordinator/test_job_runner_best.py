@@ -13,7 +13,8 @@ from coordinator import run_directory
 from coordinator.best_release import BestSettings
 from coordinator.cohort_selection import SelectedCohort
 from coordinator.events import BestMetricMissing, RoundFinished, StoppedEarly
-from coordinator.round_runner import Base, Ended
+from coordinator.job import Base
+from coordinator.round_runner import Ended
 from coordinator.run_directory import Checkpoint
 from coordinator.schedule import Step
 from tests.unit.coordinator.test_job_runner import ABORT, START, Bench, history, value_of
