@@ -22,7 +22,12 @@ LAYERS = {
     "coordinator": (
         "best_release groups schedule backoff initial_model owner_sessions release_download",
         "aggregator_client invitation_service events run_directory settings",
-        *("cohort_selection ledger_mirror console diagnostics", "round_runner", "job_runner"),
+        *(
+            "cohort_selection ledger_mirror console diagnostics",
+            "job",
+            "round_runner",
+            "job_runner",
+        ),
         *("node", "cli"),
     ),
 }
