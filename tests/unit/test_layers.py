@@ -15,7 +15,7 @@ LAYERS = {
         *("transport", "config", "tasks", "diagnostics", "verify", "provisioning", "cli"),
     ),
     "aggregator_node": (
-        *("aggregation storage events", "admission", "rounds"),
+        *("aggregation storage events", "admission optimizers", "rounds"),
         *("memory_locking roster idle_shutdown event_log", "hardening settings", "diagnostics"),
         *("intake_service record_service release_service", "node", "cli"),
     ),
