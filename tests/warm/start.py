@@ -36,6 +36,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # What Python and the C library read when a process starts: where it is not as here, the process starts cold.
 _READ_AT_START = ("PYTHON", "LD_", "GLIBC_", "MALLOC_")
 _CHANGES_NOTHING_MUCH = {"PYTHONUNBUFFERED"}
+_NODES = ("owner_node.node", "owner_node.training.worker", "coordinator.node")
 _STARTED: set[int] = set()  # by this process, whose tests wait for them
 
 
@@ -147,10 +148,14 @@ def _reap_orphans() -> None:
 
 @cache
 def general() -> Parent:
-    """That of owners' and coordinators' nodes, of training processes and demos."""
-    return Parent.begin(
-        ("owner_node.node", "owner_node.training.worker", "coordinator.node", "cairn.cli.demo"), {}
-    )
+    """That of owners' and coordinators' nodes, and of training processes."""
+    return Parent.begin(_NODES, {})
+
+
+@cache
+def _of_demos() -> Parent:
+    """Tasks of demos train with an optimizer, and what it imports would slow the forks of all the others."""
+    return Parent.begin((*_NODES, "cairn.cli.demo", "tests.warm.optimizers"), {})
 
 
 @cache
@@ -185,7 +190,7 @@ def start(
     script = Path(words[0])
     parents: dict[str, Callable[[], Parent]] = {
         "aggregator-node": _of_aggregators,
-        "cairn": general if words[1:2] == ["demo"] else _of_commands,
+        "cairn": _of_demos if words[1:2] == ["demo"] else _of_commands,
         "coordinator": general,
         "measured.py": _of_commands,
         "owner-node": general,
