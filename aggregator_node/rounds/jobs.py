@@ -17,6 +17,7 @@ from aggregator_node.admission import (
     check_opening,
 )
 from aggregator_node.events import JobRegistered, Observer
+from aggregator_node.optimizers.step import step_of
 from aggregator_node.rounds.epochs import Epochs
 from aggregator_node.rounds.registry import RoundRegistry
 from aggregator_node.rounds.session import RoundSession
@@ -118,7 +119,7 @@ class JobRegistry:
             progress = self._store.progress(job)
             check_opening(policy, spec, progress, opening)
             # Else all owners would train for a round that can only be aborted.
-            self._store.check_room(spec.schema.total_bytes)
+            self._store.check_room(spec.schema.total_bytes + _state_bytes(spec))
             context = self._context_of(policy, spec, digest_of(row.spec), progress, opening)
             return self._rounds.start(coordinator, context)
 
@@ -241,6 +242,12 @@ class JobRegistry:
         if row.coordinator != coordinator:
             raise CallerNotAllowed(f"{job} is another coordinator's job")
         return row
+
+
+def _state_bytes(spec: JobSpec) -> int:
+    """The size of what the job's optimizer keeps beside a release."""
+    step = step_of(spec.schema, spec.aggregation)
+    return step.state_schema.total_bytes if step is not None and step.state_schema else 0
 
 
 def _same_opening(known: RoundRow, opening: Opening) -> pb.Signed:

@@ -3,7 +3,7 @@
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -20,8 +20,9 @@ from aggregator_node.rounds.recorder import RoundRecorder
 from aggregator_node.rounds.registry import RoundRegistry
 from aggregator_node.storage.rows import JobRow, RoundRow
 from aggregator_node.storage.store import Store
-from cairn.errors import Unavailable, UsageError
+from cairn.errors import CairnError, Unavailable, UsageError
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.messages import JobSpec, digest_of, job_spec_to_bytes
 from cairn.runtime.clock import Clock
 from cairn.v1 import aggregator_pb2
@@ -156,3 +157,22 @@ def test_a_round_whose_release_has_no_room_on_the_disk_is_not_opened_before_it_h
         assert refused.value.reason == pb.REASON_STORAGE_FAILED
     assert parts.ends() == []
     parts.open(1)
+
+
+def test_room_is_wanted_for_what_an_optimizer_keeps_beside_the_release(parts: Parts) -> None:
+    adam = Aggregation(
+        optimizer=pb.OPTIMIZER_ADAM,
+        optimizer_numbers={"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-3},
+    )
+    job = replace(JOB, name="stepping", aggregation=adam)
+    registered = parts.jobs.register("coordinator", job_spec_to_bytes(job), bytes(32))
+    floats = job.schema.total_bytes // 4
+    needed = (
+        job.schema.total_bytes + (8 + 2 * 4 * floats) + (1 << 20)
+    )  # a step, and two numbers each
+    opening = Opening(1, pb.PHASE_TRAIN, job.owners, bytes(32))
+    for free, refusal in ((needed - 1, "no room"), (needed, "send it first")):
+        usage = shutil._ntuple_diskusage(needed, needed - free, free)
+        full = mock.patch("shutil.disk_usage", return_value=usage)
+        with full, pytest.raises(CairnError, match=refusal):
+            parts.jobs.open("coordinator", registered.epoch, job.name, opening)
