@@ -69,8 +69,18 @@ class RoundRecorder:
         return self._bases.of(context)
 
     def check(self, context: RoundContext) -> None:
-        """Raise WrongState where a release over the whole cohort may not stand beside an earlier one."""
+        """Raise WrongState where a release over the whole cohort may not stand beside an earlier one, or cannot be made."""
         self._overlap.check(context, context.manifest.cohort)
+        last = self._store.last_release(context.manifest.job)
+        if last is None or not context.manifest.trains:
+            return
+        kept = self._store.optimizer_digest(last.manifest_digest)
+        if kept is not None and not self._store.optimizer_path(last.manifest_digest).exists():
+            raise WrongState(
+                f"the aggregator has lost what the optimizer of {last.job} keeps: its operator puts the file back, or a"
+                " new job begins from the last release",
+                pb.REASON_STORAGE_FAILED,
+            )
 
     def open(self, row: RoundRow, cohort: Sequence[str]) -> None:
         """Record a signed manifest, before anybody receives it."""

@@ -16,7 +16,7 @@ from aggregator_node.rounds.recorder import RoundRecorder
 from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import JobRow
 from aggregator_node.storage.store import Store
-from cairn.errors import Unavailable
+from cairn.errors import Unavailable, WrongState
 from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.messages import JobSpec, digest_of, job_spec_to_bytes
 from cairn.runtime.clock import Clock
@@ -236,6 +236,16 @@ def test_without_its_state_an_optimizer_releases_nothing_until_the_file_is_put_b
     recorder.release(row, second, sealed(Rule(RESULTS[2])))
     assert bench.state(second) == (RELEASED, 0)
     assert bench.model(second) == model_after(1, 2)
+
+
+def test_no_round_is_opened_whose_optimizer_has_lost_its_state(bench: OptimizerBench) -> None:
+    recorder = bench.start()
+    path = bench.store.optimizer_path(bench.release(recorder, 1).digest)
+    recorder.check(bench.round(2))
+    path.unlink()
+    with pytest.raises(WrongState, match="has lost what the optimizer of tumours keeps"):
+        recorder.check(bench.round(2))
+    recorder.check(bench.round(1, pb.PHASE_EVALUATE))
 
 
 def test_a_state_that_was_changed_on_the_disk_is_not_stepped_from(bench: OptimizerBench) -> None:
