@@ -107,6 +107,8 @@ BYTES_IN_SIGNED_BODIES = {
 }
 # Everything repeated that a coordinator can receive: nothing with a value for each owner.
 REPEATED_A_COORDINATOR_RECEIVES = {
+    "cairn.v1.Aggregation.optimizer_numbers",  # the job's own
+    "cairn.v1.Aggregation.rule_numbers",  # the job's own
     "cairn.v1.ListEntriesResponse.entries",
     "cairn.v1.ReleaseStatement.commitments",
     "cairn.v1.ReleaseStatement.exclusions",
@@ -340,11 +342,13 @@ def test_a_coordinator_receives_nothing_for_each_owner_but_a_reason() -> None:
 
 
 def test_a_coordinator_receives_no_number_of_one_owner() -> None:
-    """The only real numbers are averaged metrics, the aggregator's largest share and the job's own settings."""
+    """The only real numbers are averaged metrics, the aggregator's largest share and those of the job itself."""
     messages = [*received_by_coordinators(), *signed_bodies()]
     real = {FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT}
     found = {f.full_name for m in messages for f in fields_below(m) if f.type in real}
     assert found == {
+        "cairn.v1.Aggregation.OptimizerNumbersEntry.value",
+        "cairn.v1.Aggregation.RuleNumbersEntry.value",
         "cairn.v1.ReleaseStatement.MetricsEntry.value",
         "cairn.v1.RoundManifest.largest_share",
     }
