@@ -51,7 +51,7 @@ fuzz: setup ## Send spoilt messages to an aggregator and a coordinator for five 
 	$(BIN)/python -m tests.hostile.fuzz --seconds $(SECONDS)
 
 containers: setup images ## Build the images and run the tests that need a Docker engine
-	$(BIN)/pytest -m "containers and not chaos" tests/containers
+	$(BIN)/pytest -n 3 --dist loadfile -m "containers and not chaos" tests/containers
 
 soak: setup images ## Fault every container in every phase, then kill them at random for MINUTES=30; SEED=...
 	$(BIN)/pytest -m "containers and chaos" tests/containers

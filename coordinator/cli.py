@@ -54,9 +54,10 @@ def run(
 ) -> None:
     """Run the job to its end, and print a line for every round.
 
-    Leaves model.safetensors, release.json and history.jsonl in the run's folder. Exit codes: 0 all
-    rounds released, 1 the job could not be ended, 2 a mistake in a file, 3 a coordinator that was
-    started later has taken the job over.
+    Leaves model.safetensors, release.json and history.jsonl in the run's folder, and with [best] in the
+    job's file best.safetensors and best.json. Exit codes: 0 all rounds released, or stopped early,
+    1 the job could not be ended, 2 a mistake in a file, 3 a coordinator that was started later has
+    taken the job over.
     """
     keep_freed_memory()
     # Imported here, so that --help answers at once.

@@ -46,6 +46,12 @@ def _lines(event: events.Event) -> list[str]:
             return [f"Round {step.round}{what}: no release ({reason_word(reason)})"]
         case events.MetricsMissing(number):
             return [f"Round {number}: no metrics of the training ({_NO_METRICS})"]
+        case events.BestMetricMissing():
+            return [_unjudged(event)]
+        case events.StoppedEarly():
+            return [_stopped_early(event)]
+        case events.BestModelKept(model, best):
+            return [f"Best model: {model} (round {best.round}, {best.metric} {best.value:.4f})"]
         case events.JobFinished(model, digest):
             return [
                 f"Finished. Model: {model}",
@@ -80,9 +86,27 @@ def _finished_round(event: events.RoundFinished) -> str:
     width = len(str(event.releases))
     group = f" of group {event.group}" if event.group else ""
     metrics = "".join(f"   {name} {value:.4f}" for name, value in sorted(event.metrics.items()))
+    best = "   best so far" if event.is_best else ""
     return (
         f"Round {event.release:>{width}}/{event.releases}   {event.contributors} owners{group}"
-        f"{metrics}   {event.seconds:.2f} s"
+        f"{metrics}   {event.seconds:.2f} s{best}"
+    )
+
+
+def _unjudged(event: events.BestMetricMissing) -> str:
+    others = f"only {', '.join(event.others)}" if event.others else "and no other"
+    return (
+        f"Round {event.round}: its evaluation has no {event.metric}, {others}: this release cannot be the best. A metric"
+        " is there if every owner's task reports it and every owner's file lists it"
+    )
+
+
+def _stopped_early(event: events.StoppedEarly) -> str:
+    best = event.best
+    least = f" by {event.min_delta:g} or more" if event.min_delta else ""
+    return (
+        f"Stopped early, after {event.released} of {event.rounds} rounds: in the last {_count(best.waited, 'round')},"
+        f" {best.metric} was not {best.better} than {best.mark:.4f}{least}"
     )
 
 

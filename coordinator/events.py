@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
+from coordinator.best_release import BestSoFar
 from coordinator.schedule import Step
 
 
@@ -73,11 +74,21 @@ class MetricsMissing:
 
 
 @dataclass(frozen=True)
+class BestMetricMissing:
+    """An evaluation came without the metric that releases are judged by, with the `others`; the one before had it."""
+
+    round: int
+    metric: str
+    others: Sequence[str]
+
+
+@dataclass(frozen=True)
 class RoundFinished:
     """A release is in the run's folder, with its evaluation where there is one.
 
     `release` is its number among the `releases` that the job is to have, and `round` the aggregator's number of the
-    round. `metrics` has the averages by name, and `group` the group's number where the job has several.
+    round. `metrics` has the averages by name, and `group` the group's number where the job has several. `is_best`
+    says that no earlier release is as good, where the job looks for the best.
     """
 
     release: int
@@ -87,6 +98,25 @@ class RoundFinished:
     group: int | None
     metrics: Mapping[str, float]
     seconds: float
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class StoppedEarly:
+    """The job ends before its last round: it has waited long enough for a gain of `min_delta`."""
+
+    released: int
+    rounds: int
+    min_delta: float
+    best: BestSoFar
+
+
+@dataclass(frozen=True)
+class BestModelKept:
+    """The best release of a job that has ended is in this file."""
+
+    model: Path
+    best: BestSoFar
 
 
 @dataclass(frozen=True)
@@ -105,7 +135,10 @@ Event = (
     | OwnerRests
     | RoundAborted
     | MetricsMissing
+    | BestMetricMissing
     | RoundFinished
+    | StoppedEarly
+    | BestModelKept
     | JobFinished
 )
 Observer = Callable[[Event], None]

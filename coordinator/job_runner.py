@@ -1,8 +1,9 @@
 """Drives a job from where its folder and the aggregator say it is to its end."""
 
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -14,9 +15,11 @@ from cairn.v1 import round_pb2 as pb
 from coordinator import events
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
 from coordinator.backoff import Backoff
+from coordinator.best_release import BestSoFar, has_waited_enough, judged
+from coordinator.job import Base, Job
 from coordinator.ledger_mirror import LedgerMirror
 from coordinator.release_download import Release
-from coordinator.round_runner import Base, Ended, Job, RoundRunner
+from coordinator.round_runner import Ended, RoundRunner
 from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.schedule import Schedule, Step
 
@@ -27,7 +30,8 @@ log = structlog.get_logger()
 class _Line:
     """What the history will say of a round, once its evaluation is in.
 
-    `evaluation` is "released", or the word of the reason why there is none; None where nothing is evaluated.
+    `evaluation` is "released", or the word of the reason why there is none; None where nothing is evaluated. `best` is
+    the round of the best release so far.
     """
 
     round: int
@@ -37,16 +41,18 @@ class _Line:
     left_out: list[str]
     seconds: float = 0.0
     evaluation: str | None = None
+    best: int | None = None
 
 
 @dataclass
 class _Standing:
-    """Where the job is."""
+    """Where the job is. `measured` has the metrics of the last release's own evaluation."""
 
     checkpoint: Checkpoint
     base: Base
     schedule: Schedule
     line: _Line | None = field(default=None)
+    measured: Mapping[str, float] | None = None
 
 
 class JobRunner:
@@ -69,6 +75,7 @@ class JobRunner:
         self._tell = tell
         self._stopping = stopping
         self._trains_with_metrics = False
+        self._lacks_best_metric = False
 
     def run(self, checkpoint: Checkpoint) -> None:
         """Run the job to its end. Raises CairnError with the reason where it cannot be ended."""
@@ -87,6 +94,7 @@ class JobRunner:
         except CairnError:  # stopped, or given up
             self._part()
             raise
+        self._tell_of_early_end(standing)
         self._ledger.bring_up_to_date(self._aggregator.entries)
         self._folder.finish(standing.checkpoint)
 
@@ -147,10 +155,12 @@ class JobRunner:
         self._rounds.selection.backoff = Backoff(checkpoint.failing)
         schema, payload = self._folder.model()
         base = Base(schema, payload, schema.digest(payload))
+        self._folder.mend_best(checkpoint.best, base.digest)
         schedule = Schedule(
             self._job.spec.rounds, self._job.evaluates, status.last_round, status.released
         )
         standing = _Standing(checkpoint, base, schedule)
+        schedule.ends_early = self._ends_early(checkpoint)
         if status.HasField("last_statement"):
             statement = self._aggregator.statement(status.last_statement)
             # A crash may have come between the model and its statement: then both are written again.
@@ -188,9 +198,10 @@ class JobRunner:
             self._trains_with_metrics = bool(statement.metrics)  # so that it is said once in a row
         else:
             self._folder.save_evaluation(ended.release.signed)
+            standing.measured = dict(ended.release.statement.metrics)
             if standing.line is not None:
                 standing.line.evaluation = "released"
-                both = standing.line.metrics | dict(ended.release.statement.metrics)
+                both = standing.line.metrics | standing.measured
                 standing.line.metrics = dict(sorted(both.items()))
                 standing.line.seconds += seconds
 
@@ -205,14 +216,21 @@ class JobRunner:
         line = standing.line
         if line is None:
             return
+        best = self._judge(standing, line.round)
+        line.best = best.round if best is not None and self._job.best is not None else None
+        is_best = line.best == line.round
         standing.checkpoint = replace(
             standing.checkpoint,
             round=line.round,
             released=standing.schedule.released,
             failing=self._rounds.selection.backoff.failing,
+            best=best,
         )
         values = {**line.__dict__, "seconds": round(line.seconds, 3)}
         self._folder.finish_round(standing.checkpoint, values)
+        if is_best:
+            self._folder.keep_best()
+        standing.schedule.ends_early = self._ends_early(standing.checkpoint)
         self._tell(
             events.RoundFinished(
                 release=standing.schedule.released,
@@ -222,9 +240,36 @@ class JobRunner:
                 group=line.group,
                 metrics=line.metrics,
                 seconds=line.seconds,
+                is_best=is_best,
             )
         )
-        standing.line = None
+        standing.line = standing.measured = None
+
+    def _judge(self, standing: _Standing, number: int) -> BestSoFar | None:
+        """The best so far, now that the last release, of this round, is evaluated or goes without."""
+        rule, best, measured = self._job.best, standing.checkpoint.best, standing.measured
+        if rule is None or measured is None:
+            return best
+        value = measured.get(rule.metric, math.nan)
+        was_lacking, self._lacks_best_metric = self._lacks_best_metric, not math.isfinite(value)
+        if math.isfinite(value):
+            return judged(rule, best, number, value)
+        if not was_lacking:  # it is said once in a row
+            self._tell(events.BestMetricMissing(number, rule.metric, sorted(measured)))
+        return best
+
+    def _ends_early(self, checkpoint: Checkpoint) -> bool:
+        """Whether no round is to follow. A job that is completed stays so, whatever its file now says of patience."""
+        rule = self._job.best
+        return checkpoint.completed or (
+            rule is not None and has_waited_enough(rule, checkpoint.best)
+        )
+
+    def _tell_of_early_end(self, standing: _Standing) -> None:
+        rule, best, rounds = self._job.best, standing.checkpoint.best, self._job.spec.rounds
+        released = standing.schedule.released
+        if rule is not None and best is not None and released < rounds:
+            self._tell(events.StoppedEarly(released, rounds, rule.min_delta, best))
 
     def _check_stop(self) -> None:
         if self._stopping.is_set():

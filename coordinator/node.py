@@ -8,14 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cairn.diagnostics.preflight import preflight
-from cairn.errors import CairnError, Fenced, UsageError
+from cairn.errors import Fenced, UsageError
 from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import NodeName, Role
 from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.identity.trust import load_pinned
-from cairn.model.schema import Schema
-from cairn.protocol.messages import JobSpec, job_spec_from_bytes, job_spec_to_bytes
-from cairn.protocol.words import ENCODINGS, WEIGHTINGS
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS, SHUTDOWN_SECONDS
@@ -24,14 +21,15 @@ from cairn.transport.server import Server
 from cairn.v1 import coordinator_pb2
 from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_server
 from coordinator.aggregator_client import AggregatorClient
+from coordinator.best_release import check_same_metric
 from coordinator.diagnostics import node_of
-from coordinator.events import JobFinished, Observer, ignore
-from coordinator.groups import Sampling, groups_of
+from coordinator.events import BestModelKept, JobFinished, Observer, ignore
 from coordinator.initial_model import first_model
 from coordinator.invitation_service import InvitationService
+from coordinator.job import Job, planned
 from coordinator.job_runner import JobRunner
 from coordinator.owner_sessions import OwnerSessions
-from coordinator.round_runner import Job, RoundRunner
+from coordinator.round_runner import RoundRunner
 from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.settings import CoordinatorSettings, JobSettings
 
@@ -112,7 +110,7 @@ class Coordinator:
         else:
             gradients = job.aggregation.are_gradients
             schema, payload = first_model(job.model, job.seed, out, gradients=gradients)
-        plan = _plan(job, self._settings.federation, schema)
+        plan = planned(job, self._settings.federation, schema)
         if checkpoint is None:
             checkpoint = Checkpoint(job=job.name, job_digest=plan.digest)
             folder.begin(checkpoint, schema, payload)
@@ -122,6 +120,7 @@ class Coordinator:
                 " or give the changed job a new name and a folder of its own"
             )
         else:
+            check_same_metric(job.best, checkpoint.best, out)
             folder.mend_first_model(checkpoint)
         return plan, checkpoint
 
@@ -159,6 +158,9 @@ class Coordinator:
                 except Fenced as error:
                     sentence = f"{error}. This one ends, and leaves {folder.path} as it is"
                     raise Fenced(sentence) from None
+            at_end = folder.checkpoint()
+            if at_end is not None and at_end.best is not None:
+                self._tell(BestModelKept(folder.best_path, at_end.best))
             schema, payload = folder.model()
             self._tell(JobFinished(folder.model_path, schema.digest(payload)))
         return 0
@@ -193,31 +195,3 @@ class _Serving:
     rounds: RoundRunner
     listener: Server
     runner: JobRunner
-
-
-def _plan(job: JobSettings, federation: str, schema: Schema) -> Job:
-    groups = groups_of(job.owners, job.groups, job.seed, job.name)
-    spec = JobSpec(
-        federation=federation,
-        name=job.name,
-        task=job.task,
-        settings=job.settings,
-        owners=tuple(sorted(job.owners)),
-        floor=job.floor,
-        rounds=job.rounds,
-        weighting=WEIGHTINGS[job.weighting],
-        schema=schema,
-        round_deadline_seconds=job.round_deadline_seconds,
-        min_examples=job.examples[0],
-        max_examples=job.examples[1],
-        encoding=ENCODINGS[job.updates],
-        groups=groups if job.groups > 1 else (),
-        aggregation=job.aggregation,
-    )
-    body = job_spec_to_bytes(spec)
-    try:
-        job_spec_from_bytes(body)  # what the aggregator will check, said before anything is sent
-    except CairnError as error:
-        raise UsageError(f"the job {job.name} cannot be run: {error}") from None
-    sampling = Sampling(groups, job.seed, job.name)
-    return Job(spec, body, sampling, job.evaluate, job.gather_seconds)

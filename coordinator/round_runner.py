@@ -10,14 +10,13 @@ from cairn.errors import CairnError, InvalidMessage, WrongState
 from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.schema import Schema
 from cairn.protocol.aggregation import aggregation_from_pb
-from cairn.protocol.messages import JobSpec, digest_of
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
 from coordinator.cohort_selection import CohortSelection, SelectedCohort
-from coordinator.groups import Sampling
 from coordinator.invitation_service import InvitationService
+from coordinator.job import Base, Job
 from coordinator.owner_sessions import OwnerSessions
 from coordinator.release_download import Release
 from coordinator.schedule import Step
@@ -26,30 +25,6 @@ log = structlog.get_logger()
 
 # What a release statement says again of its manifest.
 _REPEATED = ("federation", "job", "round", "phase", "base_digest", "weighting", "encoding")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as it is registered, and what only the coordinator needs to know of it."""
-
-    spec: JobSpec
-    spec_bytes: bytes
-    sampling: Sampling
-    evaluates: bool
-    gather_seconds: float
-
-    @property
-    def digest(self) -> str:
-        return digest_of(self.spec_bytes).hex()
-
-
-@dataclass(frozen=True)
-class Base:
-    """The model that the next round starts from."""
-
-    schema: Schema
-    payload: memoryview
-    digest: bytes
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,22 @@
     model.safetensors   the model of the last release; before the first, the model it starts from
     release.json        the last signed release statement of a model
     evaluation.json     the last signed statement of an evaluation
-    history.jsonl       a line for each round: round, contributors, group, metrics, left_out, seconds, evaluation
-    checkpoint.json     which job this is and how far it is
+    best.safetensors    the model of the best release so far, where the job looks for it
+    best.json           the signed release statement of that model
+    history.jsonl       a line for each round: round, contributors, group, metrics, left_out, seconds, evaluation,
+                        best
+    checkpoint.json     which job this is and how far it is, and which release is the best
 
 Each file is replaced in one step and the checkpoint comes last, so a crash leaves the state of the
-round before or after, and what was done in between is done again.
+round before or after, and what was done in between is done again. Only the files of the best come after the
+checkpoint that decides on it: an evaluation that is done again might not have the same owners, and decide otherwise.
+They are there before the next round begins, so that they can still be made of the last release after a crash.
 """
 
 import fcntl
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,18 +28,20 @@ from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.files import MAX_LEDGER_BYTES
 from cairn.model.safetensors_reader import map_values, read_model
 from cairn.model.safetensors_writer import ModelWriter
-from cairn.model.schema import Schema
+from cairn.model.schema import MAX_MODEL_BYTES, Schema
 from cairn.model.validation import has_negative_zeros, pieces_without_negative_zeros
-from cairn.protocol.statements import envelope
+from cairn.protocol.messages import parse
+from cairn.protocol.statements import envelope, from_envelope
 from cairn.runtime.buffer import Buffer
 from cairn.runtime.failpoints import failpoint
-from cairn.runtime.foreign_files import Incomplete, content_of
+from cairn.runtime.foreign_files import Incomplete, content_of, pieces_of
 from cairn.runtime.quoting import quoted
 from cairn.storage import fsync
 from cairn.storage.directory import run_folder
 from cairn.storage.files import clear_left_overs, write_atomically
 from cairn.v1 import round_pb2 as pb
 from coordinator.backoff import Failing
+from coordinator.best_release import BestSoFar
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Checkpoint:
     released: int = 0
     completed: bool = False
     failing: Failing = field(default_factory=dict)
+    best: BestSoFar | None = None
 
 
 _CHECKPOINT = TypeAdapter(Checkpoint)
@@ -64,6 +72,7 @@ class RunFolder:
         """Open or create the folder. Raises UsageError where it cannot be used."""
         self.path = path
         self.model_path = path / "model.safetensors"
+        self.best_path = path / "best.safetensors"
         self._history_path = path / "history.jsonl"
         self._checkpoint_path = path / "checkpoint.json"
         try:
@@ -139,6 +148,24 @@ class RunFolder:
         self._save(checkpoint)
         failpoint("coordinator.checkpoint.after")
 
+    def keep_best(self) -> None:
+        """Keep the last release, with its statement, as the best."""
+        write_atomically(self.best_path, pieces_of(self.model_path, MAX_MODEL_BYTES))
+        failpoint("coordinator.best.model_saved")
+        write_atomically(self.path / "best.json", [content_of(self.path / "release.json")])
+        failpoint("coordinator.best.statement_saved")
+
+    def mend_best(self, best: BestSoFar | None, model_digest: bytes) -> None:
+        """Keep the last release, if it is the best: a crash may have come after the checkpoint that says so.
+
+        The model has this digest: it may be a later one than its statement, and is none of the best then.
+        """
+        last = self._last_statement()
+        if best is None or last is None:
+            return
+        if (last.round, last.release_digest) == (best.round, model_digest):
+            self.keep_best()
+
     def finish(self, checkpoint: Checkpoint) -> None:
         self._save(replace(checkpoint, completed=True))
         failpoint("coordinator.job.finished")
@@ -172,11 +199,19 @@ class RunFolder:
             new.keep()
 
     def _save(self, checkpoint: Checkpoint) -> None:
-        self._write_json("checkpoint.json", checkpoint.__dict__)
+        self._write_json("checkpoint.json", asdict(checkpoint))
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
         text = json.dumps(values, indent=2) + "\n"
         write_atomically(self.path / name, [text.encode()])
+
+    def _last_statement(self) -> pb.ReleaseStatement | None:
+        """What release.json states; None where it is not there, or is none."""
+        try:
+            text = content_of(self.path / "release.json").decode()
+            return parse(pb.ReleaseStatement, from_envelope(text).body)
+        except (InvalidMessage, UnicodeDecodeError):
+            return None
 
 
 def _first(error: ValidationError) -> str:

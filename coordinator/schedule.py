@@ -27,13 +27,14 @@ class Schedule:
 
     `rounds` is how many releases it is to have and `released` how many it has; `opened` is the number
     of the last training round that was opened. An aborted round's number is burnt, so the numbers may
-    run ahead of the releases.
+    run ahead of the releases. `ends_early` is set where the releases there are shall be all.
     """
 
     rounds: int
     evaluates: bool
     opened: int = 0
     released: int = 0
+    ends_early: bool = False
     _evaluation_due: int = 0
     _aborts: int = field(default=0)
 
@@ -46,7 +47,7 @@ class Schedule:
         """The step to take now, or None when the job is done."""
         if self._evaluation_due:
             return Step(self._evaluation_due, pb.PHASE_EVALUATE)
-        if self.released < self.rounds:
+        if self.released < self.rounds and not self.ends_early:
             return Step(self.opened + 1, pb.PHASE_TRAIN)
         return None
 

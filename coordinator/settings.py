@@ -30,6 +30,7 @@ from cairn.protocol.aggregation import (
 from cairn.protocol.limits import MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
 from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, RULES, WEIGHTINGS
 from cairn.runtime.timeouts import GATHER_SECONDS, RECONNECT_TIMEOUT_SECONDS, ROUND_DEADLINE_SECONDS
+from coordinator.best_release import BestSettings
 from coordinator.groups import group_count
 
 _Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
@@ -107,6 +108,8 @@ class JobSettings(Settings):
     evaluate: bool = False
     round_deadline_seconds: Seconds = ROUND_DEADLINE_SECONDS
     gather_seconds: Seconds = GATHER_SECONDS
+    # Which release is kept beside the last, and when the job stops early.
+    best: BestSettings | None = None
     settings: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -133,6 +136,22 @@ class JobSettings(Settings):
             )
         most = count // 2 * 100 // count / 100  # in a decimal that a person would write
         raise ValueError(f"{said}: write {most:g} or less, or leave it out to invite all")
+
+    @model_validator(mode="after")
+    def _check_best(self) -> "JobSettings":
+        if self.best is None:
+            return self
+        if not self.evaluate:
+            raise ValueError(
+                "best: a release is judged by its own evaluation, and this job has none: write evaluate = true."
+                " The metrics of a training describe the owners' models before they are averaged, not the release"
+            )
+        if self.groups > 1:
+            raise ValueError(
+                f"best: with fraction = {self.fraction:g} each release is evaluated by one of {self.groups} groups, each"
+                " on other data, so their values cannot be compared: leave out fraction, or best"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_examples(self) -> "JobSettings":

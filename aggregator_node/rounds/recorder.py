@@ -1,16 +1,16 @@
 """Makes durable how rounds begin and end, and signs the statement of a release.
 
-The average is on the disk before its row, and the row and the ledger's entry are one transaction, so
-nothing is released that is not recorded.
+The average, and the state of the optimizer where there is one, are on the disk before their rows, and the rows and the
+ledger's entry are one transaction, so nothing is released that is not recorded.
 """
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from aggregator_node.aggregation.rule import Rule
 from aggregator_node.events import (
     MetricsLeftOut,
     Observer,
@@ -18,15 +18,16 @@ from aggregator_node.events import (
     RoundOpened,
     RoundReleased,
 )
+from aggregator_node.optimizers.step import step_of
 from aggregator_node.rounds.bases import Bases
 from aggregator_node.rounds.disclosure import ReleaseOverlap
+from aggregator_node.rounds.release_files import ReleaseDigests, write_model, write_step
 from aggregator_node.rounds.results import SealedRound
 from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import JobRow, RoundRow, spec_of
 from aggregator_node.storage.store import Store
 from cairn import __version__
 from cairn.errors import InvalidMessage, UsageError, WrongState
-from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.validation import Bounds
 from cairn.protocol.aggregation import aggregation_to_pb
 from cairn.protocol.limits import MIN_COHORT
@@ -102,26 +103,22 @@ class RoundRecorder:
             self._release(row, context, sealed)
         except BaseException:
             self._overlap.forget(row.manifest_digest, context)
-            self._store.release_path(row.manifest_digest).unlink(missing_ok=True)
+            self._store.delete_release(row.manifest_digest)
             raise
         failpoint("aggregator.release.after_commit")
         with suppress(OSError):  # the next start clears what is left over
             self._store.first_models.drop(context.manifest.job_digest)
             if replaced is not None:
-                self._store.release_path(replaced.manifest_digest).unlink()
+                self._store.delete_release(replaced.manifest_digest)
         self._tell(RoundReleased(row.job, row.number, len(sealed.contributors)))
 
     def _release(self, row: RoundRow, context: RoundContext, sealed: SealedRound) -> None:
         manifest = context.manifest
-        release_digest = manifest.base_digest
+        digests = ReleaseDigests(model=manifest.base_digest)
         if manifest.trains:
-            path = self._store.release_path(row.manifest_digest)
-            self._bases.of(context)  # nothing is built upon a base that was changed meanwhile
-            with ModelWriter(path, context.job.schema) as new:
-                _write_beside(new, sealed.rule.result_blocks())
-                new.keep()
-                release_digest = new.digest()
-                failpoint("aggregator.release.file_written")
+            digests = self._write(row, context, sealed.rule)
+            failpoint("aggregator.release.file_written")
+        release_digest = digests.model
         with self._store.transaction():
             self._check_open(row)
             signed = self._state(row, manifest, sealed, release_digest)
@@ -140,8 +137,21 @@ class RoundRecorder:
                 contributors=len(sealed.contributors),
                 statement_digest=digest_of(signed.body).hex(),
             )
+            if digests.optimizer_state:
+                self._store.save_optimizer_digest(row.manifest_digest, digests.optimizer_state)
+                facts["optimizer_digest"] = digests.optimizer_state.hex()
             self._store.append("release", facts)
             failpoint("aggregator.release.before_commit")
+
+    def _write(self, row: RoundRow, context: RoundContext, rule: Rule) -> ReleaseDigests:
+        """Write the model that is released, and the optimizer's state where there is one."""
+        schema, result = context.job.schema, rule.result_blocks()
+        base = self._bases.of(context)  # nothing is built upon one that was changed meanwhile
+        step = step_of(schema, context.job.aggregation)
+        if step is None or base is None:
+            path = self._store.release_path(row.manifest_digest)
+            return ReleaseDigests(write_model(path, schema, result))
+        return write_step(self._store, row, step, base, result)
 
     def abort(
         self, row: RoundRow, reason: "pb.Reason", exclusions: tuple[tuple[str, "pb.Reason"], ...]
@@ -224,18 +234,6 @@ class RoundRecorder:
             software=__version__,
         )
         return sign(self._key, STATEMENT, statement.SerializeToString(deterministic=True))
-
-
-def _write_beside(new: ModelWriter, pieces: Iterable[memoryview]) -> None:
-    """Hash and write each piece while the next is made."""
-    with ThreadPoolExecutor(1, thread_name_prefix="release") as beside:
-        written = None
-        for piece in pieces:
-            if written is not None:
-                written.result()
-            written = beside.submit(new.write, piece)
-        if written is not None:
-            written.result()
 
 
 def _facts(row: RoundRow, **more: object) -> dict[str, object]:

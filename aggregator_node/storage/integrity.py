@@ -5,7 +5,7 @@ was deleted or changed would let a round be opened again, or an average be relea
 must not stand beside.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 
 from aggregator_node.storage.rows import JobRow, RoundRow
@@ -26,10 +26,18 @@ _STATES = {
 class StateCheck:
     """Is told every entry of the ledger in order, and then compares what is left to compare."""
 
-    def __init__(self, jobs: Iterable[JobRow], rounds: Iterable[RoundRow]) -> None:
+    def __init__(
+        self,
+        jobs: Iterable[JobRow],
+        rounds: Iterable[RoundRow],
+        optimizer_states: Mapping[bytes, bytes],
+    ) -> None:
         """Raise InvalidMessage for a row that holds no message."""
         self._jobs = {sha256(row.spec).hexdigest(): row for row in jobs}
         self._rounds = {row.manifest_digest.hex(): row for row in rounds}
+        self._optimizer_states = {
+            digest.hex(): state.hex() for digest, state in optimizer_states.items()
+        }
         self._heads = self._promised_heads()
         self._states: dict[str, int] = {}
         self._number = 0
@@ -63,6 +71,10 @@ class StateCheck:
             )
         if self._jobs:
             raise InvalidMessage("the database has a job that the ledger does not have")
+        if self._optimizer_states:
+            raise InvalidMessage(
+                "the database has an optimizer's state that the ledger does not have"
+            )
         states = {digest: row.state for digest, row in self._rounds.items()}
         if states != self._states:
             raise InvalidMessage("the rounds of the database are not those of the ledger")
@@ -79,6 +91,9 @@ class StateCheck:
         stated = [(e.owner, e.reason) for e in parse(pb.ReleaseStatement, body).exclusions]
         if list(row.exclusions) != stated:
             raise InvalidMessage(f"the owners left out in entry {entry.number} are not as stated")
+
+        if self._optimizer_states.pop(digest, None) != entry.facts.get("optimizer_digest"):
+            raise InvalidMessage(f"the optimizer's state of entry {entry.number} is another")
 
     def _promised_heads(self) -> dict[int, bytes | None]:
         """The heads of the ledger that manifests and statements name, by the number of entries."""
@@ -110,11 +125,17 @@ def _heads_in(row: RoundRow) -> Iterator[tuple[int, bytes]]:
 
 
 def check_state(
-    entries: Iterable[Entry], jobs: Iterable[JobRow], rounds: Iterable[RoundRow]
+    entries: Iterable[Entry],
+    jobs: Iterable[JobRow],
+    rounds: Iterable[RoundRow],
+    optimizer_states: Mapping[bytes, bytes],
 ) -> None:
-    """Raise InvalidMessage where ledger and rows do not belong together."""
+    """Raise InvalidMessage where ledger and rows do not belong together.
+
+    `optimizer_states` are the digests of the optimizers' states, by the digests of their rounds' manifests.
+    """
     try:
-        check = StateCheck(jobs, rounds)
+        check = StateCheck(jobs, rounds, optimizer_states)
         for entry in entries:
             check.follow(entry)
         check.finish()

@@ -1,6 +1,7 @@
 """What outlives the aggregator's process: jobs, how rounds ended, the ledger and the last releases.
 
-Updates are never written here; a release is an average and is.
+Updates are never written here; a release is an average and is. The state of a job's optimizer, which is made of averages, lies
+beside its last release and is never sent.
 """
 
 import json
@@ -29,7 +30,7 @@ from cairn.v1 import round_pb2 as pb
 
 log = structlog.get_logger()
 
-_RELEASE = re.compile(r"[0-9a-f]{64}\.safetensors")
+_RELEASE = re.compile(r"[0-9a-f]{64}(\.optimizer)?\.safetensors")
 _BOOKS_BYTES = 1 << 20  # for what a round adds to the database
 
 _TABLES = """
@@ -44,6 +45,9 @@ CREATE TABLE IF NOT EXISTS round (
 CREATE TABLE IF NOT EXISTS epoch (
   job TEXT NOT NULL REFERENCES job, number INTEGER NOT NULL, process BLOB NOT NULL,
   PRIMARY KEY (job, number), UNIQUE (job, process)
+) STRICT;
+CREATE TABLE IF NOT EXISTS optimizer_state (
+  manifest_digest BLOB PRIMARY KEY REFERENCES round, digest BLOB NOT NULL
 ) STRICT;
 """
 
@@ -219,6 +223,25 @@ class Store:
         """Where the average of a round is kept until that of a later one replaces it."""
         return self.path / "releases" / f"{manifest_digest.hex()}.safetensors"
 
+    def optimizer_path(self, manifest_digest: bytes) -> Path:
+        """Where the state that the optimizer had after the release of a round is kept, as long as the release is."""
+        return self.path / "releases" / f"{manifest_digest.hex()}.optimizer.safetensors"
+
+    def save_optimizer_digest(self, manifest_digest: bytes, digest: bytes) -> None:
+        """Say which state belongs to the release of a round, inside its transaction."""
+        self._execute("INSERT INTO optimizer_state VALUES (?, ?)", manifest_digest, digest)
+
+    def optimizer_digest(self, manifest_digest: bytes) -> bytes | None:
+        """The digest of the state that belongs to a release; None where none does."""
+        select = "SELECT digest FROM optimizer_state WHERE manifest_digest = ?"
+        rows = self._execute(select, manifest_digest)
+        return bytes(rows[0][0]) if rows else None
+
+    def delete_release(self, manifest_digest: bytes) -> None:
+        """Delete the files of a release, where they are; what is recorded of it stays. Raises OSError."""
+        self.release_path(manifest_digest).unlink(missing_ok=True)
+        self.optimizer_path(manifest_digest).unlink(missing_ok=True)
+
     def check_room(self, nbytes: int) -> None:
         """Raise Unavailable where the disk has no room for a release of so many bytes."""
         free = self._free_bytes()
@@ -249,7 +272,8 @@ class Store:
             pb.PHASE_TRAIN,
             aggregator_pb2.ROUND_STATE_RELEASED,
         )
-        current = {self.release_path(row[0]) for row in rows}
+        files = (self.release_path, self.optimizer_path)
+        current = {path_of(row[0]) for row in rows for path_of in files}
         for path in (self.path / "releases").iterdir():
             is_own = _RELEASE.fullmatch(path.name) is not None or is_left_over(path.name)
             if is_own and path not in current:
@@ -265,7 +289,8 @@ class Store:
         select = "SELECT name, coordinator, spec FROM job"
         try:
             jobs = [JobRow(*row) for row in self._execute(select)]
-            check_state(self._ledger.all(), jobs, self.rounds())
+            states = dict(self._execute("SELECT manifest_digest, digest FROM optimizer_state"))
+            check_state(self._ledger.all(), jobs, self.rounds(), states)
         except (InvalidMessage, ValueError, TypeError) as error:
             raise UsageError(
                 f"the state in {self.path} was tampered with: {error}. Put an unchanged copy of the"

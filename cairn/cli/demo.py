@@ -211,7 +211,15 @@ class _Nodes:
 def clear(out: Path) -> None:
     """Remove what an earlier demo left in `out`, and nothing else. Raises UsageError for other files."""
     ours = {"federation", "data", "logs", "model.safetensors", "release.json", "evaluation.json"}
-    ours |= {"history.jsonl", "checkpoint.json", "ledger.jsonl", "ledger_head.json", ".lock"}
+    ours |= {
+        "best.safetensors",
+        "best.json",
+        "history.jsonl",
+        "checkpoint.json",
+        "ledger.jsonl",
+        "ledger_head.json",
+        ".lock",
+    }
     others = sorted({path.name for path in out.iterdir()} - ours) if out.exists() else []
     if others:
         raise UsageError(f"{out} holds {others[0]}, which is not a demo's: choose another --out")

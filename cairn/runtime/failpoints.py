@@ -56,6 +56,8 @@ NAMES = (
     "coordinator.statement.saved",
     "coordinator.checkpoint.before",
     "coordinator.checkpoint.after",
+    "coordinator.best.model_saved",
+    "coordinator.best.statement_saved",
     "coordinator.ledger.before_head",
     "coordinator.job.finished",
     "owner.join.answered",

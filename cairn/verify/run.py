@@ -37,6 +37,16 @@ def check_model(
     )
 
 
+def check_best(
+    name: str, best: pb.ReleaseStatement, release: pb.ReleaseStatement
+) -> Iterator[Finding]:
+    """Whether the best release is one of the job's models, and no later one than the last."""
+    if best.phase != pb.PHASE_TRAIN or best.job != release.job:
+        yield failed(name, f"it is not the statement of a released model of {release.job}")
+    elif best.ledger_number > release.ledger_number:
+        yield failed(name, f"{title(best)} is later than the last release, {title(release)}")
+
+
 def check_last(name: str, statement: pb.ReleaseStatement, ledger: LedgerCopy) -> Iterator[Finding]:
     """Whether this is the last release of its job and phase."""
     later = {"job": statement.job, "phase": word_of(pb.Phase, statement.phase)}

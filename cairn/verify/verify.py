@@ -24,6 +24,7 @@ from cairn.verify.ledger import LedgerCopy, attempted, check_ledger, check_same_
 from cairn.verify.owner import OwnerRecord
 from cairn.verify.reading import blake3_of, no_key, read_copy, read_statement
 from cairn.verify.run import (
+    check_best,
     check_evaluation,
     check_history,
     check_last,
@@ -33,6 +34,7 @@ from cairn.verify.run import (
 from cairn.verify.statement import check_recorded
 
 RELEASE, EVALUATION, MODEL = "release.json", "evaluation.json", "model.safetensors"
+BEST, BEST_MODEL = "best.json", "best.safetensors"
 HISTORY, CHECKPOINT = "history.jsonl", "checkpoint.json"
 _LINE_BYTES = 1 << 20  # of a history, which may name every owner and 64 metrics
 
@@ -107,6 +109,8 @@ def _run(folder: Path, against: Evidence) -> Iterator[Finding]:
     if digest is not None:
         yield check_model(MODEL, digest, release, ledger)
     yield from _evaluation(folder / EVALUATION, key, release, ledger)
+    if any((folder / name).exists() for name in (BEST, BEST_MODEL)):
+        yield from _best(folder, key, release, ledger)
     lines = lines_of(folder / HISTORY, _LINE_BYTES, MAX_LEDGER_BYTES)
     yield from check_history(HISTORY, lines, release.job, ledger)
 
@@ -125,6 +129,22 @@ def _evaluation(
         if all(finding.grade is not Grade.BEHIND for finding in recorded):
             yield check_evaluation(path.name, evaluation.statement, release, ledger)
             yield from check_last(path.name, evaluation.statement, ledger)
+
+
+def _best(
+    folder: Path, key: Ed25519PublicKey, release: pb.ReleaseStatement, ledger: LedgerCopy
+) -> Iterator[Finding]:
+    """Whether the best model is a release of the job; that none is better is the coordinator's own word."""
+    stated, findings = read_statement(folder / BEST, key, goes_on=ledger.goes_on)
+    yield from findings
+    if stated is None:
+        return
+    yield from check_recorded(BEST, stated, ledger)
+    yield from check_best(BEST, stated.statement, release)
+    digest, findings = attempted(BEST_MODEL, partial(blake3_of, folder / BEST_MODEL))
+    yield from findings
+    if digest is not None:
+        yield check_model(BEST_MODEL, digest, stated.statement, ledger)
 
 
 def _statement_file(path: Path, against: Evidence) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """What must hold after every fault, whatever it was: read from files, by arithmetic of its own."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cairn.cli.verify import pinned_key
 from cairn.identity.signing_keys import load_signing_key
 from cairn.verify.verify import Evidence, verify
-from tests.chaos.marking import COLUMNS, OWNERS
+from tests.chaos.marking import COLUMNS, OWNERS, score
 from tests.chaos.stage import Stage
 from tests.hostile.audit import Round, check_books, rounds_in
 from tests.hostile.checks import Entry, database, owner_entries
@@ -29,6 +30,8 @@ def check(stage: Stage, faultless: Model | None = None) -> None:
         (number, len(counted)) for number, counted in released.items()
     ]
     check_model(stage.model(), list(released.items()), faultless)
+    if stage.looks_for_best:
+        check_best(stage, released)
     check_owners(stage, released)
     check_verified(stage)
     check_secrets(stage)
@@ -64,6 +67,18 @@ def check_model(
     if faultless is not None and all(counted == OWNERS.keys() for _, counted in released):
         assert model["weight"].tobytes() == faultless["weight"].tobytes()
         assert model["secret"].tobytes() == faultless["secret"].tobytes()
+
+
+def check_best(stage: Stage, released: dict[int, frozenset[str]]) -> None:
+    """The best model and its statement are those of the release with the highest score, as the history has it."""
+    best = max(released, key=score)
+    check_model(
+        stage.model("best.safetensors"), [r for r in released.items() if r[0] <= best], None
+    )
+    statement = json.loads((stage.out / "best.json").read_text())["statement"]
+    assert (statement["round"], statement["phase"]) == (best, "train")
+    bests = [line["best"] for line in stage.history()]
+    assert bests == [max((n for n in released if n <= m), key=score) for m in released]
 
 
 def check_owners(stage: Stage, released: dict[int, frozenset[str]]) -> None:

@@ -2,13 +2,19 @@
 
 Every owner adds 1 at its own column of the row of the round's number, so that the average tells who was
 counted in each round, and how often. Beside that it halves the weights and adds its own value, and sends a
-secret that nobody but itself may ever have on a disk.
+secret that nobody but itself may ever have on a disk. Where a job evaluates, the value of a round's release is its `score`.
 """
 
 from dataclasses import dataclass
 
 OWNERS = {"alice": 1.0, "bob": -0.3, "carol": 0.7}
 COLUMNS = {name: column for column, name in enumerate(sorted(OWNERS))}
+BEST_ROUND = 2
+
+
+def score(number: int) -> float:
+    """What every owner finds of a round's release: the more, the nearer it is to the best."""
+    return float(-abs(number - BEST_ROUND))
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,8 @@ class Table:
 
     def task(self) -> str:
         """The code of the owners' task."""
-        return _TASK.format(columns=COLUMNS, shapes=self.shapes() | {"job": (1,)})
+        shapes = self.shapes() | {"job": (1,)}
+        return _TASK.format(columns=COLUMNS, shapes=shapes, best_round=BEST_ROUND)
 
 
 # Where a file `pace` lies beside the data, a training takes as many seconds as it says; where `hungry`
@@ -56,7 +63,7 @@ def model():
 
 
 def data(site):
-    return cairn.Data(train=site.data, examples=1)
+    return cairn.Data(train=site.data, examples=1, test_examples=1)
 
 
 def asked(data, name):
@@ -75,5 +82,9 @@ def train(model, data, round):
         model.secret.copy_(torch.from_numpy(np.fromfile(data.train / "secret", "<f4")))
 
 
-task = cairn.Task(model=model, data=data, train=train)
+def evaluate(model, data, round):
+    return {{"value": -abs(round.number - {best_round})}}
+
+
+task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
 """

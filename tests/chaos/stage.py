@@ -19,6 +19,7 @@ ROUNDS = 2
 LEASE_SECONDS = 2
 _MOST_RESTARTS = 3
 _LAST_LINES = 12
+_BEST = {"evaluate": True, "best.metric": "value", "best.better": "higher"}
 TABLE = Table(rows=40, secret_floats=16)  # numbers may run ahead of the releases
 
 
@@ -45,6 +46,7 @@ class Stage(Federation):
         self.is_broken = False  # something failed: what it left is no ground for another test
         self._jobs = 0
         self.rounds = ROUNDS
+        self.looks_for_best = False
         self._armed: dict[str, list[str]] = {}  # for each start of a node, the first first
         self._planned = 0  # how many these are
         self._printed: dict[str, int] = {}
@@ -63,7 +65,11 @@ class Stage(Federation):
         return self.files / node / "state"
 
     def begin(
-        self, faults: Mapping[str, str | Sequence[str]] | None = None, rounds: int = ROUNDS
+        self,
+        faults: Mapping[str, str | Sequence[str]] | None = None,
+        rounds: int = ROUNDS,
+        *,
+        looks_for_best: bool = False,
     ) -> None:
         """Begin the next job, with these nodes started anew to meet a fault, or one after each of their starts."""
         self._jobs += 1
@@ -71,6 +77,7 @@ class Stage(Federation):
         self.job = f"job-{self._jobs}"
         self.out = self.home / self.job
         self.rounds = rounds
+        self.looks_for_best = looks_for_best
         self._armed = {
             name: [given] if isinstance(given, str) else list(given)
             for name, given in (faults or {}).items()
@@ -98,6 +105,7 @@ class Stage(Federation):
                 rounds=self.rounds,
                 round_deadline_seconds=self.round_deadline_seconds,
                 gather_seconds=int(self.patience_seconds),
+                **(_BEST if self.looks_for_best else {}),
             )
         else:
             self.owner(name)
@@ -148,8 +156,8 @@ class Stage(Federation):
         """What the node has printed since the job began, over all its starts."""
         return (self.home / f"{name}.log").read_bytes()[self._printed.get(name, 0) :].decode()
 
-    def model(self) -> dict[str, np.ndarray]:
-        return {k: v.numpy() for k, v in load_file(self.out / "model.safetensors").items()}
+    def model(self, name: str = "model.safetensors") -> dict[str, np.ndarray]:
+        return {k: v.numpy() for k, v in load_file(self.out / name).items()}
 
     @contextmanager
     def explained(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from cairn.runtime.failpoints import ACTING, PERMITTING
 from tests.chaos.marking import OWNERS, Table
 from tests.chaos.stage import Stage
 from tests.containers.compose import DOCKER, docker
-from tests.scenarios.processes import Node, children_of, until
+from tests.scenarios.processes import Node, children_of
 
 NODES = ("aggregator", *OWNERS, "coordinator")
 IMAGES = dict.fromkeys(NODES, "cairn-node") | {"aggregator": "cairn-aggregator"}
@@ -29,6 +29,7 @@ ON_SMALL_DISKS = ("aggregator", "bob")
 DISK_BYTES = 128 << 20
 MEMORY_BYTES = 1 << 30  # of an owner, which takes about 400 MiB of them
 _SECONDS = 60.0  # of one command of the engine
+_MOST_RANGES = 10  # that are asked for before one is ours
 # As docker-compose.yml hardens every node.
 _HARDENED = ("--init", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true")
 # What a node shall meet at its next start stands in a file: a container's environment cannot be changed.
@@ -86,10 +87,14 @@ class Boxes(Stage):
         self._addresses_left = _network(self.name)
 
     def begin(
-        self, faults: Mapping[str, str | Sequence[str]] | None = None, rounds: int = _ROUNDS
+        self,
+        faults: Mapping[str, str | Sequence[str]] | None = None,
+        rounds: int = _ROUNDS,
+        *,
+        looks_for_best: bool = False,
     ) -> None:
         self._remove("coordinator")  # it is that of the last job
-        super().begin(faults, rounds)
+        super().begin(faults, rounds, looks_for_best=looks_for_best)
 
     def container(self, name: str) -> str:
         return self._made[name]
@@ -131,8 +136,7 @@ class Boxes(Stage):
             ballast.unlink()
 
     def close(self) -> None:
-        for name in list(self._made):
-            self._remove(name)
+        self._remove(*self._made)
         super().close()
         while self._disks:  # a stage may be closed twice
             _as_root("umount", str(self._disks.pop()))
@@ -177,22 +181,30 @@ class Boxes(Stage):
             files += [self.home / "job.toml", self.home / f"{self.job}.safetensors", self.out]
         return files
 
-    def _remove(self, name: str) -> None:
-        if name in self._made:
-            docker("rm", "--force", self._made.pop(name), seconds=_SECONDS)
+    def _remove(self, *names: str) -> None:
+        made = [name for name in names if name in self._made]
+        if made:
+            containers = [self._made.pop(name) for name in made]
+            docker("rm", "--force", *containers, seconds=_SECONDS)
+        for name in made:
             if name in self.running:
-                until(lambda: self.running[name].process.poll() is not None, f"{name} is gone")
+                self.running[name].ends(_SECONDS)
 
 
 def _network(name: str) -> Iterator[str]:
     """Make a network that leads nowhere; returns addresses in it that the engine gives to nobody by itself."""
-    docker("network", "create", "--internal", name)  # the engine chooses a range that is free
-    subnet = docker(
-        "network", "inspect", "--format={{(index .IPAM.Config 0).Subnet}}", name
-    ).strip()
-    docker("network", "rm", name)
-    docker("network", "create", "--internal", f"--subnet={subnet}", name)  # only then may we choose
-    return (str(address) for address in reversed(list(islice(ip_network(subnet).hosts(), 200))))
+    for _ in range(_MOST_RANGES):
+        docker("network", "create", "--internal", name)  # the engine chooses a range that is free
+        subnet = docker(
+            "network", "inspect", "--format={{(index .IPAM.Config 0).Subnet}}", name
+        ).strip()
+        docker("network", "rm", name)
+        with suppress(subprocess.CalledProcessError):  # another test has taken the range meanwhile
+            # Only in a range that was asked for may we choose addresses.
+            docker("network", "create", "--internal", f"--subnet={subnet}", name)
+            hosts = list(islice(ip_network(subnet).hosts(), 200))
+            return (str(address) for address in reversed(hosts))
+    raise AssertionError("other tests take every range of addresses first")
 
 
 def _as_root(program: str, *arguments: str) -> str:

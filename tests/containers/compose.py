@@ -119,7 +119,8 @@ class Project:
             error.add_note(self("logs", "--no-color", "--tail", "60").text)
             raise
         finally:
-            self("down", "--volumes", "--remove-orphans", "--timeout", "1")
+            self("kill")  # how a node ends when it is asked to is no claim here
+            self("down", "--volumes", "--remove-orphans", "--timeout", "0")
 
 
 class Ended:
@@ -149,6 +150,16 @@ def longer_job(directory: Path, rounds: int) -> Path:
     tasks = tasks.replace("[tasks.tutorial]\n", allowed)
     files = {"coordinator": ("job.toml", job), "certificates": ("tasks.toml", tasks)}
     return with_files(directory, files)
+
+
+def unhurried_owners(directory: Path) -> Path:
+    """A Compose file whose owners wait five seconds in each training after the first."""
+    first = "def train(model, data, round):\n"
+    code = (TUTORIAL / "task.py").read_text()
+    assert first in code
+    wait = "    if round.number > 1:\n        __import__('time').sleep(5)\n"
+    slow = code.replace(first, first + wait)
+    return with_files(directory, {"alice": ("task.py", slow), "bob": ("task.py", slow)})
 
 
 def with_job(directory: Path, job: str) -> Path:

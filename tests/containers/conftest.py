@@ -8,14 +8,15 @@ import pytest
 from tests.chaos.conftest import Faultless
 from tests.chaos.marking import Table
 from tests.containers.boxes import Boxes
-from tests.containers.compose import Project, longer_job
+from tests.containers.compose import Project, longer_job, unhurried_owners
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """The whole federation, at work on a job that outlasts the tests."""
+    """The whole federation, at work on a job that outlasts the tests and leaves the processor to them."""
     endless = longer_job(tmp_path_factory.mktemp("endless"), rounds=1_000_000)
-    with Project("standing", endless).taken_down() as project:
+    unhurried = unhurried_owners(tmp_path_factory.mktemp("unhurried"))
+    with Project("standing", endless, unhurried).taken_down() as project:
         project.must("up", "--detach", "--no-build")
         project.wait_for_line("coordinator", "Round ")
         yield project

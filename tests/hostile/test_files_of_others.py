@@ -27,6 +27,8 @@ FILES = [
     "ledger.jsonl",
     "ledger_head.json",
     "history.jsonl",
+    "best.safetensors",
+    "best.json",
 ]
 TERABYTE = 1 << 40
 

@@ -21,6 +21,11 @@ PACKAGES = ("cairn", *ROLES)
 PURE = [
     "aggregator_node/aggregation/mean.py",
     "aggregator_node/aggregation/rule.py",
+    "aggregator_node/optimizers/sgd.py",
+    "aggregator_node/optimizers/adagrad.py",
+    "aggregator_node/optimizers/adam.py",
+    "aggregator_node/optimizers/yogi.py",
+    "aggregator_node/optimizers/step.py",
     "aggregator_node/rounds/results.py",
     "aggregator_node/aggregation/exact_rounding.py",
     "aggregator_node/aggregation/exact_sum.py",

@@ -15,14 +15,19 @@ LAYERS = {
         *("transport", "config", "tasks", "diagnostics", "verify", "provisioning", "cli"),
     ),
     "aggregator_node": (
-        *("aggregation storage events", "admission", "rounds"),
+        *("aggregation storage events", "admission optimizers", "rounds"),
         *("memory_locking roster idle_shutdown event_log", "hardening settings", "diagnostics"),
         *("intake_service record_service release_service", "node", "cli"),
     ),
     "coordinator": (
-        "groups schedule backoff initial_model owner_sessions release_download",
+        "best_release groups schedule backoff initial_model owner_sessions release_download",
         "aggregator_client invitation_service events run_directory settings",
-        *("cohort_selection ledger_mirror console diagnostics", "round_runner", "job_runner"),
+        *(
+            "cohort_selection ledger_mirror console diagnostics",
+            "job",
+            "round_runner",
+            "job_runner",
+        ),
         *("node", "cli"),
     ),
 }

@@ -1,10 +1,25 @@
-"""What the coordinator says of owners that were not counted."""
+"""What the coordinator says of owners that were not counted, and of the best release."""
+
+from pathlib import Path
 
 import pytest
 
 from cairn.v1 import round_pb2 as pb
+from coordinator.best_release import BestSoFar
 from coordinator.console import show
-from coordinator.events import OwnerNotCounted
+from coordinator.events import (
+    BestMetricMissing,
+    BestModelKept,
+    Event,
+    OwnerNotCounted,
+    RoundFinished,
+    StoppedEarly,
+)
+
+BEST = BestSoFar("f1", "higher", round=7, value=0.8125, mark=0.75, waited=5)
+FINISHED = RoundFinished(
+    7, 50, 7, contributors=3, group=None, metrics={"f1": 0.8125}, seconds=1.5, is_best=True
+)
 
 
 @pytest.mark.parametrize(
@@ -31,4 +46,39 @@ def test_a_word_that_tells_little_is_explained(
     reason: "pb.Reason", line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show(OwnerNotCounted(2, "bob", reason))
+    assert capsys.readouterr().out == line
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (FINISHED, "Round  7/50   3 owners   f1 0.8125   1.50 s   best so far\n"),
+        (
+            StoppedEarly(12, 50, 0.01, BEST),
+            (
+                "Stopped early, after 12 of 50 rounds: in the last 5 rounds, f1 was not higher than 0.7500 by 0.01 or"
+                " more\n"
+            ),
+        ),
+        (
+            StoppedEarly(12, 50, 0, BEST),
+            "Stopped early, after 12 of 50 rounds: in the last 5 rounds, f1 was not higher than 0.7500\n",
+        ),
+        (
+            BestModelKept(Path("run/best.safetensors"), BEST),
+            "Best model: run/best.safetensors (round 7, f1 0.8125)\n",
+        ),
+        (
+            BestMetricMissing(2, "f1", ["acc", "loss"]),
+            (
+                "Round 2: its evaluation has no f1, only acc, loss: this release cannot be the best. A metric is there if"
+                " every owner's task reports it and every owner's file lists it\n"
+            ),
+        ),
+    ],
+)
+def test_what_is_said_of_the_best_release_is_its_average_and_its_round(
+    event: Event, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(event)
     assert capsys.readouterr().out == line

@@ -19,6 +19,7 @@ from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import OpenedRound, Page
 from coordinator.backoff import Backoff
+from coordinator.best_release import BestSettings
 from coordinator.cohort_selection import SelectedCohort
 from coordinator.events import (
     Event,
@@ -29,9 +30,10 @@ from coordinator.events import (
     RoundAborted,
     RoundFinished,
 )
+from coordinator.job import Base
 from coordinator.job_runner import JobRunner
 from coordinator.release_download import Release
-from coordinator.round_runner import Base, Ended
+from coordinator.round_runner import Ended
 from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.schedule import Step
 from tests.unit.owner_node.test_policy import MANIFEST
@@ -45,10 +47,18 @@ ABORT = Ended(None, pb.REASON_BELOW_FLOOR, ())
 class Bench:
     """A runner on a real folder, between an aggregator and rounds that do as the test says."""
 
-    def __init__(self, path: Path, *, rounds: int = 2, evaluates: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        rounds: int = 2,
+        evaluates: bool = False,
+        best: BestSettings | None = None,
+    ) -> None:
         self.path = path
         self.folder = RunFolder(path)
-        self.folder.begin(START, SCHEMA, FIRST)
+        if self.folder.checkpoint() is None:
+            self.folder.begin(START, SCHEMA, FIRST)
         self.events: list[Event] = []
         self.seen: list[
             Checkpoint | None
@@ -76,6 +86,7 @@ class Bench:
             spec_bytes=b"spec",
             evaluates=evaluates,
             gather_seconds=1.0,
+            best=best,
             sampling=SimpleNamespace(number_of=lambda _cohort: None),
         )
         me: Any = self

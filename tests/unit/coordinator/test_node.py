@@ -7,7 +7,7 @@ import pytest
 from cairn.errors import UsageError
 from cairn.model.schema import Schema, TensorSpec
 from coordinator.groups import groups_of
-from coordinator.node import _plan
+from coordinator.job import planned
 from coordinator.settings import JobSettings
 
 OWNERS = ["frank", "alice", "bob", "erin", "carol", "dave"]
@@ -24,9 +24,9 @@ def test_a_job_with_a_fraction_is_registered_with_its_groups() -> None:
         fraction=0.5,
         seed=3,
     )
-    plan = _plan(job, "clinics", SMALL)
+    plan = planned(job, "clinics", SMALL)
     assert plan.spec.groups == plan.sampling.groups == groups_of(OWNERS, 2, 3, "tumours")
-    whole = _plan(job.model_copy(update={"fraction": 1}), "clinics", SMALL)
+    whole = planned(job.model_copy(update={"fraction": 1}), "clinics", SMALL)
     assert whole.spec.groups == ()
     assert whole.sampling.groups == (tuple(sorted(OWNERS)),)
 
@@ -42,10 +42,10 @@ def test_a_model_whose_list_of_tensors_is_too_large_is_a_mistake_in_one_sentence
     names = [f"{number:0512}" for number in range(32_768)]  # 512 bytes each: 16 MiB of names alone
     schema = Schema.of([TensorSpec(name, "F32", (1,)) for name in names])
     with pytest.raises(UsageError) as mistake:
-        _plan(job, "clinics", schema)
+        planned(job, "clinics", schema)
     sentence = str(mistake.value)
     assert sentence.startswith("the job tumours cannot be run: ")
     assert str(16 << 20) in sentence
     assert "\n" not in sentence
     smaller = Schema.of([TensorSpec(name, "F32", (1,)) for name in names[:30_000]])
-    assert _plan(job, "clinics", smaller).spec.schema == smaller
+    assert planned(job, "clinics", smaller).spec.schema == smaller

@@ -16,8 +16,9 @@ from cairn.v1 import round_pb2 as pb
 from coordinator.aggregator_client import OpenedRound
 from coordinator.cohort_selection import SelectedCohort
 from coordinator.groups import Sampling
+from coordinator.job import Base
 from coordinator.release_download import Release
-from coordinator.round_runner import Base, RoundRunner
+from coordinator.round_runner import RoundRunner
 from coordinator.schedule import Step
 from tests.unit.owner_node.test_policy import MANIFEST
 

@@ -147,6 +147,9 @@ def test_a_checkpoint_of_a_version_that_knew_of_no_failing_owners_is_read(
         ("failing", None),
         ("round", "last"),
         ("rounds", 4),
+        ("best", {"metric": "f1"}),
+        ("best", {"metric": "f1", "better": "most", "round": 1, "value": 0.5, "mark": 0.5}),
+        ("best", 3),
     ],
     ids=str,
 )

@@ -33,6 +33,15 @@ def test_an_evaluating_job_evaluates_each_release_before_the_next_round() -> Non
     assert taken == [train(1), evaluate(1), train(2), evaluate(2)]
 
 
+def test_a_job_that_ends_early_still_evaluates_its_last_release() -> None:
+    schedule = Schedule(rounds=9, evaluates=True)
+    schedule.was_released(train(1))
+    schedule.ends_early = True
+    assert schedule.next() == evaluate(1)
+    schedule.was_released(evaluate(1))
+    assert schedule.next() is None
+
+
 def test_an_aborted_rounds_number_is_not_used_again() -> None:
     schedule = Schedule(rounds=2, evaluates=False)
     schedule.was_aborted(train(1), pb.REASON_BELOW_FLOOR)

@@ -93,6 +93,57 @@ def test_a_mistake_in_a_job_is_named(tmp_path: Path, old: str, new: str, words: 
     assert str(tmp_path / "job.toml") in str(mistake.value)
 
 
+BEST = JOB.replace(
+    "[settings]", 'evaluate = true\n[best]\nmetric = "f1"\nbetter = "higher"\n[settings]'
+)
+
+
+def test_a_job_that_names_a_metric_has_all_its_rounds_where_no_patience_is_given(
+    tmp_path: Path,
+) -> None:
+    best = load(tmp_path, BEST).best
+    assert best is not None
+    assert (best.metric, best.better, best.patience, best.min_delta) == ("f1", "higher", None, 0)
+    assert load(tmp_path, JOB).best is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "evaluate = true",
+            "",
+            "best: a release is judged by its own evaluation, and this job has none",
+        ),
+        ("evaluate = true", "evaluate = false", "write evaluate = true"),
+        ("higher", "larger", "best.better = 'larger'"),
+        ('better = "higher"', "", "the key best.better is missing"),
+        ('metric = "f1"', "", "the key best.metric is missing"),
+        ('metric = "f1"', 'metric = ""', "a metric's name has 1 to 64 bytes"),
+        ("[settings]", "patience = 0\n[settings]", "best.patience = 0"),
+        ("[settings]", "patience = 3\nmin_delta = -0.1\n[settings]", "best.min_delta = -0.1"),
+        ("[settings]", "patience = 3\nmin_delta = inf\n[settings]", "best.min_delta = inf"),
+        (
+            "[settings]",
+            "min_delta = 0.1\n[settings]",
+            "best: min_delta is the gain that a job waits for",
+        ),
+        ("[settings]", "patient = 3\n[settings]", "did you mean patience?"),
+        (
+            '"carol"]',
+            '"carol", "dave", "erin", "frank", "grace"]\nfraction = 0.42',
+            "best: with fraction = 0.42 each release is evaluated by one of 2 groups",
+        ),
+    ],
+)
+def test_a_best_release_that_cannot_be_found_is_refused_in_words(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    with pytest.raises(UsageError) as mistake:
+        load(tmp_path, BEST.replace(old, new))
+    assert words in str(mistake.value)
+
+
 def test_a_job_says_in_a_word_how_its_updates_travel(tmp_path: Path) -> None:
     words = get_args(JobSettings.model_fields["updates"].annotation)
     assert words == tuple(ENCODINGS)

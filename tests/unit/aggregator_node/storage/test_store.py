@@ -27,6 +27,7 @@ class SetClock(Clock):
 
 
 SPEC = b"spec"
+STATE_DIGEST = b"s" * 32
 
 
 def a_round(number: int, **changes: object) -> RoundRow:
@@ -73,10 +74,12 @@ def record(store: Store) -> None:
         {
             "manifest_digest": a_round(1).manifest_digest.hex(),
             "statement_digest": sha256(statement_of(1)).hexdigest(),
+            "optimizer_digest": STATE_DIGEST.hex(),
         },
     )
     store.save_round(released(1))
     store.save_round(a_round(2))
+    store.save_optimizer_digest(a_round(1).manifest_digest, STATE_DIGEST)
 
 
 @pytest.fixture
@@ -95,6 +98,8 @@ def test_what_was_stored_is_there_after_a_restart(store: Store, tmp_path: Path) 
     assert again.job("tumours") == JobRow("tumours", "coordinator", b"spec")
     assert again.round(released(1).manifest_digest) == released(1)
     assert again.open_rounds() == [a_round(2)]
+    assert again.optimizer_digest(released(1).manifest_digest) == STATE_DIGEST
+    assert again.optimizer_digest(a_round(2).manifest_digest) is None
     again.close()
 
 
@@ -163,6 +168,19 @@ def no_job(db: sqlite3.Connection) -> None:
     db.execute("DELETE FROM job")
 
 
+def another_optimizer_state(db: sqlite3.Connection) -> None:
+    db.execute("UPDATE optimizer_state SET digest = ?", (bytes(32),))
+
+
+def no_optimizer_state(db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM optimizer_state")
+
+
+def an_optimizer_state_of_no_release(db: sqlite3.Connection) -> None:
+    unreleased = a_round(2).manifest_digest
+    db.execute("INSERT INTO optimizer_state VALUES (?, ?)", (unreleased, STATE_DIGEST))
+
+
 CHANGES: list[Callable[[sqlite3.Connection], None]] = [
     a_round_that_is_gone,
     a_round_that_is_no_longer_released,
@@ -175,6 +193,9 @@ CHANGES: list[Callable[[sqlite3.Connection], None]] = [
     another_coordinator,
     another_job,
     no_job,
+    another_optimizer_state,
+    no_optimizer_state,
+    an_optimizer_state_of_no_release,
 ]
 
 

@@ -23,6 +23,7 @@ KEY = Ed25519PrivateKey.from_private_bytes(b"aggregator".ljust(32, b"."))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(b"somebody else".ljust(32, b"."))
 OWNERS = ["alice", "bob", "carol"]
 MODEL = b"the bytes of the model that round 2 released"
+BEST_MODEL = b"the bytes of the model that round 1 released, which is the best"
 Row = tuple[int, str, bytes, bytes]
 
 
@@ -70,7 +71,7 @@ class Federation:
         self.ledger.add("job", job="tumours", job_digest=digest("job").hex())
         base = digest("first model")
         for number in (1, 2):
-            released = blake3(MODEL).digest() if number == 2 else digest("model of round 1")
+            released = blake3(MODEL if number == 2 else BEST_MODEL).digest()
             self._round(number, pb.PHASE_TRAIN, base, released)
             self._round(number, pb.PHASE_EVALUATE, released, released)
             base = released
@@ -188,6 +189,8 @@ def signed_head(chain: Chain, key: Ed25519PrivateKey = KEY) -> pb.Signed:
 def write_run(folder: Path, federation: Federation) -> None:
     """A completed run's folder."""
     folder.mkdir()
+    (folder / "best.safetensors").write_bytes(BEST_MODEL)
+    write_json(folder / "best.json", envelope(federation.statements[0]))
     (folder / "model.safetensors").write_bytes(MODEL)
     write_json(folder / "release.json", envelope(federation.statements[2]))
     write_json(folder / "evaluation.json", envelope(federation.statements[3]))

@@ -108,6 +108,7 @@ def with_an_older_head(path: Path) -> None:
         ("history.jsonl", Path.unlink),
         ("release.json", Path.unlink),
         ("evaluation.json", Path.unlink),
+        ("best.json", Path.unlink),
     ],
 )
 def test_what_a_killed_run_had_not_written_yet_is_behind(
@@ -156,6 +157,16 @@ def test_a_head_beyond_the_copy_is_wrong_even_in_a_killed_run(killed: Path) -> N
     result = checked(killed)
     assert result.exit_code == 1
     assert "FAILED ledger_head.json: the aggregator signed for 9 entries" in result.output
+
+
+def test_a_later_best_model_than_its_statement_is_behind(killed: Path) -> None:
+    """The model of the best release is replaced before its statement."""
+    lag(killed, 9)
+    shutil.copy(killed / "model.safetensors", killed / "best.safetensors")
+    result = checked(killed)
+    assert result.exit_code == 1
+    assert "FAILED" not in result.output
+    assert "BEHIND best.safetensors: it is the release of entry 7" in result.output
 
 
 def test_a_later_model_than_its_statement_is_behind(killed: Path) -> None:

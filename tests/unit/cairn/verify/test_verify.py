@@ -31,6 +31,7 @@ from tests.unit.cairn.verify.recorded import (
 
 KEY_TEXT = public_signing_key_text(KEY)
 FILES = ["model.safetensors", "release.json", "evaluation.json", "ledger.jsonl", "ledger_head.json"]
+FILES += ["best.safetensors", "best.json"]
 Rows = list[Row]
 
 
@@ -65,6 +66,8 @@ def test_a_whole_run_is_as_it_was_signed_and_recorded(run: Path) -> None:
     assert "release.json: tumours round 2 is entry 7 of ledger.jsonl" in result.output
     assert "model.safetensors: it is the release of tumours round 2" in result.output
     assert "evaluation.json: it evaluates the release of entry 7" in result.output
+    assert "best.json: tumours round 1 is entry 3 of ledger.jsonl" in result.output
+    assert "best.safetensors: it is the release of tumours round 1" in result.output
     assert "history.jsonl: its 2 rounds are the releases of tumours" in result.output
 
 
@@ -109,6 +112,38 @@ def test_no_file_of_a_run_can_be_taken_away(name: str, run: Path) -> None:
     result = checked(run)
     assert result.exit_code == 1
     assert f"FAILED {name}: it is missing" in result.output
+
+
+def test_a_run_that_looked_for_no_best_release_needs_none(run: Path) -> None:
+    (run / "best.safetensors").unlink()
+    (run / "best.json").unlink()
+    result = checked(run)
+    assert result.exit_code == 0, result.output
+    assert "best" not in result.output
+
+
+def test_the_best_model_may_be_the_last_one(run: Path) -> None:
+    shutil.copy(run / "model.safetensors", run / "best.safetensors")
+    shutil.copy(run / "release.json", run / "best.json")
+    assert checked(run).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        (1, "it is not the statement of a released model of tumours"),
+        (2, "tumours round 2 is later than the last release, tumours round 1"),
+    ],
+)
+def test_what_is_no_release_of_the_run_cannot_be_its_best(
+    run: Path, statement: int, words: str
+) -> None:
+    write_json(run / "best.json", envelope(Federation().statements[statement]))
+    if statement == 2:
+        write_json(run / "release.json", envelope(Federation().statements[0]))
+    result = checked(run)
+    assert result.exit_code == 1
+    assert f"FAILED best.json: {words}" in result.output
 
 
 def reordered(rows: Rows) -> Rows:
