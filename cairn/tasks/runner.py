@@ -1,13 +1,9 @@
 """Runs one round of a task in this process: base in, update out, whatever the task does checked."""
 
-import math
 import mmap
-import operator
 import random
-import sys
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +14,7 @@ from torch import nn
 from cairn.errors import UsageError
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
-from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
+from cairn.tasks.counted import checked_examples, checked_metrics
 from cairn.tasks.gradients import forget_gradients, write_gradients
 from cairn.tasks.loader import TaskFailed, task_code
 from cairn.tasks.partial import StateSplit, split_state, trained_part
@@ -132,17 +128,17 @@ class TaskRunner:
         examples = self._checked_examples("test_examples", data.test_examples)
         with task_code("evaluate"), torch.no_grad():
             returned = self._task.evaluate(model, data, replace(this, device=self._device))
-        return Outcome(examples, _checked_metrics("evaluate", returned))
+        return Outcome(examples, checked_metrics("evaluate", returned))
 
     def _worked(self, part: str, function: Function, model: nn.Module, this: Round) -> Outcome:
         data = self._read_data()
         examples = self._checked_examples("examples", data.examples)
         with task_code(part):
             returned = function(model, data, replace(this, device=self._device))
-        return Outcome(examples, _checked_metrics(part, returned))
+        return Outcome(examples, checked_metrics(part, returned))
 
     def _checked_examples(self, field: str, value: Any) -> int:
-        examples = _checked_examples(field, value)
+        examples = checked_examples(field, value)
         if examples < self._min_examples:
             raise TaskFailed(
                 f"the task's data has {field} = {examples}, and this owner's file asks for at least"
@@ -256,52 +252,3 @@ def _write_update(task: Task, model: nn.Module, schema: Schema, update: Writable
             f"training changed the model's tensors: {difference}", pb.REASON_WRONG_TENSORS
         )
     write_state(state, schema, update)
-
-
-def _checked_examples(field: str, value: Any) -> int:
-    try:
-        examples = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        examples = 0
-    if not 1 <= examples <= MAX_EXAMPLES:
-        raise TaskFailed(
-            f"the task's data has {field} = {value!r}, expected a whole number from 1 to"
-            f" {MAX_EXAMPLES}",
-            pb.REASON_EXAMPLES_REFUSED,
-        )
-    return examples
-
-
-def _checked_metrics(part: str, returned: Any) -> dict[str, float]:
-    if returned is None:
-        return {}
-    if not isinstance(returned, Mapping):
-        raise TaskFailed(
-            f"the task's {part} returned {type(returned).__name__}, expected scalars by name"
-        )
-    if len(returned) > MAX_METRICS:
-        raise TaskFailed(f"the task's {part} returned more than {MAX_METRICS} metrics")
-    metrics = {_metric_name(name): _metric_value(name, value) for name, value in returned.items()}
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            print(f"the metric {name} is {value} and is left out", file=sys.stderr)  # noqa: T201  the owner's console
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _metric_name(name: Any) -> str:
-    if isinstance(name, str):
-        with suppress(UnicodeEncodeError):  # half a surrogate pair is no text
-            if 1 <= len(name.encode()) <= MAX_METRIC_NAME_BYTES:
-                return name
-    raise TaskFailed(f"a metric is called {name!r}, expected 1 to {MAX_METRIC_NAME_BYTES} bytes")
-
-
-def _metric_value(name: Any, value: Any) -> float:
-    # Scalars of PyTorch and NumPy have no dimension and know their Python value.
-    number = value.item() if getattr(value, "ndim", None) == 0 else value
-    try:
-        if isinstance(number, int | float):
-            return float(number)
-    except OverflowError:
-        return math.inf
-    raise TaskFailed(f"the metric {name} is of type {type(value).__name__}, expected a number")
