@@ -16,10 +16,13 @@ from cairn.model.safetensors_writer import write_model
 from cairn.model.schema import Schema
 
 
-def first_model(source: Path, seed: int, workspace: Path) -> tuple[Schema, memoryview]:
+def first_model(
+    source: Path, seed: int, workspace: Path, *, gradients: bool
+) -> tuple[Schema, memoryview]:
     """Read a .safetensors file, or build the model of a task's .py file, by way of `workspace`.
 
-    Either holds the entries that the task exchanges and no others; of a file, the owners find that out.
+    Either holds the entries that the task exchanges and no others, and in a job of gradients only those that are
+    trained; of a file, the owners find that out.
     Raises UsageError where that fails; the traceback of the task's own code goes to stderr.
     """
     if source.suffix != ".py":
@@ -33,20 +36,22 @@ def first_model(source: Path, seed: int, workspace: Path) -> tuple[Schema, memor
             str(source),
             str(seed),
             str(built),
+            *(["gradients"] if gradients else []),
         ]
         if subprocess.run(command, check=False).returncode != 0:
             raise UsageError(f"{source}: its model could not be built; see above for the reason")
         return read_model(built)
 
 
-def _build(source: str, seed: str, target: str) -> int:
+def _build(source: str, seed: str, target: str, content: str = "weights") -> int:
     from cairn.errors import CairnError
     from cairn.runtime.quoting import say
     from cairn.tasks.loader import TaskFailed, load_task, own_traceback
     from cairn.tasks.runner import first_model as build
 
     try:
-        schema, payload = build(load_task(source), int(seed))
+        gradients = content == "gradients"
+        schema, payload = build(load_task(source), int(seed), gradients=gradients)
     except TaskFailed as failed:
         click.echo(own_traceback(failed), err=True)
         return 1

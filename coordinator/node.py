@@ -105,7 +105,11 @@ class Coordinator:
     def _taken_up(self, folder: RunFolder) -> tuple[Job, Checkpoint]:
         """The job, and how far its folder is, which is begun where it is new."""
         job, out, checkpoint = self._job, self._out, folder.checkpoint()
-        schema, payload = folder.model() if checkpoint else first_model(job.model, job.seed, out)
+        if checkpoint is not None:
+            schema, payload = folder.model()
+        else:
+            gradients = job.aggregation.are_gradients
+            schema, payload = first_model(job.model, job.seed, out, gradients=gradients)
         plan = planned(job, self._settings.federation, schema)
         if checkpoint is None:
             checkpoint = Checkpoint(job=job.name, job_digest=plan.digest)

@@ -35,8 +35,8 @@ class Downloader:
     ) -> None:
         """Have the base in the process's memory; it is fetched only where it is not there.
 
-        Raises Declined where the job's model is not the task's, of which nothing is fetched then and for
-        which no memory is taken, and where the base does not come, is not the manifest's or has values of
+        Raises Declined where the task has not the function that the job asks for or the job's model is not the
+        task's, of which nothing is fetched then and for which no memory is taken, and where the base does not come, is not the manifest's or has values of
         no model.
         """
         _check_model(invited, process, is_over)
@@ -74,15 +74,20 @@ def _check_model(
     invited: Invited, process: TrainingSupervisor, is_over: Callable[[], bool]
 ) -> None:
     """No data was opened yet, so nothing here depends on it, and the reason may be told."""
+    gradients = invited.job.aggregation.are_gradients
     try:
-        why = process.model(is_over).why_not(invited.job.schema)
+        model = process.model(is_over)
     except TaskFailed as failed:
         if is_over():
             raise WrongState(
                 "the round ended before this owner was done", pb.REASON_ROUND_ENDED
             ) from None
-        why = f"the task's model is not known: {failed}"
-    if why:
+        raise Declined(
+            f"the task's model is not known: {failed}", pb.REASON_SCHEMA_MISMATCH
+        ) from None
+    if why := model.why_not_asked(gradients=gradients):
+        raise Declined(why, pb.REASON_JOB_REFUSED)
+    if why := model.why_not(invited.job.schema, gradients=gradients):
         raise Declined(why, pb.REASON_SCHEMA_MISMATCH)
 
 

@@ -65,6 +65,7 @@ class LocalWork:
             settings=invited.job.settings,
             schema=invited.job.schema,
             in_place=trains and not self._uploader.needs_base(invited),
+            gradients=invited.job.aggregation.are_gradients,
         )
         if progress is None:
             return process.run(work)

@@ -56,7 +56,7 @@ class Uploader:
 
     def needs_base(self, invited: Invited) -> bool:
         """Whether the base must still be there when the update is pushed."""
-        return needs_base(invited.manifest.encoding, self._rules[invited.job.task])
+        return needs_base(invited, self._rules[invited.job.task])
 
     def push(
         self,

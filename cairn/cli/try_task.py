@@ -5,8 +5,9 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cairn.cli.errors import mistakes_explained
+from cairn.config import ContentWord
 from cairn.errors import UpdateRefused, UsageError
 from cairn.model.safetensors_reader import read_model
 from cairn.model.schema import Schema
@@ -42,6 +44,11 @@ Row = tuple[str, str, tuple[int, ...], int]
 )
 @click.option("--seed", default=0, show_default=True, help="Seeds PyTorch before model().")
 @click.option(
+    "--content",
+    type=click.Choice(get_args(ContentWord)),
+    help="What the job asks for; by default weights, if the task has a train function.",
+)
+@click.option(
     "--environment",
     multiple=True,
     metavar="NAME",
@@ -56,6 +63,7 @@ def try_task(
     settings: tuple[str, ...],
     initial_model: Path | None,
     seed: int,
+    content: ContentWord | None,
     environment: tuple[str, ...],
 ) -> None:
     """Run one round of TASK offline and show what would leave this site. Nothing is sent.
@@ -68,38 +76,55 @@ def try_task(
     numbers = dict(_setting(text) for text in settings)
     try:
         with as_the_task_has_it(environment):
-            _run(load_task(task), Site(name, data), Round("try", 1, numbers), (initial_model, seed))
+            loaded = load_task(task)
+            word = content or ("gradients" if loaded.train is None else "weights")
+            start = _Start(initial_model, seed, gradients=word == "gradients")
+            _run(loaded, Site(name, data), Round("try", 1, numbers), start)
     except TaskFailed as failed:
         click.echo(own_traceback(failed), nl=False, err=True)
         raise
 
 
-def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) -> None:
+@dataclass(frozen=True)
+class _Start:
+    """What the round starts from, and whether its job asks for gradients."""
+
+    initial_model: Path | None
+    seed: int
+    gradients: bool
+
+
+def _run(task: Task, site: Site, this: Round, start: _Start) -> None:
     # PyTorch takes seconds to import, and the other commands do without it.
     from cairn.tasks.runner import TaskRunner, first_split
     from cairn.tasks.state_dict import payload_of
 
-    initial_model, seed = start
-    split = first_split(task, seed)
+    seed, gradients = start.seed, start.gradients
+    split = first_split(task, seed, gradients=gradients)
     schema, update = payload_of(split.shared)
-    if initial_model is not None:
-        schema, values = read_model(initial_model)
+    if start.initial_model is not None:
+        schema, values = read_model(start.initial_model)
         update = bytearray(values)
-    base = bytearray(update)
+    base, model = bytearray(update), bytearray(update)
     runner = TaskRunner(task, site)
     begins = time.monotonic()
-    trained = runner.train(this, schema, base, update)
+    work = runner.gradients if gradients else runner.train
+    trained = work(this, schema, base, update)
     seconds = time.monotonic() - begins
     _check_finite(schema, update)
     digest = schema.digest(update)
-    evaluated = runner.evaluate(this, schema, update) if task.evaluate else None
+    # A gradient is no model: what it was taken of is.
+    model = model if gradients else update
+    evaluated = runner.evaluate(this, schema, model, gradients=gradients) if task.evaluate else None
     console = Console(file=sys.stdout, soft_wrap=True)
     console.print("What would leave this site, to the aggregator only:\n")
     console.print(_table((s.name, s.dtype, s.shape, s.nbytes) for s in schema.tensors))
     console.print(f"{schema.total_bytes} bytes, BLAKE3 {digest.hex()}")
     if split.private:
-        _print_private(console, split.private, first_split(task, seed + 1).private)
-    _print_outcome(console, "train", trained)
+        _print_private(
+            console, split.private, first_split(task, seed + 1, gradients=gradients).private
+        )
+    _print_outcome(console, "gradients" if gradients else "train", trained)
     console.print(f"  {seconds:.2g} s, reading the data included", markup=False)
     if evaluated is not None:
         _print_outcome(console, "evaluate", evaluated)

@@ -7,20 +7,51 @@ from cairn.model.schema import Schema
 
 @dataclass(frozen=True)
 class Exchanged:
-    """The tensors that are shared, and the names of those that are private to the site."""
+    """The tensors that are shared, and the names of those that are private to the site.
+
+    `trained` names the shared ones that have a gradient: a job of gradients consists of them alone. `gives_weights`
+    and `gives_gradients` say which of its functions the task has.
+    """
 
     schema: Schema
     private: frozenset[str]
+    trained: frozenset[str] = frozenset()
+    gives_weights: bool = True
+    gives_gradients: bool = False
 
-    def why_not(self, job: Schema) -> str:
-        """Say in words why the model of a job is not what the task exchanges; empty where it is."""
-        if job == self.schema:
+    def schema_of(self, *, gradients: bool) -> Schema:
+        """The model of a job of gradients, or of weights."""
+        if not gradients:
+            return self.schema
+        return Schema(tuple(spec for spec in self.schema.tensors if spec.name in self.trained))
+
+    def why_not(self, job: Schema, *, gradients: bool = False) -> str:
+        """Say in words why the model of a job, of gradients or of weights, is not the task's; empty where it is."""
+        ours = self.schema_of(gradients=gradients)
+        if job == ours:
             return ""
+        shared = frozenset(spec.name for spec in self.schema.tensors)
         for spec in job.tensors:
+            if gradients and spec.name in shared - self.trained:
+                return (
+                    f"the job's model has {spec.name}, which has no gradient in the task's model; the model of a job"
+                    " of gradients holds only parameters that are trained"
+                )
             if spec.name in self.private:
                 return (
                     f"the job's model has {spec.name}, which stays at this site by the task's exchanges;"
                     " a job's model holds only what its task exchanges"
                 )
-        part = "what the task exchanges" if self.private else "the task's model"
-        return f"{part} is not the job's: {job.difference(self.schema)}"
+        is_part = self.private or ours != self.schema
+        part = "what the task exchanges" if is_part else "the task's model"
+        return f"{part} is not the job's: {job.difference(ours)}"
+
+    def why_not_asked(self, *, gradients: bool) -> str:
+        """Say in words why the task cannot do the training that a job asks for; empty where it can."""
+        if self.gives_gradients if gradients else self.gives_weights:
+            return ""
+        content, function = ("gradients", "gradients") if gradients else ("weights", "train")
+        return (
+            f"the job asks for {content} and the task has no {function} function;"
+            f" pass one: cairn.Task(..., {function}={function})"
+        )

@@ -74,6 +74,11 @@ def load_task(source: str) -> Task:
         raise UsageError(
             f"{attribute!r} in {source} is of type {type(task).__name__}, expected cairn.Task(...)"
         )
+    if task.train is None and task.gradients is None:
+        raise UsageError(
+            f"{attribute!r} in {source} has neither a train nor a gradients function; pass one:"
+            " cairn.Task(..., train=train)"
+        )
     return task
 
 

@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -32,6 +32,39 @@ def split_state(state: Mapping[str, Any], exchanges: Sequence[str] | None) -> St
     )
     _check_apart(split)
     return split
+
+
+def trained_part(split: StateSplit, model: nn.Module) -> StateSplit:
+    """Of the shared entries leave the parameters that need a gradient, under each name of a tied one; the others are private.
+
+    Raises UsageError where there is none, and where two parameters are one memory: each has its own gradient, and the
+    memory would need their sum.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name in split.shared and parameter.requires_grad
+    }
+    if not parameters:
+        raise UsageError(
+            "none of the tensors that the task exchanges is a parameter with requires_grad, so that there is no"
+            " gradient to send"
+        )
+    spans = sorted((*span, name) for name, value in parameters.items() if (span := _span(value)))
+    reach, farthest = 0, ""
+    for begin, end, name in spans:
+        if begin < reach and parameters[name] is not parameters[farthest]:
+            raise UsageError(
+                f"the model's {name} shares its memory with {farthest}, and each has a gradient of its own; tie"
+                " them by one nn.Parameter"
+            )
+        reach, farthest = max((reach, farthest), (end, name))
+    return replace(
+        split,
+        shared={name: value for name, value in split.shared.items() if name in parameters},
+        private=split.private
+        | {name: value for name, value in split.shared.items() if name not in parameters},
+    )
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -1,13 +1,9 @@
 """Runs one round of a task in this process: base in, update out, whatever the task does checked."""
 
-import math
 import mmap
-import operator
 import random
-import sys
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +14,10 @@ from torch import nn
 from cairn.errors import UsageError
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
-from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
+from cairn.tasks.counted import checked_examples, checked_metrics
+from cairn.tasks.gradients import forget_gradients, write_gradients
 from cairn.tasks.loader import TaskFailed, task_code
-from cairn.tasks.partial import StateSplit, split_state
+from cairn.tasks.partial import StateSplit, split_state, trained_part
 from cairn.tasks.state_dict import (
     WritableBuffer,
     payload_of,
@@ -31,6 +28,8 @@ from cairn.tasks.state_dict import (
 from cairn.tasks.task import Data, Round, Site, Task
 from cairn.v1 import round_pb2 as pb
 
+Function = Callable[[nn.Module, Any, Round], Mapping[str, float] | None]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -40,21 +39,25 @@ class Outcome:
     metrics: dict[str, float]
 
 
-def first_model(task: Task, seed: int) -> tuple[Schema, bytearray]:
-    """Build the model a job starts from: what the task exchanges of `first_split`.
+def first_model(task: Task, seed: int, *, gradients: bool = False) -> tuple[Schema, bytearray]:
+    """Build the model a job of weights or of gradients starts from: what the task exchanges of `first_split`.
 
     Raises TaskFailed where the task's code raises, UsageError for a model that cannot be averaged.
     """
-    return payload_of(first_split(task, seed).shared)
+    return payload_of(first_split(task, seed, gradients=gradients).shared)
 
 
-def first_split(task: Task, seed: int) -> StateSplit:
+def first_split(task: Task, seed: int, *, gradients: bool = False) -> StateSplit:
     """Build `task.model()` after `torch.manual_seed(seed)`: its shared and its private entries.
+
+    In a job of gradients, buffers and frozen parameters are private too.
 
     Raises as `first_model` does.
     """
     torch.manual_seed(seed)
-    return _split(task, _built(task))
+    model = _built(task)
+    split = _split(task, model)
+    return trained_part(split, model) if gradients else split
 
 
 class TaskRunner:
@@ -92,33 +95,50 @@ class TaskRunner:
         The base is this process's own: a model may keep it, and train it. The update may lie in the memory of which
         the base is a private mapping. The values are not looked at.
         """
+        train = _asked_for("train", self._task.train)
         # First: for another model no data is read.
         model = self._loaded_model(schema, base).train()
-        data = self._read_data()
-        examples = self._checked_examples("examples", data.examples)
-        with task_code("train"):
-            returned = self._task.train(model, data, replace(this, device=self._device))
-        metrics = _checked_metrics("train", returned)
+        outcome = self._worked("train", train, model, this)
         _write_update(self._task, model, schema, update)
-        return Outcome(examples, metrics)
+        return outcome
 
-    def evaluate(self, this: Round, schema: Schema, base: WritableBuffer) -> Outcome:
-        """Evaluate `base`, which is this process's own. Raises TaskFailed."""
+    def gradients(
+        self, this: Round, schema: Schema, base: WritableBuffer, update: WritableBuffer
+    ) -> Outcome:
+        """Write the gradient of the task's loss at `base` to `update`. The memory is as in `train`. Raises TaskFailed."""
+        gradients = _asked_for("gradients", self._task.gradients)
+        model = self._loaded_model(schema, base, gradients=True).train()
+        forget_gradients(model)
+        outcome = self._worked("gradients", gradients, model, this)
+        write_gradients(model, schema, update)
+        return outcome
+
+    def evaluate(
+        self, this: Round, schema: Schema, base: WritableBuffer, *, gradients: bool = False
+    ) -> Outcome:
+        """Evaluate `base`, which is this process's own, in a job of gradients or of weights. Raises TaskFailed."""
         if self._task.evaluate is None:
             raise TaskFailed(
                 "the job evaluates and the task has no evaluate function;"
                 " pass one: cairn.Task(..., evaluate=evaluate)",
                 pb.REASON_JOB_REFUSED,
             )
-        model = self._loaded_model(schema, base).eval()
+        model = self._loaded_model(schema, base, gradients=gradients).eval()
         data = self._read_data()
         examples = self._checked_examples("test_examples", data.test_examples)
         with task_code("evaluate"), torch.no_grad():
             returned = self._task.evaluate(model, data, replace(this, device=self._device))
-        return Outcome(examples, _checked_metrics("evaluate", returned))
+        return Outcome(examples, checked_metrics("evaluate", returned))
+
+    def _worked(self, part: str, function: Function, model: nn.Module, this: Round) -> Outcome:
+        data = self._read_data()
+        examples = self._checked_examples("examples", data.examples)
+        with task_code(part):
+            returned = function(model, data, replace(this, device=self._device))
+        return Outcome(examples, checked_metrics(part, returned))
 
     def _checked_examples(self, field: str, value: Any) -> int:
-        examples = _checked_examples(field, value)
+        examples = checked_examples(field, value)
         if examples < self._min_examples:
             raise TaskFailed(
                 f"the task's data has {field} = {examples}, and this owner's file asks for at least"
@@ -143,7 +163,13 @@ class TaskRunner:
         model = _built(self._task)
         try:
             split = _split(self._task, model)
-            return model, Exchanged(schema_of(split.shared), frozenset(split.private))
+            return model, Exchanged(
+                schema_of(split.shared),
+                frozenset(split.private),
+                _trained(self._task, split, model),
+                gives_weights=self._task.train is not None,
+                gives_gradients=self._task.gradients is not None,
+            )
         except UsageError as error:
             raise TaskFailed(str(error), pb.REASON_SCHEMA_MISMATCH) from None
 
@@ -151,7 +177,9 @@ class TaskRunner:
         """Whether the model of the last round is still there: the task keeps it, or it is part of a cycle."""
         return self._last() is not None
 
-    def _loaded_model(self, schema: Schema, base: WritableBuffer) -> nn.Module:
+    def _loaded_model(
+        self, schema: Schema, base: WritableBuffer, *, gradients: bool = False
+    ) -> nn.Module:
         """Build the model and load the base.
 
         A model may keep the tensors that it loads. A tensor keeps the array that it was made from, and so do its
@@ -159,7 +187,7 @@ class TaskRunner:
         """
         model, exchanged = self._built()
         self._last = weakref.ref(model)
-        if why := exchanged.why_not(schema):
+        if why := exchanged.why_not(schema, gradients=gradients):
             raise TaskFailed(why, pb.REASON_SCHEMA_MISMATCH)
         model.to(self._device)
         handed = np.asarray(base).view()
@@ -170,6 +198,16 @@ class TaskRunner:
             pages = kept[:: mmap.PAGESIZE]
             np.bitwise_or(pages, 0, out=pages)
         return model
+
+
+def _asked_for(part: str, function: Function | None) -> Function:
+    if function is None:
+        raise TaskFailed(
+            f"the task has no {part} function, which the job asks for;"
+            f" pass one: cairn.Task(..., {part}={part})",
+            pb.REASON_JOB_REFUSED,
+        )
+    return function
 
 
 def _built(task: Task) -> nn.Module:
@@ -186,6 +224,13 @@ def _split(task: Task, model: nn.Module) -> StateSplit:
     with task_code("model's state_dict"):
         state = model.state_dict()
     return split_state(state, task.exchanges)
+
+
+def _trained(task: Task, split: StateSplit, model: nn.Module) -> frozenset[str]:
+    """The names of what a job of gradients exchanges; none where the task has no part in one."""
+    if task.gradients is None:
+        return frozenset()
+    return frozenset(trained_part(split, model).shared)
 
 
 def _load(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
@@ -207,52 +252,3 @@ def _write_update(task: Task, model: nn.Module, schema: Schema, update: Writable
             f"training changed the model's tensors: {difference}", pb.REASON_WRONG_TENSORS
         )
     write_state(state, schema, update)
-
-
-def _checked_examples(field: str, value: Any) -> int:
-    try:
-        examples = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        examples = 0
-    if not 1 <= examples <= MAX_EXAMPLES:
-        raise TaskFailed(
-            f"the task's data has {field} = {value!r}, expected a whole number from 1 to"
-            f" {MAX_EXAMPLES}",
-            pb.REASON_EXAMPLES_REFUSED,
-        )
-    return examples
-
-
-def _checked_metrics(part: str, returned: Any) -> dict[str, float]:
-    if returned is None:
-        return {}
-    if not isinstance(returned, Mapping):
-        raise TaskFailed(
-            f"the task's {part} returned {type(returned).__name__}, expected scalars by name"
-        )
-    if len(returned) > MAX_METRICS:
-        raise TaskFailed(f"the task's {part} returned more than {MAX_METRICS} metrics")
-    metrics = {_metric_name(name): _metric_value(name, value) for name, value in returned.items()}
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            print(f"the metric {name} is {value} and is left out", file=sys.stderr)  # noqa: T201  the owner's console
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _metric_name(name: Any) -> str:
-    if isinstance(name, str):
-        with suppress(UnicodeEncodeError):  # half a surrogate pair is no text
-            if 1 <= len(name.encode()) <= MAX_METRIC_NAME_BYTES:
-                return name
-    raise TaskFailed(f"a metric is called {name!r}, expected 1 to {MAX_METRIC_NAME_BYTES} bytes")
-
-
-def _metric_value(name: Any, value: Any) -> float:
-    # Scalars of PyTorch and NumPy have no dimension and know their Python value.
-    number = value.item() if getattr(value, "ndim", None) == 0 else value
-    try:
-        if isinstance(number, int | float):
-            return float(number)
-    except OverflowError:
-        return math.inf
-    raise TaskFailed(f"the metric {name} is of type {type(value).__name__}, expected a number")

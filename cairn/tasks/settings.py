@@ -51,8 +51,8 @@ class TaskSettings(Settings):
     `cairn reset`. `work_seconds` is the time that the work on the data takes in every round, whatever the data
     is: what comes of it leaves so many seconds after the base has arrived, and work that is not done by then is
     such a failure. `clip` is the longest way, as the L2 norm over all floating-point tensors
-    together, by which an update may differ from its base; a longer one is scaled down to it, before it
-    is encoded. `encodings` lists how updates may travel: "whole", or as deltas, which are smaller and say
+    together, by which an update may differ from its base, or the largest norm of a gradient; a longer one is scaled
+    down to it, before it is encoded. `encodings` lists how updates may travel: "whole", or as deltas, which are smaller and say
     a little less. A job that asks for deltas has its updates travel whole until the aggregator has a base.
     `contents` lists what may leave, "weights" or "gradients"; `rules` and `optimizers` what a job may have the
     aggregator make of it.

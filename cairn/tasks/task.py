@@ -4,11 +4,13 @@
     def data(site): ...                 the private data, read once per process
     def train(model, data, round): ...  any PyTorch loop on the model it is given
     def evaluate(model, data, round): ...
+    def gradients(model, data, round):  instead of train, in a job of gradients
+        loss(model, data).backward()
 
     task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
 
 The framework loads the round's weights into the model before it calls `train` or `evaluate`, and reads
-`model.state_dict()` afterwards, so a task never touches a state_dict. The model's tensors may lie in memory that
+`model.state_dict()` afterwards, or the `grad` of its parameters, so a task never touches a state_dict. The model's tensors may lie in memory that
 the owner's process reads, so they can be changed but not resized. What a task keeps of them stays as it was when the
 round ended; that costs a copy.
 
@@ -68,7 +70,14 @@ class Round:
 class Task:
     """The functions of a task, bound together. Each is called in a process of its own.
 
-    `train` and `evaluate` return scalars by name, or nothing; the aggregator averages them.
+    `train`, `evaluate` and `gradients` return scalars by name, or nothing; the aggregator averages them.
+
+    A job asks for weights or for gradients, and a task has `train`, `gradients` or both. `gradients` computes a
+    loss of the round's model, calls `backward()` on it and changes no weight: what lies in the `grad` of the
+    parameters is what leaves, and the aggregator's optimizer steps along its average (FedSGD: McMahan et al. 2017,
+    arXiv 1602.05629). The model then consists of those exchanged entries that are parameters with
+    `requires_grad`; buffers and frozen parameters are private. A parameter without a `grad` counts as zeros, and a
+    sparse gradient is made dense. A tied parameter has one gradient, which leaves under each of its names.
 
     `exchanges` says which entries of `model.state_dict()` travel, buffers included: names, or patterns
     as a shell has them, in which * stands for any text, dots too. A pattern after "!" takes entries
@@ -82,6 +91,7 @@ class Task:
 
     model: Callable[[], "nn.Module"]
     data: Callable[[Site], Data]
-    train: Callable[["nn.Module", Any, Round], Metrics | None]
+    train: Callable[["nn.Module", Any, Round], Metrics | None] | None = None
     evaluate: Callable[["nn.Module", Any, Round], Metrics | None] | None = None
+    gradients: Callable[["nn.Module", Any, Round], Metrics | None] | None = None
     exchanges: Sequence[str] | None = None

@@ -28,7 +28,7 @@ def main(model_file):
         loss = ((predictions - targets) ** 2).sum()
     print(f"predictions: {[round(value, 4) for value in predictions.flatten().tolist()]}")
     print(f"targets:     {targets.flatten().tolist()}")
-    print(f"loss:        {loss.item():.4f}")
+    print(f"loss:        {loss.item():.3g}")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,13 @@ ASK_FOR_MODEL = {"ask": "model"}
 
 
 def exchanged_message(exchanged: Exchanged) -> dict[str, Any]:
-    return {**schema_message(exchanged.schema), "private": sorted(exchanged.private)}
+    return {
+        **schema_message(exchanged.schema),
+        "private": sorted(exchanged.private),
+        "trained": sorted(exchanged.trained),
+        "gives_weights": exchanged.gives_weights,
+        "gives_gradients": exchanged.gives_gradients,
+    }
 
 
 def told_of_model(link: Link, *, again: bool) -> "Exchanged | dict[str, Any]":
@@ -114,7 +120,13 @@ def told_of_model(link: Link, *, again: bool) -> "Exchanged | dict[str, Any]":
         return {}
     if "schema" not in answer:
         return answer
-    return Exchanged(schema_from(answer), frozenset(answer["private"]))
+    return Exchanged(
+        schema_from(answer),
+        frozenset(answer["private"]),
+        frozenset(answer["trained"]),
+        gives_weights=answer["gives_weights"],
+        gives_gradients=answer["gives_gradients"],
+    )
 
 
 def schema_message(schema: Schema) -> dict[str, Any]:

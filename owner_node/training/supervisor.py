@@ -23,7 +23,8 @@ T = TypeVar("T")
 class Work:
     """What a round asks of the task.
 
-    With `in_place` the update takes the base's place: the base is not there any more afterwards.
+    With `in_place` the update takes the base's place: the base is not there any more afterwards. In a job of
+    `gradients` the update is a gradient, and the schema that of what is trained.
     """
 
     job: str
@@ -32,6 +33,7 @@ class Work:
     settings: Mapping[str, float]
     schema: Schema
     in_place: bool = False
+    gradients: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ def _ask(child: Child, memory: ModelMemory, work: Work) -> dict[str, Any] | None
                 "phase": work.phase,
                 "settings": dict(work.settings),
                 "in_place": work.in_place,
+                "gradients": work.gradients,
             }
         )
         return child.link.receive()

@@ -69,7 +69,9 @@ class Training:
         try:
             runner = self._load()
             if message["phase"] == "evaluate":
-                outcome = runner.evaluate(this, memory.schema, base)
+                outcome = runner.evaluate(this, memory.schema, base, gradients=message["gradients"])
+            elif message["gradients"]:
+                outcome = runner.gradients(this, memory.schema, base, update)
             else:
                 outcome = runner.train(this, memory.schema, base, update)
         except TaskFailed as failed:

@@ -1,6 +1,7 @@
-"""Limits how far an update may be from its base. Pure.
+"""Limits how far an update may be from its base, or how long a gradient may be. Pure.
 
 The distance is the L2 norm of update - base over all floating-point tensors together, in binary64.
+A gradient has no base: its distance is that from zero.
 A longer update becomes base + (update - base) * limit / distance, rounded once to each tensor's type.
 Integers and bools, such as a count of batches, stay as they are.
 """
@@ -19,8 +20,8 @@ from cairn.runtime.buffer import Buffer
 Block = NDArray[np.float64]
 
 
-def clip(schema: Schema, base: Buffer, update: memoryview | bytearray, limit: float) -> bool:
-    """Scale the update down in place where it is further than `limit` from its base.
+def clip(schema: Schema, base: Buffer | None, update: memoryview | bytearray, limit: float) -> bool:
+    """Scale the update down in place where it is further than `limit` from its base, or from zero without one.
 
     Returns whether it was. All values must be finite (`cairn.model.validation.check_values`).
     """
@@ -42,7 +43,7 @@ def clip(schema: Schema, base: Buffer, update: memoryview | bytearray, limit: fl
 
 
 def _halves(
-    schema: Schema, base: Buffer, update: Buffer
+    schema: Schema, base: Buffer | None, update: Buffer
 ) -> Iterator[tuple[NDArray[Any], Block, Block]]:
     """Block by block: the update's own values, half their difference from the base's, and these.
 
@@ -51,7 +52,8 @@ def _halves(
     for run in runs_of(schema):
         if run.dtype not in FLOATS:
             continue
-        values, starts = run.values(update), run.values(base)
+        values = run.values(update)
+        starts = np.broadcast_to(0.0, len(values)) if base is None else run.values(base)
         for block in run.blocks():
             start = starts[block].astype(np.float64)
             yield values[block], values[block].astype(np.float64) / 2 - start / 2, start

@@ -23,7 +23,10 @@ from owner_node.updates.error_feedback import ErrorFeedback, Stream
 
 @dataclass(frozen=True)
 class DisclosureRules:
-    """What may leave of a task: the metrics by name, and how far an update may be from its base."""
+    """What may leave of a task: the metrics by name, and how far an update may be from its base.
+
+    A gradient may be as long as an update may be far.
+    """
 
     metrics: frozenset[str] = frozenset()
     clip: float | None = None
@@ -40,9 +43,11 @@ class OutgoingUpdate:
     change: Change | None
 
 
-def needs_base(encoding: "pb.Encoding", rules: DisclosureRules) -> bool:
+def needs_base(invited: Invited, rules: DisclosureRules) -> bool:
     """Whether what leaves is made of the update and its base, which must then outlive the training."""
-    return encoding != pb.ENCODING_WHOLE or rules.clip is not None
+    if invited.manifest.aggregation.are_gradients:
+        return False
+    return invited.manifest.encoding != pb.ENCODING_WHOLE or rules.clip is not None
 
 
 def rules_beside(
@@ -90,7 +95,8 @@ def prepare_update(
             if stream.layout.encoding == pb.ENCODING_WHOLE:
                 check_values(stream.layout.schema, payload, ANY_FINITE)
                 if rules.clip is not None:
-                    clipped = clip(stream.layout.schema, base, payload, rules.clip)
+                    start = None if invited.manifest.aggregation.are_gradients else base
+                    clipped = clip(stream.layout.schema, start, payload, rules.clip)
             else:
                 change = _change(stream.layout, base, trained, rules, feedback.of(stream))
                 clipped, payload = change.factor < 1, feedback.wire(stream.layout)

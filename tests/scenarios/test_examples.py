@@ -6,6 +6,7 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
@@ -27,11 +28,16 @@ def demo(
     return kind("demo", log, BIN / "cairn", "demo", name, "--out", out, *options)
 
 
-def plain_training(model: nn.Linear, owner: str) -> None:
-    """The tutorial's loop over one owner's rows, in plain PyTorch."""
+def rows_of(owner: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """One owner's inputs and targets."""
     rows = list(csv.reader((TUTORIAL / f"data/{owner}.csv").read_text().splitlines()))[1:]
     table = torch.tensor([[float(value) for value in row] for row in rows])
-    data, target = table[:, :2], table[:, 2:]
+    return table[:, :2], table[:, 2:]
+
+
+def plain_training(model: nn.Linear, owner: str) -> None:
+    """The tutorial's loop over one owner's rows, in plain PyTorch."""
+    data, target = rows_of(owner)
     opt = optim.SGD(params=model.parameters(), lr=0.1)
     for _ in range(5):
         opt.zero_grad()
@@ -103,6 +109,30 @@ def test_the_tutorial_as_it_stands_learns_and_leaves_what_a_verifier_needs(tmp_p
     assert "predictions:" in running.output()
     assert "Traceback" not in running.output()
     assert "error" not in running.output()
+
+
+def test_the_tutorials_gradients_go_on_as_sgd_on_everybodys_rows_does(tmp_path: Path) -> None:
+    initial, out = some_model(6, 1.0), tmp_path / "out"
+    save_file(initial, tmp_path / "initial.safetensors")
+    options = ("--job", "gradients.toml", "--initial-model", tmp_path / "initial.safetensors")
+    assert demo(tmp_path, out, "tutorial", *options).ends() == 0
+    model = nn.Linear(2, 1)
+    model.load_state_dict(initial)
+    opt = optim.SGD(params=model.parameters(), lr=0.2, momentum=0.5)
+    parts = [rows_of(owner) for owner in ("alice", "bob")]
+    losses = []
+    for _ in range(10):
+        opt.zero_grad()
+        loss = sum((((model(x) - y) ** 2).sum() for x, y in parts), torch.zeros(())) / len(parts)
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+    released = load_file(out / "model.safetensors")
+    for name, expected in model.state_dict().items():
+        torch.testing.assert_close(released[name], expected, rtol=1e-5, atol=1e-5)
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    # A metric in the history has 12 bits.
+    assert [line["metrics"]["loss"] for line in history] == pytest.approx(losses, rel=1e-3)
 
 
 def test_the_breast_cancer_job_reaches_an_accuracy_of_93_per_cent(tmp_path: Path) -> None:

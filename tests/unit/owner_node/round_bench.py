@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,7 @@ class FakeTask:
         self.hold = False
         self.metrics = {"loss": 0.5, "patients": 17.0}
         self.schema = JOB.schema
+        self.gives_gradients = False
         self.model_error: TaskFailed | None = None
         self.lent = 0
         self.before: Callable[[], object] = lambda: None
@@ -198,7 +199,8 @@ class FakeTask:
     def model(self, is_over: Callable[[], bool]) -> Exchanged:
         if is_over() or self.model_error is not None:
             raise self.model_error or TaskFailed("the training was cancelled")
-        return Exchanged(self.schema, frozenset())
+        trained = frozenset(spec.name for spec in self.schema.tensors)
+        return Exchanged(self.schema, frozenset(), trained, gives_gradients=self.gives_gradients)
 
     def base_buffer(self, _schema: object) -> memoryview:
         self.lent += 1
@@ -276,9 +278,20 @@ class Bench:
         return found
 
 
-def invitation(manifest: Manifest = MANIFEST) -> coordinator_pb2.Invitation:
+def invitation(manifest: Manifest = MANIFEST, job: bytes = JOB_BYTES) -> coordinator_pb2.Invitation:
     signed = sign(KEY, MANIFEST_TYPE, manifest_to_bytes(manifest))
-    return coordinator_pb2.Invitation(manifest=signed, job_spec=JOB_BYTES)
+    return coordinator_pb2.Invitation(manifest=signed, job_spec=job)
+
+
+def invitation_of_gradients() -> coordinator_pb2.Invitation:
+    aggregation = Aggregation(
+        pb.CONTENT_GRADIENTS,
+        optimizer=pb.OPTIMIZER_SGD,
+        optimizer_numbers={"lr": 0.1, "momentum": 0},
+    )
+    job = job_spec_to_bytes(replace(JOB, aggregation=aggregation))
+    manifest = replace(MANIFEST, aggregation=aggregation, job_digest=digest_of(job))
+    return invitation(manifest, job)
 
 
 DIGEST = digest_of(manifest_to_bytes(MANIFEST))

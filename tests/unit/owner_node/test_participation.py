@@ -41,6 +41,7 @@ from tests.unit.owner_node.round_bench import (
     Bench,
     counted,
     invitation,
+    invitation_of_gradients,
     outcome,
     sent_without_an_answer,
     statement,
@@ -124,6 +125,30 @@ def test_a_clipped_update_is_what_is_pushed(tmp_path: Path) -> None:
     expected = np.array([1 + 0.5**0.5, 2 + 0.5**0.5], np.float32)
     assert bytes(bench.task.update) == expected.tobytes()
     bench.state.close()
+
+
+def test_a_gradient_is_clipped_to_its_own_length_and_needs_no_base(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, clip=1.0)
+    bench.task.gives_gradients = True
+    bench.rounds.take_part(invitation_of_gradients())
+    assert [(work.gradients, work.in_place) for work in bench.task.works] == [(True, True)]
+    assert bench.facts("sent")["clipped"] is True
+    expected = np.array([0.6, 0.8], np.float32)
+    np.testing.assert_allclose(np.frombuffer(bench.task.update, np.float32), expected, rtol=1e-7)
+    bench.state.close()
+
+
+def test_a_job_of_gradients_is_declined_by_a_task_without_them_before_anything_is_fetched(
+    bench: Bench,
+) -> None:
+    bench.coordinator.error = AssertionError("it was fetched")
+    bench.rounds.take_part(invitation_of_gradients())
+    assert bench.stub.log == ["joined", "declined REASON_JOB_REFUSED"]
+    assert (bench.task.lent, bench.task.works) == (0, [])
+    assert bench.facts("declined")["why"] == (
+        "the job asks for gradients and the task has no gradients function;"
+        " pass one: cairn.Task(..., gradients=gradients)"
+    )
 
 
 def test_a_coordinator_cannot_make_an_owner_drop_its_work_with_its_word_alone(

@@ -90,6 +90,51 @@ def test_it_says_what_travels_and_what_stays_with_the_bytes_of_both() -> None:
     assert "Warning" not in result.output
 
 
+GRADIENTS = """
+def gradients(model, data, round):
+    loss = model(torch.ones(2, 2)).sum()
+    loss.backward()
+    return {"loss": 2.5}
+"""
+
+
+def giving_gradients(*, alone: bool) -> None:
+    """Have the task give gradients, beside its training or instead of it."""
+    text = Path("site_task.py").read_text().replace("import cairn\n", "import cairn, torch\n")
+    task = "task = cairn.Task(model=model, data=data, "
+    kept = "" if alone else "train=train, "
+    text = text.replace(f"{task}train=train, ", f"{GRADIENTS}\n{task}{kept}gradients=gradients, ")
+    Path("site_task.py").write_text(text)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_it_shows_the_gradients_that_would_leave(
+    alone: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    giving_gradients(alone=alone)
+    model = a_model().train()
+    model(torch.ones(2, 2)).sum().backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    save_file(found, "expected.safetensors")
+    expected = blake3(Path("expected.safetensors").read_bytes()).hexdigest()
+    option = () if alone else ("--content", "gradients")
+    result = tried("site_task.py", "--data", "rows.csv", *option)
+    assert result.exit_code == 0, result.output
+    leaves, stays = result.output.split("What would stay, since the task does not exchange it:")
+    assert f"28 bytes, BLAKE3 {expected}" in leaves
+    assert "0.running_mean" in stays
+    assert "gradients: 3 examples\n  loss = 2.5\n" in stays
+    bias = model[1].bias.item()  # type: ignore[index]  # a Sequential can be indexed
+    assert f"evaluate: 2 examples\n  bias = {bias:.6g}\n" in stays
+
+
+def test_a_task_that_cannot_do_what_is_asked_for_is_one_sentence() -> None:
+    result = tried("site_task.py", "--data", "rows.csv", "--content", "gradients")
+    assert result.exit_code == 2
+    assert "the task has no gradients function" in result.output
+    assert result.output.count(os.linesep) == 1
+
+
 def test_it_warns_where_what_stays_is_built_with_other_values_each_time() -> None:
     exchanging("0.*", model="pass")
     result = tried("site_task.py", "--data", "rows.csv", "--set", "add=0.5")

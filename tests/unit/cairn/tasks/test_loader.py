@@ -14,7 +14,7 @@ from cairn.tasks.task import Task
 GOOD = """
 import cairn
 def model(): return {answer}
-task = cairn.Task(model=model, data=None, train=None)
+task = cairn.Task(model=model, data=None, train=print)
 """
 
 
@@ -40,6 +40,18 @@ def test_a_file_is_loaded_and_may_import_its_neighbours(tmp_path: Path) -> None:
         "from neighbour_of_the_task import NUMBER" + GOOD.format(answer="NUMBER"),
     )
     assert load_task(source).model() == 7  # type: ignore[comparison-overlap]  # no real model
+
+
+def test_a_task_that_can_neither_train_nor_give_gradients_is_refused(tmp_path: Path) -> None:
+    text = GOOD.format(answer=7).replace(", train=print", "")
+    with pytest.raises(UsageError, match="has neither a train nor a gradients function"):
+        load_task(written(tmp_path / "task.py", text))
+
+
+@pytest.mark.parametrize("function", ["train", "gradients"])
+def test_a_task_may_have_either_function_alone(tmp_path: Path, function: str) -> None:
+    text = GOOD.format(answer=7).replace("train=", f"{function}=")
+    assert getattr(load_task(written(tmp_path / "task.py", text)), function) is print
 
 
 def test_two_files_of_one_name_are_two_tasks(tmp_path: Path) -> None:

@@ -655,7 +655,9 @@ def test_it_says_what_the_tasks_model_exchanges_without_any_memory_or_data(
 ) -> None:
     process = start("pass")
     for _ in range(2):
-        assert process.model() == Exchanged(SCHEMA, frozenset())
+        assert process.model() == Exchanged(
+            SCHEMA, frozenset(), gives_weights=True, gives_gradients=False
+        )
     assert process._memory is None
     assert run(process).examples == 5
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cairn.model.schema import Schema, TensorSpec
@@ -14,6 +15,7 @@ from owner_node.training.worker import Training
 
 SCHEMA = Schema.of([TensorSpec("weight", "F32", (1, 1)), TensorSpec("bias", "F32", (1,))])
 ORDER: dict[str, Any] = {
+    "gradients": False,
     "job": "j",
     "round": 2,
     "phase": "train",
@@ -63,6 +65,27 @@ def test_it_answers_a_failure_with_a_reason_and_the_console_gets_the_traceback(
     console = capfd.readouterr().err
     assert "bad_task.py" in console
     assert "patient 7" in console
+
+
+def test_in_a_job_of_gradients_the_gradient_is_what_it_leaves(tmp_path: Path) -> None:
+    text = TASK.format(train="(3 * model(torch.ones(1, 1))).sum().backward()")
+    text = text.replace("train=train", "gradients=train").replace(
+        "import cairn", "import cairn, torch"
+    )
+    (tmp_path / "gradients_task.py").write_text(text)
+    process = Training(str(tmp_path / "gradients_task.py"), Site("bob", tmp_path))
+    told = process.model()
+    assert (told["trained"], told["gives_weights"], told["gives_gradients"]) == (
+        ["bias", "weight"],
+        False,
+        True,
+    )
+    memory = ModelMemory.create(SCHEMA)
+    answer = process.answer(memory, ORDER | {"gradients": True, "in_place": True})
+    left = bytes(memory.base)
+    memory.close()
+    assert answer == {"examples": 6, "metrics": {}}
+    assert left == np.array([3, 3], np.float32).tobytes()
 
 
 def test_a_task_that_cannot_be_loaded_is_shown_at_once_and_answered_later(

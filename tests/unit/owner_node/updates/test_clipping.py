@@ -33,6 +33,26 @@ def distance(base: State, update: State) -> float:
     return float(torch.linalg.vector_norm(torch.cat(parts)))
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_without_a_base_it_is_a_gradient_which_is_shortened_to_the_limit(
+    dtype: torch.dtype,
+) -> None:
+    gradient, _ = states(dtype)
+    del gradient["n"]
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in gradient.items()}
+    limit = distance(zeros, gradient) / 3
+    schema, payload = payload_of(gradient)
+    assert clip(schema, None, memoryview(payload), limit)
+    for name, found in read_state(schema, payload).items():
+        expected = gradient[name].double() * (limit / distance(zeros, gradient))
+        torch.testing.assert_close(
+            found, expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=4e-16
+        )
+    as_it_was = bytes(payload)
+    assert not clip(schema, None, memoryview(payload), limit * 1.01)
+    assert payload == as_it_was
+
+
 def states(dtype: torch.dtype) -> tuple[State, State]:
     torch.manual_seed(3)
     base = {"a": torch.randn(300, 7).to(dtype), "b": torch.randn(5).to(dtype), "n": torch.tensor(3)}
