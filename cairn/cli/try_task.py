@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,7 @@ def try_task(
 
 def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) -> None:
     # PyTorch takes seconds to import, and the other commands do without it.
+    from cairn.tasks.kept import KeptValues
     from cairn.tasks.runner import TaskRunner, first_split
     from cairn.tasks.state_dict import payload_of
 
@@ -85,20 +87,32 @@ def _run(task: Task, site: Site, this: Round, start: tuple[Path | None, int]) ->
     if initial_model is not None:
         schema, values = read_model(initial_model)
         update = bytearray(values)
+    kept = KeptValues.none_yet(split.kept) if split.kept else None
     base = bytearray(update)
     runner = TaskRunner(task, site)
     begins = time.monotonic()
-    trained = runner.train(this, schema, base, update)
+    trained = runner.train(this, schema, base, update, kept)
     seconds = time.monotonic() - begins
     _check_finite(schema, update)
     digest = schema.digest(update)
-    evaluated = runner.evaluate(this, schema, update) if task.evaluate else None
+    if kept is not None:
+        kept = replace(kept, are_there=True)
+    evaluated = runner.evaluate(this, schema, update, kept) if task.evaluate else None
     console = Console(file=sys.stdout, soft_wrap=True)
     console.print("What would leave this site, to the aggregator only:\n")
     console.print(_table((s.name, s.dtype, s.shape, s.nbytes) for s in schema.tensors))
     console.print(f"{schema.total_bytes} bytes, BLAKE3 {digest.hex()}")
+    if split.kept:
+        console.print("\nWhat would stay and last, since the task keeps it:\n")
+        _print_stays(console, split.kept)
     if split.private:
         _print_private(console, split.private, first_split(task, seed + 1).private)
+    _print_outcomes(console, trained, evaluated, seconds)
+
+
+def _print_outcomes(
+    console: Console, trained: "Outcome", evaluated: "Outcome | None", seconds: float
+) -> None:
     _print_outcome(console, "train", trained)
     console.print(f"  {seconds:.2g} s, reading the data included", markup=False)
     if evaluated is not None:
@@ -123,18 +137,23 @@ def _check_finite(schema: Schema, update: bytearray) -> None:
 def _print_private(console: Console, private: Entries, again: Entries) -> None:
     """List it, and warn of what has other values where `model()` is called again."""
     from cairn.tasks.partial import differing
-    from cairn.tasks.state_dict import facts_of
 
-    rows = [(name, *facts_of(value)) for name, value in private.items()]
     console.print("\nWhat would stay, since the task does not exchange it:\n")
-    console.print(_table(rows))
-    console.print(f"{sum(nbytes for *_, nbytes in rows)} bytes")
+    _print_stays(console, private)
     if other := differing(private, again):
         console.print(
             f"\nWarning: with another seed model() gives {quoted(other[0])} other values, so that every owner"
             " and every round would begin with others; load them from a file or set a seed there.",
             markup=False,
         )
+
+
+def _print_stays(console: Console, entries: Entries) -> None:
+    from cairn.tasks.state_dict import facts_of
+
+    rows = [(name, *facts_of(value)) for name, value in entries.items()]
+    console.print(_table(rows))
+    console.print(f"{sum(nbytes for *_, nbytes in rows)} bytes")
 
 
 def _table(rows: Iterable[Row]) -> Table:

@@ -1,4 +1,4 @@
-"""Which entries of a model's state_dict are shared, and which are private to the site: `Task.exchanges` says it."""
+"""Which entries of a model's state_dict are shared, kept or private to the site: `Task.exchanges` and `Task.keeps` say it."""
 
 import fnmatch
 import re
@@ -15,20 +15,52 @@ from cairn.errors import UsageError
 
 @dataclass(frozen=True)
 class StateSplit:
-    """The entries of a state_dict: the shared ones leave the site, the private ones never do, whatever they are."""
+    """The entries of a state_dict: the shared ones leave the site, and no others do.
+
+    The kept ones last from round to round; the private ones, which may be anything, end with their round.
+    """
 
     shared: dict[str, Any]
     private: dict[str, Any]
+    kept: dict[str, Any]
 
 
-def split_state(state: Mapping[str, Any], exchanges: Sequence[str] | None) -> StateSplit:
-    """Split a state_dict. Raises UsageError for a pattern that matches nothing or splits tied weights."""
-    if exchanges is None:
-        return StateSplit(dict(state), {})
-    names = _chosen(state.keys(), exchanges)
+@dataclass(frozen=True)
+class _Rule:
+    """A field of the task, what it does with a tensor, and an example of it."""
+
+    field: str
+    deed: str
+    example: str
+
+
+_EXCHANGES = _Rule(
+    "exchanges", "travels", 'name those that do, or all but some: exchanges=("*", "!norm.*")'
+)
+_KEEPS = _Rule(
+    "keeps", "is kept", 'name those that are, such as keeps=("*.norm.*",), or leave keeps out'
+)
+
+
+def split_state(
+    state: Mapping[str, Any],
+    exchanges: Sequence[str] | None,
+    keeps: Sequence[str] | None = None,
+) -> StateSplit:
+    """Split a state_dict; what is kept is not shared. Raises UsageError for a pattern that matches nothing, one that
+    splits tied weights, and where nothing is left to share.
+    """
+    kept = set() if keeps is None else _chosen(state.keys(), keeps, _KEEPS)
+    shared = {*state} if exchanges is None else _chosen(state.keys(), exchanges, _EXCHANGES)
+    shared -= kept
+    if kept and not shared:
+        raise UsageError(
+            "the task's keeps names every tensor that the task exchanges, so that none travels; keep fewer"
+        )
     split = StateSplit(
-        {name: value for name, value in state.items() if name in names},
-        {name: value for name, value in state.items() if name not in names},
+        {name: value for name, value in state.items() if name in shared},
+        {name: value for name, value in state.items() if name not in shared | kept},
+        {name: value for name, value in state.items() if name in kept},
     )
     _check_apart(split)
     return split
@@ -43,32 +75,32 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _chosen(names: Collection[str], exchanges: Sequence[str]) -> set[str]:
+def _chosen(names: Collection[str], patterns: Sequence[str], rule: _Rule) -> set[str]:
     """The names that match a pattern, less those that match a pattern after "!"."""
-    if not isinstance(exchanges, list | tuple) or not all(isinstance(p, str) for p in exchanges):
+    if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
         raise UsageError(
-            f"the task's exchanges is {exchanges!r}, expected a tuple of names or patterns, such as"
-            ' exchanges=("head.*",)'
+            f"the task's {rule.field} is {patterns!r}, expected a tuple of names or patterns, such as"
+            f' {rule.field}=("head.*",)'
         )
     chosen, left_out = set[str](), set[str]()
-    for pattern in exchanges:
+    for pattern in patterns:
         without = pattern.startswith("!")
-        (left_out if without else chosen).update(_matching(names, pattern.removeprefix("!")))
+        matching = _matching(names, pattern.removeprefix("!"), rule)
+        (left_out if without else chosen).update(matching)
     if not chosen - left_out:
         raise UsageError(
-            f"the task's exchanges is {exchanges!r}, by which no tensor travels; name those that do,"
-            ' or all but some: exchanges=("*", "!norm.*")'
+            f"the task's {rule.field} is {patterns!r}, by which no tensor {rule.deed}; {rule.example}"
         )
     return chosen - left_out
 
 
-def _matching(names: Collection[str], pattern: str) -> list[str]:
+def _matching(names: Collection[str], pattern: str, rule: _Rule) -> list[str]:
     matches = re.compile(fnmatch.translate(pattern)).match
     matching = [name for name in names if matches(name)]
     if not matching:
         closest = get_close_matches(pattern, names, cutoff=0)
         raise UsageError(
-            f"the task's exchanges has {pattern!r}, which matches no entry of the model's state_dict;"
+            f"the task's {rule.field} has {pattern!r}, which matches no entry of the model's state_dict;"
             f" the closest {'is' if len(closest) == 1 else 'are'} {', '.join(closest)}"
         )
     return matching
@@ -76,20 +108,18 @@ def _matching(names: Collection[str], pattern: str) -> list[str]:
 
 def _check_apart(split: StateSplit) -> None:
     """Refuse tied weights of which one name is shared: the values of the other would leave with it."""
-    spans = sorted(
-        (*span, name)
-        for name, value in (*split.shared.items(), *split.private.items())
-        if (span := _span(value))
-    )
-    # The tensor that reaches farthest, of the shared ones and of the private ones.
+    entries = (*split.shared.items(), *split.private.items(), *split.kept.items())
+    spans = sorted((*span, name) for name, value in entries if (span := _span(value)))
+    # The tensor that reaches farthest, of the shared ones and of those that stay.
     farthest = {True: (0, ""), False: (0, "")}
     for begin, end, name in spans:
         is_shared = name in split.shared
         reach, other = farthest[not is_shared]
         if begin < reach:
-            shared, private = (name, other) if is_shared else (other, name)
+            shared, stays = (name, other) if is_shared else (other, name)
+            rule = _KEEPS if stays in split.kept else _EXCHANGES
             raise UsageError(
-                f"the model's {private} stays by the task's exchanges, but it shares its memory with"
+                f"the model's {stays} stays by the task's {rule.field}, but it shares its memory with"
                 f" {shared}, which travels; exchange both or neither"
             )
         farthest[is_shared] = max(farthest[is_shared], (end, name))

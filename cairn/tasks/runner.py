@@ -19,6 +19,7 @@ from cairn.errors import UsageError
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
+from cairn.tasks.kept import KeptValues
 from cairn.tasks.loader import TaskFailed, task_code
 from cairn.tasks.partial import StateSplit, split_state
 from cairn.tasks.state_dict import (
@@ -85,32 +86,40 @@ class TaskRunner:
             np.random.set_state(states[1])  # noqa: NPY002
 
     def train(
-        self, this: Round, schema: Schema, base: WritableBuffer, update: WritableBuffer
+        self,
+        this: Round,
+        schema: Schema,
+        base: WritableBuffer,
+        update: WritableBuffer,
+        kept: KeptValues | None = None,
     ) -> Outcome:
-        """Train from `base`, and write what came out to `update`. Raises TaskFailed.
+        """Train from `base`, and write what came out to `update`, and of what is kept to `kept`. Raises TaskFailed.
 
         The base is this process's own: a model may keep it, and train it. The update may lie in the memory of which
-        the base is a private mapping. The values are not looked at.
+        the base is a private mapping. The values are not looked at. Without `kept` what the task keeps begins as
+        `model()` returns it, and ends here.
         """
         # First: for another model no data is read.
-        model = self._loaded_model(schema, base).train()
+        model = self._loaded_model(schema, base, kept).train()
         data = self._read_data()
         examples = self._checked_examples("examples", data.examples)
         with task_code("train"):
             returned = self._task.train(model, data, replace(this, device=self._device))
         metrics = _checked_metrics("train", returned)
-        _write_update(self._task, model, schema, update)
+        _write_trained(self._task, model, (schema, update), kept)
         return Outcome(examples, metrics)
 
-    def evaluate(self, this: Round, schema: Schema, base: WritableBuffer) -> Outcome:
-        """Evaluate `base`, which is this process's own. Raises TaskFailed."""
+    def evaluate(
+        self, this: Round, schema: Schema, base: WritableBuffer, kept: KeptValues | None = None
+    ) -> Outcome:
+        """Evaluate `base`, which is this process's own, with what is `kept`. Raises TaskFailed."""
         if self._task.evaluate is None:
             raise TaskFailed(
                 "the job evaluates and the task has no evaluate function;"
                 " pass one: cairn.Task(..., evaluate=evaluate)",
                 pb.REASON_JOB_REFUSED,
             )
-        model = self._loaded_model(schema, base).eval()
+        model = self._loaded_model(schema, base, kept).eval()
         data = self._read_data()
         examples = self._checked_examples("test_examples", data.test_examples)
         with task_code("evaluate"), torch.no_grad():
@@ -139,11 +148,12 @@ class TaskRunner:
         return self._data
 
     def _built(self) -> tuple[nn.Module, Exchanged]:
-        """A new model, and which of its entries are shared and private."""
+        """A new model, and which of its entries are shared, private and kept."""
         model = _built(self._task)
         try:
             split = _split(self._task, model)
-            return model, Exchanged(schema_of(split.shared), frozenset(split.private))
+            kept = schema_of(split.kept, "kept") if split.kept else None
+            return model, Exchanged(schema_of(split.shared), frozenset(split.private), kept)
         except UsageError as error:
             raise TaskFailed(str(error), pb.REASON_SCHEMA_MISMATCH) from None
 
@@ -151,8 +161,10 @@ class TaskRunner:
         """Whether the model of the last round is still there: the task keeps it, or it is part of a cycle."""
         return self._last() is not None
 
-    def _loaded_model(self, schema: Schema, base: WritableBuffer) -> nn.Module:
-        """Build the model and load the base.
+    def _loaded_model(
+        self, schema: Schema, base: WritableBuffer, kept: KeptValues | None
+    ) -> nn.Module:
+        """Build the model and load the base, and what is kept.
 
         A model may keep the tensors that it loads. A tensor keeps the array that it was made from, and so do its
         views: where the array outlives the loading, each page is written to, which makes it this process's own.
@@ -161,13 +173,17 @@ class TaskRunner:
         self._last = weakref.ref(model)
         if why := exchanged.why_not(schema):
             raise TaskFailed(why, pb.REASON_SCHEMA_MISMATCH)
+        if kept is not None and kept.schema != exchanged.kept:
+            raise TaskFailed(
+                "the task keeps other tensors than when the round began", pb.REASON_SCHEMA_MISMATCH
+            )
         model.to(self._device)
         handed = np.asarray(base).view()
-        is_kept = weakref.ref(handed)
-        _load(model, read_state(schema, handed))
+        is_held = weakref.ref(handed)
+        _load(model, read_state(schema, handed) | (kept.read() if kept is not None else {}))
         del handed
-        if (kept := is_kept()) is not None:
-            pages = kept[:: mmap.PAGESIZE]
+        if (held := is_held()) is not None:
+            pages = held[:: mmap.PAGESIZE]
             np.bitwise_or(pages, 0, out=pages)
         return model
 
@@ -185,7 +201,7 @@ def _built(task: Task) -> nn.Module:
 def _split(task: Task, model: nn.Module) -> StateSplit:
     with task_code("model's state_dict"):
         state = model.state_dict()
-    return split_state(state, task.exchanges)
+    return split_state(state, task.exchanges, task.keeps)
 
 
 def _load(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
@@ -196,17 +212,27 @@ def _load(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
         raise TaskFailed(f"the task's model does not load {wrong[0]}, which its state_dict has")
 
 
-def _write_update(task: Task, model: nn.Module, schema: Schema, update: WritableBuffer) -> None:
+def _write_trained(
+    task: Task,
+    model: nn.Module,
+    update: tuple[Schema, WritableBuffer],
+    kept: KeptValues | None,
+) -> None:
+    schema, payload = update
     try:
-        state = _split(task, model).shared
-        difference = schema.difference(schema_of(state))
+        split = _split(task, model)
+        difference = schema.difference(schema_of(split.shared))
+        if kept is not None and not difference:
+            difference = kept.schema.difference(schema_of(split.kept, "kept"))
     except UsageError as error:
         raise TaskFailed(str(error), pb.REASON_WRONG_TENSORS) from None
     if difference:
         raise TaskFailed(
             f"training changed the model's tensors: {difference}", pb.REASON_WRONG_TENSORS
         )
-    write_state(state, schema, update)
+    write_state(split.shared, schema, payload)
+    if kept is not None:
+        kept.write(split.kept)
 
 
 def _checked_examples(field: str, value: Any) -> int:

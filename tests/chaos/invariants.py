@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from safetensors.numpy import load_file
 
 from cairn.cli.verify import pinned_key
 from cairn.identity.signing_keys import load_signing_key
@@ -30,6 +31,7 @@ def check(stage: Stage, faultless: Model | None = None) -> None:
     ]
     check_model(stage.model(), list(released.items()), faultless)
     check_owners(stage, released)
+    check_kept(stage)
     check_verified(stage)
     check_secrets(stage)
 
@@ -79,6 +81,19 @@ def check_owners(stage: Stage, released: dict[int, frozenset[str]]) -> None:
                 continue
             is_counted = owner in released[entry.facts["round"]]
             assert entry.facts["counted"] == is_counted, (owner, entry)
+
+
+def check_kept(stage: Stage) -> None:
+    """What an owner keeps was trained as often as its ledger has it counted, and neither more nor less often."""
+    for owner in OWNERS:
+        counted = [
+            entry.facts["manifest_digest"]
+            for entry in entries_of(stage, owner, "released")
+            if entry.facts["counted"]
+        ]
+        if counted:
+            kept = load_file(stage.state_of(owner) / "kept" / f"{counted[-1]}.safetensors")
+            assert kept["trained"].tolist() == [len(counted)], owner
 
 
 def check_verified(stage: Stage) -> None:

@@ -2,7 +2,7 @@
 
 Every owner adds 1 at its own column of the row of the round's number, so that the average tells who was
 counted in each round, and how often. Beside that it halves the weights and adds its own value, and sends a
-secret that nobody but itself may ever have on a disk.
+secret that nobody but itself may ever have on a disk. It keeps, for itself, how often it was trained.
 """
 
 from dataclasses import dataclass
@@ -49,6 +49,7 @@ class Table(nn.Module):
         super().__init__()
         for name, shape in {shapes}.items():
             setattr(self, name, nn.Parameter(torch.zeros(shape)))
+        self.register_buffer("trained", torch.zeros(1))
 
 
 def model():
@@ -69,11 +70,12 @@ def train(model, data, round):
         raise RuntimeError("the data cannot be read")
     hunger = b"x" * int(asked(data, "hungry") * 2**20)
     time.sleep(asked(data, "pace"))
+    model.trained += 1
     with torch.no_grad():
         model.counted[round.number - 1, COLUMNS[data.train.name]] += 1
         model.weight.mul_(0.5).add_(float((data.train / "value").read_text()))
         model.secret.copy_(torch.from_numpy(np.fromfile(data.train / "secret", "<f4")))
 
 
-task = cairn.Task(model=model, data=data, train=train)
+task = cairn.Task(model=model, data=data, train=train, keeps=("trained",))
 """

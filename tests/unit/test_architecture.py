@@ -51,6 +51,7 @@ PURE = [
     "coordinator/backoff.py",
     "coordinator/groups.py",
     "owner_node/records/budgets.py",
+    "owner_node/records/kept_rounds.py",
     "owner_node/updates/encoder.py",
     "owner_node/updates/prepare.py",
     "owner_node/policy.py",

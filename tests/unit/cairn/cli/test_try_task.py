@@ -90,6 +90,24 @@ def test_it_says_what_travels_and_what_stays_with_the_bytes_of_both() -> None:
     assert "Warning" not in result.output
 
 
+def test_it_lists_what_is_kept_apart_and_evaluates_with_it() -> None:
+    text = Path("site_task.py").read_text()
+    text = text.replace("evaluate=evaluate)", "evaluate=evaluate, keeps=('0.*', '1.bias'))")
+    Path("site_task.py").write_text(text)
+    result = tried("site_task.py", "--data", "rows.csv", "--set", "add=64")
+    assert result.exit_code == 0, result.output
+    leaves, lasts = result.output.split("What would stay and last, since the task keeps it:")
+    assert "8 bytes, BLAKE3" in leaves
+    assert "1.weight" in leaves
+    kept = ["0.weight", "0.bias", "0.running_mean", "0.num_batches_tracked", "1.bias"]
+    assert [name for name in kept if name not in lasts or name in leaves] == []
+    assert "\n44 bytes\n" in lasts
+    assert re.search(
+        r"bias = 6[34]\.", lasts
+    )  # as it was trained, and not as another model() has it
+    assert "Warning" not in result.output
+
+
 def test_it_warns_where_what_stays_is_built_with_other_values_each_time() -> None:
     exchanging("0.*", model="pass")
     result = tried("site_task.py", "--data", "rows.csv", "--set", "add=0.5")
