@@ -2,9 +2,10 @@
 
 import os
 
+from cairn.tasks.fedprox import prox
 from cairn.tasks.task import Data, Round, Site, Task
 
-__all__ = ["Data", "Round", "Site", "Task", "__version__"]
+__all__ = ["Data", "Round", "Site", "Task", "__version__", "prox"]
 
 __version__ = "0.2.0"
 
