@@ -1,16 +1,14 @@
 """Which entries of a model's state_dict are shared, kept or private to the site: `Task.exchanges` and `Task.keeps` say it."""
 
-import fnmatch
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cairn.errors import UsageError
+from cairn.tasks.patterns import Rule, chosen
 
 
 @dataclass(frozen=True)
@@ -25,19 +23,10 @@ class StateSplit:
     kept: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """A field of the task, what it does with a tensor, and an example of it."""
-
-    field: str
-    deed: str
-    example: str
-
-
-_EXCHANGES = _Rule(
+_EXCHANGES = Rule(
     "exchanges", "travels", 'name those that do, or all but some: exchanges=("*", "!norm.*")'
 )
-_KEEPS = _Rule(
+_KEEPS = Rule(
     "keeps", "is kept", 'name those that are, such as keeps=("*.norm.*",), or leave keeps out'
 )
 
@@ -50,8 +39,8 @@ def split_state(
     """Split a state_dict; what is kept is not shared. Raises UsageError for a pattern that matches nothing, one that
     splits tied weights, and where nothing is left to share.
     """
-    kept = set() if keeps is None else _chosen(state.keys(), keeps, _KEEPS)
-    shared = {*state} if exchanges is None else _chosen(state.keys(), exchanges, _EXCHANGES)
+    kept = set() if keeps is None else chosen(state.keys(), keeps, _KEEPS)
+    shared = {*state} if exchanges is None else chosen(state.keys(), exchanges, _EXCHANGES)
     shared -= kept
     if kept and not shared:
         raise UsageError(
@@ -73,37 +62,6 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         for name, value in one.items()
         if is_plain(value) and is_plain(other.get(name)) and not torch.equal(value, other[name])
     ]
-
-
-def _chosen(names: Collection[str], patterns: Sequence[str], rule: _Rule) -> set[str]:
-    """The names that match a pattern, less those that match a pattern after "!"."""
-    if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
-        raise UsageError(
-            f"the task's {rule.field} is {patterns!r}, expected a tuple of names or patterns, such as"
-            f' {rule.field}=("head.*",)'
-        )
-    chosen, left_out = set[str](), set[str]()
-    for pattern in patterns:
-        without = pattern.startswith("!")
-        matching = _matching(names, pattern.removeprefix("!"), rule)
-        (left_out if without else chosen).update(matching)
-    if not chosen - left_out:
-        raise UsageError(
-            f"the task's {rule.field} is {patterns!r}, by which no tensor {rule.deed}; {rule.example}"
-        )
-    return chosen - left_out
-
-
-def _matching(names: Collection[str], pattern: str, rule: _Rule) -> list[str]:
-    matches = re.compile(fnmatch.translate(pattern)).match
-    matching = [name for name in names if matches(name)]
-    if not matching:
-        closest = get_close_matches(pattern, names, cutoff=0)
-        raise UsageError(
-            f"the task's {rule.field} has {pattern!r}, which matches no entry of the model's state_dict;"
-            f" the closest {'is' if len(closest) == 1 else 'are'} {', '.join(closest)}"
-        )
-    return matching
 
 
 def _check_apart(split: StateSplit) -> None:

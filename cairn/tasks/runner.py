@@ -22,6 +22,7 @@ from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRI
 from cairn.tasks.kept import KeptValues
 from cairn.tasks.loader import TaskFailed, task_code
 from cairn.tasks.partial import StateSplit, split_state
+from cairn.tasks.scaffold import check_variates
 from cairn.tasks.state_dict import (
     WritableBuffer,
     payload_of,
@@ -201,7 +202,9 @@ def _built(task: Task) -> nn.Module:
 def _split(task: Task, model: nn.Module) -> StateSplit:
     with task_code("model's state_dict"):
         state = model.state_dict()
-    return split_state(state, task.exchanges, task.keeps)
+    split = split_state(state, task.exchanges, task.keeps)
+    check_variates(split)
+    return split
 
 
 def _load(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:

@@ -40,6 +40,7 @@ PURE = [
     "cairn/config.py",
     "cairn/protocol/statements.py",
     "cairn/tasks/task.py",
+    "cairn/tasks/patterns.py",
     "cairn/model/schema.py",
     "cairn/model/validation.py",
     "cairn/verify/ledger.py",

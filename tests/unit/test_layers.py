@@ -27,7 +27,10 @@ LAYERS = {
     ),
 }
 # `cairn.Task` and its kin are the public names of the package, so whoever imports the package has these.
-PUBLIC = {"cairn.tasks", "cairn.tasks.task", "cairn.tasks.fedprox"}
+PUBLIC = {
+    "cairn.tasks",
+    *(f"cairn.tasks.{name}" for name in ("task", "fedprox", "patterns", "scaffold")),
+}
 NOT_FOR_THE_AGGREGATOR = (
     *("cairn.tasks", "cairn.provisioning", "cairn.verify", "cairn.cli"),
     *("cairn.transport.channel", "cairn.transport.retry"),
