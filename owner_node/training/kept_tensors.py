@@ -69,8 +69,11 @@ class KeptTensors:
                 pb.REASON_FETCH_FAILED,
             ) from None
         current = self._rounds.current(invited.job.task, invited.job.name)
-        path = self._file_of(current) if current is not None else None
-        if path is None or not path.exists():
+        if current is None:
+            return False
+        path = self._file_of(current)
+        if not path.exists():
+            self._tell(events.KeptTensorsGone(*invited.ids, path))
             return False
         try:
             found, values = read_model(path)

@@ -14,6 +14,7 @@ from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.messages import Manifest, digest_of, manifest_to_bytes
 from cairn.protocol.statements import commitment_of
 from cairn.v1 import round_pb2 as pb
+from owner_node import events
 from owner_node.training import kept_tensors
 from tests.unit.owner_node.round_bench import DIGEST, Bench, invitation, outcome, statement
 from tests.unit.owner_node.test_policy import JOB, MANIFEST
@@ -183,11 +184,13 @@ def test_a_file_that_does_not_fit_is_refused_with_its_name_and_the_command_that_
     assert "run `cairn reset --kept OWNER.toml tumours`" in facts["why"]
 
 
-def test_what_was_dropped_begins_anew(keeping: Bench) -> None:
+def test_what_was_dropped_begins_anew_which_is_told(keeping: Bench) -> None:
     keeping.rounds.take_part(invitation())
     released(keeping)
-    (keeping.state.path / "kept" / name_of(DIGEST)).unlink()
+    path = keeping.state.path / "kept" / name_of(DIGEST)
+    path.unlink()
     assert begins_with(keeping) is None
+    assert events.KeptTensorsGone("tumours", 5, path) in keeping.events
 
 
 def test_a_full_disk_costs_the_round_and_is_no_failure_of_the_task(
