@@ -13,10 +13,11 @@ would be released. The cap changes the result only then.
 
 Memory and time: what `distances` says, iterations * n**2 operations, and the mean of n updates (`held_updates`).
 
-Fewer than half of the owners move it no farther than a multiple of the spread of the others. t colluders can place
-themselves so that one honest owner lies at the median, and so has the largest weight: one part in the floor, and no more. If
-they place themselves far away, their own weights are small, and they know them and their updates: to them the result is
-the mean of the others, in which that owner's part is at most one part in floor - t.
+Fewer than half of the owners move it no farther than a multiple of the spread of the others, given enough iterations:
+from the mean on, each iteration leaves about a / (1 - a) of what a share a of far colluders moves it, so a third of them needs
+20 iterations for each factor of a million. t colluders can place themselves so that one honest owner lies at the
+median, and so has the largest weight: one part in the floor, and no more. They know their own updates; to them the result
+is a mean of the others in which that owner's part is at most one in floor - t.
 """
 
 import math

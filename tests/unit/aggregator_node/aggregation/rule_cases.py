@@ -58,9 +58,7 @@ def released(
     are_deltas: bool = False,
     weights: Sequence[int] | None = None,
 ) -> bytes:
-    aggregation = Aggregation(
-        rule=rule, rule_numbers=NUMBERS[rule] if numbers is None else numbers
-    )
+    aggregation = Aggregation(rule=rule, rule_numbers=NUMBERS[rule] if numbers is None else numbers)
     working = RULES[rule](schema, aggregation, floor)
     working.begin(lambda _: None, base, are_deltas=are_deltas)
     for read, weight in zip(reads, weights or [1] * len(reads), strict=True):

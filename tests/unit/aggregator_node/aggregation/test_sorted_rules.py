@@ -1,4 +1,4 @@
-"""The trimmed mean and the bucketed median, held against SciPy, NumPy and exact fractions."""
+"""The trimmed mean and the bucketed median, held against NumPy and exact fractions."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
 
 from aggregator_node.aggregation.bucketed_median import bucket_slices
 from aggregator_node.aggregation.exact_sum import BLOCK
@@ -89,10 +88,10 @@ def test_a_trimmed_mean_is_that_of_the_values_between_rounded_once(
     assert np.array_equal(result, rounded([mean(values) for values in kept], dtype))
 
 
-def test_a_trimmed_mean_is_that_of_scipy() -> None:
+def test_a_trimmed_mean_is_numpys_mean_of_the_sorted_values_between() -> None:
     updates = random_updates("F64", 12, 500, 1)
     result = combined(pb.RULE_TRIMMED_MEAN, updates, {"trim": 0.25})
-    assert np.allclose(result, stats.trim_mean(np.array(updates), 0.25, axis=0), rtol=1e-14)
+    assert np.allclose(result, np.sort(updates, axis=0)[3:9].mean(axis=0), rtol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", KINDS)
@@ -123,7 +122,7 @@ def test_every_bucket_has_as_many_owners_as_it_says_and_every_owner_is_in_one(
     owners: int, bucket: int
 ) -> None:
     members = [list(range(owners)[part]) for part in bucket_slices(owners, owners // bucket)]
-    assert sum(members, []) == list(range(owners))
+    assert [owner for bucket_of in members for owner in bucket_of] == list(range(owners))
     assert min(map(len, members)) >= bucket
     assert max(map(len, members)) - min(map(len, members)) <= 1
 
