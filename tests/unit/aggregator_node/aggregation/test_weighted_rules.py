@@ -182,7 +182,11 @@ def test_centred_clipping_is_that_of_the_papers_algorithm_on_the_vectors(
     if max(weights[:-1]) <= 1 / 2:
         numbers = {"norm": norm, "iterations": iterations}
         result = combined(pb.RULE_CENTRED_CLIPPING, updates, numbers, base).astype(np.float64)
-        assert np.allclose(result, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        reach = float(
+            np.sqrt(matrix_of(points).max())
+        )  # what a weight is off moves the result by so much of it
+        within = TOLERANCE[dtype] + RESOLUTION * reach
+        assert np.allclose(result, expected, rtol=TOLERANCE[dtype], atol=within)
 
 
 @pytest.mark.parametrize("owners", [9, 10, 49, 98])
