@@ -352,12 +352,12 @@ def test_the_largest_values_and_weights_stay_in_range(dtype: str) -> None:
 
 @pytest.mark.parametrize("values", [[1.7e308, 1.7e308], [-1.7e308, -1.7e308]])
 def test_an_f64_sum_beyond_the_range_is_not_released(values: list[float]) -> None:
-    with pytest.raises(LimitExceeded, match="average of tensor t exceeds the range of F64"):
+    with pytest.raises(LimitExceeded, match="aggregate of tensor t exceeds the range of F64"):
         mean_of("F64", [np.array([1.0, value]) for value in values], [1, 1])
 
 
 def test_an_f64_product_beyond_the_range_is_not_released() -> None:
-    with pytest.raises(LimitExceeded, match="average of tensor t exceeds the range of F64"):
+    with pytest.raises(LimitExceeded, match="aggregate of tensor t exceeds the range of F64"):
         mean_of("F64", [np.array([1e308]), np.array([-1e308])], [2**30, 2**30])
 
 
@@ -367,7 +367,7 @@ def test_an_f64_product_beyond_the_range_is_not_released() -> None:
 def test_what_is_not_finite_is_never_released(dtype: str, by: list[int], value: float) -> None:
     updates = [np.array([0.1, x, 3], DTYPES[dtype]) for x in (value, 1 / 3)]
     for order in (1, -1):
-        with pytest.raises(LimitExceeded, match="average of tensor t"):
+        with pytest.raises(LimitExceeded, match="aggregate of tensor t"):
             mean_of(dtype, updates[::order], by[::order])
 
 
