@@ -1,4 +1,4 @@
-"""The exact weighted mean of one block of elements, for rules that read all updates side by side. Pure.
+"""The weighted mean of one block of elements, for rules that read all updates side by side. Pure.
 
 It rounds as the mean does (`mean`), with the memory of one block: some 2 MiB, whatever the size of the model.
 """
@@ -23,6 +23,7 @@ class BlockMean:
 
     def __init__(self) -> None:
         self._level = np.empty(BLOCK)
+        self._product = np.empty(BLOCK)
         self._sums = ExactSums(self._level)
         self._limbs = np.empty((max(LIMBS.values()), BLOCK), np.int64)
         self._rounding = Rounding()
@@ -43,11 +44,31 @@ class BlockMean:
             self._sums.add(block, values, bits, weight, first=not number)
         self._rounding.nearest(*self._sums.read(block), divisor, dtype, out)
 
+    def write_in_order(
+        self, rows: Iterable[Row], divisor: int, dtype: str, out: NDArray[Any]
+    ) -> None:
+        """As `write`, for weights that are rounded themselves: each product and each sum is rounded to binary64.
+
+        Row after row, so that the same rows in the same order give the same bits; an exact sum of such weights takes
+        several times as long.
+        """
+        if dtype not in FLOATS:
+            self._write_integers(rows, divisor, dtype, out)
+            return
+        level, product = self._level[: len(out)], self._product[: len(out)]
+        level.fill(0)
+        for values, _, weight in rows:
+            np.copyto(product, values)
+            np.multiply(product, weight, out=product)
+            np.add(level, product, out=level)
+        self._rounding.nearest(level, None, divisor, dtype, out)
+
     def erase(self) -> None:
         """Overwrite what is left of the updates."""
         self._sums.erase()
         self._rounding.erase()
         self._level.fill(0)
+        self._product.fill(0)
         self._limbs.fill(0)
 
     def _write_integers(

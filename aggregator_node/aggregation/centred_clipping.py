@@ -7,7 +7,7 @@ From a centre v, which is the round's base, and zero for gradients, `iterations`
 (Karimireddy, He and Jaggi 2021, arXiv:2012.10333, algorithm 2, whose centre is the last aggregate). One iteration without
 momentum is the mean of clipped updates. v is always a mean of the updates and the base with weights that add up to 1; these are
 found by the distances alone (`weighted_updates`) and made whole numbers, rounded down: what an owner loses so, less
-than 2**-16 / n, the base has. Where nothing is clipped, one iteration is the mean to the bit. Integers and bools, which nothing
+than 2**-30 / n, the base has. Where nothing is clipped, one iteration is the mean to the bit. Integers and bools, which nothing
 clips, are averaged over all owners equally.
 
 Averages over the floor at least: no owner has a weight above one part in the floor of all weights with the base's; the base has
@@ -37,7 +37,7 @@ from aggregator_node.aggregation.weighted_updates import (
 )
 from cairn.model.schema import FLOATS
 
-_UNIT = 1 << 16  # what an owner counts whose update is not clipped, in one iteration
+_UNIT = 1 << 30  # what an owner counts whose update is not clipped, in one iteration
 _SLACK = (
     1 + 2.0**-40
 )  # above what the weights are off for being rounded: 1 / n is to stay what it is

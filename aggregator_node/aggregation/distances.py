@@ -12,7 +12,7 @@ Integers and bools have no part in them: a counter of batches would outweigh eve
 
 A sum that leaves the range counts as 2**900: as far as anything.
 
-Memory: 8 bytes for each pair of updates, or 1 MiB if that is more, and some 4 MiB of blocks. Time: one pass over all updates, of
+Memory: 40 bytes for each pair of updates, or 1 MiB if that is more, and some 4 MiB of blocks. Time: one pass over all updates, of
 3 operations for each pair of them and element.
 """
 

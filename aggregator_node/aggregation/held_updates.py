@@ -1,7 +1,7 @@
 """What the rules that need all updates together share: they hold them, and combine them block by block. Pure.
 
 The updates stay in the buffers that they came in, and nothing that is as large as the model is taken beside them: a few
-blocks, some 12 MiB at the most, and for rules of distances 8 bytes for each pair of updates.
+blocks, some 12 MiB at the most, and for rules of distances 40 bytes for each pair of updates.
 """
 
 from abc import abstractmethod

@@ -2,8 +2,8 @@
 
 Of n updates, of which up to f (`byzantine`) may be anything, each has a score: the sum of its squared
 distances to the n - f - 2 others that are nearest to it. The result is the mean of the m (`select`) updates of the lowest scores
-(Blanchard et al. 2017, arXiv:1703.02757, sections 3 and 5). Between equal scores the update that comes first in the round's
-drawn order is taken. There is a result from n = 2 * f + 3 on. Integers and bools are averaged over the same m updates.
+(Blanchard et al. 2017, arXiv:1703.02757, sections 3 and 5). Between equal scores the update is taken that comes first in the order of
+the names of owners. There is a result from n = 2 * f + 3 on. Integers and bools are averaged over the same m updates.
 
 Averages over m owners: the result is their plain mean. Krum itself, with m = 1, would release one owner's update.
 

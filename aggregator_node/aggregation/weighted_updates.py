@@ -7,7 +7,8 @@ for the last. All they need to know to find the weights is how far each two upda
     sum of w_j * D_ij - (sum of w_j * w_k * D_jk) / 2,    D_ij = |x_i - x_j|**2,
 
 so that no such point is ever made. The weights are found in binary64 by operations whose order is fixed (`math.fsum` for
-sums), made whole numbers, and the mean with these is exact and rounded once to the tensor's type.
+sums) and made whole numbers. Where all that count have the same, the mean is exact; otherwise it is added up in binary64 in
+the order of the round. Either is rounded once to the tensor's type.
 """
 
 import math
@@ -25,8 +26,7 @@ from aggregator_node.aggregation.weight_caps import LargestShare
 from cairn.model.schema import Schema
 from cairn.protocol.aggregation import Aggregation
 
-# Of the largest weight, as a whole number. With more, the low bits of more elements have to be carried beside the exact sum.
-_WEIGHT_BITS = 16
+_WEIGHT_BITS = 30  # of the largest weight, as a whole number: more than a binary32 has
 
 
 class WeightedUpdates(HeldUpdates):
@@ -54,7 +54,11 @@ class WeightedUpdates(HeldUpdates):
         return self._reads
 
     def _combine(self, number: int, block: slice, dtype: str, out: NDArray[Any]) -> None:
-        self._mean.write(self._rows(number, block), self._divisor, dtype, out)
+        rows = self._rows(number, block)
+        if len({weight for weight in self._weights if weight}) == 1:
+            self._mean.write(rows, self._divisor, dtype, out)
+        else:
+            self._mean.write_in_order(rows, self._divisor, dtype, out)
 
     def _rows(self, number: int, block: slice) -> Iterator[Row]:
         for read, weight in zip(self._reads, self._weights, strict=True):

@@ -25,7 +25,8 @@ NUMBERS: dict["pb.Rule", Mapping[str, float]] = {
     pb.RULE_GEOMETRIC_MEDIAN: {"iterations": 8, "smoothing": 1e-6},
     pb.RULE_CENTRED_CLIPPING: {"norm": 1.0, "iterations": 3},
 }
-ORDERED = {pb.RULE_BUCKETED_MEDIAN}  # what depends on the drawn order
+# What depends on the order in which a rule is given the updates, which is that of the owners' names or the drawn one.
+ORDERED = {pb.RULE_BUCKETED_MEDIAN, pb.RULE_GEOMETRIC_MEDIAN, pb.RULE_CENTRED_CLIPPING}
 KINDS = ("F16", "BF16", "F32", "F64", "I8", "I32", "I64", "BOOL")
 
 

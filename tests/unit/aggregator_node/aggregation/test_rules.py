@@ -73,7 +73,7 @@ def test_every_rule_of_the_contract_has_a_module() -> None:
 @pytest.mark.parametrize("dtype", KINDS)
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), order=st.permutations(range(9)))
-def test_no_order_of_the_updates_changes_a_bit_but_that_of_buckets(
+def test_no_order_changes_a_bit_of_a_rule_that_sorts_or_adds_exactly(
     rule: "pb.Rule", dtype: str, seed: int, order: list[int]
 ) -> None:
     if rule in ORDERED or (rule in WITHOUT_INTEGERS and dtype not in FLOATS):
