@@ -9,18 +9,12 @@ nearest, ties to even (`exact_rounding`). An exact sum has no order: the same up
 every order of arrival and on every machine. `released` says how deltas are rounded and added to their base, and
 `integer_sums` how the mean of integers and bools is rounded.
 
-Metrics: the exact weighted mean, rounded once to 12 bits. A binary64 has room for the values of several owners side
-by side: of accuracies c / n, where the n are known and have no common factor, it would tell every c.
-
 Memory: the sums (8 bytes an element; 16 for I32, 24 for I64), which are kept for the next round of the same
 schema; what floats carry below them (`carry_bytes`; values that were made for it need more, which is asked
 for as it grows; `exact_sum` has the worst); and blocks of 256 KiB, some 5 MiB with all types.
 """
 
-import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -42,7 +36,6 @@ from cairn.v1 import round_pb2 as pb
 
 MAX_WEIGHT = 2**31 - 1
 MAX_TOTAL_WEIGHT = 2**41
-METRIC_BITS = 12
 
 _ASK_BYTES = 1 << 20  # the first are not asked for: they are few beside the blocks
 
@@ -166,34 +159,3 @@ def carry_bytes(schema: Schema) -> int:
     """
     runs = [run for run in runs_of(schema) if run.dtype in FLOATS]
     return sum(8 * run.count if run.dtype == "F64" else run.count // 4 for run in runs)
-
-
-def average_metrics(reports: Sequence[tuple[Mapping[str, float], int]]) -> dict[str, float]:
-    """The weighted mean of each metric that every report has, by name, to `METRIC_BITS`; every value is finite.
-
-    A metric that one report lacks is left out: its mean would be over fewer owners than were counted.
-    """
-    if not reports:
-        return {}
-    shared = set.intersection(*(set(metrics) for metrics, _ in reports))
-    return {
-        name: _mean_metric([(Fraction(metrics[name]), weight) for metrics, weight in reports])
-        for name in sorted(shared)
-    }
-
-
-def _mean_metric(terms: Sequence[tuple[Fraction, int]]) -> float:
-    """The exact mean, rounded once to a multiple of 2**-METRIC_BITS of the terms' mean size, as a power of two.
-
-    Of the size, and not of the mean itself: an owner that sends what the others' values add up to, with the other
-    sign, would else have the rest said to as many bits again.
-    """
-    total = sum(weight for _, weight in terms)
-    size = sum(abs(value) * weight for value, weight in terms) / total
-    if not size:
-        return 0.0
-    exponent = math.frexp(float(size))[1]
-    unit = Fraction(2) ** (exponent - METRIC_BITS)
-    mean = sum(value * weight for value, weight in terms) / total
-    limit = Fraction(sys.float_info.max)
-    return float(max(-limit, min(limit, round(mean / unit) * unit)))

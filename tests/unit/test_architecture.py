@@ -27,6 +27,7 @@ PURE = [
     "aggregator_node/aggregation/held_updates.py",
     "aggregator_node/aggregation/integer_sums.py",
     "aggregator_node/aggregation/mean.py",
+    "aggregator_node/aggregation/metrics.py",
     "aggregator_node/aggregation/multi_krum.py",
     "aggregator_node/aggregation/norm_bounded_mean.py",
     "aggregator_node/aggregation/released.py",
