@@ -43,8 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     growth = _command(commands, "growth", _growth, "the aggregator's memory as owners are added")
     growth.add_argument("--megabytes", type=_positive, default=100)
     growth.add_argument("--owners", type=_cohort, nargs="+", default=[2, 4, 8, 16])
+    rules = _command(commands, "rules", _rules, "every aggregation rule beside the mean, alone")
+    rules.add_argument("--megabytes", type=_positive, default=100)
+    rules.add_argument("--owners", type=_cohort, default=8)
     faults = _command(commands, "faults", _faults, "what each fault costs, into bench/README.md")
-    for each in (one, tiny, growth, faults):
+    for each in (one, tiny, growth, rules, faults):
         each.add_argument("--json", action="store_true", help="print one JSON object")
     _command(commands, "all", _all, "all of the above, into the table of bench/README.md")
     peers = _command(commands, "peers", _peers, "the same work by Flower and NVFLARE, beside ours")
@@ -98,6 +101,12 @@ def _growth(options: argparse.Namespace) -> None:
     from bench.growth import measure_growth
 
     _print(measure_growth(options.megabytes, options.owners), as_json=options.json)
+
+
+def _rules(options: argparse.Namespace) -> None:
+    from bench.rules import measure_rules
+
+    _print(measure_rules(options.megabytes, options.owners), as_json=options.json)
 
 
 def _faults(options: argparse.Namespace) -> None:

@@ -1,11 +1,15 @@
 """Shows a person what happens in a job: a line a round, and at the end where the model is."""
 
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.words import reason_word
 from cairn.runtime.quoting import say
 from cairn.v1 import round_pb2 as pb
 from coordinator import events
 
 _BECAUSE = {
+    pb.REASON_RULE_REFUSED: (
+        "its file does not allow this rule, optimizer or content, or the rule averages over fewer owners than its floor"
+    ),
     pb.REASON_NOT_COUNTED: "its task failed there or its update was refused; only that owner is told why",
     pb.REASON_FAILURES_SPENT: (
         "it was not counted as often as its file allows: its operator has to look into that and run `cairn reset`"
@@ -65,6 +69,8 @@ def _started(event: events.JobStarted) -> list[str]:
     rounds, owners = _count(spec.rounds, "round"), ", ".join(spec.owners)
     by = f"averaged by the aggregator at {event.aggregator}"
     lines = [f"Job {spec.name}: {rounds} of {owners} (at least {event.floor}), {by}"]
+    if spec.aggregation != Aggregation():
+        lines.append(f"What becomes of their updates: {spec.aggregation}")
     if spec.groups:
         groups = "; ".join(f"{n}: {', '.join(g)}" for n, g in enumerate(spec.groups, 1))
         lines.append(f"Each round is of one of {len(spec.groups)} groups. {groups}")

@@ -59,7 +59,7 @@ class Rounding:
             places, levels = carry.read()
             levels = normalise([sums[places], *levels])
             quotients[places] = levels[0] / weight
-        _cast(quotients, dtype, out)
+        cast(quotients, dtype, out)
         alone = _doubtful(sums, quotients, weight, dtype, work)
         if len(alone) and len(places):
             alone = np.setdiff1d(alone, places, assume_unique=True)
@@ -106,8 +106,8 @@ def _near_a_middle(
         step = size - np.nextafter(size, 0)
         return ~(np.abs(2 * rest) < _CLEARLY_BELOW * weight * step)
     low, high = np.empty((2, len(quotients)), _KINDS[dtype])
-    _cast(quotients * (1 - _SLACK), dtype, low)
-    _cast(quotients * (1 + _SLACK), dtype, high)
+    cast(quotients * (1 - _SLACK), dtype, low)
+    cast(quotients * (1 + _SLACK), dtype, high)
     different: NDArray[np.bool_] = low != high
     return different
 
@@ -136,7 +136,8 @@ def _products(means: NDArray[Any], weight: int, dtype: str) -> list[Floats]:
     return list(terms)
 
 
-def _cast(values: Floats, dtype: str, out: NDArray[Any]) -> None:
+def cast(values: Floats, dtype: str, out: NDArray[Any]) -> None:
+    """Round binary64 once to the type of this name, which `out` has."""
     np.copyto(out, _to_odd(values) if dtype == "BF16" else values, casting="same_kind")
 
 

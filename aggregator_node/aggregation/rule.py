@@ -1,7 +1,8 @@
 """What an aggregation rule is to a round: how accepted updates become the one model that is released.
 
-`aggregator_node/aggregation/mean.py` is the one rule today. A round gives a rule its memory, adds every accepted update to
-it block by block, asks for the result once, and resets it. It knows nothing else of it.
+`rules` lists them; each is a module of its own. A round gives a rule its memory, adds every accepted update to it
+block by block, asks for the result once, and resets it. It knows nothing else of it. Over how many owners a result averages at
+least is a part of the contract that every party checks: `Aggregation.averages_over` (cairn/protocol/aggregation.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ ReadBlock = Callable[[int, slice], tuple[NDArray[Any], int]]
 class Rule(Protocol):
     """A rule at work on updates of one schema. One call at a time; the same for round after round.
 
-    Whatever it returns is the same, to the bit, in every order of arrival and on every machine.
+    Whatever it returns is the same, to the bit, in every order of arrival and on every machine. A rule that holds updates may
+    depend on the order in which it is given them, which has nothing to do with their arrival.
     """
 
     def __init__(self, schema: Schema, aggregation: Aggregation, floor: int) -> None:
@@ -32,7 +34,7 @@ class Rule(Protocol):
 
     @classmethod
     def memory_bytes(cls, schema: Schema) -> int:
-        """What it takes for updates of this schema, however many there are."""
+        """What it takes for updates of this schema, however many there are, beside the updates that it holds."""
 
     @classmethod
     def held_updates(cls, cohort: int) -> int:
@@ -51,7 +53,7 @@ class Rule(Protocol):
         A rule that holds updates is given all of them after the seal, in an order that depends on the manifest
         alone; it may keep `read`, which is good until the reset.
 
-        What `read` returns is used before it is called again; it must not raise. Raises UpdateRefused or LimitExceeded for
+        What `read` returns is used before it is called again; it must not raise. Several updates may be read side by side. Raises UpdateRefused or LimitExceeded for
         a weight that cannot be; then nothing was added. Raises Unavailable where memory was refused; then it is good for
         nothing before its reset.
         """
@@ -59,8 +61,7 @@ class Rule(Protocol):
     def result_blocks(self) -> Iterator[memoryview]:
         """The bytes of the result in canonical order; each piece lasts until the next but one is asked for.
 
-        Raises WrongState where
-        nothing was added, and LimitExceeded where the result leaves the range of its type: nothing may be used before the
+        Raises WrongState where nothing was added, or too little for the rule, and LimitExceeded where the result leaves the range of its type: nothing may be used before the
         last piece has come.
         """
 

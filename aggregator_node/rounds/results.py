@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from aggregator_node.aggregation.mean import average_metrics
+from aggregator_node.aggregation.metrics import average_metrics
 from aggregator_node.aggregation.rule import Rule
 from cairn.errors import Conflict, NotFound
 from cairn.protocol.statements import commitment_of

@@ -1,7 +1,7 @@
 """Counts the accepted updates of one round, and adds each to its sums: at once, or when its weight is known.
 
-A rule that needs all updates together is given them at the end, in an order that nobody could choose; they stay in
-their buffers until the round's memory is given up.
+A rule that needs all updates together is given them at the end, in the order of the owners' names or in one that the
+manifest draws; they stay in their buffers until the round's memory is given up.
 
 An update whose weight may turn out to be above the round's cap (`shares`) is held back in the buffer that it
 came in. What is added depends on who was accepted and never on the order: neither the cap nor an exact sum does.
@@ -57,7 +57,7 @@ class WeightCapping:
             raise Unavailable(*self._failure)
         cap = self._context.share.cap(self._weights.values())
         counts = {owner: min(weight, cap) for owner, weight in self._weights.items()}
-        for owner in sorted(self._held, key=self._drawn):
+        for owner in sorted(self._held, key=self._place):
             self._add_held(owner, counts[owner], workspace)
         # To count an update and not to add it would release an average of fewer than is stated.
         if self._added != (len(counts) if self._trains else 0):
@@ -84,9 +84,10 @@ class WeightCapping:
             return self._weights
         return self._context.share.undecided(self._weights) if self._may_hold else []
 
-    def _drawn(self, owner: str) -> bytes:
-        """The owner's place in an order that the manifest commits to and that has nothing to do with its update."""
-        return sha256(self._context.manifest.nonce + owner.encode()).digest()
+    def _place(self, owner: str) -> bytes:
+        """Its place in an order that has nothing to do with its update: by name, or drawn by the manifest's nonce."""
+        name, manifest = owner.encode(), self._context.manifest
+        return sha256(manifest.nonce + name).digest() if manifest.aggregation.draws else name
 
     def _add_held(self, owner: str, weight: int, workspace: Workspace) -> None:
         held = self._held.pop(owner)

@@ -47,7 +47,7 @@ NUMBERS: dict["pb.Rule", dict[str, Number]] = {
         "select": Number(MIN_COHORT, MAX_COHORT, whole=True),
     },
     pb.RULE_GEOMETRIC_MEDIAN: {
-        "iterations": Number(1, 100, 8, whole=True),
+        "iterations": Number(1, 100, 40, whole=True),
         "smoothing": Number(1e-12, 1e6, 1e-6),
     },
     pb.RULE_CENTRED_CLIPPING: {"norm": _NORM, "iterations": Number(1, 100, 1, whole=True)},
@@ -90,6 +90,11 @@ class Aggregation:
     def depends_on_others(self) -> bool:
         """Whether what one update counts for depends on the other updates, or on a draw."""
         return self.rule not in _INDEPENDENT
+
+    @property
+    def draws(self) -> bool:
+        """Whether the rule divides the updates by a draw."""
+        return self.rule == pb.RULE_BUCKETED_MEDIAN
 
     def whole_number(self, name: str) -> int:
         """One of the rule's numbers that are whole."""

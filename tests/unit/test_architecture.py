@@ -19,7 +19,23 @@ BIN = Path(sys.executable).parent
 ROLES = ("aggregator_node", "coordinator", "owner_node")
 PACKAGES = ("cairn", *ROLES)
 PURE = [
+    "aggregator_node/aggregation/block_mean.py",
+    "aggregator_node/aggregation/bucketed_median.py",
+    "aggregator_node/aggregation/centred_clipping.py",
+    "aggregator_node/aggregation/distances.py",
+    "aggregator_node/aggregation/geometric_median.py",
+    "aggregator_node/aggregation/held_updates.py",
+    "aggregator_node/aggregation/integer_sums.py",
     "aggregator_node/aggregation/mean.py",
+    "aggregator_node/aggregation/metrics.py",
+    "aggregator_node/aggregation/multi_krum.py",
+    "aggregator_node/aggregation/norm_bounded_mean.py",
+    "aggregator_node/aggregation/released.py",
+    "aggregator_node/aggregation/sorted_updates.py",
+    "aggregator_node/aggregation/sorting.py",
+    "aggregator_node/aggregation/sum.py",
+    "aggregator_node/aggregation/trimmed_mean.py",
+    "aggregator_node/aggregation/weighted_updates.py",
     "aggregator_node/aggregation/rule.py",
     "aggregator_node/optimizers/sgd.py",
     "aggregator_node/optimizers/adagrad.py",

@@ -1,9 +1,11 @@
 """What the coordinator says of owners that were not counted, and of the best release."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cairn.protocol.aggregation import Aggregation
 from cairn.v1 import round_pb2 as pb
 from coordinator.best_release import BestSoFar
 from coordinator.console import show
@@ -11,10 +13,12 @@ from coordinator.events import (
     BestMetricMissing,
     BestModelKept,
     Event,
+    JobStarted,
     OwnerNotCounted,
     RoundFinished,
     StoppedEarly,
 )
+from tests.unit.owner_node.test_policy import JOB
 
 BEST = BestSoFar("f1", "higher", round=7, value=0.8125, mark=0.75, waited=5)
 FINISHED = RoundFinished(
@@ -82,3 +86,13 @@ def test_what_is_said_of_the_best_release_is_its_average_and_its_round(
 ) -> None:
     show(event)
     assert capsys.readouterr().out == line
+
+
+def test_what_becomes_of_updates_is_said_where_it_is_not_the_plain_mean(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    krum = Aggregation(rule=pb.RULE_MULTI_KRUM, rule_numbers={"byzantine": 1, "select": 3})
+    show(JobStarted(replace(JOB, aggregation=krum), "agg:7443", floor=3, released=0))
+    assert "updates: multi_krum (byzantine = 1, select = 3)\n" in capsys.readouterr().out
+    show(JobStarted(JOB, "agg:7443", floor=3, released=0))
+    assert capsys.readouterr().out.count("\n") == 1

@@ -1,7 +1,6 @@
 """The arithmetic of the average, held against exact fractions and plain PyTorch."""
 
 import math
-import random
 import subprocess
 import sys
 import tracemalloc
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from aggregator_node.aggregation import mean as averaging
 from aggregator_node.aggregation.exact_rounding import Rounding
 from aggregator_node.aggregation.exact_sum import BLOCK, ExactSums
-from aggregator_node.aggregation.mean import MAX_TOTAL_WEIGHT, MAX_WEIGHT, average_metrics
+from aggregator_node.aggregation.mean import MAX_TOTAL_WEIGHT, MAX_WEIGHT
 from cairn.errors import LimitExceeded, UpdateRefused, WrongState
 from cairn.model.schema import DTYPES, FLOATS, Schema, TensorSpec
 from cairn.model.validation import Bounds, check_values
@@ -352,12 +351,12 @@ def test_the_largest_values_and_weights_stay_in_range(dtype: str) -> None:
 
 @pytest.mark.parametrize("values", [[1.7e308, 1.7e308], [-1.7e308, -1.7e308]])
 def test_an_f64_sum_beyond_the_range_is_not_released(values: list[float]) -> None:
-    with pytest.raises(LimitExceeded, match="average of tensor t exceeds the range of F64"):
+    with pytest.raises(LimitExceeded, match="aggregate of tensor t exceeds the range of F64"):
         mean_of("F64", [np.array([1.0, value]) for value in values], [1, 1])
 
 
 def test_an_f64_product_beyond_the_range_is_not_released() -> None:
-    with pytest.raises(LimitExceeded, match="average of tensor t exceeds the range of F64"):
+    with pytest.raises(LimitExceeded, match="aggregate of tensor t exceeds the range of F64"):
         mean_of("F64", [np.array([1e308]), np.array([-1e308])], [2**30, 2**30])
 
 
@@ -367,7 +366,7 @@ def test_an_f64_product_beyond_the_range_is_not_released() -> None:
 def test_what_is_not_finite_is_never_released(dtype: str, by: list[int], value: float) -> None:
     updates = [np.array([0.1, x, 3], DTYPES[dtype]) for x in (value, 1 / 3)]
     for order in (1, -1):
-        with pytest.raises(LimitExceeded, match="average of tensor t"):
+        with pytest.raises(LimitExceeded, match="aggregate of tensor t"):
             mean_of(dtype, updates[::order], by[::order])
 
 
@@ -577,51 +576,6 @@ def test_trained_weights_of_any_type_ask_for_no_memory_beyond_what_is_reckoned(
         update = (trained + generator.normal(0, 1e-3, count)).astype(DTYPES[dtype])
         mean.add(update.tobytes(), 12_345 + 10_007 * number if weighted else 1)
     assert asked == []
-
-
-def test_metrics_are_the_exact_weighted_mean_rounded_once_to_twelve_bits_of_their_size() -> None:
-    generator = random.Random(5)  # data of a test, no secret
-    reports = [({"loss": generator.uniform(-1, 1)}, generator.randint(1, 1000)) for _ in range(50)]
-    exact = sum(Fraction(m["loss"]) * w for m, w in reports) / sum(w for _, w in reports)
-    size = sum(abs(m["loss"]) * w for m, w in reports) / sum(w for _, w in reports)
-    assert 0.5 < size < 1
-    assert average_metrics(reports) == {"loss": round(exact * 2**12) / 2**12}
-
-
-def test_metrics_do_not_depend_on_the_order_of_the_reports() -> None:
-    reports = [({"loss": 1e300}, 1), ({"loss": 1.0}, 1), ({"loss": -0.9e300}, 1)]
-    orders = [average_metrics(list(order)) for order in permutations(reports)]
-    assert orders[1:] == orders[:-1]
-
-
-def test_a_metric_that_takes_the_others_away_does_not_have_the_rest_said_more_precisely() -> None:
-    """The unit is that of the values and not of what is left of them."""
-    reports = [({"loss": 0.7123456}, 1), ({"loss": 0.3987654}, 1), ({"loss": -1.111}, 1)]
-    assert average_metrics(reports) == {"loss": 0.0}
-
-
-def test_metrics_of_zero_have_a_mean_of_zero() -> None:
-    assert average_metrics([({"loss": 0.0}, 1), ({"loss": -0.0}, 1)]) == {"loss": 0.0}
-
-
-def test_the_smallest_metrics_have_a_mean() -> None:
-    assert average_metrics([({"loss": 5e-324}, 1)] * 2) == {"loss": 5e-324}
-
-
-def test_metrics_at_the_edge_of_the_range_have_a_mean() -> None:
-    largest = sys.float_info.max
-    assert average_metrics([({"loss": largest}, MAX_WEIGHT)] * 3) == {"loss": largest}
-
-
-def test_a_metric_that_one_owner_lacks_is_left_out() -> None:
-    reports = [({"loss": 1.0, "b": 3.0, "a": 2.0}, 1), ({"a": 4.0, "b": 5.0}, 3)]
-    averaged = average_metrics(reports)
-    assert averaged == {"a": 3.5, "b": 4.5}
-    assert list(averaged) == ["a", "b"]
-
-
-def test_no_report_gives_no_metric() -> None:
-    assert average_metrics([]) == {}
 
 
 def test_averaging_imports_no_torch() -> None:
