@@ -2,9 +2,20 @@
 
 import os
 
+from cairn.tasks.fedprox import prox
+from cairn.tasks.scaffold import control_variates, scaffold
 from cairn.tasks.task import Data, Round, Site, Task
 
-__all__ = ["Data", "Round", "Site", "Task", "__version__"]
+__all__ = [
+    "Data",
+    "Round",
+    "Site",
+    "Task",
+    "__version__",
+    "control_variates",
+    "prox",
+    "scaffold",
+]
 
 __version__ = "0.2.0"
 

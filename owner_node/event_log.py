@@ -37,6 +37,9 @@ _WARNING = {
     events.UpdateNotKept: (
         "the finished update cannot be kept: if this node dies in this round, it has to leave it"
     ),
+    events.KeptTensorsGone: (
+        "what the task kept of this job is not there: the round begins with what its model() returns"
+    ),
     events.GivenUp: "the coordinator gave up a round",
     events.AggregatorNotAsked: _NOT_FETCHED,
     events.CountNotKnown: "the receipt of a round was not fetched",

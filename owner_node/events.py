@@ -193,8 +193,15 @@ class UpdateNotKept(Event):
 
 
 @dataclass(frozen=True)
+class KeptTensorsGone(RoundEvent):
+    """What the task keeps of the job's last round is not there: it was dropped, or never written."""
+
+    file: Path
+
+
+@dataclass(frozen=True)
 class FileNotRemoved(Event):
-    """A file with an update that never leaves again cannot be removed."""
+    """A file with an update that never leaves again, or with kept tensors that are not gone on with, stays."""
 
     file: Path
     trouble: OSError

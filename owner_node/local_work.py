@@ -8,6 +8,7 @@ from cairn.runtime.failpoints import failpoint
 from cairn.tasks.loader import TaskFailed
 from owner_node.deadline import Deadline
 from owner_node.policy import Invited
+from owner_node.training.kept_tensors import KeptTensors
 from owner_node.training.supervisor import Trained, TrainingSupervisor, Work
 from owner_node.upload import Uploader
 from owner_node.work_time import WorkTime
@@ -26,8 +27,9 @@ class LocalWork:
     whatever becomes of the round, and what fails in it is a failure.
     """
 
-    def __init__(self, uploader: Uploader, stopping: threading.Event) -> None:
+    def __init__(self, uploader: Uploader, kept: KeptTensors, stopping: threading.Event) -> None:
         self._uploader = uploader
+        self._kept = kept
         self._stopping = stopping
 
     def work(
@@ -39,6 +41,7 @@ class LocalWork:
         progress: Progress,
     ) -> None:
         """Raises Declined, TaskFailed, NotRecorded, or what `progress` raises where the round is over."""
+        order = self._order(invited, process, progress)
         work_time = WorkTime(seconds, process.cancel, self._stopping)
         work_time.check_fits(deadline.earliest)
 
@@ -47,18 +50,23 @@ class LocalWork:
             progress.check()
 
         with work_time:
-            trained = self._train(invited, process, progress if seconds is None else None)
+            trained = _done(order, process, progress if seconds is None else None)
             failpoint("owner.train.done")
             progress.check()
+            if order.kept is not None and invited.manifest.trains:
+                self._kept.write(invited, order.kept, process.kept_buffer(order.kept))
             base = process.base_buffer(invited.job.schema)
             self._uploader.push(invited, base, trained, deadline.latest, may_leave)
 
-    def _train(
-        self, invited: Invited, process: TrainingSupervisor, progress: Progress | None
-    ) -> Trained:
-        """Train or evaluate, to the end of it or of the round whose progress this is."""
+    def _order(self, invited: Invited, process: TrainingSupervisor, progress: Progress) -> Work:
+        """What the process is to do, once what the task keeps lies in its memory."""
         trains = invited.manifest.trains
-        work = Work(
+        try:
+            kept = process.model(progress.is_dropped).kept
+        except TaskFailed:
+            progress.check()
+            raise
+        return Work(
             job=invited.job.name,
             round=invited.manifest.round,
             phase="train" if trains else "evaluate",
@@ -66,11 +74,18 @@ class LocalWork:
             schema=invited.job.schema,
             in_place=trains and not self._uploader.needs_base(invited),
             gradients=invited.job.aggregation.are_gradients,
+            kept=kept,
+            begins_with_kept=kept is not None
+            and self._kept.load(invited, kept, process.kept_buffer(kept)),
         )
-        if progress is None:
-            return process.run(work)
-        try:
-            return process.run(work, progress.is_dropped)
-        except TaskFailed:
-            progress.check()
-            raise
+
+
+def _done(order: Work, process: TrainingSupervisor, progress: Progress | None) -> Trained:
+    """Train or evaluate, to the end of it or of the round whose progress this is."""
+    if progress is None:
+        return process.run(order)
+    try:
+        return process.run(order, progress.is_dropped)
+    except TaskFailed:
+        progress.check()
+        raise

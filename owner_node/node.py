@@ -39,6 +39,7 @@ from owner_node.records.ledger_head import LedgerHeadTracker
 from owner_node.settings import OwnerSettings
 from owner_node.settlement import Settlement
 from owner_node.settlement_watch import SettlementWatch
+from owner_node.training.kept_tensors import KeptTensors
 from owner_node.training.supervisor import TaskSource, TrainingSupervisor
 from owner_node.updates.prepare import DisclosureRules
 from owner_node.updates.spool import UpdateSpool
@@ -90,7 +91,10 @@ class OwnerNode:
             decisions, uploader, settlement = self._bookkeeping(aggregator, ledger, renewal)
             downloader = Downloader(coordinator, settings.largest_value, self._stopping)
             tasks, policy = _tasks(settings), _policy(settings)
-            steps = (decisions, downloader, uploader, settlement)
+            kept = KeptTensors(
+                settings.state, ledger.past.kept_rounds, settlement.settle_job, self._tell
+            )
+            steps = (decisions, downloader, uploader, settlement, kept)
             participation = Participation(
                 policy, *steps, aggregator, tasks, self._stopping, self._tell
             )

@@ -29,6 +29,7 @@ from owner_node.policy import Declined, Invited, Policy
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import NotRecorded
 from owner_node.settlement import Settlement
+from owner_node.training.kept_tensors import KeptTensors
 from owner_node.training.supervisor import TrainingSupervisor
 from owner_node.turns import Turns
 from owner_node.upload import Uploader
@@ -54,6 +55,7 @@ class Participation:
         downloader: Downloader,
         uploader: Uploader,
         settlement: Settlement,
+        kept: KeptTensors,
         aggregator: AggregatorClient,
         tasks: Mapping[str, TrainingSupervisor],
         stopping: threading.Event,
@@ -64,7 +66,7 @@ class Participation:
         self._downloader = downloader
         self._uploader = uploader
         self._settlement = settlement
-        self._local_work = LocalWork(uploader, stopping)
+        self._local_work = LocalWork(uploader, kept, stopping)
         self._aggregator = aggregator
         self._tasks = tasks
         self._stopping = stopping

@@ -1,5 +1,7 @@
-"""Forgives the failures of a task, once the owner's operator has looked into them. For `cairn reset`."""
+"""Forgives the failures of a task, or drops what it has kept, as the owner's operator says. For `cairn reset`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cairn.errors import UsageError
@@ -8,6 +10,7 @@ from cairn.storage.database import StateDirectory, is_in_use
 from cairn.storage.directory import OWNER_DATABASE, state_directory
 from owner_node.records.ledger import OwnerLedger
 from owner_node.settings import OwnerSettings
+from owner_node.training.kept_tensors import FOLDER, files_besides
 
 
 def reset(file: Path, task: str) -> str:
@@ -15,6 +18,34 @@ def reset(file: Path, task: str) -> str:
 
     Raises UsageError where the node runs, or the task or its ledger is not there.
     """
+    with _ledger_of(file, task) as (state, ledger):
+        failures = ledger.past.budgets.failures(task)
+        ledger.record("reset", {"task": task, "failures": failures})
+    return f"Failures of {task} that are forgiven: {failures}. The ledger in {state} says so."
+
+
+def drop_kept(file: Path, task: str) -> str:
+    """Delete the kept tensors of the task, in all of its jobs; returns how many files that were, in a sentence.
+
+    What no job goes on with is deleted as well. Nothing else changes: a job's next round begins with what `model()`
+    returns. Raises UsageError as `reset` does, and where a file cannot be deleted.
+    """
+    with _ledger_of(file, task) as (state, ledger):
+        rounds = ledger.past.kept_rounds
+        paths = files_besides(state / FOLDER, rounds.all() - rounds.of_task(task))
+        for path in paths:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise UsageError(f"{path} cannot be deleted: {error.strerror}") from None
+    return (
+        f"Files with kept tensors of {task} that were deleted from {state / FOLDER}: {len(paths)}."
+    )
+
+
+@contextmanager
+def _ledger_of(file: Path, task: str) -> Iterator[tuple[Path, OwnerLedger]]:
+    """The state directory of an owner's file, whose node does not run, and the ledger in it."""
     settings = OwnerSettings.load(file)
     if task not in settings.tasks:
         known = ", ".join(sorted(settings.tasks)) or "none"
@@ -32,11 +63,6 @@ def reset(file: Path, task: str) -> str:
         )
     state = StateDirectory(settings.state, OWNER_DATABASE)
     try:
-        ledger = OwnerLedger(state, Clock())
-        failures = ledger.past.budgets.failures(task)
-        ledger.record("reset", {"task": task, "failures": failures})
+        yield settings.state, OwnerLedger(state, Clock())
     finally:
         state.close()
-    return (
-        f"Failures of {task} that are forgiven: {failures}. The ledger in {settings.state} says so."
-    )

@@ -28,8 +28,8 @@ class OwnerSettings(Settings):
 
     `coordinator_certificate` is a file with the certificates that this owner accepts of the coordinator, one
     after the other; without it, it accepts any that the authority has issued to a coordinator.
-    `state` is the directory of this owner's own ledger, which must outlive the node, and of its finished
-    update while the round is open. `floor` is the
+    `state` is the directory of this owner's own ledger, which must outlive the node, of what its
+    tasks keep from round to round, and of its finished update while the round is open. `floor` is the
     smallest cohort this owner takes part in. `trusted` lists the owners whose updates this owner
     believes to be real; itself is among them. Where it is given, so many of them must be sure to be in
     every average as `floor` says. `largest_share` is the largest share of an average's total weight that this

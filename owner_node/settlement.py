@@ -19,6 +19,7 @@ from cairn.v1 import round_pb2 as pb
 from owner_node import events
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.events import Observer
+from owner_node.policy import Invited
 from owner_node.receipts import Receipts
 from owner_node.records.ledger import NotRecorded, OwnerLedger
 from owner_node.updates.spool import UpdateSpool
@@ -127,6 +128,18 @@ class Settlement:
             for digest in [*self._ledger.past.unsettled, *self._without_head]:
                 if digest != under_way and self._may_ask(digest) and not self._ask(digest):
                     return
+
+    def settle_job(self, invited: Invited) -> None:
+        """Ask the aggregator how the earlier rounds of this job ended, now that a later one is open.
+
+        It is asked at once, however lately it was: once for each round that this owner joins. Raises Unavailable
+        where it cannot be reached.
+        """
+        with self._lock:
+            for digest, about in [*self._ledger.past.unsettled.items()]:
+                is_earlier = about.job == invited.job.name and digest != invited.digest
+                if is_earlier and not self._ask(digest):
+                    raise Unavailable("the aggregator cannot be asked how the round before ended")
 
     def _may_ask(self, digest: bytes) -> bool:
         """Whether enough time has passed: neither we nor a coordinator must flood the aggregator."""

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -96,6 +96,7 @@ class _Start:
 
 def _run(task: Task, site: Site, this: Round, start: _Start) -> None:
     # PyTorch takes seconds to import, and the other commands do without it.
+    from cairn.tasks.kept import KeptValues
     from cairn.tasks.runner import TaskRunner, first_split
     from cairn.tasks.state_dict import payload_of
 
@@ -105,21 +106,26 @@ def _run(task: Task, site: Site, this: Round, start: _Start) -> None:
     if start.initial_model is not None:
         schema, values = read_model(start.initial_model)
         update = bytearray(values)
+    kept = KeptValues.none_yet(split.kept) if split.kept else None
     base, model = bytearray(update), bytearray(update)
     runner = TaskRunner(task, site)
     begins = time.monotonic()
     work = runner.gradients if gradients else runner.train
-    trained = work(this, schema, base, update)
+    trained = work(this, schema, base, update, kept)
     seconds = time.monotonic() - begins
     _check_finite(schema, update)
     digest = schema.digest(update)
     # A gradient is no model: what it was taken of is.
     model = model if gradients else update
-    evaluated = runner.evaluate(this, schema, model, gradients=gradients) if task.evaluate else None
+    if kept is not None:
+        kept = replace(kept, are_there=True)
+    evaluated = (
+        runner.evaluate(this, schema, model, kept, gradients=gradients) if task.evaluate else None
+    )
     console = Console(file=sys.stdout, soft_wrap=True)
-    console.print("What would leave this site, to the aggregator only:\n")
-    console.print(_table((s.name, s.dtype, s.shape, s.nbytes) for s in schema.tensors))
-    console.print(f"{schema.total_bytes} bytes, BLAKE3 {digest.hex()}")
+    _print_leaves(console, schema, digest)
+    if split.kept:
+        _print_kept(console, split.kept)
     if split.private:
         _print_private(
             console, split.private, first_split(task, seed + 1, gradients=gradients).private
@@ -128,14 +134,17 @@ def _run(task: Task, site: Site, this: Round, start: _Start) -> None:
     console.print(f"  {seconds:.2g} s, reading the data included", markup=False)
     if evaluated is not None:
         _print_outcome(console, "evaluate", evaluated)
-    names = sorted({*trained.metrics, *(evaluated.metrics if evaluated else ())})
+    _print_metrics(console, {*trained.metrics, *(evaluated.metrics if evaluated else ())})
+    console.print("\nNothing was sent: this was a trial on this machine.")
+
+
+def _print_metrics(console: Console, names: set[str]) -> None:
     if names:
         console.print(
             "\nA metric leaves only where the owner's file lists it; for these:\n"
-            f"  metrics = {json.dumps(names, ensure_ascii=False)}",
+            f"  metrics = {json.dumps(sorted(names), ensure_ascii=False)}",
             markup=False,
         )
-    console.print("\nNothing was sent: this was a trial on this machine.")
 
 
 def _check_finite(schema: Schema, update: bytearray) -> None:
@@ -145,21 +154,37 @@ def _check_finite(schema: Schema, update: bytearray) -> None:
         raise TaskFailed(f"after training the {error}", error.reason) from None
 
 
+def _print_leaves(console: Console, schema: Schema, digest: bytes) -> None:
+    console.print("What would leave this site, to the aggregator only:\n")
+    console.print(_table((s.name, s.dtype, s.shape, s.nbytes) for s in schema.tensors))
+    console.print(f"{schema.total_bytes} bytes, BLAKE3 {digest.hex()}")
+
+
+def _print_kept(console: Console, kept: Entries) -> None:
+    console.print("\nWhat would stay and last, since the task keeps it:\n")
+    _print_stays(console, kept)
+
+
 def _print_private(console: Console, private: Entries, again: Entries) -> None:
     """List it, and warn of what has other values where `model()` is called again."""
     from cairn.tasks.partial import differing
-    from cairn.tasks.state_dict import facts_of
 
-    rows = [(name, *facts_of(value)) for name, value in private.items()]
     console.print("\nWhat would stay, since the task does not exchange it:\n")
-    console.print(_table(rows))
-    console.print(f"{sum(nbytes for *_, nbytes in rows)} bytes")
+    _print_stays(console, private)
     if other := differing(private, again):
         console.print(
             f"\nWarning: with another seed model() gives {quoted(other[0])} other values, so that every owner"
             " and every round would begin with others; load them from a file or set a seed there.",
             markup=False,
         )
+
+
+def _print_stays(console: Console, entries: Entries) -> None:
+    from cairn.tasks.state_dict import facts_of
+
+    rows = [(name, *facts_of(value)) for name, value in entries.items()]
+    console.print(_table(rows))
+    console.print(f"{sum(nbytes for *_, nbytes in rows)} bytes")
 
 
 def _table(rows: Iterable[Row]) -> Table:

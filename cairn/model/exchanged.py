@@ -7,14 +7,16 @@ from cairn.model.schema import Schema
 
 @dataclass(frozen=True)
 class Exchanged:
-    """The tensors that are shared, and the names of those that are private to the site.
+    """The tensors that are shared, the names of those that are private to the site, and the tensors that it keeps.
 
-    `trained` names the shared ones that have a gradient: a job of gradients consists of them alone. `gives_weights`
-    and `gives_gradients` say which of its functions the task has.
+    `kept` is None where the task keeps nothing from round to round. `trained` names the shared ones that have a
+    gradient: a job of gradients consists of them alone. `gives_weights` and `gives_gradients` say which of its
+    functions the task has.
     """
 
     schema: Schema
     private: frozenset[str]
+    kept: Schema | None = None
     trained: frozenset[str] = frozenset()
     gives_weights: bool = True
     gives_gradients: bool = False
@@ -31,18 +33,20 @@ class Exchanged:
         if job == ours:
             return ""
         shared = frozenset(spec.name for spec in self.schema.tensors)
+        kept = frozenset(spec.name for spec in self.kept.tensors) if self.kept else frozenset()
         for spec in job.tensors:
             if gradients and spec.name in shared - self.trained:
                 return (
                     f"the job's model has {spec.name}, which has no gradient in the task's model; the model of a job"
                     " of gradients holds only parameters that are trained"
                 )
-            if spec.name in self.private:
+            if spec.name in self.private | kept:
+                rule = "keeps" if spec.name in kept else "exchanges"
                 return (
-                    f"the job's model has {spec.name}, which stays at this site by the task's exchanges;"
+                    f"the job's model has {spec.name}, which stays at this site by the task's {rule};"
                     " a job's model holds only what its task exchanges"
                 )
-        is_part = self.private or ours != self.schema
+        is_part = self.private | kept or ours != self.schema
         part = "what the task exchanges" if is_part else "the task's model"
         return f"{part} is not the job's: {job.difference(ours)}"
 

@@ -65,6 +65,7 @@ NAMES = (
     "owner.fetch.partial",
     "owner.fetch.complete",
     "owner.train.done",
+    "owner.kept.written",
     "owner.ledger.before_commit",
     "owner.sent.recorded",
     "owner.push.partial",

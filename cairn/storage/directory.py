@@ -29,6 +29,7 @@ _OF_STATE = (
     "lock",
     "releases",
     "updates",
+    "kept",
     *(f"{name}{suffix}" for name in _DATABASES for suffix in ("", "-wal", "-shm", "-journal")),
 )
 

@@ -12,8 +12,10 @@ from cairn.storage import fsync
 _TEMPORARY = re.compile(r"\.cairn-[0-9a-f]{16}\.tmp")
 
 
-def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
+def write_atomically(path: Path, parts: Iterable[Buffer], mode: int = 0o666) -> None:
     """Replace the file's content by the parts, one after the other, durably and all at once.
+
+    The new file has this mode, less what this process's umask takes away.
 
     Whoever reads the file meanwhile, or after a crash, finds the old content or the new, whole. Raises
     OSError as the file system does; where that is before the end, the old content stays and nothing
@@ -21,7 +23,8 @@ def write_atomically(path: Path, parts: Iterable[Buffer]) -> None:
     """
     temporary = path.parent / f".cairn-{secrets.token_hex(8)}.tmp"
     try:
-        with temporary.open("xb") as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
             for part in parts:
                 file.write(part)
             file.flush()

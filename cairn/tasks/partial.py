@@ -1,34 +1,69 @@
-"""Which entries of a model's state_dict are shared, and which are private to the site: `Task.exchanges` says it."""
+"""Which entries of a model's state_dict are shared, kept or private to the site: `Task.exchanges` and `Task.keeps` say it."""
 
-import fnmatch
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cairn.errors import UsageError
+from cairn.tasks.loader import task_code
+from cairn.tasks.patterns import Rule, chosen
+from cairn.tasks.scaffold import check_variates
+from cairn.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class StateSplit:
-    """The entries of a state_dict: the shared ones leave the site, the private ones never do, whatever they are."""
+    """The entries of a state_dict: the shared ones leave the site, and no others do.
+
+    The kept ones last from round to round; the private ones, which may be anything, end with their round.
+    """
 
     shared: dict[str, Any]
     private: dict[str, Any]
+    kept: dict[str, Any]
 
 
-def split_state(state: Mapping[str, Any], exchanges: Sequence[str] | None) -> StateSplit:
-    """Split a state_dict. Raises UsageError for a pattern that matches nothing or splits tied weights."""
-    if exchanges is None:
-        return StateSplit(dict(state), {})
-    names = _chosen(state.keys(), exchanges)
+_EXCHANGES = Rule(
+    "exchanges", "travels", 'name those that do, or all but some: exchanges=("*", "!norm.*")'
+)
+_KEEPS = Rule(
+    "keeps", "is kept", 'name those that are, such as keeps=("*.norm.*",), or leave keeps out'
+)
+
+
+def split_of(task: Task, model: nn.Module) -> StateSplit:
+    """Split the state_dict of a task's model. Raises TaskFailed where the model's code raises, UsageError as `split_state`
+    does, and for control variates that are not where they belong.
+    """
+    with task_code("model's state_dict"):
+        state = model.state_dict()
+    split = split_state(state, task.exchanges, task.keeps)
+    check_variates(split)
+    return split
+
+
+def split_state(
+    state: Mapping[str, Any],
+    exchanges: Sequence[str] | None,
+    keeps: Sequence[str] | None = None,
+) -> StateSplit:
+    """Split a state_dict; what is kept is not shared. Raises UsageError for a pattern that matches nothing, one that
+    splits tied weights, and where nothing is left to share.
+    """
+    kept = set() if keeps is None else chosen(state.keys(), keeps, _KEEPS)
+    shared = {*state} if exchanges is None else chosen(state.keys(), exchanges, _EXCHANGES)
+    shared -= kept
+    if kept and not shared:
+        raise UsageError(
+            "the task's keeps names every tensor that the task exchanges, so that none travels; keep fewer"
+        )
     split = StateSplit(
-        {name: value for name, value in state.items() if name in names},
-        {name: value for name, value in state.items() if name not in names},
+        {name: value for name, value in state.items() if name in shared},
+        {name: value for name, value in state.items() if name not in shared | kept},
+        {name: value for name, value in state.items() if name in kept},
     )
     _check_apart(split)
     return split
@@ -76,53 +111,20 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _chosen(names: Collection[str], exchanges: Sequence[str]) -> set[str]:
-    """The names that match a pattern, less those that match a pattern after "!"."""
-    if not isinstance(exchanges, list | tuple) or not all(isinstance(p, str) for p in exchanges):
-        raise UsageError(
-            f"the task's exchanges is {exchanges!r}, expected a tuple of names or patterns, such as"
-            ' exchanges=("head.*",)'
-        )
-    chosen, left_out = set[str](), set[str]()
-    for pattern in exchanges:
-        without = pattern.startswith("!")
-        (left_out if without else chosen).update(_matching(names, pattern.removeprefix("!")))
-    if not chosen - left_out:
-        raise UsageError(
-            f"the task's exchanges is {exchanges!r}, by which no tensor travels; name those that do,"
-            ' or all but some: exchanges=("*", "!norm.*")'
-        )
-    return chosen - left_out
-
-
-def _matching(names: Collection[str], pattern: str) -> list[str]:
-    matches = re.compile(fnmatch.translate(pattern)).match
-    matching = [name for name in names if matches(name)]
-    if not matching:
-        closest = get_close_matches(pattern, names, cutoff=0)
-        raise UsageError(
-            f"the task's exchanges has {pattern!r}, which matches no entry of the model's state_dict;"
-            f" the closest {'is' if len(closest) == 1 else 'are'} {', '.join(closest)}"
-        )
-    return matching
-
-
 def _check_apart(split: StateSplit) -> None:
     """Refuse tied weights of which one name is shared: the values of the other would leave with it."""
-    spans = sorted(
-        (*span, name)
-        for name, value in (*split.shared.items(), *split.private.items())
-        if (span := _span(value))
-    )
-    # The tensor that reaches farthest, of the shared ones and of the private ones.
+    entries = (*split.shared.items(), *split.private.items(), *split.kept.items())
+    spans = sorted((*span, name) for name, value in entries if (span := _span(value)))
+    # The tensor that reaches farthest, of the shared ones and of those that stay.
     farthest = {True: (0, ""), False: (0, "")}
     for begin, end, name in spans:
         is_shared = name in split.shared
         reach, other = farthest[not is_shared]
         if begin < reach:
-            shared, private = (name, other) if is_shared else (other, name)
+            shared, stays = (name, other) if is_shared else (other, name)
+            rule = _KEEPS if stays in split.kept else _EXCHANGES
             raise UsageError(
-                f"the model's {private} stays by the task's exchanges, but it shares its memory with"
+                f"the model's {stays} stays by the task's {rule.field}, but it shares its memory with"
                 f" {shared}, which travels; exchange both or neither"
             )
         farthest[is_shared] = max(farthest[is_shared], (end, name))

@@ -16,8 +16,9 @@ from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
 from cairn.tasks.counted import checked_examples, checked_metrics
 from cairn.tasks.gradients import forget_gradients, write_gradients
+from cairn.tasks.kept import KeptValues, write_kept
 from cairn.tasks.loader import TaskFailed, task_code
-from cairn.tasks.partial import StateSplit, split_state, trained_part
+from cairn.tasks.partial import StateSplit, split_of, trained_part
 from cairn.tasks.state_dict import (
     WritableBuffer,
     payload_of,
@@ -48,15 +49,15 @@ def first_model(task: Task, seed: int, *, gradients: bool = False) -> tuple[Sche
 
 
 def first_split(task: Task, seed: int, *, gradients: bool = False) -> StateSplit:
-    """Build `task.model()` after `torch.manual_seed(seed)`: its shared and its private entries.
+    """Build `task.model()` after `torch.manual_seed(seed)`: its shared, its kept and its private entries.
 
-    In a job of gradients, buffers and frozen parameters are private too.
+    In a job of gradients, buffers and frozen parameters that are not kept are private.
 
     Raises as `first_model` does.
     """
     torch.manual_seed(seed)
     model = _built(task)
-    split = _split(task, model)
+    split = split_of(task, model)
     return trained_part(split, model) if gradients else split
 
 
@@ -88,42 +89,69 @@ class TaskRunner:
             np.random.set_state(states[1])  # noqa: NPY002
 
     def train(
-        self, this: Round, schema: Schema, base: WritableBuffer, update: WritableBuffer
+        self,
+        this: Round,
+        schema: Schema,
+        base: WritableBuffer,
+        update: WritableBuffer,
+        kept: KeptValues | None = None,
     ) -> Outcome:
-        """Train from `base`, and write what came out to `update`. Raises TaskFailed.
+        """Train from `base`, and write what came out to `update`, and of what is kept to `kept`. Raises TaskFailed.
 
         The base is this process's own: a model may keep it, and train it. The update may lie in the memory of which
-        the base is a private mapping. The values are not looked at.
+        the base is a private mapping. The values are not looked at. Without `kept` what the task keeps begins as
+        `model()` returns it, and ends here.
         """
         train = _asked_for("train", self._task.train)
         # First: for another model no data is read.
-        model = self._loaded_model(schema, base).train()
+        model = self._loaded_model(schema, base, kept).train()
         outcome = self._worked("train", train, model, this)
-        _write_update(self._task, model, schema, update)
+        _write_weights(self._task, model, schema, update)
+        if kept is not None:
+            write_kept(self._task, model, kept)
         return outcome
 
     def gradients(
-        self, this: Round, schema: Schema, base: WritableBuffer, update: WritableBuffer
+        self,
+        this: Round,
+        schema: Schema,
+        base: WritableBuffer,
+        update: WritableBuffer,
+        kept: KeptValues | None = None,
     ) -> Outcome:
-        """Write the gradient of the task's loss at `base` to `update`. The memory is as in `train`. Raises TaskFailed."""
+        """Write the gradient of the task's loss at `base` to `update`, and what is kept to `kept`. Raises TaskFailed.
+
+        The memory is as in `train`.
+        """
         gradients = _asked_for("gradients", self._task.gradients)
-        model = self._loaded_model(schema, base, gradients=True).train()
+        model = self._loaded_model(schema, base, kept, gradients=True).train()
         forget_gradients(model)
         outcome = self._worked("gradients", gradients, model, this)
         write_gradients(model, schema, update)
+        if kept is not None:
+            write_kept(self._task, model, kept)
         return outcome
 
     def evaluate(
-        self, this: Round, schema: Schema, base: WritableBuffer, *, gradients: bool = False
+        self,
+        this: Round,
+        schema: Schema,
+        base: WritableBuffer,
+        kept: KeptValues | None = None,
+        *,
+        gradients: bool = False,
     ) -> Outcome:
-        """Evaluate `base`, which is this process's own, in a job of gradients or of weights. Raises TaskFailed."""
+        """Evaluate `base`, which is this process's own, with what is `kept`, in a job of gradients or of weights.
+
+        Raises TaskFailed.
+        """
         if self._task.evaluate is None:
             raise TaskFailed(
                 "the job evaluates and the task has no evaluate function;"
                 " pass one: cairn.Task(..., evaluate=evaluate)",
                 pb.REASON_JOB_REFUSED,
             )
-        model = self._loaded_model(schema, base, gradients=gradients).eval()
+        model = self._loaded_model(schema, base, kept, gradients=gradients).eval()
         data = self._read_data()
         examples = self._checked_examples("test_examples", data.test_examples)
         with task_code("evaluate"), torch.no_grad():
@@ -159,13 +187,14 @@ class TaskRunner:
         return self._data
 
     def _built(self) -> tuple[nn.Module, Exchanged]:
-        """A new model, and which of its entries are shared and private."""
+        """A new model, and which of its entries are shared, private and kept."""
         model = _built(self._task)
         try:
-            split = _split(self._task, model)
+            split = split_of(self._task, model)
             return model, Exchanged(
                 schema_of(split.shared),
                 frozenset(split.private),
+                schema_of(split.kept, "kept") if split.kept else None,
                 _trained(self._task, split, model),
                 gives_weights=self._task.train is not None,
                 gives_gradients=self._task.gradients is not None,
@@ -178,9 +207,14 @@ class TaskRunner:
         return self._last() is not None
 
     def _loaded_model(
-        self, schema: Schema, base: WritableBuffer, *, gradients: bool = False
+        self,
+        schema: Schema,
+        base: WritableBuffer,
+        kept: KeptValues | None,
+        *,
+        gradients: bool = False,
     ) -> nn.Module:
-        """Build the model and load the base.
+        """Build the model and load the base, and what is kept.
 
         A model may keep the tensors that it loads. A tensor keeps the array that it was made from, and so do its
         views: where the array outlives the loading, each page is written to, which makes it this process's own.
@@ -189,13 +223,17 @@ class TaskRunner:
         self._last = weakref.ref(model)
         if why := exchanged.why_not(schema, gradients=gradients):
             raise TaskFailed(why, pb.REASON_SCHEMA_MISMATCH)
+        if kept is not None and kept.schema != exchanged.kept:
+            raise TaskFailed(
+                "the task keeps other tensors than when the round began", pb.REASON_SCHEMA_MISMATCH
+            )
         model.to(self._device)
         handed = np.asarray(base).view()
-        is_kept = weakref.ref(handed)
-        _load(model, read_state(schema, handed))
+        is_held = weakref.ref(handed)
+        _load(model, read_state(schema, handed) | (kept.read() if kept is not None else {}))
         del handed
-        if (kept := is_kept()) is not None:
-            pages = kept[:: mmap.PAGESIZE]
+        if (held := is_held()) is not None:
+            pages = held[:: mmap.PAGESIZE]
             np.bitwise_or(pages, 0, out=pages)
         return model
 
@@ -220,12 +258,6 @@ def _built(task: Task) -> nn.Module:
     return model
 
 
-def _split(task: Task, model: nn.Module) -> StateSplit:
-    with task_code("model's state_dict"):
-        state = model.state_dict()
-    return split_state(state, task.exchanges)
-
-
 def _trained(task: Task, split: StateSplit, model: nn.Module) -> frozenset[str]:
     """The names of what a job of gradients exchanges; none where the task has no part in one."""
     if task.gradients is None:
@@ -241,9 +273,9 @@ def _load(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
         raise TaskFailed(f"the task's model does not load {wrong[0]}, which its state_dict has")
 
 
-def _write_update(task: Task, model: nn.Module, schema: Schema, update: WritableBuffer) -> None:
+def _write_weights(task: Task, model: nn.Module, schema: Schema, update: WritableBuffer) -> None:
     try:
-        state = _split(task, model).shared
+        state = split_of(task, model).shared
         difference = schema.difference(schema_of(state))
     except UsageError as error:
         raise TaskFailed(str(error), pb.REASON_WRONG_TENSORS) from None

@@ -12,13 +12,13 @@ What becomes of a tensor on its way through a round:
   strides (transposed, channels_last) the model has.
 - Tied weights travel under each of their names, with the same bytes.
 - Other types (complex, quantised, sparse, float8), tensors without values (meta, lazy) and entries
-  that are no tensors (get_extra_state) are refused with a sentence that names the entry. A private
-  entry may be of any type.
+  that are no tensors (get_extra_state) are refused with a sentence that names the entry, and so they are where
+  the task keeps them. A private entry may be of any type.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -45,12 +45,12 @@ _NAMES = {
 _TYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
-def schema_of(state: Mapping[str, Any]) -> Schema:
-    """Describe a state_dict. Raises UsageError for an entry that cannot travel."""
+def schema_of(state: Mapping[str, Any], to_be: Literal["averaged", "kept"] = "averaged") -> Schema:
+    """Describe a state_dict. Raises UsageError for an entry that cannot travel, or be kept."""
     try:
-        return Schema.of(_spec(name, value) for name, value in state.items())
+        return Schema.of(_spec(name, value, to_be) for name, value in state.items())
     except InvalidMessage as error:
-        raise UsageError(f"the model cannot be averaged: {error}") from error
+        raise UsageError(f"the model cannot be {to_be}: {error}") from error
 
 
 def write_state(state: Mapping[str, Tensor], schema: Schema, payload: WritableBuffer) -> None:
@@ -93,10 +93,10 @@ def _slot(spec: TensorSpec, begin: int, payload: WritableBuffer) -> Tensor:
     return flat.view(spec.shape)
 
 
-def _spec(name: str, value: Any) -> TensorSpec:
+def _spec(name: str, value: Any, to_be: str) -> TensorSpec:
     if not isinstance(value, Tensor):
         raise UsageError(
-            f"the model's {name} is of type {type(value).__name__}, and only tensors can be averaged;"
+            f"the model's {name} is of type {type(value).__name__}, and only tensors can be {to_be};"
             " keep it out of the state_dict"
         )
     if nn.parameter.is_lazy(value):
@@ -110,6 +110,6 @@ def _spec(name: str, value: Any) -> TensorSpec:
         kind = str(value.dtype if value.dtype not in _NAMES else value.layout)
         raise UsageError(
             f"the model's tensor {name} is of type {kind.removeprefix('torch.')}, which cannot be"
-            f" averaged; the types are {', '.join(str(dtype)[6:] for dtype in _NAMES)}, all dense"
+            f" {to_be}; the types are {', '.join(str(dtype)[6:] for dtype in _NAMES)}, all dense"
         )
     return TensorSpec(name, _NAMES[value.dtype], tuple(value.shape))

@@ -17,6 +17,10 @@ round ended; that costs a copy.
 A task may exchange a part of its model only: adapters, a head, everything but the BatchNorm layers.
 
     task = cairn.Task(model=model, data=data, train=train, exchanges=("*.lora_*", "head.*"))
+
+Or it may keep a part of it from round to round, for itself: layers that fit its own data (FedBN, FedPer).
+
+    task = cairn.Task(model=model, data=data, train=train, keeps=("*.norm.*",))
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -76,8 +80,9 @@ class Task:
     loss of the round's model, calls `backward()` on it and changes no weight: what lies in the `grad` of the
     parameters is what leaves, and the aggregator's optimizer steps along its average (FedSGD: McMahan et al. 2017,
     arXiv 1602.05629). The model then consists of those exchanged entries that are parameters with
-    `requires_grad`; buffers and frozen parameters are private. A parameter without a `grad` counts as zeros, and a
-    sparse gradient is made dense. A tied parameter has one gradient, which leaves under each of its names.
+    `requires_grad`; buffers and frozen parameters are private, unless `keeps` names them. A parameter without a
+    `grad` counts as zeros, and a sparse gradient is made dense. A tied parameter has one gradient, which leaves
+    under each of its names.
 
     `exchanges` says which entries of `model.state_dict()` travel, buffers included: names, or patterns
     as a shell has them, in which * stands for any text, dots too. A pattern after "!" takes entries
@@ -87,6 +92,18 @@ class Task:
     The other entries never leave, and nothing keeps them: a round begins with what `model()` returns,
     and what training makes of them ends with the round. So `model()` must give them the same values
     every time and at every owner: from a file, or after a seed.
+
+    `keeps` names, by patterns of the same kind, entries that stay at this owner and last: a round begins with what
+    the rounds before it made of them here, and so does an evaluation. That is FedBN (Li et al. 2021, arXiv
+    2102.07623) where it names the BatchNorm layers, and FedPer (Arivazhagan et al. 2019, arXiv 1912.00818) where
+    it names the last ones. What is kept is not exchanged, also where `exchanges` names it. Each must be of a type
+    that can travel.
+
+    Kept tensors go with the job's model. They change when a release counts this owner's update, and only then: of
+    a round that was aborted, that failed here or that did not count this owner they are as they were before it,
+    as its part of the model is. They belong to one task and one job: a job of another name begins with what
+    `model()` returns, and so does the first round of each. They are in the owner's state directory, readable by
+    its account alone, until `cairn reset --kept` drops them.
     """
 
     model: Callable[[], "nn.Module"]
@@ -95,3 +112,4 @@ class Task:
     evaluate: Callable[["nn.Module", Any, Round], Metrics | None] | None = None
     gradients: Callable[["nn.Module", Any, Round], Metrics | None] | None = None
     exchanges: Sequence[str] | None = None
+    keeps: Sequence[str] | None = None

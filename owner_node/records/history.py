@@ -14,6 +14,7 @@ from cairn.protocol.words import PHASES
 from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Invited, JobHistory, LastRound
 from owner_node.records.budgets import Budgets
+from owner_node.records.kept_rounds import KeptRounds
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class LedgerHistory:
     def __init__(self) -> None:
         self.unsettled: dict[bytes, Unsettled] = {}
         self.budgets = Budgets()
+        self.kept_rounds = KeptRounds()
         self._last: dict[str, LastRound] = {}
         self._release: dict[str, tuple[int, bytes]] = {}
         self._released: set[bytes] = set()
@@ -50,6 +52,7 @@ class LedgerHistory:
     def note(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Take in an entry. Raises KeyError or ValueError where a fact is missing or wrong."""
         self.budgets.note(kind, facts)
+        self.kept_rounds.note(kind, facts)
         if kind in {"refused", "reset"}:
             return
         digest = bytes.fromhex(facts["manifest_digest"])

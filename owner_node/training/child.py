@@ -48,6 +48,7 @@ class Child:
     place: Path | None = None  # that of its sandbox
     relays: Sequence[Relay] = ()  # of what it prints there
     memory: ModelMemory | None = None
+    kept: ModelMemory | None = None  # that of kept tensors
     # What it has said of the task's model: nothing yet, that, or why it cannot say.
     model: "Exchanged | dict[str, Any]" = field(default_factory=dict)
 

@@ -2,7 +2,8 @@
 
 Messages are lines of JSON over a UNIX socket. Tensors are never in them: both processes map one
 memory file. Its first half is the base. Its second half is the update, unless that takes the base's place:
-then nobody writes to the second half, and it takes no memory.
+then nobody writes to the second half, and it takes no memory. Kept tensors have a file of their own, in which what
+a training makes of them takes their place.
 """
 
 import fcntl
@@ -13,7 +14,7 @@ import socket
 import tempfile
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,10 @@ class Link:
 
 
 class ModelMemory:
-    """The base and the update of one schema, in a file that only the holders of it can reach."""
+    """The base and the update of one schema, in a file that only the holders of it can reach.
+
+    Of kept tensors the base alone is used.
+    """
 
     def __init__(self, schema: Schema, descriptor: int) -> None:
         self.schema = schema
@@ -98,8 +102,10 @@ ASK_FOR_MODEL = {"ask": "model"}
 
 
 def exchanged_message(exchanged: Exchanged) -> dict[str, Any]:
+    kept = {} if exchanged.kept is None else kept_message(exchanged.kept)
     return {
         **schema_message(exchanged.schema),
+        **kept,
         "private": sorted(exchanged.private),
         "trained": sorted(exchanged.trained),
         "gives_weights": exchanged.gives_weights,
@@ -123,6 +129,7 @@ def told_of_model(link: Link, *, again: bool) -> "Exchanged | dict[str, Any]":
     return Exchanged(
         schema_from(answer),
         frozenset(answer["private"]),
+        schema_from(answer, "kept_schema") if "kept_schema" in answer else None,
         frozenset(answer["trained"]),
         gives_weights=answer["gives_weights"],
         gives_gradients=answer["gives_gradients"],
@@ -130,13 +137,21 @@ def told_of_model(link: Link, *, again: bool) -> "Exchanged | dict[str, Any]":
 
 
 def schema_message(schema: Schema) -> dict[str, Any]:
-    return {"schema": [[spec.name, spec.dtype, spec.shape] for spec in schema.tensors]}
+    return {"schema": _listed(schema)}
 
 
-def schema_from(message: Mapping[str, Any]) -> Schema:
-    return Schema.of(
-        TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in message["schema"]
-    )
+def kept_message(schema: Schema) -> dict[str, Any]:
+    return {"kept_schema": _listed(schema)}
+
+
+def schema_from(
+    message: Mapping[str, Any], key: Literal["schema", "kept_schema"] = "schema"
+) -> Schema:
+    return Schema.of(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in message[key])
+
+
+def _listed(schema: Schema) -> list[Any]:
+    return [[spec.name, spec.dtype, spec.shape] for spec in schema.tensors]
 
 
 def _memory_file() -> int:

@@ -12,7 +12,7 @@ from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
 from cairn.tasks.loader import TaskFailed
 from owner_node.training.child import Child, TaskSource, end, kill, spawn
-from owner_node.training.ipc import ModelMemory, schema_message, told_of_model
+from owner_node.training.ipc import ModelMemory, kept_message, schema_message, told_of_model
 
 __all__ = ["TaskFailed", "TaskSource", "Trained", "TrainingSupervisor", "Work"]
 
@@ -24,7 +24,8 @@ class Work:
     """What a round asks of the task.
 
     With `in_place` the update takes the base's place: the base is not there any more afterwards. In a job of
-    `gradients` the update is a gradient, and the schema that of what is trained.
+    `gradients` the update is a gradient, and the schema that of what is trained. `kept` is what the task keeps, if
+    anything; it begins with what lies in `kept_buffer` only where `begins_with_kept`.
     """
 
     job: str
@@ -34,6 +35,8 @@ class Work:
     schema: Schema
     in_place: bool = False
     gradients: bool = False
+    kept: Schema | None = None
+    begins_with_kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class TrainingSupervisor:
         self._running = False
         self._cancelled = False
         self._memory: ModelMemory | None = None
+        self._kept: ModelMemory | None = None
         self._base_digest: bytes | None = None  # of what was put into that memory
 
     def start(self) -> None:
@@ -80,6 +84,10 @@ class TrainingSupervisor:
         """
         return self._memory_of(schema).base
 
+    def kept_buffer(self, schema: Schema) -> memoryview:
+        """Where the kept tensors belong before `run`, and where a training leaves what it made of them."""
+        return self._kept_memory_of(schema).base
+
     def keep_base(self, digest: bytes) -> None:
         """The base that now lies in the memory is the good model of this digest."""
         self._base_digest = digest
@@ -98,9 +106,10 @@ class TrainingSupervisor:
         `is_over` is asked once `cancel` has an effect: whoever cancels makes it true first.
         """
         memory = self._memory_of(work.schema)
+        kept = self._kept_memory_of(work.kept) if work.kept is not None else None
         if work.in_place:
             self._base_digest = None
-        answer = self._answered(lambda child: _ask(child, memory, work), is_over)
+        answer = self._answered(lambda child: _ask(child, memory, kept, work), is_over)
         if "reason" in answer:
             raise TaskFailed(answer["text"], answer["reason"])
         payload = memory.base if work.in_place else memory.update
@@ -122,9 +131,10 @@ class TrainingSupervisor:
             child, self._child = self._child, None
         if child is not None:
             end(child)
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
+        for memory in (self._memory, self._kept):
+            if memory is not None:
+                memory.close()
+        self._memory = self._kept = None
 
     def _answered(self, ask: Callable[[Child], T | None], is_over: Callable[[], bool]) -> T:
         """What the process answers. Raises TaskFailed where it is gone, or `is_over` when it is to begin."""
@@ -157,6 +167,13 @@ class TrainingSupervisor:
             self._memory, self._base_digest = ModelMemory.create(schema), None
         return self._memory
 
+    def _kept_memory_of(self, schema: Schema) -> ModelMemory:
+        if self._kept is None or self._kept.schema != schema:
+            if self._kept is not None:
+                self._kept.close()
+            self._kept = ModelMemory.create(schema)
+        return self._kept
+
     def _bury(self, child: Child) -> str:
         status = end(child)
         with self._lock:
@@ -173,13 +190,18 @@ def _told_of_model(child: Child) -> Child | None:
     return child if child.model else None
 
 
-def _ask(child: Child, memory: ModelMemory, work: Work) -> dict[str, Any] | None:
+def _ask(
+    child: Child, memory: ModelMemory, kept: ModelMemory | None, work: Work
+) -> dict[str, Any] | None:
     if not child.model and _told_of_model(child) is None:
         return None  # that answer comes first
     try:
         if child.memory is not memory:
             child.link.send(schema_message(memory.schema), memory.descriptor)
             child.memory = memory
+        if kept is not None and child.kept is not kept:
+            child.link.send(kept_message(kept.schema), kept.descriptor)
+            child.kept = kept
         child.link.send(
             {
                 "job": work.job,
@@ -188,6 +210,7 @@ def _ask(child: Child, memory: ModelMemory, work: Work) -> dict[str, Any] | None
                 "settings": dict(work.settings),
                 "in_place": work.in_place,
                 "gradients": work.gradients,
+                "begins_with_kept": work.begins_with_kept if kept is not None else None,
             }
         )
         return child.link.receive()

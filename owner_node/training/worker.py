@@ -12,12 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cairn.errors import UsageError
 from cairn.runtime.malloc import keep_freed_memory
 from cairn.runtime.timeouts import SHUTDOWN_SECONDS
+from cairn.tasks.kept import KeptValues
 from cairn.tasks.loader import TaskFailed, load_task, own_traceback
 from cairn.tasks.runner import TaskRunner
 from cairn.tasks.task import Round, Site
@@ -30,7 +32,16 @@ from owner_node.training.ipc import (
 )
 from owner_node.training.memory_shortage import go_first
 
-Order = tuple[ModelMemory | None, Mapping[str, Any]]  # without memory it is ASK_FOR_MODEL
+
+@dataclass(frozen=True)
+class Memories:
+    """What of the node's memory this process has been given: the model's, and that of kept tensors."""
+
+    model: ModelMemory
+    kept: ModelMemory | None = None
+
+
+Order = tuple[Memories | None, Mapping[str, Any]]  # without memory it is ASK_FOR_MODEL
 
 
 class Training:
@@ -55,25 +66,28 @@ class Training:
         gc.collect()  # the model may be part of a cycle
         return exchanged_message(exchanged)
 
-    def answer(self, memory: ModelMemory, message: Mapping[str, Any]) -> dict[str, Any]:
+    def answer(self, memories: Memories, message: Mapping[str, Any]) -> dict[str, Any]:
         """Do one piece of work and say how it went."""
-        answer = self._answer(memory, message)
+        answer = self._answer(memories, message)
         if self._runner is not None and self._runner.has_a_model():
             gc.collect()  # it may be part of a cycle, which holds as much memory as the model takes
         return answer
 
-    def _answer(self, memory: ModelMemory, message: Mapping[str, Any]) -> dict[str, Any]:
-        base = memory.private_base()
+    def _answer(self, memories: Memories, message: Mapping[str, Any]) -> dict[str, Any]:
+        memory = memories.model
+        base, kept = memory.private_base(), _kept(memories, message)
         update = memory.base if message["in_place"] else memory.update
         this = Round(message["job"], message["round"], message["settings"])
         try:
             runner = self._load()
             if message["phase"] == "evaluate":
-                outcome = runner.evaluate(this, memory.schema, base, gradients=message["gradients"])
+                outcome = runner.evaluate(
+                    this, memory.schema, base, kept, gradients=message["gradients"]
+                )
             elif message["gradients"]:
-                outcome = runner.gradients(this, memory.schema, base, update)
+                outcome = runner.gradients(this, memory.schema, base, update, kept)
             else:
-                outcome = runner.train(this, memory.schema, base, update)
+                outcome = runner.train(this, memory.schema, base, update, kept)
         except TaskFailed as failed:
             _show(failed)
             return {"reason": failed.reason, "text": str(failed)}
@@ -104,9 +118,9 @@ def main(arguments: list[str]) -> None:
     threading.Thread(target=_listen, args=(link, orders), daemon=True).start()
     gc.freeze()  # PyTorch has 100000 objects, and to look at them takes longer than a small round
     training = Training(file, Site(owner, Path(data)), int(min_examples))
-    for memory, message in iter(orders.get, None):
+    for memories, message in iter(orders.get, None):
         try:
-            link.send(training.answer(memory, message) if memory is not None else training.model())
+            link.send(training.answer(memories, message) if memories else training.model())
         except OSError:  # the owner's process has gone
             return
 
@@ -114,19 +128,31 @@ def main(arguments: list[str]) -> None:
 def _listen(link: Link, orders: "queue.SimpleQueue[Order | None]") -> None:
     """Read messages, also while the task runs, so that this process never outlives its owner's."""
     memory: ModelMemory | None = None
+    kept: ModelMemory | None = None
     while (message := link.receive()) is not None:
         if "schema" in message:
             if memory is not None:
                 memory.close()
             memory = ModelMemory(schema_from(message), link.received_descriptor())
+        elif "kept_schema" in message:
+            if kept is not None:
+                kept.close()
+            kept = ModelMemory(schema_from(message, "kept_schema"), link.received_descriptor())
         elif message == ASK_FOR_MODEL:
             orders.put((None, message))
         elif memory is not None:
-            orders.put((memory, message))
+            orders.put((Memories(memory, kept), message))
     orders.put(None)
     # An idle process is gone by then; the owner's waits for longer.
     time.sleep(SHUTDOWN_SECONDS / 2)
     os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _kept(memories: Memories, message: Mapping[str, Any]) -> KeptValues | None:
+    """The kept tensors of this piece of work; None where the node keeps none of the task."""
+    if memories.kept is None or message["begins_with_kept"] is None:
+        return None
+    return KeptValues(memories.kept.schema, memories.kept.base, message["begins_with_kept"])
 
 
 def _show(failed: TaskFailed) -> None:

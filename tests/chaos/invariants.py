@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from safetensors.numpy import load_file
 
 from cairn.cli.verify import pinned_key
 from cairn.identity.signing_keys import load_signing_key
@@ -33,6 +34,7 @@ def check(stage: Stage, faultless: Model | None = None) -> None:
     if stage.looks_for_best:
         check_best(stage, released)
     check_owners(stage, released)
+    check_kept(stage)
     check_verified(stage)
     check_secrets(stage)
 
@@ -94,6 +96,24 @@ def check_owners(stage: Stage, released: dict[int, frozenset[str]]) -> None:
                 continue
             is_counted = owner in released[entry.facts["round"]]
             assert entry.facts["counted"] == is_counted, (owner, entry)
+
+
+def check_kept(stage: Stage) -> None:
+    """What an owner keeps was trained as often as its ledger has it counted, and neither more nor less often."""
+    for owner in OWNERS:
+        trained = {
+            entry.facts["manifest_digest"]
+            for entry in entries_of(stage, owner, "sent")
+            if entry.facts["phase"] == "train"
+        }
+        counted = [
+            entry.facts["manifest_digest"]
+            for entry in entries_of(stage, owner, "released")
+            if entry.facts["counted"] and entry.facts["manifest_digest"] in trained
+        ]
+        if counted:
+            kept = load_file(stage.state_of(owner) / "kept" / f"{counted[-1]}.safetensors")
+            assert kept["trained"].tolist() == [len(counted)], owner
 
 
 def check_verified(stage: Stage) -> None:

@@ -2,7 +2,8 @@
 
 Every owner adds 1 at its own column of the row of the round's number, so that the average tells who was
 counted in each round, and how often. Beside that it halves the weights and adds its own value, and sends a
-secret that nobody but itself may ever have on a disk. Where a job evaluates, the value of a round's release is its `score`.
+secret that nobody but itself may ever have on a disk. It keeps, for itself, how often it was trained. Where a job
+evaluates, the value of a round's release is its `score`.
 """
 
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Table(nn.Module):
         super().__init__()
         for name, shape in {shapes}.items():
             setattr(self, name, nn.Parameter(torch.zeros(shape)))
+        self.register_buffer("trained", torch.zeros(1))
 
 
 def model():
@@ -76,6 +78,7 @@ def train(model, data, round):
         raise RuntimeError("the data cannot be read")
     hunger = b"x" * int(asked(data, "hungry") * 2**20)
     time.sleep(asked(data, "pace"))
+    model.trained += 1
     with torch.no_grad():
         model.counted[round.number - 1, COLUMNS[data.train.name]] += 1
         model.weight.mul_(0.5).add_(float((data.train / "value").read_text()))
@@ -86,5 +89,5 @@ def evaluate(model, data, round):
     return {{"value": -abs(round.number - {best_round})}}
 
 
-task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
+task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate, keeps=("trained",))
 """

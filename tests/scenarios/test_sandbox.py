@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+from safetensors.numpy import load_file
 
 from cairn.errors import UsageError
+from cairn.ledger.files import read_ledger
 from owner_node.sandbox.choice import sandbox_for
 from tests.scenarios.federation import TASK, Federation
 from tests.scenarios.processes import children_of, tcp_sockets_of
@@ -27,6 +29,12 @@ TRIES_TO_LEAVE = """    import socket
             continue
         raise RuntimeError("the task got out")
 """
+# How often it was trained, which a task in a sandbox cannot write down anywhere itself.
+KEEPS = {
+    "return nn.Linear(2, 1)": "layer = nn.Linear(2, 1)\n    layer.register_buffer('trained', torch.zeros(1))\n    return layer",
+    "    with torch.no_grad():\n": "    model.trained += 1\n    with torch.no_grad():\n",
+    "train=train)": "train=train, keeps=('trained',))",
+}
 
 
 @pytest.fixture
@@ -41,8 +49,11 @@ def federation(federate: MakeFederation) -> Federation:
     tries = TRIES_TO_LEAVE.format(
         key=str(alice / "node.key"), state=str(alice / "state"), port=int(port.split('"')[0])
     )
-    assert WRITES_INTO_DATA in TASK
-    (federation.home / "task.py").write_text(TASK.replace(WRITES_INTO_DATA, tries))
+    task = TASK
+    for old, new in ((WRITES_INTO_DATA, tries), *KEEPS.items()):
+        assert old in task
+        task = task.replace(old, new)
+    (federation.home / "task.py").write_text(task)
     for owner in TWO:
         federation.edit(owner, "[tasks.halving]\n", '[tasks.halving]\nsandbox = "on"\n')
     return federation
@@ -55,7 +66,11 @@ def test_owners_train_in_their_sandboxes_and_the_model_is_the_same_bit_by_bit(
     owners = federation.owners()
     assert federation.coordinator(rounds=3).ends() == 0
     federation.check_model(*[["alice", "bob"]] * 3)
-    for owner in owners.values():
+    for name, owner in owners.items():
+        ledger = read_ledger(federation.files / name / "state/owner.sqlite")
+        last = [entry.facts["manifest_digest"] for entry in ledger if entry.kind == "sent"][-1]
+        kept = load_file(federation.files / name / "state/kept" / f"{last}.safetensors")
+        assert kept["trained"].tolist() == [3]
         (training,) = children_of(owner.pid)
         assert tcp_sockets_of(training) == []
         assert "Traceback" not in owner.output()

@@ -31,8 +31,11 @@ LAYERS = {
         *("node", "cli"),
     ),
 }
-# `cairn.Task` and its kin are the public names of the package, so whoever imports the package has these two.
-PUBLIC = {"cairn.tasks", "cairn.tasks.task"}
+# `cairn.Task` and its kin are the public names of the package, so whoever imports the package has these.
+PUBLIC = {
+    "cairn.tasks",
+    *(f"cairn.tasks.{name}" for name in ("task", "fedprox", "patterns", "scaffold")),
+}
 NOT_FOR_THE_AGGREGATOR = (
     *("cairn.tasks", "cairn.provisioning", "cairn.verify", "cairn.cli"),
     *("cairn.transport.channel", "cairn.transport.retry"),

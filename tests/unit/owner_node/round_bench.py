@@ -14,6 +14,7 @@ from cairn.errors import (
 )
 from cairn.ledger.chain import Entry
 from cairn.model.exchanged import Exchanged
+from cairn.model.schema import Schema
 from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.protocol.messages import (
     PROTOCOL,
@@ -39,6 +40,7 @@ from owner_node.receipts import Receipts
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import OwnerLedger
 from owner_node.settlement import Settlement
+from owner_node.training.kept_tensors import KeptTensors
 from owner_node.training.supervisor import Trained, Work
 from owner_node.updates.prepare import DisclosureRules
 from owner_node.updates.spool import UpdateSpool
@@ -189,6 +191,8 @@ class FakeTask:
         self.metrics = {"loss": 0.5, "patients": 17.0}
         self.schema = JOB.schema
         self.gives_gradients = False
+        self.kept = memoryview(bytearray(8))
+        self.kept_schema: Schema | None = None
         self.model_error: TaskFailed | None = None
         self.lent = 0
         self.before: Callable[[], object] = lambda: None
@@ -199,8 +203,16 @@ class FakeTask:
     def model(self, is_over: Callable[[], bool]) -> Exchanged:
         if is_over() or self.model_error is not None:
             raise self.model_error or TaskFailed("the training was cancelled")
-        trained = frozenset(spec.name for spec in self.schema.tensors)
-        return Exchanged(self.schema, frozenset(), trained, gives_gradients=self.gives_gradients)
+        return Exchanged(
+            self.schema,
+            frozenset(),
+            self.kept_schema,
+            trained=frozenset(spec.name for spec in self.schema.tensors),
+            gives_gradients=self.gives_gradients,
+        )
+
+    def kept_buffer(self, _schema: object) -> memoryview:
+        return self.kept
 
     def base_buffer(self, _schema: object) -> memoryview:
         self.lent += 1
@@ -264,7 +276,11 @@ class Bench:
         policy = Policy("clinics", "bob", 3, {"tumours": TaskRules({"lr": (0.0, 1.0)})})
         tasks: Any = {"tumours": self.task}
         coordinator: Any = self.coordinator
-        steps = (self.records, Downloader(coordinator, 1e9, stopping), uploader, self.outcomes)
+        lasting = KeptTensors(
+            path / "state", self.ledger.past.kept_rounds, self.outcomes.settle_job, tell
+        )
+        downloader = Downloader(coordinator, 1e9, stopping)
+        steps = (self.records, downloader, uploader, self.outcomes, lasting)
         self.rounds = Participation(policy, *steps, aggregator, tasks, stopping, tell)
 
     def entries(self) -> list[Entry]:

@@ -163,6 +163,12 @@ LINES: list[tuple[events.Event, str, str, dict[str, Any]]] = [
         {"file": "updates/ab.update", "trouble": "full"},
     ),
     (
+        events.KeptTensorsGone(*IDS, Path("kept/ab.safetensors")),
+        "warning",
+        "what the task kept of this job is not there: the round begins with what its model() returns",
+        {"job": "tumours", "round": 4, "file": "kept/ab.safetensors"},
+    ),
+    (
         events.FileNotRemoved(Path("updates/ab.update"), OSError("no")),
         "error",
         "a file cannot be removed",

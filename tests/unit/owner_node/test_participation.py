@@ -30,6 +30,7 @@ from cairn.tasks.loader import TaskFailed
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node import events
+from owner_node.local_work import Progress
 from owner_node.policy import Declined, Invited
 from owner_node.records.ledger import NotRecorded
 from owner_node.training.supervisor import TrainingSupervisor
@@ -113,9 +114,11 @@ def test_it_trains_in_place_where_what_leaves_needs_no_base(
     bench = Bench(tmp_path, clip=clip)
     manifest = replace(MANIFEST, phase=phase, encoding=encoding)
     invited = Invited(manifest, digest_of(manifest_to_bytes(manifest)), JOB)
-    bench.rounds._local_work._train(invited, cast("TrainingSupervisor", bench.task), None)
+    progress = Progress(lambda: False, lambda: None)
+    process = cast("TrainingSupervisor", bench.task)
+    order = bench.rounds._local_work._order(invited, process, progress)
     bench.state.close()
-    assert [work.in_place for work in bench.task.works] == [in_place]
+    assert order.in_place == in_place
 
 
 def test_a_clipped_update_is_what_is_pushed(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ def ward(tmp_path: Path) -> Path:
     return made(tmp_path)
 
 
-def called(ward: Path, task: str = "mean") -> Result:
-    return CliRunner().invoke(reset, [str(ward / "alice.toml"), task])
+def called(ward: Path, task: str = "mean", *options: str) -> Result:
+    return CliRunner().invoke(reset, [*options, str(ward / "alice.toml"), task])
 
 
 def ledger_of(ward: Path) -> tuple[StateDirectory, OwnerLedger]:
@@ -49,6 +49,47 @@ def test_a_reset_is_recorded_and_forgives_what_had_failed(ward: Path) -> None:
     state, ledger = ledger_of(ward)
     assert ledger.past.budgets.failures("mean") == 0
     state.close()
+
+
+def kept_by(ward: Path, number: int, task: str = "mean") -> Path:
+    """Have a round of the task end with its release, which counts alice, and return the file of what was kept."""
+    state, ledger = ledger_of(ward)
+    digest = bytes([number]) * 32
+    facts = {"job": f"j{number}", "round": 1, "manifest_digest": digest.hex(), "phase": "train"}
+    said = {"payload_digest": "", "examples": 1, "metrics": {}}
+    ledger.record("sent", facts | said | {"task": task})
+    if number > 1:  # else it is still open
+        ledger.record("released", facts | {"release_digest": "", "counted": True})
+    state.close()
+    file = ward / "alice/state/kept" / f"{digest.hex()}.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"tensors")
+    return file
+
+
+def test_what_a_task_has_kept_is_dropped_and_nothing_else_changes(ward: Path) -> None:
+    fail_once(ward)
+    files = [kept_by(ward, number) for number in (1, 2, 3)]
+    of_another = kept_by(ward, 4, "other")
+    orphan = of_another.with_name(f"{'0' * 64}.safetensors")
+    orphan.write_bytes(b"of a round that did not count alice")
+    before = read_ledger(ward / "alice/state" / OWNER_DATABASE)
+    result = called(ward, "mean", "--kept")
+    assert result.exit_code == 0, result.output
+    assert "Files with kept tensors of mean that were deleted" in result.output
+    assert result.output.rstrip().endswith(": 4.")
+    assert [file for file in (*files, orphan, of_another) if file.exists()] == [of_another]
+    assert list(read_ledger(ward / "alice/state" / OWNER_DATABASE)) == list(before)
+    assert called(ward, "mean", "--kept").output.rstrip().endswith(": 0.")
+
+
+def test_what_a_running_node_has_kept_is_not_dropped(ward: Path) -> None:
+    file = kept_by(ward, 2)
+    state, _ = ledger_of(ward)
+    result = called(ward, "mean", "--kept")
+    state.close()
+    assert result.exit_code == 2
+    assert file.exists()
 
 
 def test_a_node_that_runs_has_to_be_stopped_first(ward: Path) -> None:

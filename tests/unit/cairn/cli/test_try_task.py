@@ -128,11 +128,46 @@ def test_it_shows_the_gradients_that_would_leave(
     assert f"evaluate: 2 examples\n  bias = {bias:.6g}\n" in stays
 
 
+def test_it_lists_what_a_job_of_gradients_keeps_and_evaluates_with_it() -> None:
+    giving_gradients(alone=False)
+    text = Path("site_task.py").read_text()
+    text = text.replace(
+        "evaluate=evaluate)", "evaluate=evaluate, keeps=('0.running_*', '0.num_*'))"
+    )
+    text = text.replace('"bias": model[1].bias', '"batches": model[0].num_batches_tracked')
+    Path("site_task.py").write_text(text)
+    result = tried("site_task.py", "--data", "rows.csv", "--content", "gradients")
+    assert result.exit_code == 0, result.output
+    leaves, lasts = result.output.split("What would stay and last, since the task keeps it:")
+    assert "28 bytes, BLAKE3" in leaves
+    assert "\n24 bytes\n" in lasts
+    assert "What would stay, since the task does not exchange it:" not in lasts
+    assert "evaluate: 2 examples\n  batches = 1\n" in lasts
+
+
 def test_a_task_that_cannot_do_what_is_asked_for_is_one_sentence() -> None:
     result = tried("site_task.py", "--data", "rows.csv", "--content", "gradients")
     assert result.exit_code == 2
     assert "the task has no gradients function" in result.output
     assert result.output.count(os.linesep) == 1
+
+
+def test_it_lists_what_is_kept_apart_and_evaluates_with_it() -> None:
+    text = Path("site_task.py").read_text()
+    text = text.replace("evaluate=evaluate)", "evaluate=evaluate, keeps=('0.*', '1.bias'))")
+    Path("site_task.py").write_text(text)
+    result = tried("site_task.py", "--data", "rows.csv", "--set", "add=64")
+    assert result.exit_code == 0, result.output
+    leaves, lasts = result.output.split("What would stay and last, since the task keeps it:")
+    assert "8 bytes, BLAKE3" in leaves
+    assert "1.weight" in leaves
+    kept = ["0.weight", "0.bias", "0.running_mean", "0.num_batches_tracked", "1.bias"]
+    assert [name for name in kept if name not in lasts or name in leaves] == []
+    assert "\n44 bytes\n" in lasts
+    assert re.search(
+        r"bias = 6[34]\.", lasts
+    )  # as it was trained, and not as another model() has it
+    assert "Warning" not in result.output
 
 
 def test_it_warns_where_what_stays_is_built_with_other_values_each_time() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cairn.errors import UsageError
+from cairn.tasks.kept import KeptValues
 from cairn.tasks.loader import TaskFailed
 from cairn.tasks.runner import TaskRunner, first_model, first_split
 from cairn.tasks.state_dict import read_state
@@ -281,3 +282,52 @@ def test_an_evaluation_in_a_job_of_gradients_is_of_its_model() -> None:
     read_state(schema, base)["3.bias"].fill_(0.5)
     outcome = TaskRunner(task, SITE).evaluate(THIS, schema, base, gradients=True)
     assert outcome.metrics == {"bias": 0.5, "mean": 0.0}
+
+
+STATISTICS = ("*.running_*", "*.num_batches_tracked")
+
+
+def test_kept_statistics_of_batchnorm_go_on_from_round_to_round_and_never_leave() -> None:
+    """As in plain PyTorch, where the same model has one forward pass a round and each with the same weights."""
+    task = replace(a_task(mean_loss, with_norm), keeps=STATISTICS)
+    split = first_split(task, 1, gradients=True)
+    assert split.private == {}
+    schema, base = first_model(task, 1, gradients=True)
+    kept = KeptValues.none_yet(split.kept)
+    runner, update = TaskRunner(task, SITE), bytearray(schema.total_bytes)
+    torch.manual_seed(1)
+    expected = with_norm().train()
+    for _ in range(3):
+        expected(images(4, 4)[0])
+        runner.gradients(THIS, schema, bytearray(base), update, kept)
+        kept = replace(kept, are_there=True)
+        assert same_bits(kept.read(), dict(expected.named_buffers()))
+        assert same_bits(read_state(schema, update), autograd(mean_loss, with_norm, images(4, 4)))
+
+
+def test_an_evaluation_in_a_job_of_gradients_has_what_is_kept() -> None:
+    task = replace(
+        a_task(mean_loss, with_norm),
+        evaluate=lambda model, _, __: {"mean": model[2].running_mean[0].item()},  # type: ignore[index]  # a Sequential can be indexed
+        data=lambda _: Data(train=None, examples=1, test_examples=2),
+        keeps=STATISTICS,
+    )
+    schema, base = first_model(task, 1, gradients=True)
+    kept = replace(KeptValues.none_yet(first_split(task, 1).kept), are_there=True)
+    kept.write({**kept.read(), "2.running_mean": torch.full((4,), 0.75)})
+    outcome = TaskRunner(task, SITE).evaluate(THIS, schema, base, kept, gradients=True)
+    assert outcome.metrics == {"mean": 0.75}
+
+
+def test_gradients_that_change_the_shape_of_what_is_kept_fail_and_leave_it() -> None:
+    def gradients(model: Any, data: Data, _round: Round) -> None:
+        mean_loss(model, data.train).backward()  # type: ignore[no-untyped-call]  # not annotated in PyTorch
+        model[2].running_mean = torch.zeros(3)
+
+    task = replace(a_task(mean_loss, with_norm), gradients=gradients, keeps=STATISTICS)
+    schema, base = first_model(task, 1, gradients=True)
+    kept = KeptValues.none_yet(first_split(task, 1).kept)
+    with pytest.raises(TaskFailed, match=r"2\.running_mean F32\[3\] should be") as caught:
+        TaskRunner(task, SITE).gradients(THIS, schema, base, bytearray(schema.total_bytes), kept)
+    assert caught.value.reason == pb.REASON_WRONG_TENSORS
+    assert bytes(kept.values) == bytes(kept.schema.total_bytes)

@@ -1,5 +1,6 @@
 """Which entries travel: exactly those that the task names, and no value under another name."""
 
+import re
 from typing import Any
 
 import pytest
@@ -57,6 +58,41 @@ def test_the_entries_that_the_patterns_name_travel_and_all_others_stay(
 
 
 @pytest.mark.parametrize(
+    ("exchanges", "keeps", "travels", "is_kept"),
+    [
+        (None, ("norm.*",), LORA | HEAD | LAYER, NORM),
+        (None, ("norm.*", "!*.num_batches_tracked"), None, NORM - {"norm.num_batches_tracked"}),
+        (("head.*", "layer.*"), ["head.bias"], LORA | LAYER | {"head.weight"}, {"head.bias"}),
+        (("head.*",), ("*.lora_?",), HEAD, LORA),
+        (("*", "!norm.*"), ("norm.*",), LORA | HEAD | LAYER, NORM),
+    ],
+)
+def test_what_is_kept_stays_also_where_it_is_named_among_what_travels(
+    exchanges: Any, keeps: Any, travels: set[str] | None, is_kept: set[str]
+) -> None:
+    state = a_state()
+    parts = split_state(state, exchanges, keeps)
+    assert parts.kept.keys() == is_kept
+    assert parts.shared.keys() == (state.keys() - is_kept if travels is None else travels)
+    assert parts.private.keys() == state.keys() - parts.shared.keys() - is_kept
+    assert all(value is state[name] for name, value in parts.kept.items())
+
+
+@pytest.mark.parametrize(
+    ("keeps", "words"),
+    [
+        ("norm.*", "keeps is 'norm.*', expected a tuple of names or patterns"),
+        (("nrom.*",), "the task's keeps has 'nrom.*', which matches no entry"),
+        ((), "the task's keeps is (), by which no tensor is kept"),
+        (("*",), "the task's keeps names every tensor that the task exchanges"),
+    ],
+)
+def test_a_mistake_in_what_is_kept_is_named_as_one(keeps: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        split_state(a_state(), None, keeps)
+
+
+@pytest.mark.parametrize(
     ("exchanges", "words"),
     [
         ("head.*", ["exchanges is 'head.*', expected a tuple of names", 'exchanges=("head.*",)']),
@@ -105,6 +141,13 @@ def test_no_value_of_a_tensor_that_stays_travels_under_another_name(
 ) -> None:
     with pytest.raises(UsageError, match=f"{words}; exchange both or neither"):
         split_state(state, exchanges)
+
+
+def test_a_tied_weight_that_is_kept_does_not_travel_under_its_other_name() -> None:
+    words = "head.weight stays by the task's keeps, but it shares its memory with embedding.weight"
+    with pytest.raises(UsageError, match=words):
+        split_state(tied(), None, ("head.weight",))
+    split_state(tied(), None, ("*.weight",))
 
 
 def test_tied_weights_that_travel_or_stay_together_and_neighbours_in_memory_are_fine() -> None:

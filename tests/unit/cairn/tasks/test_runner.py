@@ -1,6 +1,7 @@
 """One round of a task: what goes in, what comes out, and every way in which it can be wrong."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import nn
 
 from cairn.model.schema import Schema
+from cairn.tasks.kept import KeptValues
 from cairn.tasks.loader import TaskFailed
-from cairn.tasks.runner import Outcome, TaskRunner, first_model
+from cairn.tasks.runner import Outcome, TaskRunner, first_model, first_split
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Data, Round, Site, Task
 from cairn.v1 import round_pb2 as pb
@@ -449,3 +451,106 @@ def test_functions_that_return_something_else_are_named() -> None:
     assert "data returned list" in failure(task)[1]
     no_model: Any = dict
     assert "model returned dict" in failure(Task(no_model, no_data, nothing))[1]
+
+
+def a_local_norm() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+
+
+def one_step(model: nn.Module, _data: Any, this: Round) -> None:
+    torch.manual_seed(this.number)
+    model.zero_grad()
+    model(torch.randn(5, 2)).square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def a_keeping_task(train: Train = one_step) -> Task:
+    return Task(
+        model=a_local_norm,
+        data=lambda _: Data(train=None, examples=1, test_examples=1),
+        train=train,
+        evaluate=lambda model, _, __: {"mean": model[0].running_mean.sum()},  # type: ignore[index]  # a Sequential can be indexed
+        keeps=("0.*",),
+    )
+
+
+def test_what_is_kept_goes_on_from_round_to_round_beside_a_base_that_does_not() -> None:
+    """As plain PyTorch does it in which only the shared layer is put back between two rounds."""
+    task = a_keeping_task()
+    schema, base = first_model(task, 1)
+    assert [spec.name for spec in schema.tensors] == ["1.bias", "1.weight"]
+    kept = KeptValues.none_yet(first_split(task, 1).kept)
+    runner, update = TaskRunner(task, SITE), bytearray(schema.total_bytes)
+    expected = a_local_norm().train()
+    for number in (1, 2, 3):
+        expected.load_state_dict(read_state(schema, base), strict=False)
+        one_step(expected, None, Round("job", number, {}))
+        runner.train(Round("job", number, {}), schema, bytearray(base), update, kept)
+        kept = replace(kept, are_there=True)
+        state = read_state(schema, update) | kept.read()
+        assert state.keys() == expected.state_dict().keys()
+        assert all(torch.equal(state[n], tensor) for n, tensor in expected.state_dict().items())
+    assert kept.read()["0.num_batches_tracked"] == 3
+
+
+def test_an_evaluation_has_what_is_kept_and_changes_none_of_it() -> None:
+    task = a_keeping_task()
+    schema, base = first_model(task, 1)
+    kept = replace(KeptValues.none_yet(first_split(task, 1).kept), are_there=True)
+    kept.write({**kept.read(), "0.running_mean": torch.tensor([2.0, 0.25])})
+    before = bytes(kept.values)
+    outcome = TaskRunner(task, SITE).evaluate(THIS, schema, base, kept)
+    assert outcome.metrics == {"mean": 2.25}
+    assert bytes(kept.values) == before
+
+
+def test_without_memory_for_it_what_is_kept_begins_as_it_is_built() -> None:
+    def train(model: Any, _data: Any, _round: Round) -> None:
+        assert model[0].num_batches_tracked == 0
+        one_step(model, None, _round)
+
+    task = a_keeping_task(train)
+    schema, base = first_model(task, 1)
+    runner = TaskRunner(task, SITE)
+    for _ in range(2):
+        runner.train(THIS, schema, bytearray(base), bytearray(schema.total_bytes))
+
+
+def test_a_training_that_changes_the_shape_of_what_is_kept_fails_and_leaves_it() -> None:
+    def train(model: Any, _data: Any, _round: Round) -> None:
+        model[0].running_mean = torch.zeros(3)
+
+    task = a_keeping_task(train)
+    schema, base = first_model(task, 1)
+    kept = KeptValues.none_yet(first_split(task, 1).kept)
+    with pytest.raises(TaskFailed, match=r"0\.running_mean F32\[3\] should be .*\[2\]") as caught:
+        TaskRunner(task, SITE).train(THIS, schema, base, bytearray(schema.total_bytes), kept)
+    assert caught.value.reason == pb.REASON_WRONG_TENSORS
+    assert bytes(kept.values) == bytes(kept.schema.total_bytes)
+
+
+def test_a_model_that_keeps_something_else_than_the_node_has_memory_for_is_not_trained() -> None:
+    task = a_keeping_task()
+    schema, base = first_model(task, 1)
+    kept = KeptValues.none_yet({"0.weight": torch.zeros(2)})
+    with pytest.raises(TaskFailed, match="keeps other tensors than when the round began"):
+        TaskRunner(task, SITE).train(THIS, schema, base, bytearray(schema.total_bytes), kept)
+
+
+def test_what_cannot_be_written_down_cannot_be_kept() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+            self.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
+
+    task = replace(a_task(nothing, Model), keeps=("phase",))
+    with pytest.raises(TaskFailed, match="phase is of type complex64, which cannot be kept"):
+        TaskRunner(task, SITE).exchanged()
+
+
+def test_a_job_that_asks_for_what_is_kept_is_told_by_which_rule_it_stays() -> None:
+    task = a_keeping_task()
+    whole, base = payload_of(a_local_norm().state_dict())
+    with pytest.raises(TaskFailed, match="which stays at this site by the task's keeps"):
+        TaskRunner(task, SITE).train(THIS, whole, base, bytearray(whole.total_bytes))

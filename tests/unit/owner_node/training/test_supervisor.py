@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from cairn.model.schema import Schema
 from cairn.model.validation import ANY_FINITE, check_values
 from cairn.tasks.state_dict import payload_of, read_state, write_state
 from cairn.v1 import round_pb2 as pb
+from owner_node.training.child import kill
 from owner_node.training.supervisor import (
     TaskFailed,
     TaskSource,
@@ -716,3 +718,27 @@ def test_to_say_it_changes_no_random_number_of_a_task_that_seeds_when_it_is_impo
     torch.manual_seed(7)
     nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))  # the round's own model
     assert drawn == torch.rand(()).item()
+
+
+def test_what_is_kept_goes_in_and_comes_out_in_memory_of_its_own(tmp_path: Path) -> None:
+    text = TASK.format(train="model[0].running_mean += 1")
+    (tmp_path / "task.py").write_text(text.replace("evaluate=evaluate", "keeps=('0.running_*',)"))
+    source = TaskSource("toy", str(tmp_path / "task.py"), tmp_path)
+    with closing(TrainingSupervisor("bob", source)) as process:
+        model = process.model()
+        assert model.kept is not None
+        assert [spec.name for spec in model.kept.tensors] == ["0.running_mean", "0.running_var"]
+        process.base_buffer(model.schema)[:] = bytes(model.schema.total_bytes)
+        order = Work("job", 1, "train", {}, model.schema, kept=model.kept)
+        buffer, means = process.kept_buffer(model.kept), []
+        for begins_with_kept in (False, True, True, False):
+            process.run(replace(order, begins_with_kept=begins_with_kept))
+            state = read_state(model.kept, buffer)
+            means.append(state["0.running_mean"].tolist())
+            assert state["0.running_var"].tolist() == [1, 1]
+        assert means == [[1, 1], [2, 2], [3, 3], [1, 1]]
+        assert process._child is not None
+        kill(process._child)  # the next one is given the memory anew
+        process._child.process.wait()
+        process.run(replace(order, begins_with_kept=True))
+        assert read_state(model.kept, buffer)["0.running_mean"].tolist() == [2, 2]

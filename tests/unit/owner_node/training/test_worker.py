@@ -11,7 +11,7 @@ from cairn.model.schema import Schema, TensorSpec
 from cairn.tasks.task import Site
 from cairn.v1 import round_pb2 as pb
 from owner_node.training.ipc import ModelMemory
-from owner_node.training.worker import Training
+from owner_node.training.worker import Memories, Training
 
 SCHEMA = Schema.of([TensorSpec("weight", "F32", (1, 1)), TensorSpec("bias", "F32", (1,))])
 ORDER: dict[str, Any] = {
@@ -21,6 +21,7 @@ ORDER: dict[str, Any] = {
     "phase": "train",
     "settings": {},
     "in_place": False,
+    "begins_with_kept": None,
 }
 TASK = """
 import cairn
@@ -45,7 +46,9 @@ def training(path: Path, train: str, min_examples: int = 1) -> Training:
 
 def test_it_answers_with_examples_and_metrics(tmp_path: Path) -> None:
     memory = ModelMemory.create(SCHEMA)
-    answer = training(tmp_path / "good_task.py", "return {'loss': 0.5}").answer(memory, ORDER)
+    answer = training(tmp_path / "good_task.py", "return {'loss': 0.5}").answer(
+        Memories(memory), ORDER
+    )
     memory.close()
     assert answer == {"examples": 6, "metrics": {"loss": 0.5}}
 
@@ -55,7 +58,7 @@ def test_it_answers_a_failure_with_a_reason_and_the_console_gets_the_traceback(
 ) -> None:
     memory = ModelMemory.create(SCHEMA)
     answer = training(tmp_path / "bad_task.py", "raise ValueError('patient 7')").answer(
-        memory, ORDER
+        Memories(memory), ORDER
     )
     memory.close()
     assert answer == {
@@ -81,7 +84,7 @@ def test_in_a_job_of_gradients_the_gradient_is_what_it_leaves(tmp_path: Path) ->
         True,
     )
     memory = ModelMemory.create(SCHEMA)
-    answer = process.answer(memory, ORDER | {"gradients": True, "in_place": True})
+    answer = process.answer(Memories(memory), ORDER | {"gradients": True, "in_place": True})
     left = bytes(memory.base)
     memory.close()
     assert answer == {"examples": 6, "metrics": {}}
@@ -96,7 +99,7 @@ def test_a_task_that_cannot_be_loaded_is_shown_at_once_and_answered_later(
     assert broken.model()["reason"] == pb.REASON_TASK_FAILED
     assert "ZeroDivisionError" in capfd.readouterr().err
     memory = ModelMemory.create(SCHEMA)
-    answer = broken.answer(memory, ORDER)
+    answer = broken.answer(Memories(memory), ORDER)
     memory.close()
     assert answer["text"] == "the task's file raised ZeroDivisionError"
 
@@ -104,7 +107,7 @@ def test_a_task_that_cannot_be_loaded_is_shown_at_once_and_answered_later(
 def test_a_missing_task_file_is_answered_with_its_name(tmp_path: Path) -> None:
     memory = ModelMemory.create(SCHEMA)
     absent = Training(str(tmp_path / "absent.py"), Site("bob", tmp_path))
-    answer = absent.answer(memory, ORDER)
+    answer = absent.answer(Memories(memory), ORDER)
     memory.close()
     assert answer["reason"] == pb.REASON_TASK_FAILED
     assert "absent.py" in answer["text"]
@@ -119,7 +122,7 @@ def test_it_does_not_train_on_fewer_examples_than_the_owner_allows(
     memory = ModelMemory.create(SCHEMA)
     trained = tmp_path / "trained"
     train = f"open({str(trained)!r}, 'w').close()"
-    answer = training(tmp_path / f"task_{least}.py", train, least).answer(memory, ORDER)
+    answer = training(tmp_path / f"task_{least}.py", train, least).answer(Memories(memory), ORDER)
     memory.close()
     assert trained.exists() is trains
     assert answer.get("reason") == (None if trains else pb.REASON_TOO_FEW_EXAMPLES)
@@ -132,5 +135,5 @@ def test_a_model_of_empty_tensors_is_no_matter(tmp_path: Path) -> None:
     )
     (tmp_path / "empty_task.py").write_text("import torch\n" + text)
     empty = Training(str(tmp_path / "empty_task.py"), Site("bob", tmp_path))
-    assert empty.answer(memory, ORDER | {"in_place": True})["examples"] == 6
+    assert empty.answer(Memories(memory), ORDER | {"in_place": True})["examples"] == 6
     memory.close()
