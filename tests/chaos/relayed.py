@@ -10,7 +10,13 @@ from tests.relay import Losses, Relay
 
 
 class RelayedStage(Stage):
-    """Every connection goes through a relay. Who listens where stays as it was."""
+    """Every connection goes through a relay. Who listens where stays as it was.
+
+    The rule is one that measures from the base, which is so brought to the aggregator, and bounds nothing: what it gives is
+    the mean.
+    """
+
+    rule = {"rule.name": "norm_bounded_mean", "rule.norm": 1e30}  # noqa: RUF012 - not changed
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)

@@ -29,6 +29,7 @@ class Stage(Federation):
     lease_seconds = LEASE_SECONDS
     round_deadline_seconds = 30
     most_restarts = _MOST_RESTARTS  # beyond the faults that are planned
+    rule: Mapping[str, object] = {}  # of every job: the plain mean
     patience_seconds = PATIENCE  # for owners to come and for a job to end
 
     def __init__(self, home: Path, table: Table = TABLE) -> None:
@@ -106,6 +107,7 @@ class Stage(Federation):
                 round_deadline_seconds=self.round_deadline_seconds,
                 gather_seconds=int(self.patience_seconds),
                 **(_BEST if self.looks_for_best else {}),
+                **self.rule,
             )
         else:
             self.owner(name)
