@@ -189,6 +189,21 @@ def test_centred_clipping_is_that_of_the_papers_algorithm_on_the_vectors(
         assert np.allclose(result, expected, rtol=TOLERANCE[dtype], atol=within)
 
 
+@pytest.mark.parametrize("norm", [1e-12, 4e-9, 1e-3])
+@pytest.mark.parametrize("nearest", [1e-6, 0.9])
+def test_centred_clipping_has_a_part_of_every_owner_however_small_the_norm_is(
+    norm: float, nearest: float
+) -> None:
+    """Elements that are zero in the base show what is left of the updates to 24 bits, whatever their size."""
+    updates = random_updates("F32", 10, 20, 7)
+    updates[0] = (nearest * updates[0]).astype(np.float32)
+    base = np.zeros(20, np.float32)
+    expected = centred(vectors(updates), base.astype(np.float64), norm, 1)
+    numbers = {"norm": norm, "iterations": 1}
+    result = combined(pb.RULE_CENTRED_CLIPPING, updates, numbers, base, floor=3)
+    assert result.astype(np.float64) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("owners", [9, 10, 49, 98])
 def test_centred_clipping_that_clips_nothing_is_the_mean_to_the_bit(owners: int) -> None:
     updates = random_updates("F32", owners, 200, 1)
