@@ -156,10 +156,13 @@ def _digest_of(schema: Schema) -> bytes:
 
 
 def _average(context: RoundContext, owners: Collection[str], says: _Says) -> Average:
-    """Metrics are averaged as weights are by the plain mean, whatever becomes of the tensors."""
+    """Metrics are averaged as weights are by the plain mean, whatever becomes of the tensors.
+
+    Where everything is compared, an evaluation counts as the trainings of its job do.
+    """
     least, most = context.weight(1), context.weight(MAX_EXAMPLES)
     how, may_count_otherwise = b"", context.may_be_capped
-    if says is not _Says.METRICS and context.manifest.trains:
+    if says is not _Says.METRICS:
         aggregation = context.job.aggregation
         if aggregation != Aggregation():
             how = aggregation_to_pb(aggregation).SerializeToString(deterministic=True)

@@ -151,6 +151,13 @@ def test_of_one_base_updates_become_the_same_in_every_release(
         add(overlap, other, "abc")
 
 
+def test_where_any_base_is_compared_a_job_with_an_optimizer_is_trained_and_evaluated() -> None:
+    overlap = ReleaseOverlap(any_base=True)
+    for phase in (TRAIN, EVALUATE, TRAIN):
+        of = context(phase)
+        add(overlap, replace(of, job=replace(of.job, aggregation=STEPS)), "abc")
+
+
 def test_the_metrics_of_any_rule_are_those_of_the_same_owners(overlap: ReleaseOverlap) -> None:
     of = context(TRAIN)
     assert add(overlap, replace(of, job=replace(of.job, aggregation=KRUM)), "abc")
