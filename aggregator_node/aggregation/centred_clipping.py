@@ -10,9 +10,10 @@ found by the distances alone (`weighted_updates`) and rounded down to 30 bits: w
 its weight, the base has. Where nothing is clipped, one iteration is the mean to the bit. Integers and bools, which nothing
 clips, are averaged over all owners equally.
 
-Averages over the floor at least: no owner has a weight above one part in the floor of all weights with the base's; the base has
-the rest. One iteration is an average over all n, since no weight can be above 1 / n. No owner's weight becomes nothing,
-however small the norm is: else the one that is nearest to the base might be all that is left beside it, and the base is known.
+Averages over the floor at least: weights are lowered so that no owner has more than one part in the floor of all owners'
+weights (`weighted_updates.highest_cap`); the base has the rest. It is known, so it hides nobody. The paper has no such cap. It
+is reached where all but a few updates are far beyond the norm: of one iteration on a model that moves one owner little and all
+others far, nearly that owner's update alone would be left. No owner's weight becomes nothing, however small the norm is.
 
 Memory and time: what `distances` says for n + 1 points, iterations * n**2 operations, and the mean of n updates
 and the base (`held_updates`).
@@ -33,6 +34,7 @@ from aggregator_node.aggregation.distances import origin_of
 from aggregator_node.aggregation.rule import ReadBlock
 from aggregator_node.aggregation.weighted_updates import (
     WeightedUpdates,
+    highest_cap,
     squared_distances_from_mean,
 )
 from cairn.model.schema import FLOATS
@@ -55,8 +57,9 @@ class CentredClipping(WeightedUpdates):
         weights = clipped(
             distances, numbers.rule_numbers["norm"], numbers.whole_number("iterations")
         )
-        cap = _rounded_down(count / self._floor)
-        owners = [min(_rounded_down(each * count * _SLACK), cap) for each in weights[:-1]]
+        scaled = [each * count * _SLACK for each in weights[:-1]]
+        cap = highest_cap(scaled, self._floor)
+        owners = [_rounded_down(min(each, cap)) for each in scaled]
         return [*owners, max(0.0, count - math.fsum(owners))]
 
     def _combine(self, number: int, block: slice, dtype: str, out: NDArray[Any]) -> None:

@@ -87,9 +87,20 @@ def squared_distances_from_mean(
 def capped(weights: Sequence[float], floor: int) -> list[int]:
     """Whole numbers in proportion to the weights, of which none is more than one part in `floor` of their sum.
 
-    What is above the cap is lowered to it; the cap is the highest that does it. There are `floor` weights at least, and
-    all are above 0. They are rounded down, so that an update that lies far away and weighs little does not weigh more for
+    What is above the cap (`highest_cap`) is lowered to it. They are rounded down, so that an update that lies far away and weighs little does not weigh more for
     it; at least `floor` of them stay above 0.
+    """
+    cap = highest_cap(weights, floor)
+    unit = 2.0**_WEIGHT_BITS / cap
+    whole = [int(min(weight, cap) * unit) for weight in weights]
+    exact = LargestShare(1 / floor).cap([weight for weight in whole if weight])
+    return [min(weight, exact) for weight in whole]
+
+
+def highest_cap(weights: Sequence[float], floor: int) -> float:
+    """To what weights must be lowered so that none is more than one part in `floor` of their sum.
+
+    There are `floor` weights at least, and all are above 0.
     """
     ordered = sorted(weights, reverse=True)
     for lowered in range(floor):
@@ -97,7 +108,4 @@ def capped(weights: Sequence[float], floor: int) -> list[int]:
         cap = min(ordered[0], math.fsum(ordered[lowered:]) / (floor - lowered))
         if cap >= ordered[lowered]:
             break
-    unit = 2.0**_WEIGHT_BITS / cap
-    whole = [int(min(weight, cap) * unit) for weight in weights]
-    exact = LargestShare(1 / floor).cap([weight for weight in whole if weight])
-    return [min(weight, exact) for weight in whole]
+    return cap
