@@ -45,19 +45,20 @@ class BlockMean:
         self._rounding.nearest(*self._sums.read(block), divisor, dtype, out)
 
     def write_in_order(
-        self, rows: Iterable[Row], divisor: int, dtype: str, out: NDArray[Any]
+        self,
+        rows: Iterable[tuple[NDArray[Any], float]],
+        divisor: int,
+        dtype: str,
+        out: NDArray[Any],
     ) -> None:
-        """As `write`, for weights that are rounded themselves: each product and each sum is rounded to binary64.
+        """As `write`, of floating-point values and weights that are rounded themselves, in rows of both.
 
-        Row after row, so that the same rows in the same order give the same bits; an exact sum of such weights takes
-        several times as long.
+        Each product and each sum is rounded to binary64, row after row, so that the same rows in the same order give
+        the same bits; an exact sum of such weights takes several times as long.
         """
-        if dtype not in FLOATS:
-            self._write_integers(rows, divisor, dtype, out)
-            return
         level, product = self._level[: len(out)], self._product[: len(out)]
         level.fill(0)
-        for values, _, weight in rows:
+        for values, weight in rows:
             np.copyto(product, values)
             np.multiply(product, weight, out=product)
             np.add(level, product, out=level)

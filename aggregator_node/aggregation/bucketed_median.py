@@ -1,12 +1,14 @@
 """The median of the means of buckets: RULE_BUCKETED_MEDIAN. Pure.
 
-The n updates, in an order that nobody could choose (`rule`), are divided into k = floor(n / bucket) buckets of
+The n updates, in an order that is drawn (`rule`), are divided into k = floor(n / bucket) buckets of
 consecutive ones, the first n mod k of which have one more. Each bucket has its mean, and the result is the median of these, element
 by element; of an even number it is the mean of the two in the middle. The median of means is Chen, Su and Xu's (2017,
 arXiv:1705.05491); buckets before a robust rule are Karimireddy, He and Jaggi's (2022, arXiv:2006.09365).
 
-Averages over floor(n / k) owners, twice as many where k is even: `bucket` at least. A median of the updates
-themselves would release one owner's own value in each element.
+Averages over floor(n / k) owners, `bucket` at least, and of two buckets over all n. Where k is four or more and even, each
+element is the mean of two buckets, but of other two from element to element: whoever knows how elements depend on
+one another can solve for the means of single buckets. A median of the updates themselves would release one owner's own value
+in each element.
 
 The mean of a bucket is exact and rounded once to the tensor's type, or for deltas to bfloat16, as it is released; so is the
 mean of two. Integers and bools as well. The order matters, for it decides who shares a bucket.

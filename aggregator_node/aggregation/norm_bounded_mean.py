@@ -12,7 +12,8 @@ is of these. So what an update moves can be above the bound by what that roundin
 element, 2**-24 of its value in F32.
 
 Averages over all updates, of which each counts as its weight says and none moves the result by more than its part of the
-norm. t colluders move it by their part of the weight times the norm at most. They know their own part, so to them the
+norm. But where all updates but one are far beyond the norm, in other elements, little is left of them in the elements of that
+one. t colluders move it by their part of the weight times the norm at most. They know their own part, so to them the
 result is the mean of the others.
 
 Memory is the mean's and 1 MiB; time is the mean's, one more look at each update, and one more pass over one that is too long.

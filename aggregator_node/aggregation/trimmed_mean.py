@@ -5,7 +5,9 @@ the others (Yin et al. 2018, arXiv:1803.01498, definition 2). It is exact and ro
 bools as well. So it has no order.
 
 Averages over n - 2 * b owners: every element is the mean of so many values of different owners. Which owners these are
-differs from element to element, and nobody is told.
+differs from element to element, and nobody is told. But elements that depend on one another tell: if one is another's q plus M
+times a third's r, and M is large, it is trimmed as the third is, and so all of a model made for this together tell the mean of
+q over many subsets of owners, and by these every owner's q. The floor holds for each element, and not for what several say.
 
 Memory: what `held_updates` says. Time: n * log2(n)**2 / 2 passes over the model for the sorting network, beside the mean's.
 

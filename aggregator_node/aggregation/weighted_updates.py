@@ -7,23 +7,22 @@ for the last. All they need to know to find the weights is how far each two upda
     sum of w_j * D_ij - (sum of w_j * w_k * D_jk) / 2,    D_ij = |x_i - x_j|**2,
 
 so that no such point is ever made. The weights are found in binary64 by operations whose order is fixed (`math.fsum` for
-sums) and made whole numbers. Where all that count have the same, the mean is exact; otherwise it is added up in binary64 in
-the order of the round. Either is rounded once to the tensor's type.
+sums) and rounded down to a few bits. Where all that count have the same, the mean is exact; otherwise it is added up in
+binary64 in the order of the round. Either is rounded once to the tensor's type.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
-from aggregator_node.aggregation.block_mean import Row
 from aggregator_node.aggregation.distances import squared_distances
 from aggregator_node.aggregation.held_updates import HeldUpdates
 from aggregator_node.aggregation.rule import ReadBlock
 from aggregator_node.aggregation.weight_caps import LargestShare
-from cairn.model.schema import Schema
+from cairn.model.schema import FLOATS, Schema
 from cairn.protocol.aggregation import Aggregation
 
 _WEIGHT_BITS = 30  # of the largest weight, as a whole number: more than a binary32 has
@@ -34,7 +33,7 @@ class WeightedUpdates(HeldUpdates):
 
     def __init__(self, schema: Schema, aggregation: Aggregation, floor: int) -> None:
         super().__init__(schema, aggregation, floor)
-        self._weights: list[int] = []
+        self._weights: list[float] = []
         self._divisor = 1
 
     def reset(self) -> None:
@@ -42,28 +41,35 @@ class WeightedUpdates(HeldUpdates):
         self._weights.clear()
 
     @abstractmethod
-    def _weigh(self, distances: list[list[float]]) -> list[int]:
-        """What each update counts, and 0 for none, by the squared distances."""
+    def _weigh(self, distances: list[list[float]]) -> Sequence[float]:
+        """What each point counts, and 0 for none, by the squared distances; they add up to a whole number.
+
+        Where integers are combined with them, so is each.
+        """
 
     def _look(self) -> None:
-        self._weights = self._weigh(squared_distances(self._runs, self._points()))
-        self._divisor = sum(self._weights)
+        self._weights = list(self._weigh(squared_distances(self._runs, self._points())))
+        self._divisor = round(math.fsum(self._weights))
 
     def _points(self) -> list[ReadBlock]:
         """Between which the distances are."""
         return self._reads
 
     def _combine(self, number: int, block: slice, dtype: str, out: NDArray[Any]) -> None:
-        rows = self._rows(number, block)
-        if len({weight for weight in self._weights if weight}) == 1:
-            self._mean.write(rows, self._divisor, dtype, out)
+        points = [
+            (read, weight)
+            for read, weight in zip(self._points(), self._weights, strict=True)
+            if weight
+        ]
+        if len({weight for _, weight in points}) == 1:
+            rows = ((*read(number, block), 1) for read, _ in points)
+            self._mean.write(rows, len(points), dtype, out)
+        elif dtype in FLOATS:
+            parts = ((read(number, block)[0], weight) for read, weight in points)
+            self._mean.write_in_order(parts, self._divisor, dtype, out)
         else:
-            self._mean.write_in_order(rows, self._divisor, dtype, out)
-
-    def _rows(self, number: int, block: slice) -> Iterator[Row]:
-        for read, weight in zip(self._reads, self._weights, strict=True):
-            if weight:
-                yield (*read(number, block), weight)
+            rows = ((*read(number, block), int(weight)) for read, weight in points)
+            self._mean.write(rows, self._divisor, dtype, out)
 
 
 def squared_distances_from_mean(
@@ -81,9 +87,20 @@ def squared_distances_from_mean(
 def capped(weights: Sequence[float], floor: int) -> list[int]:
     """Whole numbers in proportion to the weights, of which none is more than one part in `floor` of their sum.
 
-    What is above the cap is lowered to it; the cap is the highest that does it. There are `floor` weights at least, and
-    all are above 0. They are rounded down, so that an update that lies far away and weighs little does not weigh more for
+    What is above the cap (`highest_cap`) is lowered to it. They are rounded down, so that an update that lies far away and weighs little does not weigh more for
     it; at least `floor` of them stay above 0.
+    """
+    cap = highest_cap(weights, floor)
+    unit = 2.0**_WEIGHT_BITS / cap
+    whole = [int(min(weight, cap) * unit) for weight in weights]
+    exact = LargestShare(1 / floor).cap([weight for weight in whole if weight])
+    return [min(weight, exact) for weight in whole]
+
+
+def highest_cap(weights: Sequence[float], floor: int) -> float:
+    """To what weights must be lowered so that none is more than one part in `floor` of their sum.
+
+    There are `floor` weights at least, and all are above 0.
     """
     ordered = sorted(weights, reverse=True)
     for lowered in range(floor):
@@ -91,7 +108,4 @@ def capped(weights: Sequence[float], floor: int) -> list[int]:
         cap = min(ordered[0], math.fsum(ordered[lowered:]) / (floor - lowered))
         if cap >= ordered[lowered]:
             break
-    unit = 2.0**_WEIGHT_BITS / cap
-    whole = [int(min(weight, cap) * unit) for weight in weights]
-    exact = LargestShare(1 / floor).cap([weight for weight in whole if weight])
-    return [min(weight, exact) for weight in whole]
+    return cap

@@ -48,9 +48,11 @@ def are_different(average: Average, earlier: Iterable[Average]) -> bool:
     comparable are kept apart by the groups of a job, where it has some (aggregator_node/admission.py).
 
     A mean and a trimmed mean of the same updates tell what was trimmed, so another rule is another average. Where
-    weights may be capped, or a rule selects or weighs updates by their values, or draws buckets, the same owners
-    never count in the same way for sure: one that says another number of examples, or pushes another update,
-    moves what others count for. Whether it did would itself tell of others, so it is not looked at.
+    weights may be capped, or a rule shortens, selects or weighs updates by their values, or draws buckets, the same
+    owners never count in the same way for sure: one that says another number of examples, or pushes another update,
+    moves what others count for. Whether it did would itself tell of others, so it is not looked at. A norm that bounds
+    each update by itself is no exception: with half the learning rate all updates are half as long, and if only the
+    longest was shortened, twice the one average less the other is what it was shortened by.
     """
     return any(
         average.owners & other.owners and (average != other or average.may_count_otherwise)
@@ -154,12 +156,15 @@ def _digest_of(schema: Schema) -> bytes:
 
 
 def _average(context: RoundContext, owners: Collection[str], says: _Says) -> Average:
-    """Metrics are averaged as weights are by the plain mean, whatever becomes of the tensors."""
+    """Metrics are averaged as weights are by the plain mean, whatever becomes of the tensors.
+
+    Where everything is compared, an evaluation counts as the trainings of its job do.
+    """
     least, most = context.weight(1), context.weight(MAX_EXAMPLES)
     how, may_count_otherwise = b"", context.may_be_capped
-    if says is not _Says.METRICS and context.manifest.trains:
+    if says is not _Says.METRICS:
         aggregation = context.job.aggregation
         if aggregation != Aggregation():
             how = aggregation_to_pb(aggregation).SerializeToString(deterministic=True)
-        may_count_otherwise |= aggregation.depends_on_others
+        may_count_otherwise |= aggregation.looks_at_values
     return Average(frozenset(owners), least, most, how, may_count_otherwise)

@@ -40,7 +40,8 @@ class ModelSubmission:
     ) -> Iterator[IncomingModel | None]:
         """Take the model of this digest inside, and keep it; None where it is here.
 
-        Raises WrongState for a job that does not need it, InvalidMessage for other bytes, and as JobRegistry does.
+        Raises WrongState for a job that does not need it or has a round open, which starts from another; InvalidMessage
+        for other bytes; and as JobRegistry does.
         """
         body = self._jobs.in_charge(coordinator, epoch, job).spec
         spec, job_digest = spec_of(body), digest_of(body)
@@ -48,6 +49,7 @@ class ModelSubmission:
         if has_digest(self._bases.path(job, job_digest, digest), digest):
             yield None
             return
+        self._check_no_round(job)
         self._make_room(coordinator, spec)
         with self._store.first_models.begin(job_digest, spec.schema) as new:
             yield IncomingModel(new)
@@ -57,6 +59,7 @@ class ModelSubmission:
                     pb.REASON_BASE_MISMATCH,
                 )
             self._jobs.in_charge(coordinator, epoch, job)  # another process may have taken over
+            self._check_no_round(job)
             new.keep()
 
     def _check_is_needed(self, spec: JobSpec, digest: bytes) -> None:
@@ -66,6 +69,13 @@ class ModelSubmission:
             raise WrongState(
                 f"the job {spec.name} goes on from its last release, and this is another model",
                 pb.REASON_CHAIN_BROKEN,
+            )
+
+    def _check_no_round(self, job: str) -> None:
+        """Else a coordinator could have any round end for want of its model, though it is sealed."""
+        if any(row.job == job for row in self._store.open_rounds()):
+            raise WrongState(
+                f"a round of {job} is open, and another model may not take the place of the one that it starts from"
             )
 
     def _make_room(self, coordinator: str, spec: JobSpec) -> None:

@@ -58,7 +58,7 @@ class Progress:
     `opened` is the number of the last training round that was opened, in whatever way it ended;
     `released` counts the releases with a model; `release_round` and `release_digest` name the last of
     them; `evaluated` is the number of the last round whose evaluation was opened; `aborts` is how
-    many rounds since the last release its coordinator ended.
+    many rounds since the last release its coordinator ended, also by bringing another model for one.
     """
 
     opened: int = 0

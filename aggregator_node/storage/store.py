@@ -171,11 +171,12 @@ class Store:
         )
         number, digest = released[-1] if released else (0, b"")
         aborts = self._execute(
-            "SELECT count(*) FROM round WHERE job = ? AND number > ? AND state = ? AND reason = ?",
+            "SELECT count(*) FROM round WHERE job = ? AND number > ? AND state = ? AND reason IN (?, ?)",
             job,
             number,
             aggregator_pb2.ROUND_STATE_ABORTED,
             pb.REASON_ABORTED,
+            pb.REASON_MODEL_MISSING,  # replaced by its coordinator
         )[0][0]
         return Progress(opened, len(released), number, digest, evaluated, aborts)
 

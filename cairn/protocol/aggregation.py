@@ -61,8 +61,8 @@ OPTIMIZER_NUMBERS: dict["pb.Optimizer", dict[str, Number]] = {
 }
 # Rules that weigh the updates themselves, or not at all.
 _EQUAL_ONLY = frozenset(NUMBERS) - {pb.RULE_MEAN, pb.RULE_NORM_BOUNDED_MEAN}
-# What an update counts for depends on it and its weight alone.
-_INDEPENDENT = frozenset({pb.RULE_MEAN, pb.RULE_SUM, pb.RULE_NORM_BOUNDED_MEAN})
+# An update counts as its weight says, whatever is in it and in the others.
+_BLIND = frozenset({pb.RULE_MEAN, pb.RULE_SUM})
 _CENTRED_AT_BASE = frozenset({pb.RULE_NORM_BOUNDED_MEAN, pb.RULE_CENTRED_CLIPPING})
 
 
@@ -87,9 +87,9 @@ class Aggregation:
         return self.optimizer != pb.OPTIMIZER_NONE or self.rule in _CENTRED_AT_BASE
 
     @property
-    def depends_on_others(self) -> bool:
-        """Whether what one update counts for depends on the other updates, or on a draw."""
-        return self.rule not in _INDEPENDENT
+    def looks_at_values(self) -> bool:
+        """Whether what an update counts for depends on values, its own or the others', or on a draw."""
+        return self.rule not in _BLIND
 
     @property
     def draws(self) -> bool:
@@ -223,11 +223,15 @@ def _of_trimmed_mean(aggregation: Aggregation, contributors: int, _: int) -> int
 
 
 def _of_bucketed_median(aggregation: Aggregation, contributors: int, _: int) -> int:
-    """The median of an odd number of means is one of them, of an even number the mean of two."""
+    """The median of two means is the mean of both, in every element.
+
+    Of four or more it is the mean of other two from element to element, so that elements that say the same could be
+    taken apart into the means of single buckets; with an odd number it is one of them.
+    """
     count = bucket_count(aggregation.whole_number("bucket"), contributors)
     if not count:
         return 0
-    return (contributors // count) * (1 if count % 2 else 2)
+    return contributors if count in {1, 2} else contributors // count
 
 
 def _of_multi_krum(aggregation: Aggregation, contributors: int, _: int) -> int:

@@ -47,6 +47,19 @@ def test_another_model_takes_the_place_of_one_that_no_round_was_opened_with(job:
     job.open(base=BASE)
 
 
+def test_no_model_takes_the_place_of_the_one_that_an_open_round_starts_from(job: Job) -> None:
+    """Else its coordinator could end a round that is sealed, and as often as it likes."""
+    job.bring(BASE)
+    opened = job.open(base=BASE)
+    with refused(NOT_NOW, "is open, and another model may not take the place"):
+        job.bring(b"\1" * 16)
+    job.bring(BASE)  # the same again
+    for owner in ("alice", "bob"):
+        opened.join(owner)
+        opened.push(owner, bytes(16))
+    assert opened.ends().payload
+
+
 def test_bytes_of_another_digest_are_refused(job: Job) -> None:
     with refused(INVALID, "not the model of the digest", "BASE_MISMATCH"):
         job.bring(BASE, digest=b"d" * 32)

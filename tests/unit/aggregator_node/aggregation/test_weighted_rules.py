@@ -179,7 +179,9 @@ def test_centred_clipping_is_that_of_the_papers_algorithm_on_the_vectors(
     weights = clipped(distances_of(points), norm, iterations)
     assert math.isclose(math.fsum(weights), 1, rel_tol=1e-12)
     assert np.allclose(np.array(weights) @ points, expected, atol=1e-5)
-    if max(weights[:-1]) <= 1 / 2:
+    if (
+        max(weights[:-1]) <= sum(weights[:-1]) / 2
+    ):  # else the cap, which is not the paper's, changes it
         numbers = {"norm": norm, "iterations": iterations}
         result = combined(pb.RULE_CENTRED_CLIPPING, updates, numbers, base).astype(np.float64)
         reach = float(
@@ -187,6 +189,37 @@ def test_centred_clipping_is_that_of_the_papers_algorithm_on_the_vectors(
         )  # what a weight is off moves the result by so much of it
         within = TOLERANCE[dtype] + RESOLUTION * reach
         assert np.allclose(result, expected, rtol=TOLERANCE[dtype], atol=within)
+
+
+@pytest.mark.parametrize("norm", [1e-12, 4e-9, 1e-3])
+@pytest.mark.parametrize("nearest", [0.5, 0.9])
+def test_centred_clipping_has_a_part_of_every_owner_however_small_the_norm_is(
+    norm: float, nearest: float
+) -> None:
+    """Elements that are zero in the base show what is left of the updates to 24 bits, whatever their size."""
+    updates = random_updates("F32", 10, 20, 7)
+    updates[0] = (nearest * updates[0]).astype(np.float32)
+    base = np.zeros(20, np.float32)
+    expected = centred(vectors(updates), base.astype(np.float64), norm, 1)
+    numbers = {"norm": norm, "iterations": 1}
+    result = combined(pb.RULE_CENTRED_CLIPPING, updates, numbers, base, floor=3)
+    assert result.astype(np.float64) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("iterations", [1, 5])
+def test_an_owner_that_is_moved_little_while_all_others_are_moved_far_has_no_more_than_its_part(
+    iterations: int,
+) -> None:
+    """Its only 1 shows its weight, and the others' only 2**20 theirs; the base is known and hides nobody."""
+    far = np.array([0, 2.0**20], np.float32)
+    updates = [np.array([1, 0], np.float32), *[far] * 8]
+    numbers = {"norm": 1.0, "iterations": iterations}
+    of_one, of_others = combined(
+        pb.RULE_CENTRED_CLIPPING, updates, numbers, np.zeros(2, np.float32), floor=3
+    )
+    weights = np.array([of_one, of_others / 2.0**20])
+    assert weights.min() > 0
+    assert weights[0] / weights.sum() == pytest.approx(1 / 3, rel=1e-6)
 
 
 @pytest.mark.parametrize("owners", [9, 10, 49, 98])

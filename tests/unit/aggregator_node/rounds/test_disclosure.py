@@ -114,6 +114,7 @@ def test_where_weights_may_be_capped_there_is_one_release_of_a_base_and_owners(
 
 MEAN = Aggregation()
 KRUM = Aggregation(rule=pb.RULE_MULTI_KRUM, rule_numbers={"byzantine": 0, "select": 2})
+STEPS = Aggregation(optimizer=pb.OPTIMIZER_SGD, optimizer_numbers={"lr": 0.5, "momentum": 0.9})
 BOUNDED = Aggregation(rule=pb.RULE_NORM_BOUNDED_MEAN, rule_numbers={"norm": 1.0})
 
 
@@ -121,11 +122,16 @@ BOUNDED = Aggregation(rule=pb.RULE_NORM_BOUNDED_MEAN, rule_numbers={"norm": 1.0}
     ("first", "second", "passes"),
     [
         (MEAN, MEAN, True),
-        (BOUNDED, BOUNDED, True),
+        (
+            BOUNDED,
+            BOUNDED,
+            False,
+        ),  # at another learning rate the longest update may not be shortened
         (MEAN, BOUNDED, False),  # what was cut off
         (MEAN, KRUM, False),  # whom it left out
         (KRUM, KRUM, False),  # another's update may have moved who is selected
         (BOUNDED, replace(BOUNDED, rule_numbers={"norm": 2.0}), False),
+        (STEPS, STEPS, True),  # an optimizer steps along the same mean
         (replace(BOUNDED, content=pb.CONTENT_GRADIENTS), BOUNDED, False),
     ],
 )
@@ -143,6 +149,13 @@ def test_of_one_base_updates_become_the_same_in_every_release(
         return
     with pytest.raises(WrongState, match="tell of single owners"):
         add(overlap, other, "abc")
+
+
+def test_where_any_base_is_compared_a_job_with_an_optimizer_is_trained_and_evaluated() -> None:
+    overlap = ReleaseOverlap(any_base=True)
+    for phase in (TRAIN, EVALUATE, TRAIN):
+        of = context(phase)
+        add(overlap, replace(of, job=replace(of.job, aggregation=STEPS)), "abc")
 
 
 def test_the_metrics_of_any_rule_are_those_of_the_same_owners(overlap: ReleaseOverlap) -> None:

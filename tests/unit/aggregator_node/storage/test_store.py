@@ -294,3 +294,5 @@ def test_only_what_the_coordinator_ended_since_the_last_release_counts_as_an_abo
     store.save_round(a_round(5, state=aborted, reason=pb.REASON_ABORTED))
     store.save_round(a_round(6))
     assert store.progress("tumours").aborts == 1
+    store.save_round(a_round(6, state=aborted, reason=pb.REASON_MODEL_MISSING))
+    assert store.progress("tumours").aborts == 2

@@ -50,6 +50,7 @@ def test_every_rule_and_optimizer_of_the_contract_has_its_numbers() -> None:
         (by(pb.RULE_BUCKETED_MEDIAN, bucket=3), 9, 3),
         (by(pb.RULE_BUCKETED_MEDIAN, bucket=3), 11, 3),
         (by(pb.RULE_BUCKETED_MEDIAN, bucket=3), 8, 8),
+        (by(pb.RULE_BUCKETED_MEDIAN, bucket=3), 12, 3),
         (by(pb.RULE_BUCKETED_MEDIAN, bucket=3), 5, 5),
         (by(pb.RULE_BUCKETED_MEDIAN, bucket=3), 2, 0),
         (by(pb.RULE_MULTI_KRUM, byzantine=1, select=3), 5, 3),
