@@ -1,5 +1,6 @@
 """Shows a person what happens in a job: a line a round, and at the end where the model is."""
 
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.words import reason_word
 from cairn.runtime.quoting import say
 from cairn.v1 import round_pb2 as pb
@@ -65,6 +66,8 @@ def _started(event: events.JobStarted) -> list[str]:
     rounds, owners = _count(spec.rounds, "round"), ", ".join(spec.owners)
     by = f"averaged by the aggregator at {event.aggregator}"
     lines = [f"Job {spec.name}: {rounds} of {owners} (at least {event.floor}), {by}"]
+    if spec.aggregation != Aggregation():
+        lines.append(f"What the owners send becomes a release by {spec.aggregation}")
     if spec.groups:
         groups = "; ".join(f"{n}: {', '.join(g)}" for n, g in enumerate(spec.groups, 1))
         lines.append(f"Each round is of one of {len(spec.groups)} groups. {groups}")
