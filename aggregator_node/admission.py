@@ -106,11 +106,15 @@ def check_floor_of_rule(aggregation: Aggregation, owners: int, floor: int) -> No
     """Raise InvalidMessage where the rule would average over fewer than the floor, if all these owners push."""
     averaged = aggregation.averages_over(owners, floor)
     if averaged < floor:
-        raise InvalidMessage(
-            f"of {owners} owners, every element of a release by {aggregation} would be an average over"
-            f" {averaged} at least; the floor is {floor}: take more owners, or other numbers of the rule",
-            pb.REASON_RULE_REFUSED,
-        )
+        cure = "take more owners, or other numbers of the rule"
+        if not averaged:
+            said = f"{owners} owners are too few for {aggregation}: {cure}"
+        else:
+            said = (
+                f"of {owners} owners, every element of a release by {aggregation} would be an average over"
+                f" {averaged} at least; the floor is {floor}: {cure}"
+            )
+        raise InvalidMessage(said, pb.REASON_RULE_REFUSED)
 
 
 @dataclass(frozen=True)

@@ -183,9 +183,19 @@ def _sentence(model: type[BaseModel], detail: Any) -> str:
         return f"the key {key} is missing"
     message = detail["msg"].removeprefix("Value error, ")
     given = detail["input"]
+    if detail["type"] == "model_type":
+        return f"{key} is a table: write its keys below a line [{key}]"
+    if detail["type"] == "literal_error" and isinstance(given, str):
+        message = f"must be {detail['ctx']['expected']}{_nearest(given, detail['ctx']['expected'])}"
     if isinstance(given, str | int | float | bool):
         return f"{key} = {given!r}: {message}"
     return f"{key}: {message}" if key else message
+
+
+def _nearest(given: str, expected: str) -> str:
+    """Ask whether one of the expected words, which stand between quotation marks, was meant."""
+    near = difflib.get_close_matches(given.lower(), expected.split("'")[1::2], n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:

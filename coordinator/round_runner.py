@@ -78,15 +78,19 @@ class RoundRunner:
         return replace(self.see_to_end(opened, base), left_out=selected.left_out)
 
     def _open_round(self, step: Step, cohort: list[str], base: Base) -> OpenedRound:
-        """Open it, and bring the model that it starts from where the aggregator needs it and has it not."""
+        """Open it, and bring the model that it starts from where the aggregator needs it and has lost it."""
         name = self._job.spec.name
         try:
             return self._aggregator.open(name, step, cohort, base.digest)
         except WrongState as error:
             if error.reason != pb.REASON_MODEL_MISSING:
                 raise
-        self._aggregator.submit_model(name, base.digest, base.payload)
+        self.bring(base)
         return self._aggregator.open(name, step, cohort, base.digest)
+
+    def bring(self, base: Base) -> None:
+        """Bring the aggregator the model that the next round starts from."""
+        self._aggregator.submit_model(self._job.spec.name, base.digest, base.payload)
 
     def see_to_end(self, opened: OpenedRound, base: Base) -> Ended:
         """Invite the cohort of an open round, wait for its end and tell everybody of it."""

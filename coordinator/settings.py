@@ -53,7 +53,10 @@ class CoordinatorSettings(Settings):
 
 
 class _Chosen(Settings):
-    """A rule or an optimizer: its name, and beside it its numbers."""
+    """A rule or an optimizer: its name, and beside it its numbers.
+
+    Without the whole table there is a default; a table without a name has lost it.
+    """
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float] = Field(init=False)
@@ -65,12 +68,12 @@ class _Chosen(Settings):
 
 class RuleSettings(_Chosen):
     kind: ClassVar[str] = "a rule"
-    name: RuleWord = "mean"
+    name: RuleWord
 
 
 class OptimizerSettings(_Chosen):
     kind: ClassVar[str] = "an optimizer"
-    name: OptimizerWord = "none"
+    name: OptimizerWord
 
 
 class JobSettings(Settings):
@@ -103,8 +106,8 @@ class JobSettings(Settings):
     # The words of ENCODINGS of cairn.protocol.words.
     updates: Literal["whole", "bf16_deltas", "int8_deltas"] = "whole"
     content: ContentWord = "weights"
-    rule: RuleSettings = RuleSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
+    rule: RuleSettings = RuleSettings(name="mean")
+    optimizer: OptimizerSettings = OptimizerSettings(name="none")
     evaluate: bool = False
     round_deadline_seconds: Seconds = ROUND_DEADLINE_SECONDS
     gather_seconds: Seconds = GATHER_SECONDS

@@ -64,9 +64,10 @@ def check_difference(average: Average, earlier: Iterable[Average]) -> None:
     """Raise WrongState where an average is different from an earlier one that it overlaps with."""
     if are_different(average, earlier):
         raise WrongState(
-            "an earlier release counts some of these owners together with others, or weights them"
-            " otherwise (also where the bounds of examples let one outweigh the others, so that weights may be"
-            " capped): several such averages together would tell of single owners",
+            "an earlier release from this model counts some of these owners together with others, weights or combines"
+            " them otherwise, or does so by a rule that selects, weighs or draws (also where the bounds of examples let"
+            " one outweigh the others, so that weights may be capped): several such averages together would tell of"
+            " single owners. A training may start from another model (seed)",
             pb.REASON_COHORT_DIFFERENCE,
         )
 

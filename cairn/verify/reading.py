@@ -13,6 +13,7 @@ from cairn.diagnostics.findings import Finding, Grade, ok
 from cairn.errors import InvalidMessage, UsageError
 from cairn.ledger.files import HEAD_FILE, read_ledger
 from cairn.model.schema import MAX_MODEL_BYTES
+from cairn.protocol.aggregation import aggregation_from_pb
 from cairn.protocol.statements import envelope, from_envelope, head_envelope
 from cairn.runtime.foreign_files import content_of, pieces_of
 from cairn.storage.directory import OWNER_DATABASE
@@ -66,9 +67,19 @@ def read_statement(
         path.name, lambda: VerifiedStatement.of(key, _envelope(path, envelope)), goes_on=goes_on
     )
     if stated is not None:
-        signed = f"{title(stated.statement)} is signed by the aggregator"
+        signed = (
+            f"{title(stated.statement)} is signed by the aggregator{_made_of(stated.statement)}"
+        )
         findings.append(ok(path.name, signed))
     return stated, findings
+
+
+def _made_of(statement: pb.ReleaseStatement) -> str:
+    """What became a release of a training, and by which rule; an evaluation releases no model."""
+    if statement.phase == pb.PHASE_EVALUATE:
+        return ""
+    aggregation = aggregation_from_pb(statement.aggregation)
+    return f": {statement.contributors} owners, by {aggregation}"
 
 
 def _envelope(path: Path, written: Callable[[pb.Signed], dict[str, Any]]) -> pb.Signed:

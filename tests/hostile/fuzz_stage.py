@@ -226,6 +226,15 @@ class Stage:
             job_spec=body, protocol=PROTOCOL, software="0.3.0", process=bytes(32)
         )
 
+    def _bring(self, random: Random) -> Iterator[Message]:
+        header = aggregator_pb2.SubmitModelHeader(
+            job=self._job.spec.name,
+            epoch=random.choice((1, 1, 2)),
+            digest=ONE_HOT.digest(self._payload),
+        )
+        yield aggregator_pb2.SubmitModelRequest(header=header)
+        yield aggregator_pb2.SubmitModelRequest(chunk=self._payload)
+
     def _open_round(self, random: Random) -> Iterator[Message]:
         yield aggregator_pb2.OpenRoundRequest(
             job=self._job.spec.name,
@@ -275,6 +284,7 @@ _MESSAGES: dict[str, Callable[[Stage, Random], Iterator[Message]]] = {
     "/cairn.v1.IntakeService/SubmitUpdate": Stage._submit,
     "/cairn.v1.IntakeService/GetReceipt": _naming(aggregator_pb2.GetReceiptRequest),
     "/cairn.v1.ReleaseService/RegisterJob": Stage._register,
+    "/cairn.v1.ReleaseService/SubmitModel": Stage._bring,
     "/cairn.v1.ReleaseService/OpenRound": Stage._open_round,
     "/cairn.v1.ReleaseService/WatchRound": _following(aggregator_pb2.WatchRoundRequest),
     "/cairn.v1.ReleaseService/CollectRelease": Stage._collect,

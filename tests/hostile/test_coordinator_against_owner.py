@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cairn.protocol.aggregation import aggregation_to_pb
 from cairn.protocol.statements import STATEMENT, sign
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import bounded, opened_files
 from tests.hostile.stage import COHORT, Stage, fresh_base, manifest, signed
+from tests.unit.owner_node.test_policy import ADAM
 
 
 @pytest.fixture
@@ -97,11 +99,12 @@ def test_an_owner_refuses_what_was_signed_as_something_else(untouched: Stage) ->
         {"cohort": ("bob", "carol", "dave")},
         {"job": "another"},
         {"weighting": pb.WEIGHTING_EXAMPLES},
-        {"rule": 0},
+        {"aggregation": pb.Aggregation()},
+        {"aggregation": aggregation_to_pb(ADAM)},
         {"phase": 9},
         {"protocol": 1},
     ],
-    ids=lambda changes: next(iter(changes)),
+    ids=["federation", "cohort", "job", "weighting", "no rule", "optimizer", "phase", "protocol"],
 )
 def test_an_owner_refuses_a_manifest_that_is_not_for_it_or_that_it_does_not_understand(
     untouched: Stage, changes: dict[str, Any]

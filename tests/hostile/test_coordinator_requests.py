@@ -88,14 +88,17 @@ def test_a_job_in_which_one_owner_outweighs_all_others_is_refused(
         register(network, who, job_spec_to_bytes(spec))
 
 
-@pytest.mark.parametrize("field", ["rule", "weighting", "chain"])
+@pytest.mark.parametrize(
+    "field", ["aggregation.rule", "aggregation.optimizer", "weighting", "chain"]
+)
 def test_a_rule_that_the_aggregator_does_not_ship_is_refused(
     network: Network, who: str, field: str
 ) -> None:
     spec = pb.JobSpec.FromString(new_job(network, who).body)
-    spec.name = f"unknown-{field}"
+    part, _, name = field.rpartition(".")
+    spec.name = f"unknown-{name}"
     for value in (0, 9):
-        setattr(spec, field, value)
+        setattr(getattr(spec, part) if part else spec, name, value)
         with refuses(network, f"coordinator/{who}", "RegisterJob", INVALID, "MALFORMED"):
             register(network, who, spec.SerializeToString())
 

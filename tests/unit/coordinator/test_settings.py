@@ -52,7 +52,18 @@ def test_the_usual_floor_is_three(tmp_path: Path) -> None:
         ("[settings]", 'updates = "int4"\n[settings]', "updates = 'int4'"),
         ("[settings]", '[rule]\nname = "trim"\n[settings]', "rule.name = 'trim'"),
         ("[settings]", '[rule]\nname = "trimmed_mean"\n[settings]', "trimmed_mean needs trim"),
-        ("[settings]", "[rule]\ntrim = 0.1\n[settings]", "rule mean has no number, and not trim"),
+        ("[settings]", "[rule]\ntrim = 0.1\n[settings]", "the key rule.name is missing"),
+        ("[settings]", "[optimizer]\nlr = 0.1\n[settings]", "the key optimizer.name is missing"),
+        (
+            "[settings]",
+            'rule = "mean"\n[settings]',
+            "rule is a table: write its keys below a line [rule]",
+        ),
+        (
+            "[settings]",
+            '[optimizer]\nname = "Adam"\n[settings]',
+            "optimizer.name = 'Adam': must be 'none', 'sgd', 'adagrad', 'adam' or 'yogi'; did you mean adam?",
+        ),
         (
             "[settings]",
             '[rule]\nname = "trimmed_mean"\ntrim = "much"\n[settings]',

@@ -51,7 +51,7 @@ def test_a_copy_of_the_ledger_that_lags_is_behind_and_not_wrong(killed: Path, en
 def test_a_run_that_was_killed_says_which_entry_would_prove_what(killed: Path) -> None:
     output = checked(killed).output
     for line in (
-        "ok     release.json: tumours round 2 is signed by the aggregator",
+        "ok     release.json: tumours round 2 is signed by the aggregator: 3 owners, by mean",
         "ok     model.safetensors: it is the release of tumours round 2",
         "BEHIND release.json: ledger.jsonl ends at entry 1, before entry 7",
         "BEHIND evaluation.json: ledger.jsonl ends at entry 1, before entry 9",
