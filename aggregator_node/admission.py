@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from aggregator_node.storage.rows import Progress
 from cairn.errors import InvalidMessage, LimitExceeded, WrongState
 from cairn.model.validation import Bounds
-from cairn.protocol.aggregation import Aggregation
+from cairn.protocol.aggregation import RULES_UNLESS_SAID, Aggregation
 from cairn.protocol.cohorts import are_of_one_group, check_group_sizes
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec
-from cairn.protocol.words import OPTIMIZERS, RULES, word_of
+from cairn.protocol.words import OPTIMIZERS, word_of
 from cairn.runtime.timeouts import LEASE_SECONDS
 from cairn.v1 import round_pb2 as pb
 
@@ -37,7 +37,7 @@ class AdmissionPolicy:
     largest_share: float = LARGEST_SHARE
     model_bytes: int = 8 << 30
     bounds: Bounds = field(default_factory=Bounds)
-    rules: frozenset["pb.Rule"] = frozenset(RULES.values())
+    rules: frozenset["pb.Rule"] = RULES_UNLESS_SAID
     optimizers: frozenset["pb.Optimizer"] = frozenset(OPTIMIZERS.values())
 
     def floor_of(self, job: JobSpec) -> int:

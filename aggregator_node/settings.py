@@ -10,6 +10,7 @@ from aggregator_node.admission import AdmissionPolicy
 from aggregator_node.aggregation.workspace import memory_of_this_machine
 from aggregator_node.roster import Listed
 from cairn.config import (
+    RULE_WORDS_UNLESS_SAID,
     AddressText,
     FilePath,
     IdentityFiles,
@@ -88,7 +89,7 @@ class AggregatorSettings(Settings):
     memory_megabytes: Annotated[int, Field(ge=1, le=1 << 26)] | None = None
     updates_in_flight: Annotated[int, Field(ge=1, le=1024)] = 2
     compare_releases: Literal["same_base", "same_model"] = "same_base"
-    rules: Annotated[tuple[RuleWord, ...], Field(min_length=1)] = get_args(RuleWord)
+    rules: Annotated[tuple[RuleWord, ...], Field(min_length=1)] = RULE_WORDS_UNLESS_SAID
     optimizers: Annotated[tuple[OptimizerWord, ...], Field(min_length=1)] = get_args(OptimizerWord)
     identity: AggregatorIdentityFiles
 

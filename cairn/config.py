@@ -20,7 +20,9 @@ from cairn.address import Address
 from cairn.errors import InvalidMessage, UsageError
 from cairn.identity.names import NODE_NAME_PATTERN
 from cairn.identity.signing_keys import parse_signing_key_text
+from cairn.protocol.aggregation import RULES_UNLESS_SAID
 from cairn.protocol.limits import MAX_ROUND_SECONDS, NAME_PATTERN
+from cairn.protocol.words import RULES
 from cairn.runtime.foreign_files import Incomplete, content_of
 from cairn.runtime.quoting import quoted
 
@@ -77,6 +79,9 @@ RuleWord = Literal[
     "geometric_median",
     "centred_clipping",
 ]
+RULE_WORDS_UNLESS_SAID: tuple[RuleWord, ...] = tuple(
+    word for word in get_args(RuleWord) if RULES[word] in RULES_UNLESS_SAID
+)
 OptimizerWord = Literal["none", "sgd", "adagrad", "adam", "yogi"]
 
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cairn.errors import CairnError, InvalidMessage
+from cairn.protocol.aggregation import RULES_UNLESS_SAID
 from cairn.protocol.cohorts import are_of_one_group
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec, Manifest
-from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, RULES, word_of
+from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, word_of
 from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS
 from cairn.v1 import round_pb2 as pb
 
@@ -75,7 +76,7 @@ class TaskRules:
     max_rounds: int = MAX_ROUNDS
     encodings: frozenset["pb.Encoding"] = frozenset(ENCODINGS.values())
     contents: frozenset["pb.Content"] = frozenset(CONTENTS.values())
-    rules: frozenset["pb.Rule"] = frozenset(RULES.values())
+    rules: frozenset["pb.Rule"] = RULES_UNLESS_SAID
     optimizers: frozenset["pb.Optimizer"] = frozenset(OPTIMIZERS.values())
     max_failures: int = MAX_FAILURES
     work_seconds: float | None = None

@@ -59,6 +59,9 @@ OPTIMIZER_NUMBERS: dict["pb.Optimizer", dict[str, Number]] = {
     pb.OPTIMIZER_ADAM: {"lr": _LR, **_BETAS, "epsilon": _EPSILON},
     pb.OPTIMIZER_YOGI: {"lr": _LR, **_BETAS, "epsilon": _EPSILON},
 }
+# What a file allows that does not list its rules. A trimmed mean leaves out other owners from element to element, so that
+# elements which depend on one another can tell single owners (docs/security/rules.md).
+RULES_UNLESS_SAID = frozenset(NUMBERS) - {pb.RULE_TRIMMED_MEAN}
 # Rules that weigh the updates themselves, or not at all.
 _EQUAL_ONLY = frozenset(NUMBERS) - {pb.RULE_MEAN, pb.RULE_NORM_BOUNDED_MEAN}
 # An update counts as its weight says, whatever is in it and in the others.

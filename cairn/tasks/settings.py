@@ -5,7 +5,14 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from cairn.config import ContentWord, FilePath, OptimizerWord, RuleWord, Settings
+from cairn.config import (
+    RULE_WORDS_UNLESS_SAID,
+    ContentWord,
+    FilePath,
+    OptimizerWord,
+    RuleWord,
+    Settings,
+)
 from cairn.protocol.limits import (
     MAX_EXAMPLES,
     MAX_METRIC_NAME_BYTES,
@@ -73,7 +80,7 @@ class TaskSettings(Settings):
     clip: Annotated[float, Field(gt=0, le=1e30)] | None = None
     encodings: Annotated[tuple[EncodingWord, ...], Field(min_length=1)] = get_args(EncodingWord)
     contents: Annotated[tuple[ContentWord, ...], Field(min_length=1)] = get_args(ContentWord)
-    rules: Annotated[tuple[RuleWord, ...], Field(min_length=1)] = get_args(RuleWord)
+    rules: Annotated[tuple[RuleWord, ...], Field(min_length=1)] = RULE_WORDS_UNLESS_SAID
     optimizers: Annotated[tuple[OptimizerWord, ...], Field(min_length=1)] = get_args(OptimizerWord)
     environment: tuple[VariableName, ...] = ()
     sandbox: Literal["off", "on"] = "off"

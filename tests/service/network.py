@@ -80,7 +80,7 @@ class Network:
         *,
         floor: int = 2,
         lease_seconds: int = 30,
-        **settings: float | str,
+        **settings: float | str | list[str],
     ) -> None:
         """`started_by` is a command that starts the one behind it; `settings` are lines of the aggregator's file."""
         self._started_by = started_by

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.aggregation import Aggregation
+from cairn.protocol.words import RULES
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
 from tests.service.network import OWNERS, Ended, Job, Network, OpenRound
@@ -23,7 +24,9 @@ Formula = Callable[[Vector, Updates, OpenRound], Vector]
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    network = Network(tmp_path_factory.mktemp("rules"), floor=2, lease_seconds=600)
+    network = Network(
+        tmp_path_factory.mktemp("rules"), floor=2, lease_seconds=600, rules=list(RULES)
+    )
     yield network
     network.stop()
 

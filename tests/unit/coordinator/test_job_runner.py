@@ -79,7 +79,12 @@ class Bench:
             was_trained_by=self.trained_by.extend,
         )
         spec = SimpleNamespace(
-            name="tumours", federation="clinics", rounds=rounds, owners=("alice",), groups=()
+            name="tumours",
+            federation="clinics",
+            rounds=rounds,
+            owners=("alice",),
+            groups=(),
+            aggregation=Aggregation(),
         )
         job: Any = SimpleNamespace(
             spec=spec,

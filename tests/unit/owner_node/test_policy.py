@@ -320,6 +320,7 @@ def test_what_is_wrong_first_is_what_is_said() -> None:
 
 
 TRIMMED = Aggregation(rule=pb.RULE_TRIMMED_MEAN, rule_numbers={"trim": 0.4})
+KRUM = Aggregation(rule=pb.RULE_MULTI_KRUM, rule_numbers={"byzantine": 1, "select": 3})
 ADAM = Aggregation(
     optimizer=pb.OPTIMIZER_ADAM,
     optimizer_numbers={"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-3},
@@ -330,7 +331,7 @@ GRADIENTS = replace(ADAM, content=pb.CONTENT_GRADIENTS)
 @pytest.mark.parametrize(
     ("aggregation", "rules"),
     [
-        (TRIMMED, replace(RULES, rules=frozenset({pb.RULE_MEAN}))),
+        (KRUM, replace(RULES, rules=frozenset({pb.RULE_MEAN}))),
         (ADAM, replace(RULES, optimizers=frozenset({pb.OPTIMIZER_NONE}))),
         (GRADIENTS, replace(RULES, contents=frozenset({pb.CONTENT_WEIGHTS}))),
     ],
@@ -348,8 +349,16 @@ def test_a_job_whose_updates_become_what_this_owner_does_not_allow_is_declined(
 
 def test_a_rule_that_averages_over_fewer_owners_than_this_ones_floor_is_declined() -> None:
     job, manifest = replace(JOB, aggregation=TRIMMED), replace(MANIFEST, aggregation=TRIMMED)
-    assert reason_of(manifest, job) == "RULE_REFUSED"  # of three, two are left out
-    check(replace(manifest, phase=pb.PHASE_EVALUATE), job)
+    allowing = replace(RULES, rules=frozenset({pb.RULE_TRIMMED_MEAN}))
+    policy = replace(POLICY, tasks={"tumours": allowing})
+    assert reason_of(manifest, job, policy=policy) == "RULE_REFUSED"  # of three, two are left out
+    check(replace(manifest, phase=pb.PHASE_EVALUATE), job, policy=policy)
+
+
+def test_a_trimmed_mean_is_declined_where_the_file_does_not_name_it() -> None:
+    job = replace(JOB, aggregation=TRIMMED, owners=COHORT)
+    manifest = replace(MANIFEST, aggregation=TRIMMED, cohort=COHORT)
+    assert reason_of(manifest, job) == "RULE_REFUSED"
 
 
 def test_a_manifest_that_combines_updates_otherwise_than_its_job_is_refused() -> None:
