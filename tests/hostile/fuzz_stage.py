@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from safetensors.torch import save_file
 
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.messages import (
     PROTOCOL,
     digest_of,
@@ -32,6 +33,9 @@ from tests.service.network import FEDERATION, OWNERS, SECONDS, Job, Network, Ope
 from tests.warm.start import BIN
 
 T = TypeVar("T")
+
+# The mean, by a rule that measures from the base, which a coordinator so has to bring.
+BOUNDING_NOTHING = Aggregation(rule=pb.RULE_NORM_BOUNDED_MEAN, rule_numbers={"norm": 1e30})
 
 PATIENT = 3600  # the coordinator waits for its owners for as long as it is attacked
 _JOB = f"""
@@ -187,7 +191,8 @@ class Stage:
         return list(_MESSAGES[path](self, random))
 
     def _job_with_a_release(self) -> Job:
-        job = self._ward.network.job(schema=ONE_HOT, deadline=20)
+        job = self._ward.network.job(schema=ONE_HOT, deadline=20, aggregation=BOUNDING_NOTHING)
+        job.bring(job.first_base)
         self._last = job.open(OWNERS)
         for owner in OWNERS:
             self._last.join(owner)
