@@ -82,7 +82,8 @@ class JobRunner:
         status = self._aggregator.register(self._job.spec_bytes)
         self._ledger.bring_up_to_date(self._aggregator.entries)
         standing = self._take_up(status, checkpoint)
-        if self._job.spec.aggregation.needs_base and not status.released:
+        is_new = not status.released and not status.HasField("open_manifest")
+        if self._job.spec.aggregation.needs_base and is_new:
             self._rounds.bring(standing.base)
         self._tell(
             events.JobStarted(

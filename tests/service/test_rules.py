@@ -216,3 +216,18 @@ def test_gradients_are_averaged_and_stepped_along(network: Network) -> None:
     _, ended = run(job, gradients, base, list(OWNERS))
     expected = base - 0.1 * stacked(gradients).mean(axis=0)
     assert np.frombuffer(ended.payload, "<f4") == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_a_norm_bounds_gradients_by_their_own_length(network: Network) -> None:
+    descent = Aggregation(
+        content=pb.CONTENT_GRADIENTS,
+        rule=pb.RULE_NORM_BOUNDED_MEAN,
+        rule_numbers={"norm": NORM},
+        optimizer=pb.OPTIMIZER_SGD,
+        optimizer_numbers={"lr": 1.0, "momentum": 0.0},
+    )
+    job = network.job(schema=SCHEMA, owners=OWNERS, aggregation=descent)
+    base, gradients = base_of(job), updates_of(6)
+    opened, ended = run(job, gradients, base, list(OWNERS))
+    expected = base - norm_bounded_mean(np.zeros(SIZE), gradients, opened)
+    assert np.frombuffer(ended.payload, "<f4") == pytest.approx(expected, rel=1e-6, abs=1e-6)

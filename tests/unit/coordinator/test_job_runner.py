@@ -70,6 +70,7 @@ class Bench:
         self.status = aggregator_pb2.RegisterJobResponse(floor=2)
         self.statements: dict[bytes, pb.ReleaseStatement] = {}
         self.collected: list[bytes] = []
+        self.brought: list[bytes] = []
         self.stopping = threading.Event()
         self.trained_by: list[str] = []
         self.selection = SimpleNamespace(
@@ -78,7 +79,7 @@ class Bench:
             check=lambda _selected, _floor: None,
             was_trained_by=self.trained_by.extend,
         )
-        spec = SimpleNamespace(
+        spec = self.spec = SimpleNamespace(
             name="tumours",
             federation="clinics",
             rounds=rounds,
@@ -132,6 +133,10 @@ class Bench:
     # The aggregator.
 
     address = "aggregator:1"
+
+    def bring(self, base: Base) -> None:
+        assert self.steps == []  # before the first round is opened
+        self.brought.append(base.digest)
 
     def register(self, _spec: bytes) -> aggregator_pb2.RegisterJobResponse:
         self.registered += 1
@@ -305,6 +310,19 @@ def test_a_round_that_was_left_open_is_seen_to_its_end_before_another_is_opened(
     bench.status.open_manifest.body = b"7"
     bench.run()
     assert [step.round for step in bench.steps] == [7]
+
+
+def test_a_model_that_the_aggregator_needs_is_brought_before_the_first_round(
+    tmp_path: Path,
+) -> None:
+    steps = Aggregation(optimizer=pb.OPTIMIZER_SGD, optimizer_numbers={"lr": 1, "momentum": 0})
+    new, plain, under_way = (Bench(tmp_path / name, rounds=1) for name in ("new", "plain", "open"))
+    under_way.status.last_round = 7
+    under_way.status.open_manifest.body = b"7"
+    for bench, aggregation in ((new, steps), (plain, Aggregation()), (under_way, steps)):
+        bench.spec.aggregation = aggregation
+        bench.run()
+    assert [len(bench.brought) for bench in (new, plain, under_way)] == [1, 0, 0]
 
 
 def test_an_aggregator_that_knows_fewer_releases_than_the_run_was_set_back(tmp_path: Path) -> None:

@@ -82,12 +82,15 @@ class Bench:
 
     def open(self, _job: str, step: Step, cohort: list[str], base_digest: bytes) -> OpenedRound:
         self.did.append("open")
-        if self.failure is not None:
+        if self.failure is not None and "bring" not in self.did:
             raise self.failure
         manifest = replace(
             MANIFEST, phase=step.phase, cohort=tuple(cohort), base_digest=base_digest
         )
         return OpenedRound(manifest, digest_of(manifest_to_bytes(manifest)), pb.Signed())
+
+    def submit_model(self, _job: str, _digest: bytes, _payload: memoryview) -> None:
+        self.did.append("bring")
 
     def watch(self, _opened: OpenedRound, _seconds: float) -> aggregator_pb2.WatchRoundResponse:
         self.did.append("watch")
@@ -193,6 +196,22 @@ def test_a_release_that_its_manifest_does_not_allow_is_discarded_and_told_to_nob
     with pytest.raises(InvalidMessage, match="the release statement"):
         bench.runner.carry_out(TRAIN, SELECTED, BASE)
     assert bench.did[-2:] == ["collect", "discard"]
+
+
+def test_a_release_by_another_rule_than_its_manifest_names_is_discarded() -> None:
+    bench = Bench()
+    bench.statement = changed()
+    bench.statement.aggregation.rule = pb.RULE_SUM
+    with pytest.raises(InvalidMessage, match="the release statement"):
+        bench.runner.carry_out(TRAIN, SELECTED, BASE)
+    assert bench.did[-2:] == ["collect", "discard"]
+
+
+def test_a_model_that_the_aggregator_has_lost_is_brought_and_the_round_opened_again() -> None:
+    bench = Bench()
+    bench.failure = WrongState("send it first", pb.REASON_MODEL_MISSING)
+    assert bench.runner.carry_out(TRAIN, SELECTED, BASE).release is not None
+    assert bench.did[:4] == ["open", "bring", "open", "offer"]
 
 
 def test_a_round_that_was_opened_while_the_job_was_stopped_is_ended_at_once() -> None:

@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +19,7 @@ from aggregator_node.rounds.upload import RoundContext
 from cairn.errors import LimitExceeded, Unavailable
 from cairn.model.schema import Schema, TensorSpec
 from cairn.model.validation import Bounds
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.messages import JobSpec, Manifest
 from cairn.v1 import round_pb2 as pb
 from tests.scenarios.processes import ROOT
@@ -152,6 +154,17 @@ def test_the_sums_of_binary64_are_reckoned_with_the_errors_that_nearly_all_have(
     doubles = Schema.of([TensorSpec("t", "F64", (MIB,))])
     workspace = workspace_of(MemoryBudget(ALWAYS, 2), context(doubles, owners=2))
     assert workspace.nbytes == 2 * 8 * MIB + (8 + 8) * MIB
+
+
+def test_a_rule_that_holds_updates_has_a_buffer_for_each_owner_and_no_sums() -> None:
+    krum = Aggregation(rule=pb.RULE_MULTI_KRUM, rule_numbers={"byzantine": 1, "select": 3})
+    plain = context(owners=8)
+    collecting = replace(plain, job=replace(plain.job, aggregation=krum))
+    workspace = workspace_of(MemoryBudget(ALWAYS, 2), collecting)
+    assert workspace.buffers.count + workspace.buffers.to_keep == 8
+    assert workspace.nbytes == 8 * UPDATE
+    with pytest.raises(LimitExceeded, match="takes 336 MB of memory"):
+        workspace_of(MemoryBudget(8 * UPDATE - 1, 2), collecting)
 
 
 def far_apart(number: int) -> bytes:

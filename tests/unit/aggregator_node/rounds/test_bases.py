@@ -12,9 +12,9 @@ from aggregator_node.rounds.bases import Bases
 from aggregator_node.rounds.model_submission import ModelSubmission
 from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.first_models import MOST_KEPT
-from aggregator_node.storage.rows import JobRow, spec_of
+from aggregator_node.storage.rows import JobRow, RoundRow, spec_of
 from aggregator_node.storage.store import Store
-from cairn.errors import InvalidMessage, LimitExceeded, WrongState
+from cairn.errors import Fenced, InvalidMessage, LimitExceeded, WrongState
 from cairn.model.validation import Bounds
 from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.messages import JobSpec, digest_of, job_spec_to_bytes
@@ -35,6 +35,7 @@ class Bench:
     def __init__(self, path: Path) -> None:
         self.store = Store(path, Clock())
         self.bases = Bases(self.store)
+        self.fenced = False
         jobs: Any = SimpleNamespace(in_charge=lambda _coordinator, _epoch, job: self._row(job))
         self.submission = ModelSubmission(jobs, self.bases, self.store)
         self.add(JOB)
@@ -62,6 +63,8 @@ class Bench:
         return RoundContext(manifest, spec_of(body), Bounds())
 
     def _row(self, job: str) -> JobRow:
+        if self.fenced:
+            raise Fenced("another process has registered the job")
         row = self.store.job(job)
         assert row is not None
         return row
@@ -112,6 +115,47 @@ def test_other_bytes_than_the_digest_says_are_refused_and_leave_nothing(
 ) -> None:
     with pytest.raises(error):
         bench.bring(JOB.name, values)
+    assert list((bench.store.path / "models").iterdir()) == []
+
+
+OTHER = bytes(SCHEMA.total_bytes)
+
+
+def open_a_round(bench: Bench) -> None:
+    context = bench.context()
+    signed = pb.Signed(body=context.body).SerializeToString()
+    with bench.store.transaction():
+        bench.store.save_round(RoundRow(context.digest, *context.ids, pb.PHASE_TRAIN, signed))
+
+
+def test_while_a_round_is_open_no_byte_of_another_model_is_taken(bench: Bench) -> None:
+    bench.bring(JOB.name)
+    open_a_round(bench)
+    receiving = bench.submission.receive("coordinator", JOB.name, 1, SCHEMA.digest(OTHER))
+    with pytest.raises(WrongState, match=r"a round of .* is open"):
+        receiving.__enter__()
+
+
+def test_a_model_that_was_on_its_way_when_a_round_was_opened_takes_no_place(bench: Bench) -> None:
+    bench.bring(JOB.name)
+    receiving = bench.submission.receive("coordinator", JOB.name, 1, SCHEMA.digest(OTHER))
+    incoming = receiving.__enter__()
+    assert incoming is not None
+    incoming.write(memoryview(OTHER))
+    open_a_round(bench)
+    with pytest.raises(WrongState, match=r"a round of .* is open"):
+        receiving.__exit__(None, None, None)
+    assert bench.bases.of(bench.context()) is not None
+
+
+def test_a_model_whose_coordinator_was_fenced_on_the_way_takes_no_place(bench: Bench) -> None:
+    receiving = bench.submission.receive("coordinator", JOB.name, 1, DIGEST)
+    incoming = receiving.__enter__()
+    assert incoming is not None
+    incoming.write(memoryview(VALUES))
+    bench.fenced = True
+    with pytest.raises(Fenced):
+        receiving.__exit__(None, None, None)
     assert list((bench.store.path / "models").iterdir()) == []
 
 

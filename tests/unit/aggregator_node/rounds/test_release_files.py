@@ -128,6 +128,14 @@ def test_the_state_lies_beside_its_release_alone_and_its_digest_is_in_the_ledger
         assert bench.store.optimizer_digest(context.digest) == digest
 
 
+def test_the_first_model_goes_once_there_is_a_release_to_start_from(bench: OptimizerBench) -> None:
+    path = bench.store.first_models.path(bench.job_digest)
+    recorder = bench.start()
+    assert path.exists()
+    bench.release(recorder, 1)
+    assert not path.exists()
+
+
 def test_an_evaluation_changes_no_state(bench: OptimizerBench) -> None:
     recorder = bench.start()
     trained = bench.release(recorder, 1)
