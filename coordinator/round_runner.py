@@ -10,6 +10,7 @@ from cairn.errors import CairnError, InvalidMessage, WrongState
 from cairn.model.safetensors_writer import ModelWriter
 from cairn.model.schema import Schema
 from cairn.protocol.aggregation import aggregation_from_pb
+from cairn.protocol.messages import digest_of
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -175,5 +176,8 @@ def _check(release: Release, opened: OpenedRound) -> None:
         )
     if statement.floor != manifest.floor or statement.contributors != counted:
         raise InvalidMessage("the release statement counts other owners than the round had")
+    drawn = digest_of(statement.draw_seed) if statement.draw_seed else b""
+    if drawn != manifest.draw_commitment:
+        raise InvalidMessage("the release statement has another draw than its manifest commits to")
     if statement.ledger_number <= manifest.ledger_number:
         raise InvalidMessage("the release statement is recorded before its round was opened")

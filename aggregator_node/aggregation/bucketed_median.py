@@ -1,6 +1,6 @@
 """The median of the means of buckets: RULE_BUCKETED_MEDIAN. Pure.
 
-The n updates, in an order that is drawn (`rule`), are divided into k = floor(n / bucket) buckets of
+The n updates, in an order that is drawn (`draw_seed` of the release's statement), are divided into k = floor(n / bucket) buckets of
 consecutive ones, the first n mod k of which have one more. Each bucket has its mean, and the result is the median of these, element
 by element; of an even number it is the mean of the two in the middle. The median of means is Chen, Su and Xu's (2017,
 arXiv:1705.05491); buckets before a robust rule are Karimireddy, He and Jaggi's (2022, arXiv:2006.09365).

@@ -177,6 +177,8 @@ class JobRegistry:
     ) -> RoundContext:
         """The manifest of a round that may be opened, and what goes with it."""
         number, head = self._store.ledger_head()
+        draws = opening.phase == pb.PHASE_TRAIN and spec.aggregation.draws
+        draw_seed = secrets.token_bytes(32) if draws else b""
         manifest = Manifest(
             federation=spec.federation,
             job=spec.name,
@@ -196,8 +198,9 @@ class JobRegistry:
             encoding=self._encoding_of(spec, opening),
             largest_share=policy.largest_share,
             aggregation=spec.aggregation,
+            draw_commitment=digest_of(draw_seed) if draws else b"",
         )
-        return RoundContext(manifest, spec, policy.bounds)
+        return RoundContext(manifest, spec, policy.bounds, draw_seed)
 
     def _encoding_of(self, spec: JobSpec, opening: Opening) -> "pb.Encoding":
         """Updates can be deltas only from a model that is here: the last release, or the first where that is needed."""

@@ -4,7 +4,6 @@ The average, and the state of the optimizer where there is one, are on the disk 
 ledger's entry are one transaction, so nothing is released that is not recorded.
 """
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -82,11 +81,14 @@ class RoundRecorder:
                 pb.REASON_STORAGE_FAILED,
             )
 
-    def open(self, row: RoundRow, cohort: Sequence[str]) -> None:
+    def open(self, row: RoundRow, manifest: Manifest) -> None:
         """Record a signed manifest, before anybody receives it."""
+        cohort, commitment = manifest.cohort, manifest.draw_commitment
+        # For everybody to check the draw against that the statement makes known.
+        drawn = {"draw_commitment": commitment.hex()} if commitment else {}
         with self._store.transaction():
             self._store.save_round(row)
-            self._store.append("open", _facts(row, cohort=list(cohort)))
+            self._store.append("open", _facts(row, cohort=list(cohort), **drawn))
             failpoint("aggregator.open.before_commit")
         self._tell(RoundOpened(row.job, row.number, len(cohort)))
 
@@ -131,7 +133,7 @@ class RoundRecorder:
         release_digest = digests.model
         with self._store.transaction():
             self._check_open(row)
-            signed = self._state(row, manifest, sealed, release_digest)
+            signed = self._state(row, context, sealed, release_digest)
             released = replace(
                 row,
                 state=aggregator_pb2.ROUND_STATE_RELEASED,
@@ -219,8 +221,9 @@ class RoundRecorder:
             ) from None
 
     def _state(
-        self, row: RoundRow, manifest: Manifest, sealed: SealedRound, release_digest: bytes
+        self, row: RoundRow, context: RoundContext, sealed: SealedRound, release_digest: bytes
     ) -> pb.Signed:
+        manifest = context.manifest
         number, head = self._store.ledger_head()
         statement = pb.ReleaseStatement(
             manifest_digest=row.manifest_digest,
@@ -240,6 +243,7 @@ class RoundRecorder:
             ledger_number=number,
             floor=manifest.floor,
             commitments=sealed.commitments,
+            draw_seed=context.draw_seed,
             sealed_unix_ms=self._clock.unix_ms(),
             software=__version__,
         )

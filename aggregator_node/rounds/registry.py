@@ -69,7 +69,7 @@ class RoundRegistry:
         workspace = self._memory.allocate(coordinator, context.size, now, base)
         with ExitStack() as undo:
             undo.callback(self._memory.give_back, workspace)
-            self._recorder.open(row, context.manifest.cohort)
+            self._recorder.open(row, context.manifest)
             undo.callback(self._recorder.abort, row, pb.REASON_STORAGE_FAILED, ())
             failpoint("aggregator.open.after_commit")
             sign_receipt = partial(signed_receipt, self._key, digest)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -31,11 +31,15 @@ MIN_CHUNK_BYTES = 64 << 10  # of all but the last: a stream of single bytes woul
 
 @dataclass(frozen=True)
 class RoundContext:
-    """What an update must keep to."""
+    """What an update must keep to.
+
+    `draw_seed` is what the manifest commits to where the rule draws: in memory alone, until the release states it.
+    """
 
     manifest: Manifest
     job: JobSpec
     bounds: Bounds
+    draw_seed: bytes = field(default=b"", repr=False)
 
     @cached_property
     def body(self) -> bytes:

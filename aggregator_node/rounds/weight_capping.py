@@ -1,7 +1,7 @@
 """Counts the accepted updates of one round, and adds each to its sums: at once, or when its weight is known.
 
-A rule that needs all updates together is given them at the end, in the order of the owners' names or in one that the
-manifest draws; they stay in their buffers until the round's memory is given up.
+A rule that needs all updates together is given them at the end, in the order of the owners' names or in one that is
+drawn; they stay in their buffers until the round's memory is given up.
 
 An update whose weight may turn out to be above the round's cap (`shares`) is held back in the buffer that it
 came in. What is added depends on who was accepted and never on the order: neither the cap nor an exact sum does.
@@ -85,9 +85,9 @@ class WeightCapping:
         return self._context.share.undecided(self._weights) if self._may_hold else []
 
     def _place(self, owner: str) -> bytes:
-        """Its place in an order that has nothing to do with its update: by name, or drawn by the manifest's nonce."""
-        name, manifest = owner.encode(), self._context.manifest
-        return sha256(manifest.nonce + name).digest() if manifest.aggregation.draws else name
+        """Its place in an order that has nothing to do with its update: by name, or drawn."""
+        name, seed = owner.encode(), self._context.draw_seed
+        return sha256(seed + name).digest() if seed else name
 
     def _add_held(self, owner: str, weight: int, workspace: Workspace) -> None:
         held = self._held.pop(owner)

@@ -81,11 +81,17 @@ class Manifest:
     encoding: "pb.Encoding" = pb.ENCODING_WHOLE
     largest_share: float = LARGEST_SHARE
     aggregation: Aggregation = field(default_factory=Aggregation)
+    draw_commitment: bytes = b""
 
     @property
     def trains(self) -> bool:
         """Whether the updates carry tensors."""
         return self.phase == pb.PHASE_TRAIN
+
+    @property
+    def draws(self) -> bool:
+        """Whether the updates are combined by a draw."""
+        return self.trains and self.aggregation.draws
 
     def __str__(self) -> str:
         return f"{self.job} round {self.round}" + ("" if self.trains else " (evaluation)")
@@ -208,7 +214,7 @@ def manifest_from_bytes(body: bytes) -> Manifest:
     check_name(message.job, "job")
     if message.previous_release_digest:
         check_digest(message.previous_release_digest, "previous_release_digest")
-    return Manifest(
+    manifest = Manifest(
         federation=message.federation,
         job=message.job,
         job_digest=check_digest(message.job_digest, "job_digest"),
@@ -227,7 +233,17 @@ def manifest_from_bytes(body: bytes) -> Manifest:
         encoding=message.encoding,
         largest_share=_share(message.largest_share),
         aggregation=aggregation_from_pb(message.aggregation),
+        draw_commitment=message.draw_commitment,
     )
+    check_draw(message.draw_commitment, "draw_commitment", draws=manifest.draws)
+    return manifest
+
+
+def check_draw(value: bytes, field: str, *, draws: bool) -> None:
+    """Raise InvalidMessage where a round by draw lacks what it is drawn by, or another round has such a thing."""
+    expected = DIGEST_BYTES if draws else 0
+    if len(value) != expected:
+        raise InvalidMessage(f"{field} has {len(value)} bytes instead of {expected}")
 
 
 def _share(value: float) -> float:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cairn.errors import InvalidMessage
 from cairn.protocol.aggregation import Aggregation, aggregation_from_pb
 from cairn.protocol.limits import MIN_COHORT
-from cairn.protocol.messages import check_digest, check_enums, digest_of, parse
+from cairn.protocol.messages import check_digest, check_draw, check_enums, digest_of, parse
 from cairn.protocol.words import reason_word, word_of
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -66,8 +66,10 @@ def verified_statement(key: Ed25519PublicKey, signed: pb.Signed) -> pb.ReleaseSt
             f"the statement counts {statement.contributors} owners, has {len(statement.commitments)}"
             f" commitments and a floor of {statement.floor}"
         )
+    trains = statement.phase == pb.PHASE_TRAIN
+    check_draw(statement.draw_seed, "draw_seed", draws=trains and aggregation.draws)
     averaged = aggregation.averages_over(statement.contributors, statement.floor)
-    if statement.phase == pb.PHASE_TRAIN and averaged < statement.floor:
+    if trains and averaged < statement.floor:
         raise InvalidMessage(
             f"by {aggregation}, an element of a release of {statement.contributors} owners is an average over"
             f" {averaged}, and the floor is {statement.floor}"
@@ -156,6 +158,7 @@ def _in_words(statement: pb.ReleaseStatement) -> dict[str, Any]:
         **aggregation_in_words(aggregation_from_pb(statement.aggregation)),
         "weighting": word_of(pb.Weighting, statement.weighting),
         "encoding": word_of(pb.Encoding, statement.encoding),
+        **({"draw_seed": statement.draw_seed.hex()} if statement.draw_seed else {}),
         "metrics": dict(sorted(statement.metrics.items())),
         "release_digest": statement.release_digest.hex(),
         "base_digest": statement.base_digest.hex(),

@@ -318,7 +318,7 @@ class JobSpec(_message.Message):
     def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ..., min_examples: _Optional[int] = ..., max_examples: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class RoundManifest(_message.Message):
-    __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "aggregation", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol", "ledger_number", "software", "encoding", "largest_share")
+    __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "aggregation", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol", "ledger_number", "software", "encoding", "largest_share", "draw_commitment")
     FEDERATION_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     JOB_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -339,6 +339,7 @@ class RoundManifest(_message.Message):
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     LARGEST_SHARE_FIELD_NUMBER: _ClassVar[int]
+    DRAW_COMMITMENT_FIELD_NUMBER: _ClassVar[int]
     federation: str
     job: str
     job_digest: bytes
@@ -359,7 +360,8 @@ class RoundManifest(_message.Message):
     software: str
     encoding: Encoding
     largest_share: float
-    def __init__(self, federation: _Optional[str] = ..., job: _Optional[str] = ..., job_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ..., previous_release_digest: _Optional[bytes] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., floor: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ledger_head: _Optional[bytes] = ..., protocol: _Optional[int] = ..., ledger_number: _Optional[int] = ..., software: _Optional[str] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., largest_share: _Optional[float] = ...) -> None: ...
+    draw_commitment: bytes
+    def __init__(self, federation: _Optional[str] = ..., job: _Optional[str] = ..., job_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., cohort: _Optional[_Iterable[str]] = ..., base_digest: _Optional[bytes] = ..., previous_release_digest: _Optional[bytes] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., floor: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., nonce: _Optional[bytes] = ..., ledger_head: _Optional[bytes] = ..., protocol: _Optional[int] = ..., ledger_number: _Optional[int] = ..., software: _Optional[str] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., largest_share: _Optional[float] = ..., draw_commitment: _Optional[bytes] = ...) -> None: ...
 
 class Exclusion(_message.Message):
     __slots__ = ("owner", "reason")
@@ -370,7 +372,7 @@ class Exclusion(_message.Message):
     def __init__(self, owner: _Optional[str] = ..., reason: _Optional[_Union[Reason, str]] = ...) -> None: ...
 
 class ReleaseStatement(_message.Message):
-    __slots__ = ("manifest_digest", "federation", "job", "round", "phase", "release_digest", "base_digest", "contributors", "exclusions", "aggregation", "weighting", "metrics", "ledger_head", "sealed_unix_ms", "software", "ledger_number", "floor", "commitments", "encoding")
+    __slots__ = ("manifest_digest", "federation", "job", "round", "phase", "release_digest", "base_digest", "contributors", "exclusions", "aggregation", "weighting", "metrics", "ledger_head", "sealed_unix_ms", "software", "ledger_number", "floor", "commitments", "encoding", "draw_seed")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -397,6 +399,7 @@ class ReleaseStatement(_message.Message):
     FLOOR_FIELD_NUMBER: _ClassVar[int]
     COMMITMENTS_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    DRAW_SEED_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
     federation: str
     job: str
@@ -416,7 +419,8 @@ class ReleaseStatement(_message.Message):
     floor: int
     commitments: _containers.RepeatedScalarFieldContainer[bytes]
     encoding: Encoding
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., federation: _Optional[str] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., release_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., contributors: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., ledger_head: _Optional[bytes] = ..., sealed_unix_ms: _Optional[int] = ..., software: _Optional[str] = ..., ledger_number: _Optional[int] = ..., floor: _Optional[int] = ..., commitments: _Optional[_Iterable[bytes]] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
+    draw_seed: bytes
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., federation: _Optional[str] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., release_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., contributors: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., ledger_head: _Optional[bytes] = ..., sealed_unix_ms: _Optional[int] = ..., software: _Optional[str] = ..., ledger_number: _Optional[int] = ..., floor: _Optional[int] = ..., commitments: _Optional[_Iterable[bytes]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., draw_seed: _Optional[bytes] = ...) -> None: ...
 
 class LedgerHead(_message.Message):
     __slots__ = ("federation", "number", "head")

@@ -104,6 +104,9 @@ def _misopened(statement: pb.ReleaseStatement, ledger: LedgerCopy) -> str | None
             f"the statement counts {statement.contributors} and excludes {len(excluded)} owners;"
             f" the cohort of entry {entry.number} of {ledger.name} has {len(cohort)}"
         )
+    drawn = digest_of(statement.draw_seed).hex() if statement.draw_seed else None
+    if entry.facts.get("draw_commitment") != drawn:
+        return f"the statement is by another draw than entry {entry.number} of {ledger.name} commits to"
     return None
 
 

@@ -101,6 +101,7 @@ EXPECTED: dict[str, Message] = {
         software="0.2.0",
         encoding=pb.ENCODING_WHOLE,
         largest_share=0.375,
+        draw_commitment=digest("d"),
     ),
     "Exclusion": EXCLUSION,
     "ReleaseStatement": pb.ReleaseStatement(
@@ -123,6 +124,7 @@ EXPECTED: dict[str, Message] = {
         floor=3,
         commitments=[digest("1"), digest("2"), digest("3")],
         encoding=pb.ENCODING_BF16_DELTAS,
+        draw_seed=digest("e"),
     ),
     "LedgerHead": pb.LedgerHead(federation="clinics", number=603, head=digest("h")),
     "JoinRoundRequest": agg.JoinRoundRequest(

@@ -63,12 +63,12 @@ PUBLIC = {
     "RoundManifest": (
         "federation job job_digest round phase cohort base_digest previous_release_digest aggregation"
         " weighting floor deadline_unix_ms lease_seconds nonce ledger_head protocol ledger_number"
-        " software encoding largest_share"
+        " software encoding largest_share draw_commitment"
     ),
     "ReleaseStatement": (
         "manifest_digest federation job round phase release_digest base_digest contributors"
         " exclusions aggregation weighting metrics ledger_head sealed_unix_ms software ledger_number floor"
-        " commitments encoding"
+        " commitments encoding draw_seed"
     ),
     "Aggregation": "content rule rule_numbers optimizer optimizer_numbers",
     "LedgerHead": "federation number head",

@@ -1,5 +1,6 @@
 """Every rule at a real aggregator: the release is what the paper's formula gives, in whatever order updates come."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 
@@ -12,14 +13,14 @@ from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.words import RULES
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.service.network import OWNERS, Ended, Job, Network, OpenRound
+from tests.service.network import OWNERS, SECONDS, Ended, Job, Network, OpenRound
 
 SIZE = 6
 SCHEMA = Schema.of([TensorSpec("weight", "F32", (SIZE,))])
 
 Vector = NDArray[np.float64]
 Updates = Mapping[str, NDArray[np.float32]]
-Formula = Callable[[Vector, Updates, OpenRound], Vector]
+Formula = Callable[[Vector, Updates, pb.ReleaseStatement], Vector]
 
 
 @pytest.fixture(scope="module")
@@ -35,26 +36,26 @@ def stacked(updates: Updates) -> Vector:
     return np.stack([updates[owner] for owner in sorted(updates)]).astype(np.float64)
 
 
-def mean(_base: Vector, updates: Updates, _opened: OpenRound) -> Vector:
+def mean(_base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
     return np.asarray(stacked(updates).mean(axis=0))
 
 
-def norm_bounded_mean(base: Vector, updates: Updates, _opened: OpenRound) -> Vector:
+def norm_bounded_mean(base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
     """Sun et al. 2019: the mean of what updates differ by, each scaled to the norm at the most."""
     deltas = stacked(updates) - base
     factors = np.minimum(1, NORM / np.linalg.norm(deltas, axis=1))
     return np.asarray(base + (factors[:, None] * deltas).mean(axis=0))
 
 
-def trimmed_mean(_base: Vector, updates: Updates, _opened: OpenRound) -> Vector:
+def trimmed_mean(_base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
     """Yin et al. 2018, definition 2."""
     return np.asarray(np.sort(stacked(updates), axis=0)[1:-1].mean(axis=0))
 
 
-def bucketed_median(_base: Vector, updates: Updates, opened: OpenRound) -> Vector:
+def bucketed_median(_base: Vector, updates: Updates, stated: pb.ReleaseStatement) -> Vector:
     """Karimireddy, He, Jaggi 2022, algorithm 1, with the median: five owners are two buckets."""
-    nonce = opened.manifest.nonce
-    drawn = sorted(updates, key=lambda owner: sha256(nonce + owner.encode()).digest())
+    seed = stated.draw_seed
+    drawn = sorted(updates, key=lambda owner: sha256(seed + owner.encode()).digest())
     means = [
         np.mean([updates[o].astype(float) for o in bucket], axis=0) for bucket in halves(drawn)
     ]
@@ -65,7 +66,7 @@ def halves(drawn: list[str]) -> tuple[list[str], list[str]]:
     return drawn[:3], drawn[3:]
 
 
-def multi_krum(_base: Vector, updates: Updates, _opened: OpenRound) -> Vector:
+def multi_krum(_base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
     """Blanchard et al. 2017: the two of the smallest sums of distances to their n - f - 2 nearest."""
     points = stacked(updates)
     distances = ((points[:, None] - points[None]) ** 2).sum(axis=2)
@@ -73,7 +74,7 @@ def multi_krum(_base: Vector, updates: Updates, _opened: OpenRound) -> Vector:
     return np.asarray(points[np.argsort(scores)[:2]].mean(axis=0))
 
 
-def geometric_median(_base: Vector, updates: Updates, _opened: OpenRound) -> Vector:
+def geometric_median(_base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
     """Pillutla et al. 2022, algorithm 2: the smoothed Weiszfeld iteration from the mean."""
     points = stacked(updates)
     found = points.mean(axis=0)
@@ -83,7 +84,7 @@ def geometric_median(_base: Vector, updates: Updates, _opened: OpenRound) -> Vec
     return np.asarray(found)
 
 
-def centred_clipping(base: Vector, updates: Updates, _opened: OpenRound) -> Vector:
+def centred_clipping(base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
     """Karimireddy, He, Jaggi 2021, algorithm 2, from the base."""
     found, points = base, stacked(updates)
     for _ in range(2):
@@ -140,9 +141,9 @@ def test_a_release_is_what_the_formula_of_its_rule_gives(
     aggregation = Aggregation(rule=rule, rule_numbers=numbers)
     job = network.job(schema=SCHEMA, owners=OWNERS, aggregation=aggregation)
     updates, base = updates_of(1), base_of(job)
-    opened, ended = run(job, updates, base, list(OWNERS))
+    ended = run(job, updates, base, list(OWNERS))[1]
     released = np.frombuffer(ended.payload, "<f4")
-    expected = formula(base.astype(float), updates, opened)
+    expected = formula(base.astype(float), updates, ended.statement)
     assert released == pytest.approx(expected, rel=2e-6, abs=2e-6)
     assert ended.statement.aggregation.rule == rule
     assert dict(ended.statement.aggregation.rule_numbers) == numbers
@@ -165,6 +166,26 @@ def test_the_order_in_which_updates_come_changes_no_bit(
         job = network.job(schema=schema, owners=OWNERS, aggregation=aggregation)
         released.add(run(job, updates, np.ones(SIZE, "<f4"), order)[1].payload)
     assert len(released) == 1
+
+
+def test_a_draw_is_committed_to_in_the_manifest_and_told_in_the_statement_alone(
+    network: Network,
+) -> None:
+    """Else a coordinator could look at the draw before anybody trains, and abort the round for another one."""
+    bucketed = Aggregation(rule=pb.RULE_BUCKETED_MEDIAN, rule_numbers={"bucket": 2})
+    job = network.job(schema=SCHEMA, owners=OWNERS, aggregation=bucketed)
+    opened, ended = run(job, updates_of(4), base_of(job), list(OWNERS))
+    seed = ended.statement.draw_seed
+    assert opened.manifest.draw_commitment == sha256(seed).digest()
+    assert len(seed) == 32
+    assert seed not in opened.signed.body
+    entries = network.record("coordinator").ListEntries(
+        aggregator_pb2.ListEntriesRequest(first=opened.manifest.ledger_number + 1, limit=1),
+        timeout=SECONDS,
+    )
+    opening = json.loads(entries.entries[0].body)
+    assert opening["manifest_digest"] == opened.digest.hex()
+    assert opening["draw_commitment"] == sha256(seed).hexdigest()
 
 
 def test_a_round_whose_rule_would_average_over_too_few_at_its_end_is_aborted(

@@ -116,11 +116,13 @@ BYTES_IN_SIGNED_BODIES = {
     "cairn.v1.RoundManifest.previous_release_digest",
     "cairn.v1.RoundManifest.nonce",
     "cairn.v1.RoundManifest.ledger_head",
+    "cairn.v1.RoundManifest.draw_commitment",
     "cairn.v1.ReleaseStatement.manifest_digest",
     "cairn.v1.ReleaseStatement.release_digest",
     "cairn.v1.ReleaseStatement.base_digest",
     "cairn.v1.ReleaseStatement.ledger_head",
     "cairn.v1.ReleaseStatement.commitments",
+    "cairn.v1.ReleaseStatement.draw_seed",
     "cairn.v1.LedgerHead.head",
 }
 # Everything repeated that a coordinator can receive: nothing with a value for each owner.

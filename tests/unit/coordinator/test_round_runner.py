@@ -183,6 +183,7 @@ def test_nobody_is_invited_to_an_open_round_that_starts_from_another_model() -> 
         {"contributors": len(COHORT) - 1},
         {"floor": MANIFEST.floor - 1},
         {"ledger_number": MANIFEST.ledger_number},
+        {"draw_seed": bytes(32)},
         {"exclusions": [LOST, LOST], "contributors": len(COHORT) - 1},
         {"exclusions": [pb.Exclusion(owner="zoe")], "contributors": len(COHORT) - 1},
     ],

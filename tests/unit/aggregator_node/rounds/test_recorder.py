@@ -100,7 +100,7 @@ class Bench:
 
     def opened(self, recorder: RoundRecorder, context: RoundContext) -> RoundRow:
         row = row_of(context)
-        recorder.open(row, context.manifest.cohort)
+        recorder.open(row, context.manifest)
         return row
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cairn import __version__
 from cairn.errors import InvalidMessage
 from cairn.model.schema import DTYPES, Schema, TensorSpec
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.messages import (
     PROTOCOL,
     JobSpec,
@@ -48,7 +49,7 @@ MANIFEST = Manifest(
     job="tumours",
     job_digest=b"j" * 32,
     round=4,
-    phase=pb.PHASE_EVALUATE,
+    phase=pb.PHASE_TRAIN,
     cohort=("alice", "bob", "carol"),
     base_digest=b"b" * 32,
     previous_release_digest=b"b" * 32,
@@ -60,6 +61,8 @@ MANIFEST = Manifest(
     ledger_head=b"l" * 32,
     ledger_number=7,
     encoding=pb.ENCODING_BF16_DELTAS,
+    aggregation=Aggregation(rule=pb.RULE_BUCKETED_MEDIAN, rule_numbers={"bucket": 3}),
+    draw_commitment=b"d" * 32,
 )
 _SPECS = st.builds(
     TensorSpec,
@@ -181,6 +184,14 @@ def test_a_number_of_a_manifest_has_a_limit(field: str, most: int) -> None:
     beyond = replace(MANIFEST, **changes)
     with pytest.raises(InvalidMessage, match=f"{field} is {most + 1}; it must be 1 to {most}"):
         manifest_from_bytes(manifest_to_bytes(beyond))
+
+
+@pytest.mark.parametrize("change", [{"phase": pb.PHASE_EVALUATE}, {"aggregation": Aggregation()}])
+def test_a_manifest_that_commits_to_a_draw_where_nothing_is_drawn_is_refused(
+    change: dict[str, Any],
+) -> None:
+    with pytest.raises(InvalidMessage, match="draw_commitment has 32 bytes instead of 0"):
+        manifest_from_bytes(manifest_to_bytes(replace(MANIFEST, **change)))
 
 
 def test_a_schema_that_is_not_in_canonical_order_is_refused() -> None:

@@ -133,6 +133,15 @@ def test_a_statement_with_an_unknown_reason_is_refused() -> None:
                 optimizer=pb.OPTIMIZER_NONE,
             )
         },
+        {"draw_seed": b"s" * 32},  # where nothing is drawn
+        {
+            "aggregation": pb.Aggregation(  # whose draw is not told
+                content=pb.CONTENT_WEIGHTS,
+                rule=pb.RULE_BUCKETED_MEDIAN,
+                rule_numbers={"bucket": 3},
+                optimizer=pb.OPTIMIZER_NONE,
+            )
+        },
         {"encoding": 0},
         {"encoding": 99},
     ],

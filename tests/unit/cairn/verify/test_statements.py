@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cairn.protocol.aggregation import Aggregation, aggregation_to_pb
 from cairn.protocol.statements import STATEMENT, envelope, head_envelope, sign
 from cairn.v1 import round_pb2 as pb
 from tests.unit.cairn.verify.recorded import (
@@ -53,6 +54,15 @@ def restated(**changes: object) -> pb.Signed:
             "excludes an owner that is not in the cohort of entry 6",
         ),
         ({"commitments": [digest("a"), digest("b")]}, "has 2 commitments and a floor of 3"),
+        (
+            {
+                "aggregation": aggregation_to_pb(
+                    Aggregation(rule=pb.RULE_BUCKETED_MEDIAN, rule_numbers={"bucket": 3})
+                ),
+                "draw_seed": digest("another draw"),
+            },
+            "another draw than entry 6 of ledger.jsonl commits to",
+        ),
         ({"phase": pb.PHASE_EVALUATE}, "has phase 'train' instead of 'evaluate'"),
     ],
     ids=str,
