@@ -8,6 +8,7 @@ from cairn.errors import CairnError
 from cairn.protocol.messages import Manifest
 from coordinator.backoff import Backoff
 from coordinator.groups import Sampling
+from coordinator.needed_owners import Needed
 from coordinator.owner_sessions import OwnerSessions, Waiting
 from coordinator.schedule import Step
 
@@ -39,7 +40,7 @@ class CohortSelection:
         self._trained: tuple[str, ...] | None = None
 
     def next(self, step: Step, floor: int, waiting: Waiting) -> SelectedCohort:
-        """Wait for owners. Raises nothing where too few attend: see `check`."""
+        """Wait for as many owners of one group as `floor` says. Raises nothing where too few attend: see `check`."""
         turns = self._turns(step)
         present = frozenset(self._present(turns, floor, waiting))
         for group in turns:
@@ -52,9 +53,9 @@ class CohortSelection:
         passed_over = tuple(1 + self._sampling.groups.index(group) for group in turns[:place])
         return SelectedCohort(cohort, present, tuple(sorted(here - set(cohort))), passed_over)
 
-    def check(self, selected: SelectedCohort, floor: int) -> None:
-        """Raise CairnError, which says who is missing, where no group has as many as the floor."""
-        if len(selected.cohort) >= floor:
+    def check(self, selected: SelectedCohort, needed: Needed) -> None:
+        """Raise CairnError, which says who is missing, where no group has as many as are needed."""
+        if len(selected.cohort) >= needed.owners:
             return
         groups = self._sampling.groups
         counts = [
@@ -63,8 +64,8 @@ class CohortSelection:
         ]
         missing = sorted({owner for group in groups for owner in group} - selected.present)
         raise CairnError(
-            f"after gather_seconds = {self._seconds:g} only {' and '.join(counts)} of at least {floor} owners"
-            f" attend. Not there: {', '.join(missing)}. Start their owner nodes and run this again: the job goes"
+            f"after gather_seconds = {self._seconds:g} only {' and '.join(counts)} of at least {needed.owners} owners"
+            f" attend{needed.because}. Not there: {', '.join(missing)}. Start their owner nodes and run this again: the job goes"
             " on from its checkpoint"
         )
 

@@ -42,8 +42,8 @@ def _lines(event: events.Event) -> list[str]:
             return [
                 f"Round {number}: {owner} was not counted again and again; it is left out until round {back_in}"
             ]
-        case events.GroupPassedOver(number, group, floor):
-            turn = f"it is the turn of group {group}, of which fewer than {floor} attend; another takes it"
+        case events.GroupPassedOver(number, group, needed):
+            turn = f"it is the turn of group {group}, of which fewer than {needed.owners} attend{needed.because}; another takes it"
             return [f"Round {number}: {turn}"]
         case events.RoundAborted(step, reason):
             what = "" if step.trains else " evaluation"
@@ -81,10 +81,11 @@ def _started(event: events.JobStarted) -> list[str]:
 
 def _awaited(event: events.OwnersAwaited) -> str:
     missing = ", ".join(sorted(set(event.owners) - set(event.present)))
-    enough = f"at least {event.floor}{' of one group' if event.of_one_group else ''}"
+    needed = event.needed
+    enough = f"at least {needed.owners}{' of one group' if event.of_one_group else ''}"
     return (
         f"Waiting for {missing}, at most {event.seconds:g} s: {_count(len(event.present), 'owner')} of {enough}"
-        " so far"
+        f" so far{needed.because}"
     )
 
 

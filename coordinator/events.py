@@ -7,6 +7,7 @@ from pathlib import Path
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 from coordinator.best_release import BestSoFar
+from coordinator.needed_owners import Needed
 from coordinator.schedule import Step
 
 
@@ -26,18 +27,18 @@ class OwnersAwaited:
 
     owners: Sequence[str]
     present: Sequence[str]
-    floor: int
+    needed: Needed
     of_one_group: bool
     seconds: float
 
 
 @dataclass(frozen=True)
 class GroupPassedOver:
-    """Of a group whose turn it was fewer owners attend than the floor."""
+    """Of a group whose turn it was fewer owners attend than are needed."""
 
     round: int
     group: int
-    floor: int
+    needed: Needed
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from coordinator.backoff import Backoff
 from coordinator.best_release import BestSoFar, has_waited_enough, judged
 from coordinator.job import Base, Job
 from coordinator.ledger_mirror import LedgerMirror
+from coordinator.needed_owners import Needed, needed_in
 from coordinator.release_download import Release
 from coordinator.round_runner import Ended, RoundRunner
 from coordinator.run_directory import Checkpoint, RunFolder
@@ -132,17 +133,27 @@ class JobRunner:
         spec, seconds = self._job.spec, self._job.gather_seconds
         selection = self._rounds.selection
 
+        needed = self._needed(floor) if step.trains else Needed(floor)
+
         def waiting(present: Sequence[str]) -> None:
             self._tell(
-                events.OwnersAwaited(spec.owners, present, floor, bool(spec.groups), seconds)
+                events.OwnersAwaited(spec.owners, present, needed, bool(spec.groups), seconds)
             )
 
-        selected = selection.next(step, floor, waiting)
+        selected = selection.next(step, needed.owners, waiting)
         self._check_stop()
-        selection.check(selected, floor)
+        selection.check(selected, needed)
         for group in selected.passed_over:
-            self._tell(events.GroupPassedOver(step.round, group, floor))
+            self._tell(events.GroupPassedOver(step.round, group, needed))
         return self._rounds.carry_out(step, selected, base)
+
+    def _needed(self, floor: int) -> Needed:
+        """What a training needs. Raises CairnError where it could never be had."""
+        sizes = {len(group) for group in self._job.sampling.groups}
+        try:
+            return needed_in(self._job.spec.aggregation, sizes, floor)
+        except ValueError as error:
+            raise CairnError(f"the job {self._job.spec.name} cannot be run: {error}") from None
 
     def _take_up(
         self, status: aggregator_pb2.RegisterJobResponse, checkpoint: Checkpoint

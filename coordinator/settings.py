@@ -32,6 +32,7 @@ from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, RULES, WEIGHTI
 from cairn.runtime.timeouts import GATHER_SECONDS, RECONNECT_TIMEOUT_SECONDS, ROUND_DEADLINE_SECONDS
 from coordinator.best_release import BestSettings
 from coordinator.groups import group_count
+from coordinator.needed_owners import needed_in
 
 _Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
 
@@ -179,6 +180,8 @@ class JobSettings(Settings):
             ENCODINGS[self.updates],
             all_floats=all_floats,
         )
+        count, groups = len(self.owners), self.groups
+        needed_in(self.aggregation, {count // groups, -(-count // groups)}, self.floor)
         return self
 
     @property

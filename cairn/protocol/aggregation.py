@@ -110,6 +110,16 @@ class Aggregation:
         """
         return _AVERAGES_OVER.get(self.rule, _all)(self, contributors, floor)
 
+    def contributors_needed(self, most: int, floor: int) -> int:
+        """The fewest of at most so many contributors from which on any number of them averages over the floor.
+
+        Above `most` where even all of them do not.
+        """
+        fewest = most + 1
+        while fewest > floor and self.averages_over(fewest - 1, floor) >= floor:
+            fewest -= 1
+        return fewest
+
     def __str__(self) -> str:
         words = [_in_words(word_of(pb.Rule, self.rule), self.rule_numbers)]
         if self.optimizer != pb.OPTIMIZER_NONE:

@@ -10,6 +10,7 @@ from cairn.protocol.messages import Manifest
 from cairn.v1 import round_pb2 as pb
 from coordinator.cohort_selection import CohortSelection, SelectedCohort
 from coordinator.groups import Sampling
+from coordinator.needed_owners import Needed
 from coordinator.owner_sessions import OwnerSessions, OwnerStream
 from coordinator.schedule import Step
 
@@ -126,11 +127,27 @@ def test_where_no_group_reaches_the_floor_it_is_said_who_is_missing() -> None:
     hall = Hall(("alice",), ("bob",), seconds=SHORT)
     selected = hall.next(1)
     with pytest.raises(CairnError) as end:
-        hall.selection.check(selected, FLOOR)
+        hall.selection.check(selected, Needed(FLOOR))
     assert str(end.value).startswith(
         "after gather_seconds = 0.01 only 1 of group 1 and 1 of group 2 and 0 of group 3 of at least 2 owners attend."
         " Not there: anna, aron, bert, carl, carol, cora. Start their owner nodes"
     )
+
+
+def test_owners_that_the_rule_needs_above_the_floor_are_waited_for_and_asked_for_by_its_name() -> (
+    None
+):
+    alone = Sampling((A,), 5, "tumours")
+    sessions = OwnerSessions()
+    selection = CohortSelection(alone, SHORT, sessions)
+    for owner in A[:2]:
+        sessions.enter(owner)
+    needed = Needed(3, "multi_krum")
+    selected = selection.next(Step(1, pb.PHASE_TRAIN), needed.owners, lambda _: None)
+    with pytest.raises(
+        CairnError, match=r"only 2 of at least 3 owners attend \(multi_krum needs 3\)"
+    ):
+        selection.check(selected, needed)
 
 
 def test_one_group_that_comes_is_enough() -> None:
@@ -187,7 +204,7 @@ def test_without_groups_everybody_is_one() -> None:
     with pytest.raises(
         CairnError, match=r"^after gather_seconds = 0\.01 only 0 of at least 2 owners attend"
     ):
-        selection.check(selected, FLOOR)
+        selection.check(selected, Needed(FLOOR))
 
 
 def test_an_owner_that_is_doubted_has_a_moment_to_come_back() -> None:

@@ -15,9 +15,11 @@ from coordinator.events import (
     Event,
     JobStarted,
     OwnerNotCounted,
+    OwnersAwaited,
     RoundFinished,
     StoppedEarly,
 )
+from coordinator.needed_owners import Needed
 from tests.unit.owner_node.test_policy import JOB
 
 BEST = BestSoFar("f1", "higher", round=7, value=0.8125, mark=0.75, waited=5)
@@ -56,6 +58,12 @@ def test_a_word_that_tells_little_is_explained(
 @pytest.mark.parametrize(
     ("event", "line"),
     [
+        (
+            OwnersAwaited(
+                "abcdefg", "abcdef", Needed(7, "multi_krum"), of_one_group=False, seconds=60
+            ),
+            "Waiting for g, at most 60 s: 6 owners of at least 7 so far (multi_krum needs 7)\n",
+        ),
         (FINISHED, "Round  7/50   3 owners   f1 0.8125   1.50 s   best so far\n"),
         (
             StoppedEarly(12, 50, 0.01, BEST),

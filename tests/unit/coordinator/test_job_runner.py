@@ -73,17 +73,18 @@ class Bench:
         self.brought: list[bytes] = []
         self.stopping = threading.Event()
         self.trained_by: list[str] = []
+        self.asked_for: list[tuple[Step, int]] = []  # and how many owners
         self.selection = SimpleNamespace(
             backoff=Backoff(),
-            next=lambda _step, _floor, _waiting: SelectedCohort(["alice"], frozenset(), (), ()),
-            check=lambda _selected, _floor: None,
+            next=self.select,
+            check=lambda _selected, _needed: None,
             was_trained_by=self.trained_by.extend,
         )
         spec = self.spec = SimpleNamespace(
             name="tumours",
             federation="clinics",
             rounds=rounds,
-            owners=("alice",),
+            owners=("alice", "bob"),
             groups=(),
             aggregation=Aggregation(),
         )
@@ -93,7 +94,7 @@ class Bench:
             evaluates=evaluates,
             gather_seconds=1.0,
             best=best,
-            sampling=SimpleNamespace(number_of=lambda _cohort: None),
+            sampling=SimpleNamespace(groups=(("alice", "bob"),), number_of=lambda _cohort: None),
         )
         me: Any = self
         self.runner = JobRunner(job, self.folder, me, me, self._tell, self.stopping)
@@ -154,6 +155,10 @@ class Bench:
         return pb.ReleaseStatement.FromString(signed.body)
 
     # The rounds.
+
+    def select(self, step: Step, needed: int, _waiting: object) -> SelectedCohort:
+        self.asked_for.append((step, needed))
+        return SelectedCohort(["alice"], frozenset(), (), ())
 
     def carry_out(self, step: Step, _selected: SelectedCohort, _base: Base) -> Ended:
         self.steps.append(step)
@@ -341,3 +346,35 @@ def test_that_metrics_are_missing_is_said_once_in_a_row(tmp_path: Path) -> None:
     bench.ends = [*ends]
     bench.run()
     assert bench.told(MetricsMissing) == [MetricsMissing(3)]
+
+
+KRUM = Aggregation(rule=pb.RULE_MULTI_KRUM, rule_numbers={"byzantine": 1, "select": 2})
+
+
+def owners_of(bench: Bench, count: int) -> None:
+    bench.spec.aggregation = KRUM
+    bench.runner._job.sampling.groups = (tuple(f"owner{n}" for n in range(count)),)  # type: ignore[misc]  # a fake
+
+
+def test_a_training_waits_for_as_many_owners_as_its_rule_needs_and_an_evaluation_for_the_floor(
+    tmp_path: Path,
+) -> None:
+    """Multi-Krum needs 2 * byzantine + 3 (Blanchard et al. 2017)."""
+    bench = Bench(tmp_path / "run", rounds=1, evaluates=True)
+    owners_of(bench, 7)
+    bench.run()
+    assert bench.asked_for == [(Step(1, pb.PHASE_TRAIN), 5), (Step(1, pb.PHASE_EVALUATE), 2)]
+
+
+def test_a_job_whose_owners_can_never_be_enough_for_its_rule_ends_before_it_waits_for_any(
+    tmp_path: Path,
+) -> None:
+    """The aggregator's floor of 3 is above the job's, and the rule selects 2."""
+    bench = Bench(tmp_path / "run")
+    owners_of(bench, 7)
+    bench.status.floor = 3
+    with pytest.raises(
+        CairnError, match="would average over 2, and the floor is 3: take more owners"
+    ):
+        bench.run()
+    assert bench.asked_for == []

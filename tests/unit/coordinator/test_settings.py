@@ -69,6 +69,16 @@ def test_the_usual_floor_is_three(tmp_path: Path) -> None:
             '[rule]\nname = "trimmed_mean"\ntrim = "much"\n[settings]',
             "rule.trim = 'much'",
         ),
+        (
+            "[settings]",
+            '[rule]\nname = "multi_krum"\nbyzantine = 1\nselect = 3\n[settings]',
+            "rule multi_krum: no round of 3 owners could ever be released, for it needs more owners for multi_krum",
+        ),
+        (
+            '"carol"]',
+            '"carol", "dave", "erin", "frank", "grace"]\nfraction = 0.42\nrule = { name = "trimmed_mean", trim = 0.4 }',
+            "no round of a group of 3 owners could ever be released, for every number of its release would average over 1",
+        ),
         ("[settings]", '[optimizer]\nname = "adam"\n[settings]', "optimizer adam needs lr"),
         ("[settings]", 'content = "gradients"\n[settings]', "gradients need an optimizer"),
         ("[settings]", "[settings", "not valid TOML"),

@@ -68,6 +68,27 @@ def test_a_rule_says_over_how_many_owners_it_averages_at_least(
     assert aggregation.averages_over(contributors, FLOOR) == averaged
 
 
+@pytest.mark.parametrize(
+    ("aggregation", "most", "needed"),
+    [
+        (by(pb.RULE_MEAN), 7, FLOOR),
+        (by(pb.RULE_MULTI_KRUM, byzantine=2, select=3), 9, 7),
+        (by(pb.RULE_MULTI_KRUM, byzantine=2, select=3), 6, 7),
+        (by(pb.RULE_MULTI_KRUM, byzantine=0, select=5), 9, 5),
+        # Of 7 with 2 left out at each end 3 are left, of 5 with 1 left out 3 as well, of 4 with 1 left out 2.
+        (by(pb.RULE_TRIMMED_MEAN, trim=0.29), 8, 5),
+        # Three buckets of 6 owners have 2 each.
+        (by(pb.RULE_BUCKETED_MEDIAN, bucket=2), 5, FLOOR),
+        (by(pb.RULE_BUCKETED_MEDIAN, bucket=2), 6, 7),
+    ],
+    ids=str,
+)
+def test_as_many_contributors_are_needed_as_leave_the_floor_however_many_more_come(
+    aggregation: Aggregation, most: int, needed: int
+) -> None:
+    assert aggregation.contributors_needed(most, FLOOR) == needed
+
+
 @pytest.mark.parametrize("bucket", [2, 3])
 @pytest.mark.parametrize("contributors", range(2, 12))
 def test_the_median_of_bucket_means_depends_on_as_many_owners_as_is_said(
