@@ -3,18 +3,9 @@
 from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.words import reason_word
 from cairn.runtime.quoting import say
-from cairn.v1 import round_pb2 as pb
 from coordinator import events
+from coordinator.causes import BECAUSE
 
-_BECAUSE = {
-    pb.REASON_RULE_REFUSED: (
-        "its file does not allow this rule, optimizer or content, or the rule averages over fewer owners than its floor"
-    ),
-    pb.REASON_NOT_COUNTED: "its task failed there or its update was refused; only that owner is told why",
-    pb.REASON_FAILURES_SPENT: (
-        "it was not counted as often as its file allows: its operator has to look into that and run `cairn reset`"
-    ),
-}
 _NO_METRICS = (
     "its owners reported none in common, or an earlier release of the same base has metrics of other owners, or of"
     " weights that may have been capped, from which these could be subtracted"
@@ -36,7 +27,7 @@ def _lines(event: events.Event) -> list[str]:
         case events.RoundFinished():
             return [_finished_round(event)]
         case events.OwnerNotCounted(number, owner, reason):
-            because = f": {_BECAUSE[reason]}" if reason in _BECAUSE else ""
+            because = f": {BECAUSE[reason]}" if reason in BECAUSE else ""
             return [f"Round {number}: {owner} was not counted ({reason_word(reason)}){because}"]
         case events.OwnerRests(number, owner, back_in):
             return [

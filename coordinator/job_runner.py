@@ -200,7 +200,7 @@ class JobRunner:
             if not step.trains and standing.line is not None:
                 standing.line.evaluation = reason_word(ended.reason)
             self._check_stop()
-            standing.schedule.was_aborted(step, ended.reason)
+            standing.schedule.was_aborted(step, ended.reason, ended.exclusions)
             return
         standing.schedule.was_released(step)
         if step.trains:

@@ -1,10 +1,12 @@
 """What comes next in a job: the order of its rounds, and when it is given up. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cairn.errors import CairnError
 from cairn.protocol.words import reason_word
 from cairn.v1 import round_pb2 as pb
+from coordinator.causes import commonest
 
 MAX_ABORTS_IN_A_ROW = 3
 
@@ -37,6 +39,7 @@ class Schedule:
     ends_early: bool = False
     _evaluation_due: int = 0
     _aborts: int = field(default=0)
+    _excluded: list[pb.Exclusion] = field(default_factory=list)  # in these aborted rounds
 
     def resume_evaluation(self, round_number: int) -> None:
         """The release of this round was collected, but its evaluation is not done."""
@@ -58,6 +61,7 @@ class Schedule:
 
     def was_released(self, step: Step) -> None:
         self._aborts = 0
+        self._excluded.clear()
         if step.trains:
             self.opened = step.round
             self.released += 1
@@ -65,8 +69,10 @@ class Schedule:
         else:
             self._evaluation_due = 0
 
-    def was_aborted(self, step: Step, reason: "pb.Reason") -> None:
-        """Note an aborted round. Raises CairnError when the job is to be given up.
+    def was_aborted(
+        self, step: Step, reason: "pb.Reason", exclusions: Sequence[pb.Exclusion] = ()
+    ) -> None:
+        """Note an aborted round, in which these owners were not counted. Raises CairnError when the job is to be given up.
 
         An evaluation is not repeated: its round goes without, and the job goes on however many there are.
         """
@@ -74,10 +80,13 @@ class Schedule:
             self._evaluation_due = 0
             return
         self._aborts += 1
+        self._excluded += exclusions
         self.opened = step.round
         if self._aborts >= MAX_ABORTS_IN_A_ROW:
             left = "that of the last release" if self.released else "as it was at the start"
+            cause = commonest(self._excluded)
+            why = f". The commonest cause was {cause}" if cause else ""
             raise CairnError(
                 f"{self._aborts} rounds in a row ended without a release, the last because of"
-                f" {reason_word(reason)}: the job is given up. The model is {left}"
+                f" {reason_word(reason)}: the job is given up. The model is {left}{why}"
             )

@@ -36,18 +36,18 @@ def stacked(updates: Updates) -> Vector:
     return np.stack([updates[owner] for owner in sorted(updates)]).astype(np.float64)
 
 
-def mean(_base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
+def mean(_base: Vector, updates: Updates, _stated: pb.ReleaseStatement) -> Vector:
     return np.asarray(stacked(updates).mean(axis=0))
 
 
-def norm_bounded_mean(base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
+def norm_bounded_mean(base: Vector, updates: Updates, _stated: pb.ReleaseStatement) -> Vector:
     """Sun et al. 2019: the mean of what updates differ by, each scaled to the norm at the most."""
     deltas = stacked(updates) - base
     factors = np.minimum(1, NORM / np.linalg.norm(deltas, axis=1))
     return np.asarray(base + (factors[:, None] * deltas).mean(axis=0))
 
 
-def trimmed_mean(_base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
+def trimmed_mean(_base: Vector, updates: Updates, _stated: pb.ReleaseStatement) -> Vector:
     """Yin et al. 2018, definition 2."""
     return np.asarray(np.sort(stacked(updates), axis=0)[1:-1].mean(axis=0))
 
@@ -66,7 +66,7 @@ def halves(drawn: list[str]) -> tuple[list[str], list[str]]:
     return drawn[:3], drawn[3:]
 
 
-def multi_krum(_base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
+def multi_krum(_base: Vector, updates: Updates, _stated: pb.ReleaseStatement) -> Vector:
     """Blanchard et al. 2017: the two of the smallest sums of distances to their n - f - 2 nearest."""
     points = stacked(updates)
     distances = ((points[:, None] - points[None]) ** 2).sum(axis=2)
@@ -74,7 +74,7 @@ def multi_krum(_base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vecto
     return np.asarray(points[np.argsort(scores)[:2]].mean(axis=0))
 
 
-def geometric_median(_base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
+def geometric_median(_base: Vector, updates: Updates, _stated: pb.ReleaseStatement) -> Vector:
     """Pillutla et al. 2022, algorithm 2: the smoothed Weiszfeld iteration from the mean."""
     points = stacked(updates)
     found = points.mean(axis=0)
@@ -84,7 +84,7 @@ def geometric_median(_base: Vector, updates: Updates, _: pb.ReleaseStatement) ->
     return np.asarray(found)
 
 
-def centred_clipping(base: Vector, updates: Updates, _: pb.ReleaseStatement) -> Vector:
+def centred_clipping(base: Vector, updates: Updates, _stated: pb.ReleaseStatement) -> Vector:
     """Karimireddy, He, Jaggi 2021, algorithm 2, from the base."""
     found, points = base, stacked(updates)
     for _ in range(2):
@@ -249,6 +249,6 @@ def test_a_norm_bounds_gradients_by_their_own_length(network: Network) -> None:
     )
     job = network.job(schema=SCHEMA, owners=OWNERS, aggregation=descent)
     base, gradients = base_of(job), updates_of(6)
-    opened, ended = run(job, gradients, base, list(OWNERS))
-    expected = base - norm_bounded_mean(np.zeros(SIZE), gradients, opened)
+    ended = run(job, gradients, base, list(OWNERS))[1]
+    expected = base - norm_bounded_mean(np.zeros(SIZE), gradients, ended.statement)
     assert np.frombuffer(ended.payload, "<f4") == pytest.approx(expected, rel=1e-6, abs=1e-6)

@@ -20,7 +20,8 @@ LAYERS = {
         *("intake_service record_service release_service", "node", "cli"),
     ),
     "coordinator": (
-        "best_release groups schedule backoff initial_model needed_owners owner_sessions release_download",
+        "best_release causes groups",
+        "schedule backoff initial_model needed_owners owner_sessions release_download",
         "aggregator_client invitation_service events run_directory settings",
         *(
             "cohort_selection ledger_mirror console diagnostics",

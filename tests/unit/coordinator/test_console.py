@@ -34,14 +34,14 @@ FINISHED = RoundFinished(
         (
             pb.REASON_NOT_COUNTED,
             (
-                "Round 2: bob was not counted (NOT_COUNTED): its task failed there or its update was refused; only"
-                " that owner is told why\n"
+                "Round 2: bob was not counted (NOT_COUNTED): the owner's task failed or its update was refused;"
+                " only that owner is told why\n"
             ),
         ),
         (
             pb.REASON_FAILURES_SPENT,
             (
-                "Round 2: bob was not counted (FAILURES_SPENT): it was not counted as often as its file allows: its"
+                "Round 2: bob was not counted (FAILURES_SPENT): the owner was not counted as often as its file allows: its"
                 " operator has to look into that and run `cairn reset`\n"
             ),
         ),

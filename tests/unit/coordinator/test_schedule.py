@@ -82,6 +82,35 @@ def test_three_aborts_in_a_row_end_the_job_with_the_reason() -> None:
         schedule.was_aborted(train(3), pb.REASON_BELOW_FLOOR)
 
 
+def test_a_job_whose_owners_all_declined_says_why_and_what_to_do_though_each_round_names_but_one() -> (
+    None
+):
+    schedule = Schedule(rounds=9, evaluates=False)
+    declined = [
+        pb.Exclusion(owner=o, reason=pb.REASON_SETTING_REFUSED) for o in ("bob", "alice", "bob")
+    ]
+    lost = pb.Exclusion(owner="carol", reason=pb.REASON_LEASE_EXPIRED)
+    schedule.was_aborted(train(1), pb.REASON_BELOW_FLOOR, declined[:1])
+    schedule.was_aborted(train(2), pb.REASON_BELOW_FLOOR, [declined[1], lost])
+    with pytest.raises(CairnError) as end:
+        schedule.was_aborted(train(3), pb.REASON_BELOW_FLOOR, declined[2:])
+    cause = "The commonest cause was SETTING_REFUSED of alice, bob: the owner's file does not allow"
+    assert cause in str(end.value)
+    assert "change that in the job's file" in str(end.value)
+
+
+def test_owners_that_were_not_counted_before_a_release_are_no_cause_of_what_comes_after() -> None:
+    schedule = Schedule(rounds=9, evaluates=False)
+    refused = pb.Exclusion(owner="bob", reason=pb.REASON_SETTING_REFUSED)
+    schedule.was_aborted(train(1), pb.REASON_BELOW_FLOOR, [refused])
+    schedule.was_released(train(2))
+    schedule.was_aborted(train(3), pb.REASON_BELOW_FLOOR)
+    schedule.was_aborted(train(4), pb.REASON_BELOW_FLOOR)
+    with pytest.raises(CairnError) as end:
+        schedule.was_aborted(train(5), pb.REASON_BELOW_FLOOR)
+    assert "SETTING_REFUSED" not in str(end.value)
+
+
 @pytest.mark.parametrize(
     ("released", "words"),
     [(0, "The model is as it was at the start"), (1, "that of the last release")],
