@@ -2,16 +2,18 @@
 
 A release is judged by one metric of its own evaluation, the average over the owners that were counted there. A
 metric of a training is none that could judge it: it describes models of single owners before they were averaged.
-A round without the metric is not judged: it changes nothing, and does not count against the patience either.
+A round without the metric is not judged: it changes nothing, and does not count against the patience either. Only where no
+round had it before, the job stops.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from cairn.config import Settings
-from cairn.errors import UsageError
+from cairn.errors import CairnError, UsageError
 from cairn.tasks.settings import MetricName
 
 Better = Literal["higher", "lower"]
@@ -86,6 +88,23 @@ def check_same_metric(rule: BestSettings | None, best: BestSoFar | None, folder:
             f'{folder} has judged its releases by best.metric = "{best.metric}" with better = "{best.better}":'
             " write these again, or choose another --out, where the judging starts anew"
         )
+
+
+def check_is_measured(
+    rule: BestSettings, best: BestSoFar | None, number: int, measured: Mapping[str, float]
+) -> None:
+    """Raise CairnError where the first evaluation of a job, that of this round, has other metrics alone.
+
+    Else a misspelt name would be found out after all rounds.
+    """
+    if best is not None or rule.metric in measured:
+        return
+    others = f"it has {', '.join(sorted(measured))}" if measured else "it has no metric"
+    raise CairnError(
+        f"the evaluation of round {number} has no {rule.metric}, by which best.metric has releases judged; {others}."
+        " Correct best.metric in the job's file, or have every owner's task report it and every owner's file list it"
+        " (metrics); then run this again: the job goes on from its checkpoint"
+    )
 
 
 def _gain(rule: BestSettings, value: float, other: float) -> float:

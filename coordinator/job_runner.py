@@ -15,7 +15,7 @@ from cairn.v1 import round_pb2 as pb
 from coordinator import events
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
 from coordinator.backoff import Backoff
-from coordinator.best_release import BestSoFar, has_waited_enough, judged
+from coordinator.best_release import BestSoFar, check_is_measured, has_waited_enough, judged
 from coordinator.job import Base, Job
 from coordinator.ledger_mirror import LedgerMirror
 from coordinator.needed_owners import Needed, needed_in
@@ -257,7 +257,9 @@ class JobRunner:
                 is_best=is_best,
             )
         )
-        standing.line = standing.measured = None
+        measured, standing.line, standing.measured = standing.measured, None, None
+        if self._job.best is not None and measured is not None:
+            check_is_measured(self._job.best, best, line.round, measured)
 
     def _judge(self, standing: _Standing, number: int) -> BestSoFar | None:
         """The best so far, now that the last release, of this round, is evaluated or goes without."""
@@ -268,7 +270,7 @@ class JobRunner:
         was_lacking, self._lacks_best_metric = self._lacks_best_metric, not math.isfinite(value)
         if math.isfinite(value):
             return judged(rule, best, number, value)
-        if not was_lacking:  # it is said once in a row
+        if best is not None and not was_lacking:  # it is said once in a row
             self._tell(events.BestMetricMissing(number, rule.metric, sorted(measured)))
         return best
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cairn.errors import CairnError
 from cairn.model.safetensors_reader import read_model
 from cairn.protocol.statements import from_envelope
 from cairn.v1 import round_pb2 as pb
@@ -15,7 +16,7 @@ from coordinator.cohort_selection import SelectedCohort
 from coordinator.events import BestMetricMissing, RoundFinished, StoppedEarly
 from coordinator.job import Base
 from coordinator.round_runner import Ended
-from coordinator.run_directory import Checkpoint
+from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.schedule import Step
 from tests.unit.coordinator.test_job_runner import ABORT, START, Bench, history, value_of
 
@@ -105,10 +106,27 @@ def test_a_job_that_waits_long_enough_in_its_last_round_is_not_told_to_be_stoppe
 
 def test_a_metric_of_the_training_judges_no_release(tmp_path: Path) -> None:
     """Each training says a higher f1 than any evaluation."""
-    bench = Judged(tmp_path / "run", [None, 0.5, 0.25])
+    bench = Judged(tmp_path / "run", [0.5, None, 0.25])
     bench.run()
-    assert [line["best"] for line in history(bench.path)] == [None, 2, 2]
-    assert best_of(bench.path) == (2, 2)
+    assert [line["best"] for line in history(bench.path)] == [1, 1, 1]
+    assert best_of(bench.path) == (1, 1)
+
+
+def test_a_job_whose_first_evaluation_lacks_the_metric_stops_and_names_those_there_are(
+    tmp_path: Path,
+) -> None:
+    bench = Judged(tmp_path / "run", [None, 0.5, 0.75])
+    with pytest.raises(
+        CairnError, match=r"round 1 has no f1, .*; it has loss\. Correct best\.metric"
+    ):
+        bench.run()
+    assert len(history(bench.path)) == 1
+    assert bench.told(BestMetricMissing) == []
+    reopened = RunFolder(bench.path)  # what was released is kept, and the next run goes on
+    checkpoint = reopened.checkpoint()
+    reopened.close()
+    assert checkpoint is not None
+    assert (checkpoint.released, checkpoint.completed) == (1, False)
 
 
 def test_a_round_without_the_metric_is_said_once_in_a_row_and_does_not_count(
