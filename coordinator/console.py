@@ -22,6 +22,8 @@ def _lines(event: events.Event) -> list[str]:
     match event:
         case events.JobStarted():
             return _started(event)
+        case events.ChoiceDoubted(sentence):
+            return [f"Warning: {sentence}"]
         case events.OwnersAwaited():
             return [_awaited(event)]
         case events.RoundFinished():
@@ -43,6 +45,14 @@ def _lines(event: events.Event) -> list[str]:
             return [f"Round {number}: no metrics of the training ({_NO_METRICS})"]
         case events.BestMetricMissing():
             return [_unjudged(event)]
+        case events.StoppedEarly() | events.BestModelKept() | events.JobFinished():
+            return _at_the_end(event)
+
+
+def _at_the_end(
+    event: events.StoppedEarly | events.BestModelKept | events.JobFinished,
+) -> list[str]:
+    match event:
         case events.StoppedEarly():
             return [_stopped_early(event)]
         case events.BestModelKept(model, best):

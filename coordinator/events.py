@@ -22,6 +22,13 @@ class JobStarted:
 
 
 @dataclass(frozen=True)
+class ChoiceDoubted:
+    """A choice of the job is allowed and does not do what its name promises; the sentence says which, and the cure."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
 class OwnersAwaited:
     """Too few owners attend; the others are waited for, for so many seconds."""
 
@@ -130,6 +137,7 @@ class JobFinished:
 
 Event = (
     JobStarted
+    | ChoiceDoubted
     | OwnersAwaited
     | GroupPassedOver
     | OwnerNotCounted

@@ -16,6 +16,7 @@ from coordinator import events
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
 from coordinator.backoff import Backoff
 from coordinator.best_release import BestSoFar, check_is_measured, has_waited_enough, judged
+from coordinator.doubtful_choices import doubts
 from coordinator.job import Base, Job
 from coordinator.ledger_mirror import LedgerMirror
 from coordinator.needed_owners import Needed, needed_in
@@ -91,6 +92,9 @@ class JobRunner:
                 self._job.spec, self._aggregator.address, status.floor, standing.checkpoint.released
             )
         )
+        spec, sizes = self._job.spec, {len(group) for group in self._job.sampling.groups}
+        for sentence in doubts(spec.aggregation, spec.schema, sizes, status.floor):
+            self._tell(events.ChoiceDoubted(sentence))
         try:
             self._carry_out_all(standing, status)
         except (Unavailable, Fenced):

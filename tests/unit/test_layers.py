@@ -20,7 +20,7 @@ LAYERS = {
         *("intake_service record_service release_service", "node", "cli"),
     ),
     "coordinator": (
-        "best_release causes groups",
+        "best_release causes doubtful_choices groups",
         "schedule backoff initial_model needed_owners owner_sessions release_download",
         "aggregator_client invitation_service events run_directory settings",
         *(

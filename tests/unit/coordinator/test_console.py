@@ -12,6 +12,7 @@ from coordinator.console import show
 from coordinator.events import (
     BestMetricMissing,
     BestModelKept,
+    ChoiceDoubted,
     Event,
     JobStarted,
     OwnerNotCounted,
@@ -64,6 +65,7 @@ def test_a_word_that_tells_little_is_explained(
             ),
             "Waiting for g, at most 60 s: 6 owners of at least 7 so far (multi_krum needs 7)\n",
         ),
+        (ChoiceDoubted("rule trimmed_mean: why"), "Warning: rule trimmed_mean: why\n"),
         (FINISHED, "Round  7/50   3 owners   f1 0.8125   1.50 s   best so far\n"),
         (
             StoppedEarly(12, 50, 0.01, BEST),

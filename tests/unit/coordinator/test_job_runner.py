@@ -22,6 +22,7 @@ from coordinator.backoff import Backoff
 from coordinator.best_release import BestSettings
 from coordinator.cohort_selection import SelectedCohort
 from coordinator.events import (
+    ChoiceDoubted,
     Event,
     JobStarted,
     MetricsMissing,
@@ -87,6 +88,7 @@ class Bench:
             owners=("alice", "bob"),
             groups=(),
             aggregation=Aggregation(),
+            schema=SCHEMA,
         )
         job: Any = SimpleNamespace(
             spec=spec,
@@ -378,3 +380,15 @@ def test_a_job_whose_owners_can_never_be_enough_for_its_rule_ends_before_it_wait
     ):
         bench.run()
     assert bench.asked_for == []
+
+
+def test_a_choice_that_does_not_do_what_its_name_promises_is_told_once_at_the_start(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path / "run")
+    owners_of(bench, 5)
+    bench.spec.aggregation = replace(KRUM, rule_numbers={"byzantine": 1, "select": 5})
+    bench.run()
+    told = [type(event) for event in bench.events]
+    assert told[:2] == [JobStarted, ChoiceDoubted]
+    assert told.count(ChoiceDoubted) == 1
