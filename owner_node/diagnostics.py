@@ -78,6 +78,7 @@ def _tasks(settings: OwnerSettings) -> list[Finding]:
     for name, task in settings.tasks.items():
         findings += attempted("task", partial(_code, name, task.file))
         findings += attempted("task", partial(_data, name, task.data))
+        findings.append(ok("task", _allowed(name, task)))
         if task.sandbox == "on":
             secrets = (settings.identity.key, settings.state)
             findings += attempted("sandbox", partial(_sandbox, name, task, secrets))
@@ -145,6 +146,13 @@ def _code(name: str, file: str) -> str:
     except UsageError as error:
         raise UsageError(f"tasks.{name}.file: {error}") from None
     return f"tasks.{name}.file is {file}"
+
+
+def _allowed(name: str, task: TaskSettings) -> str:
+    lists = {"contents": task.contents, "rules": task.rules, "optimizers": task.optimizers}
+    return f"tasks.{name} allows " + "; ".join(
+        f"{key} {', '.join(words)}" for key, words in lists.items()
+    )
 
 
 def _data(name: str, path: Path) -> str:

@@ -12,6 +12,7 @@ log = structlog.get_logger()
 _NOT_FETCHED = "the statement of a round was not fetched"
 _INFO = {
     events.OtherJobAwaited: "waiting for the end of a round of another job",
+    events.Joined: "taking part",
     events.AcceptedBefore: "update was accepted before",
     events.Queued: "waiting in line to push",
     events.PushedAgain: "the finished update is pushed again, without training",

@@ -71,6 +71,13 @@ class LeftOut(RoundErrorEvent):
     """The aggregator does not let this owner take part, or not to the end."""
 
 
+@dataclass(frozen=True)
+class Joined(RoundEvent):
+    """This owner takes part. `updates` says what they are and what becomes of them."""
+
+    updates: str
+
+
 class AcceptedBefore(RoundEvent):
     """The aggregator has accepted this owner's update already."""
 

@@ -177,6 +177,7 @@ class Participation:
             self._tell(events.AcceptedBefore(*invited.ids))
             self._decisions.find_receipt(invited)
             return
+        self._tell(events.Joined(*invited.ids, str(invited.job.aggregation)))
         seconds = self._policy.tasks[invited.job.task].work_seconds
         progress = Progress(
             lambda: invited.digest in self._dropped, lambda: self._check_not_dropped(invited)

@@ -171,16 +171,22 @@ class Policy:
 
     def _check_aggregation(self, invited: Invited, rules: TaskRules) -> None:
         aggregation, task = invited.job.aggregation, invited.job.task
-        for key, enum, value, allowed in (
-            ("contents", pb.Content, aggregation.content, rules.contents),
-            ("rules", pb.Rule, aggregation.rule, rules.rules),
-            ("optimizers", pb.Optimizer, aggregation.optimizer, rules.optimizers),
+        for key, what, enum, value, allowed in (
+            ("contents", "for", pb.Content, aggregation.content, rules.contents),
+            ("rules", "for the rule", pb.Rule, aggregation.rule, rules.rules),
+            (
+                "optimizers",
+                "for the optimizer",
+                pb.Optimizer,
+                aggregation.optimizer,
+                rules.optimizers,
+            ),
         ):
             if value not in allowed:
                 words = ", ".join(sorted(word_of(enum, each) for each in allowed))
                 raise Declined(
-                    f"the job asks for {word_of(enum, value)}; this owner's file allows {words} ({key}) for the"
-                    f" task {task}",
+                    f"the job asks {what} {word_of(enum, value)}; this owner's file allows {words}. To allow it as well,"
+                    f" list it in {key} below [tasks.{task}]",
                     pb.REASON_RULE_REFUSED,
                 )
         manifest = invited.manifest

@@ -55,6 +55,12 @@ LINES: list[tuple[events.Event, str, str, dict[str, Any]]] = [
         {"job": "tumours", "round": 4, "reason": "no"},
     ),
     (
+        events.Joined(*IDS, "gradients, mean, sgd (lr = 0.1, momentum = 0)"),
+        "info",
+        "taking part",
+        {"job": "tumours", "round": 4, "updates": "gradients, mean, sgd (lr = 0.1, momentum = 0)"},
+    ),
+    (
         events.AcceptedBefore(*IDS),
         "info",
         "update was accepted before",

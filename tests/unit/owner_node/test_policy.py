@@ -329,22 +329,42 @@ GRADIENTS = replace(ADAM, content=pb.CONTENT_GRADIENTS)
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "rules"),
+    ("aggregation", "rules", "asked", "key"),
     [
-        (KRUM, replace(RULES, rules=frozenset({pb.RULE_MEAN}))),
-        (ADAM, replace(RULES, optimizers=frozenset({pb.OPTIMIZER_NONE}))),
-        (GRADIENTS, replace(RULES, contents=frozenset({pb.CONTENT_WEIGHTS}))),
+        (
+            KRUM,
+            replace(RULES, rules=frozenset({pb.RULE_MEAN, pb.RULE_SUM})),
+            "the rule multi_krum; this owner's file allows mean, sum.",
+            "rules",
+        ),
+        (
+            ADAM,
+            replace(RULES, optimizers=frozenset({pb.OPTIMIZER_NONE})),
+            "the optimizer adam; this owner's file allows none.",
+            "optimizers",
+        ),
+        (
+            GRADIENTS,
+            replace(RULES, contents=frozenset({pb.CONTENT_WEIGHTS})),
+            "gradients; this owner's file allows weights.",
+            "contents",
+        ),
     ],
     ids=["rule", "optimizer", "gradients"],
 )
 def test_a_job_whose_updates_become_what_this_owner_does_not_allow_is_declined(
-    aggregation: Aggregation, rules: TaskRules
+    aggregation: Aggregation, rules: TaskRules, asked: str, key: str
 ) -> None:
+    """Its operator reads what was asked for, what is allowed, and where to allow more."""
     job = replace(JOB, aggregation=aggregation, owners=COHORT)
     manifest = replace(MANIFEST, aggregation=aggregation, cohort=COHORT)
     allows, forbids = (replace(POLICY, tasks={"tumours": each}) for each in (RULES, rules))
     check(manifest, job, policy=allows)
     assert reason_of(manifest, job, policy=forbids) == "RULE_REFUSED"
+    with pytest.raises(Declined) as refusal:
+        check(manifest, job, policy=forbids)
+    assert f"the job asks for {asked}" in str(refusal.value)
+    assert str(refusal.value).endswith(f"list it in {key} below [tasks.tumours]")
 
 
 def test_a_rule_that_averages_over_fewer_owners_than_this_ones_floor_is_declined() -> None:

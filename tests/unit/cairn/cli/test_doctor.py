@@ -371,10 +371,22 @@ def test_a_task_and_its_data_are_looked_for_and_neither_is_run_nor_opened(ward: 
     (ward.parent / "data.csv").unlink()
     os.mkfifo(ward.parent / "data.csv")  # to open it would wait for ever
     found = examined(ward / "alice.toml")
-    assert found.of("task", "ok") == [
+    assert found.of("task", "ok")[:2] == [
         f"tasks.mean.file is {ward.parent / 'task.py'}",
         f"tasks.mean.data is {ward.parent / 'data.csv'}",
     ]
+
+
+def test_what_a_task_lets_become_of_its_updates_is_said(ward: Path) -> None:
+    config = ward / "alice.toml"
+    allowed = (
+        'contents = ["weights"]\nrules = ["mean", "trimmed_mean"]\noptimizers = ["none", "sgd"]'
+    )
+    text = config.read_text().replace("[tasks.mean]\n", f"[tasks.mean]\n{allowed}\n")
+    config.write_text(text)
+    assert examined(config).of("task", "ok")[-1] == (
+        "tasks.mean allows contents weights; rules mean, trimmed_mean; optimizers none, sgd"
+    )
 
 
 def test_a_missing_task_and_missing_data_are_named_by_their_keys(ward: Path) -> None:
