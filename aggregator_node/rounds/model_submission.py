@@ -1,7 +1,8 @@
 """Takes the model that a job starts from, where the aggregator needs it, from the job's coordinator."""
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from aggregator_node.rounds.bases import Bases, has_digest
 from aggregator_node.rounds.jobs import JobRegistry
@@ -33,6 +34,7 @@ class ModelSubmission:
         self._jobs = jobs
         self._bases = bases
         self._store = store
+        self._beginning = threading.Lock()
 
     @contextmanager
     def receive(
@@ -50,8 +52,12 @@ class ModelSubmission:
             yield None
             return
         self._check_no_round(job)
-        self._make_room(coordinator, spec)
-        with self._store.first_models.begin(job_digest, spec.schema) as new:
+        with ExitStack() as stack:
+            with (
+                self._beginning
+            ):  # else two that begin at once would both be promised the same room
+                self._make_room(coordinator, spec)
+                new = stack.enter_context(self._store.first_models.begin(job_digest, spec.schema))
             yield IncomingModel(new)
             if new.missing or new.digest() != digest:
                 raise InvalidMessage(

@@ -4,7 +4,9 @@ A coordinator brings such a model itself (SubmitModel), and it is what every own
 its digest. Nothing in it is an owner's. Only a few of one coordinator are kept, so that it cannot fill the disk.
 """
 
-from collections.abc import Collection, Iterable
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cairn.model.safetensors_writer import ModelWriter
@@ -20,14 +22,29 @@ class FirstModels:
     def __init__(self, directory: Path) -> None:
         """Raises OSError where the directory cannot be made."""
         self._directory = directory
+        self._incoming: frozenset[ModelWriter] = frozenset()
+        self._lock = threading.Lock()
         directory.mkdir(exist_ok=True)
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes of models that are on their way are still to be written. From any thread."""
+        return sum(new.missing for new in self._incoming)
 
     def path(self, job_digest: bytes) -> Path:
         return self._directory / f"{job_digest.hex()}.safetensors"
 
-    def begin(self, job_digest: bytes, schema: Schema) -> ModelWriter:
-        """Begin the file of a job."""
-        return ModelWriter(self.path(job_digest), schema)
+    @contextmanager
+    def begin(self, job_digest: bytes, schema: Schema) -> Iterator[ModelWriter]:
+        """Begin the file of a job, which nothing is left of where it is not kept inside."""
+        with ModelWriter(self.path(job_digest), schema) as new:
+            with self._lock:
+                self._incoming |= {new}
+            try:
+                yield new
+            finally:
+                with self._lock:
+                    self._incoming -= {new}
 
     def drop(self, job_digest: bytes) -> None:
         """The job has a release, which its next round starts from."""

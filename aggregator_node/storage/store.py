@@ -244,8 +244,8 @@ class Store:
         self.optimizer_path(manifest_digest).unlink(missing_ok=True)
 
     def check_room(self, nbytes: int) -> None:
-        """Raise Unavailable where the disk has no room for a release of so many bytes."""
-        free = self._free_bytes()
+        """Raise Unavailable where the disk has no room for so many bytes, beside the models that are on their way."""
+        free = self._free_bytes() - self.first_models.missing_bytes
         if free < nbytes + _BOOKS_BYTES:
             log.error("the disk is full", directory=str(self.path), free_bytes=free, needed=nbytes)
             raise Unavailable(

@@ -14,7 +14,7 @@ from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.first_models import MOST_KEPT
 from aggregator_node.storage.rows import JobRow, RoundRow, spec_of
 from aggregator_node.storage.store import Store
-from cairn.errors import Fenced, InvalidMessage, LimitExceeded, WrongState
+from cairn.errors import Fenced, InvalidMessage, LimitExceeded, Unavailable, WrongState
 from cairn.model.validation import Bounds
 from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.messages import JobSpec, digest_of, job_spec_to_bytes
@@ -146,6 +146,24 @@ def test_a_model_that_was_on_its_way_when_a_round_was_opened_takes_no_place(benc
     with pytest.raises(WrongState, match=r"a round of .* is open"):
         receiving.__exit__(None, None, None)
     assert bench.bases.of(bench.context()) is not None
+
+
+def test_models_that_are_brought_at_once_are_not_promised_the_same_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(JOB, name="other")
+    bench.add(other)
+    room = SimpleNamespace(free=(1 << 20) + SCHEMA.total_bytes + 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: room)
+    with bench.submission.receive("coordinator", JOB.name, 1, DIGEST) as incoming:
+        assert incoming is not None
+        with pytest.raises(Unavailable, match="no room"):
+            bench.bring("other")
+        incoming.write(memoryview(VALUES))
+        assert bench.bring(
+            "other"
+        )  # what is written is no promise any more: the disk itself knows of it
+    assert bench.store.first_models.missing_bytes == 0
 
 
 def test_a_model_whose_coordinator_was_fenced_on_the_way_takes_no_place(bench: Bench) -> None:
