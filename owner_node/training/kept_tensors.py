@@ -1,6 +1,6 @@
 """Keeps what a task keeps of its model (`Task.keeps`) on this owner's own disk from round to round.
 
-    kept/<manifest digest>.safetensors    what the training of that round made of it; mode 0600
+    kept/<manifest digest>.<BLAKE3 of the file>.safetensors    what the training of that round made of it; mode 0600
 
 It never leaves. Which file a job goes on with is what the ledger says (owner_node/records/kept_rounds.py): that of the
 last round whose release counts this owner. So kept tensors and the job's model advance together, and a crash
@@ -32,7 +32,7 @@ from owner_node.records.kept_rounds import KeptRounds
 
 FOLDER = "kept"  # in the state directory
 _SUFFIX = ".safetensors"
-_KEPT = re.compile(rf"[0-9a-f]{{64}}{re.escape(_SUFFIX)}")
+_KEPT = re.compile(rf"([0-9a-f]{{64}})\.[0-9a-f]{{64}}{re.escape(_SUFFIX)}")
 
 
 class KeptTensors:
@@ -58,7 +58,7 @@ class KeptTensors:
     def load(self, invited: Invited, schema: Schema, into: memoryview) -> bool:
         """Put the job's kept tensors into memory of this schema; returns whether there are any.
 
-        Raises Declined where they cannot be read or are not of this schema, and where the aggregator cannot be
+        Raises Declined where they cannot be read, are damaged or are not of this schema, and where the aggregator cannot be
         asked whether the round before counted this owner.
         """
         try:
@@ -71,14 +71,16 @@ class KeptTensors:
         current = self._rounds.current(invited.job.task, invited.job.name)
         if current is None:
             return False
-        path = self._file_of(current)
-        if not path.exists():
-            self._tell(events.KeptTensorsGone(*invited.ids, path))
+        path = next(iter(self._files_of(current)), None)
+        if path is None:
+            self._tell(events.KeptTensorsGone(*invited.ids, self.path / _pattern(current)))
             return False
         try:
             found, values = read_model(path)
         except UsageError as error:
             raise _refusal(invited, str(error)) from None
+        if path.name != _name(current, found.digest(values)):
+            raise _refusal(invited, f"{path} was damaged: its BLAKE3 is not the one in its name")
         if difference := schema.difference(found):
             raise _refusal(invited, f"{path} is not what the task keeps now: {difference}")
         into[:] = values
@@ -87,9 +89,11 @@ class KeptTensors:
     def write(self, invited: Invited, schema: Schema, values: memoryview) -> None:
         """Make durable what the training of this round made of them. Raises Declined where the disk is full."""
         self.tidy()
-        path = self._file_of(invited.digest)
+        path = self.path / _name(invited.digest, schema.digest(values))
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
+            for earlier in self._files_of(invited.digest):  # that could not be removed before
+                earlier.unlink()
             write_atomically(path, [schema.header(), values], mode=0o600)
         except OSError as error:
             raise Declined(
@@ -106,19 +110,30 @@ class KeptTensors:
             except OSError as error:
                 self._tell(events.FileNotRemoved(path, error))
 
-    def _file_of(self, manifest_digest: bytes) -> Path:
-        return self.path / f"{manifest_digest.hex()}{_SUFFIX}"
+    def _files_of(self, manifest_digest: bytes) -> list[Path]:
+        """At most one, where the disk did as it was told."""
+        return sorted(self.path.glob(_pattern(manifest_digest)))
+
+
+def _name(manifest_digest: bytes, digest: bytes) -> str:
+    return f"{manifest_digest.hex()}.{digest.hex()}{_SUFFIX}"
+
+
+def _pattern(manifest_digest: bytes) -> str:
+    return f"{manifest_digest.hex()}.*{_SUFFIX}"
 
 
 def files_besides(folder: Path, needed: set[bytes]) -> list[Path]:
     """The files with kept tensors, whole or not, but for those of the rounds that are needed, by manifest digest."""
-    names = {f"{digest.hex()}{_SUFFIX}" for digest in needed}
+    rounds = {digest.hex() for digest in needed}
     try:
         paths = list(folder.iterdir())
     except OSError:  # nothing was kept yet
         return []
-    ours = (path for path in paths if is_left_over(path.name) or _KEPT.fullmatch(path.name))
-    return [path for path in ours if path.name not in names]
+    named = [(path, _KEPT.fullmatch(path.name)) for path in paths]
+    return [
+        path for path, ours in named if (ours and ours[1] not in rounds) or is_left_over(path.name)
+    ]
 
 
 def _refusal(invited: Invited, why: str) -> Declined:

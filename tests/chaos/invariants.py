@@ -112,7 +112,8 @@ def check_kept(stage: Stage) -> None:
             if entry.facts["counted"] and entry.facts["manifest_digest"] in trained
         ]
         if counted:
-            kept = load_file(stage.state_of(owner) / "kept" / f"{counted[-1]}.safetensors")
+            (path,) = (stage.state_of(owner) / "kept").glob(f"{counted[-1]}.*.safetensors")
+            kept = load_file(path)
             assert kept["trained"].tolist() == [len(counted)], owner
 
 

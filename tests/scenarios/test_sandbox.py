@@ -69,7 +69,8 @@ def test_owners_train_in_their_sandboxes_and_the_model_is_the_same_bit_by_bit(
     for name, owner in owners.items():
         ledger = read_ledger(federation.files / name / "state/owner.sqlite")
         last = [entry.facts["manifest_digest"] for entry in ledger if entry.kind == "sent"][-1]
-        kept = load_file(federation.files / name / "state/kept" / f"{last}.safetensors")
+        (path,) = (federation.files / name / "state/kept").glob(f"{last}.*.safetensors")
+        kept = load_file(path)
         assert kept["trained"].tolist() == [3]
         (training,) = children_of(owner.pid)
         assert tcp_sockets_of(training) == []

@@ -61,7 +61,7 @@ def kept_by(ward: Path, number: int, task: str = "mean") -> Path:
     if number > 1:  # else it is still open
         ledger.record("released", facts | {"release_digest": "", "counted": True})
     state.close()
-    file = ward / "alice/state/kept" / f"{digest.hex()}.safetensors"
+    file = ward / "alice/state/kept" / f"{digest.hex()}.{'ab' * 32}.safetensors"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"tensors")
     return file
@@ -71,7 +71,7 @@ def test_what_a_task_has_kept_is_dropped_and_nothing_else_changes(ward: Path) ->
     fail_once(ward)
     files = [kept_by(ward, number) for number in (1, 2, 3)]
     of_another = kept_by(ward, 4, "other")
-    orphan = of_another.with_name(f"{'0' * 64}.safetensors")
+    orphan = of_another.with_name(f"{'0' * 64}.{'ab' * 32}.safetensors")
     orphan.write_bytes(b"of a round that did not count alice")
     before = read_ledger(ward / "alice/state" / OWNER_DATABASE)
     result = called(ward, "mean", "--kept")

@@ -3,11 +3,13 @@
 import errno
 import stat
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from blake3 import blake3
+from safetensors.numpy import load_file, save, save_file
 
 from cairn.errors import NotFound, Unavailable
 from cairn.model.schema import Schema, TensorSpec
@@ -52,8 +54,10 @@ def digest(manifest: Manifest) -> bytes:
     return digest_of(manifest_to_bytes(manifest))
 
 
-def name_of(manifest_digest: bytes) -> str:
-    return f"{manifest_digest.hex()}.safetensors"
+def name_of(manifest_digest: bytes, values: tuple[float, float] = (1.5, 1.25)) -> str:
+    """With the BLAKE3 of the file that the safetensors library itself writes."""
+    tensors = {"norm": np.array(values, np.float32)}
+    return f"{manifest_digest.hex()}.{blake3(save(tensors)).hexdigest()}.safetensors"
 
 
 def released(bench: Bench, *, counted: bool = True) -> None:
@@ -101,7 +105,10 @@ def test_the_next_round_of_the_job_and_an_evaluation_begin_with_what_was_counted
     assert files(keeping) == {name_of(DIGEST): [1.5, 1.25]}  # an evaluation keeps nothing
     keeping.task.kept[:] = bytes(8)
     assert begins_with(keeping) == [1.5, 1.25]
-    assert files(keeping) == {name_of(DIGEST): [1.5, 1.25], name_of(digest(NEXT)): [2.5, 2.25]}
+    assert files(keeping) == {
+        name_of(DIGEST): [1.5, 1.25],
+        name_of(digest(NEXT), (2.5, 2.25)): [2.5, 2.25],
+    }
 
 
 def test_the_aggregator_is_asked_at_once_whether_the_round_before_counted(keeping: Bench) -> None:
@@ -137,7 +144,7 @@ def test_a_round_that_did_not_count_this_owner_is_as_if_it_had_not_been(
         keeping.rounds.take_in(outcome(None))
         keeping.stub.statement_error = None
     assert begins_with(keeping, later) is None
-    assert list(files(keeping)) == [name_of(digest(later))]
+    assert list(files(keeping)) == [name_of(digest(later), (2.5, 2.25))]
 
 
 def test_a_training_of_which_nothing_was_sent_keeps_nothing(keeping: Bench) -> None:
@@ -147,7 +154,7 @@ def test_a_training_of_which_nothing_was_sent_keeps_nothing(keeping: Bench) -> N
     assert list(files(keeping)) == [name_of(DIGEST)]
     keeping.task.update[:4] = np.float32(1).tobytes()
     assert begins_with(keeping, AGAIN) is None
-    assert list(files(keeping)) == [name_of(digest(AGAIN))]
+    assert list(files(keeping)) == [name_of(digest(AGAIN), (2.5, 2.25))]
 
 
 def test_a_node_removes_at_its_start_what_no_job_goes_on_with_and_nothing_of_others(
@@ -163,20 +170,31 @@ def test_a_node_removes_at_its_start_what_no_job_goes_on_with_and_nothing_of_oth
     assert left == {name_of(DIGEST), "notes.txt", "a.safetensors"}
 
 
-@pytest.mark.parametrize("damage", ["another shape", "another name", "cut off"])
+def put(path: Path, tensors: dict[str, Any]) -> Path:
+    """In place of the file another one that is whole, as of a task that was changed."""
+    path.unlink()
+    other = path.with_name(f"{DIGEST.hex()}.{blake3(save(tensors)).hexdigest()}.safetensors")
+    save_file(tensors, other)
+    return other
+
+
+@pytest.mark.parametrize("damage", ["another shape", "another name", "cut off", "one bit"])
 def test_a_file_that_does_not_fit_is_refused_with_its_name_and_the_command_that_drops_it(
     keeping: Bench, damage: str
 ) -> None:
     keeping.rounds.take_part(invitation())
     released(keeping)
     path = keeping.state.path / "kept" / name_of(DIGEST)
+    whole = path.read_bytes()
     match damage:
         case "another shape":
-            save_file({"norm": np.zeros(3, np.float32)}, path)
+            path = put(path, {"norm": np.zeros(3, np.float32)})
         case "another name":
-            save_file({"other": np.zeros(2, np.float32)}, path)
+            path = put(path, {"other": np.zeros(2, np.float32)})
+        case "one bit":
+            path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         case _:
-            path.write_bytes(path.read_bytes()[:-1])
+            path.write_bytes(whole[:-1])
     keeping.rounds.take_part(invitation(NEXT))
     facts = keeping.facts("declined")
     assert (facts["reason"], len(keeping.task.works)) == ("JOB_REFUSED", 1)
@@ -190,7 +208,8 @@ def test_what_was_dropped_begins_anew_which_is_told(keeping: Bench) -> None:
     path = keeping.state.path / "kept" / name_of(DIGEST)
     path.unlink()
     assert begins_with(keeping) is None
-    assert events.KeptTensorsGone("tumours", 5, path) in keeping.events
+    gone = path.with_name(f"{DIGEST.hex()}.*.safetensors")
+    assert events.KeptTensorsGone("tumours", 5, gone) in keeping.events
 
 
 def test_a_full_disk_costs_the_round_and_is_no_failure_of_the_task(
