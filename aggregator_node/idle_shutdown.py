@@ -1,7 +1,7 @@
 """Decides when an aggregator that runs for one job may stop: when its coordinator has left.
 
-No message says that a coordinator is done: after its last release it may still want an evaluation, or
-ask for the release again. So the aggregator waits until it has heard nothing for a while.
+No message says that a coordinator has left: after its last release it may still want an evaluation, and after it has
+said that its job has ended (RegisterJob) it asks for the last entries of the ledger. So the aggregator waits until it has heard nothing for a while.
 """
 
 import threading

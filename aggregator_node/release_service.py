@@ -56,7 +56,10 @@ class ReleaseService(aggregator_pb2_grpc.ReleaseServiceServicer):
         check_protocol(request.protocol, request.software)
         process = check_digest(request.process, "process")
         with self._idle_shutdown.call():
-            answer = self._jobs.register(caller(context).name, request.job_spec, process)
+            coordinator = caller(context).name
+            answer = self._jobs.register(
+                coordinator, request.job_spec, process, ended=request.ended
+            )
             failpoint("aggregator.job.before_reply")
         return answer
 

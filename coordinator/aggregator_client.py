@@ -80,10 +80,16 @@ class AggregatorClient:
         self._process = secrets.token_bytes(32)
         self._epoch = 0  # until the aggregator has registered the job, and so has been reached
 
-    def register(self, job_spec: bytes) -> aggregator_pb2.RegisterJobResponse:
-        """Take charge of the job; returns how far it is."""
+    def register(
+        self, job_spec: bytes, *, ended: bool = False
+    ) -> aggregator_pb2.RegisterJobResponse:
+        """Take charge of the job, or say that it has `ended` before its last round; returns how far it is."""
         request = aggregator_pb2.RegisterJobRequest(
-            job_spec=job_spec, protocol=PROTOCOL, software=__version__, process=self._process
+            job_spec=job_spec,
+            protocol=PROTOCOL,
+            software=__version__,
+            process=self._process,
+            ended=ended,
         )
         status: aggregator_pb2.RegisterJobResponse = self._call(
             lambda: self._stub.RegisterJob(request, timeout=CALL_SECONDS)

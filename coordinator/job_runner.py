@@ -289,6 +289,7 @@ class JobRunner:
         rule, best, rounds = self._job.best, standing.checkpoint.best, self._job.spec.rounds
         released = standing.schedule.released
         if rule is not None and best is not None and released < rounds:
+            self._aggregator.register(self._job.spec_bytes, ended=True)
             self._tell(events.StoppedEarly(released, rounds, rule.min_delta, best))
 
     def _check_stop(self) -> None:

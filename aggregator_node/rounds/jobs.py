@@ -61,12 +61,15 @@ class JobRegistry:
         self._clock = clock
         self._tell = tell
         self._lock = threading.RLock()
-        self._registered: dict[str, int] = {}  # job → its rounds, since this process began
+        self._awaited: dict[str, int] = {}  # job → how many releases, since this process began
 
     def register(
-        self, coordinator: str, body: bytes, process: bytes
+        self, coordinator: str, body: bytes, process: bytes, *, ended: bool = False
     ) -> aggregator_pb2.RegisterJobResponse:
-        """Register a job, or tell the state of a known one, to the process that is in charge from now on."""
+        """Register a job, or tell the state of a known one, to the process that is in charge from now on.
+
+        A job that has `ended` awaits no other release.
+        """
         spec = spec_of(body)
         with self._lock:
             row = self._store.job(spec.name)
@@ -91,7 +94,7 @@ class JobRegistry:
                 epoch = self._epochs.enter(spec.name, process)
                 failpoint("aggregator.job.before_commit")
             self._tell(JobRegistered(spec.name, coordinator, epoch))
-            self._registered[spec.name] = spec.rounds
+            self._awaited[spec.name] = 0 if ended else spec.rounds
             return self._state_of(spec, epoch)
 
     def open(self, coordinator: str, epoch: int, job: str, opening: Opening) -> pb.Signed:
@@ -162,9 +165,9 @@ class JobRegistry:
             return session
 
     def are_released(self) -> bool:
-        """Whether coordinators have come with jobs, and all of these have their last release."""
+        """Whether coordinators have come with jobs, and all of these have their last release or have ended."""
         with self._lock:
-            jobs = dict(self._registered)
+            jobs = dict(self._awaited)
         return bool(jobs) and all(self._store.progress(j).released >= n for j, n in jobs.items())
 
     def _context_of(

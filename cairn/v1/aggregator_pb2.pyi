@@ -149,16 +149,18 @@ class GetReceiptResponse(_message.Message):
     def __init__(self, receipt: _Optional[_Union[_round_pb2.Signed, _Mapping]] = ...) -> None: ...
 
 class RegisterJobRequest(_message.Message):
-    __slots__ = ("job_spec", "protocol", "software", "process")
+    __slots__ = ("job_spec", "protocol", "software", "process", "ended")
     JOB_SPEC_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     PROCESS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     job_spec: bytes
     protocol: int
     software: str
     process: bytes
-    def __init__(self, job_spec: _Optional[bytes] = ..., protocol: _Optional[int] = ..., software: _Optional[str] = ..., process: _Optional[bytes] = ...) -> None: ...
+    ended: bool
+    def __init__(self, job_spec: _Optional[bytes] = ..., protocol: _Optional[int] = ..., software: _Optional[str] = ..., process: _Optional[bytes] = ..., ended: _Optional[bool] = ...) -> None: ...
 
 class RegisterJobResponse(_message.Message):
     __slots__ = ("floor", "last_round", "open_manifest", "last_statement", "released", "epoch")

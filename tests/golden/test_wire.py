@@ -165,7 +165,11 @@ EXPECTED: dict[str, Message] = {
     ),
     "GetReceiptResponse": agg.GetReceiptResponse(receipt=SIGNED),
     "RegisterJobRequest": agg.RegisterJobRequest(
-        job_spec=b"\x0a\x07clinics", protocol=5, software="0.2.0", process=digest("p")
+        job_spec=b"\x0a\x07clinics",
+        protocol=5,
+        software="0.2.0",
+        process=digest("p"),
+        ended=True,
     ),
     "RegisterJobResponse": agg.RegisterJobResponse(
         floor=3, last_round=300, open_manifest=SIGNED, last_statement=SIGNED, released=299, epoch=4

@@ -12,7 +12,7 @@ from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 
 REQUESTS = {
-    "cairn.v1.RegisterJobRequest": ["job_spec", "protocol", "software", "process"],
+    "cairn.v1.RegisterJobRequest": ["job_spec", "protocol", "software", "process", "ended"],
     "cairn.v1.SubmitModelRequest": ["header", "chunk"],  # the model that the job starts from
     "cairn.v1.SubmitModelHeader": ["job", "epoch", "digest"],
     "cairn.v1.OpenRoundRequest": ["job", "round", "phase", "cohort", "base_digest", "epoch"],

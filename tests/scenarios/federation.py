@@ -121,9 +121,9 @@ class Federation:
         assert old in text
         path.write_text(text.replace(old, new))
 
-    def aggregator(self) -> Node:
+    def aggregator(self, *options: str) -> Node:
         config = self.files / "aggregator.toml"
-        node = self._start("aggregator", "aggregator-node", "--config", str(config))
+        node = self._start("aggregator", "aggregator-node", "--config", str(config), *options)
         node.says("aggregator is ready")
         return node
 

@@ -32,7 +32,8 @@ def test_a_job_stops_early_and_its_best_model_is_the_release_with_the_best_avera
     (federation.home / "task.py").write_text(task)
     for owner in TWO:
         federation.edit(owner, 'metrics = ["value"]', 'metrics = ["value", "accuracy"]')
-    federation.aggregator()
+    federation.edit("aggregator", "floor = 2", "floor = 2\npatience_seconds = 600")
+    aggregator = federation.aggregator("--once")
     federation.owners()
     best = {"best.metric": "accuracy", "best.better": "higher", "best.patience": 2}
 
@@ -56,6 +57,8 @@ def test_a_job_stops_early_and_its_best_model_is_the_release_with_the_best_avera
     code, output = verify(federation, federation.out)
     assert code == 0, output
     assert "best.safetensors: it is the release of halving round 2" in output
+
+    assert aggregator.ends() == 0  # it waits for none of the other rounds
 
     again = federation.coordinator(rounds=9, evaluate=True, **best)
     assert again.ends() == 0, again.output()

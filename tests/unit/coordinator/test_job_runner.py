@@ -66,6 +66,7 @@ class Bench:
         ] = []  # on the disk, as each round was told to be finished
         self.steps: list[Step] = []
         self.registered = 0
+        self.said_to_have_ended = False
         self.ends: list[Ended | CairnError] = []
         self.metrics: dict[str, float] = {}
         self.status = aggregator_pb2.RegisterJobResponse(floor=2)
@@ -141,8 +142,9 @@ class Bench:
         assert self.steps == []  # before the first round is opened
         self.brought.append(base.digest)
 
-    def register(self, _spec: bytes) -> aggregator_pb2.RegisterJobResponse:
+    def register(self, _spec: bytes, *, ended: bool = False) -> aggregator_pb2.RegisterJobResponse:
         self.registered += 1
+        self.said_to_have_ended = ended
         return self.status
 
     def entries(self, _first: int) -> Page:

@@ -78,6 +78,7 @@ def test_a_job_stops_early_and_keeps_its_best_release_beside_its_last(tmp_path: 
     assert (best_of(bench.path), value_of(bench.path)) == ((2, 2), 4)
     (stopped,) = bench.told(StoppedEarly)
     assert (stopped.released, stopped.rounds, stopped.best.round) == (4, 5, 2)
+    assert bench.said_to_have_ended
 
 
 def test_a_round_is_told_to_be_finished_once_its_best_model_is_on_the_disk(tmp_path: Path) -> None:
@@ -102,6 +103,7 @@ def test_a_job_that_waits_long_enough_in_its_last_round_is_not_told_to_be_stoppe
     bench.run()
     assert len(history(bench.path)) == 3
     assert bench.told(StoppedEarly) == []
+    assert not bench.said_to_have_ended  # it has all its rounds
 
 
 def test_a_metric_of_the_training_judges_no_release(tmp_path: Path) -> None:

@@ -84,6 +84,17 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
     store.close()
 
 
+def test_a_job_that_its_coordinator_has_ended_awaits_no_release_until_it_is_registered_again(
+    parts: Parts,
+) -> None:
+    body, jobs = job_spec_to_bytes(JOB), parts.jobs
+    assert not jobs.are_released()
+    jobs.register("coordinator", body, bytes(32), ended=True)
+    assert jobs.are_released()
+    jobs.register("coordinator", body, bytes(32))
+    assert not jobs.are_released()
+
+
 FAILED = (aggregator_pb2.ROUND_STATE_ABORTED, pb.REASON_STORAGE_FAILED)
 
 
