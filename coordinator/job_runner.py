@@ -261,9 +261,10 @@ class JobRunner:
                 is_best=is_best,
             )
         )
-        measured, standing.line, standing.measured = standing.measured, None, None
-        if self._job.best is not None and measured is not None:
-            check_is_measured(self._job.best, best, line.round, measured)
+        rule, measured = self._job.best, standing.measured
+        if rule is not None and measured is not None and standing.schedule.next() is not None:
+            check_is_measured(rule, best, line.round, measured)
+        standing.line = standing.measured = None
 
     def _judge(self, standing: _Standing, number: int) -> BestSoFar | None:
         """The best so far, now that the last release, of this round, is evaluated or goes without."""
@@ -274,7 +275,9 @@ class JobRunner:
         was_lacking, self._lacks_best_metric = self._lacks_best_metric, not math.isfinite(value)
         if math.isfinite(value):
             return judged(rule, best, number, value)
-        if best is not None and not was_lacking:  # it is said once in a row
+        goes_on = standing.schedule.next() is not None
+        is_stopped = best is None and rule.metric not in measured and goes_on
+        if not was_lacking and not is_stopped:  # it is said once in a row
             self._tell(events.BestMetricMissing(number, rule.metric, sorted(measured)))
         return best
 

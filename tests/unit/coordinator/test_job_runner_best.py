@@ -131,6 +131,14 @@ def test_a_job_whose_first_evaluation_lacks_the_metric_stops_and_names_those_the
     assert (checkpoint.released, checkpoint.completed) == (1, False)
 
 
+def test_a_job_that_had_the_metric_in_no_round_ends_all_the_same_where_none_is_left(
+    tmp_path: Path,
+) -> None:
+    bench = Judged(tmp_path / "run", [None])
+    bench.run()
+    assert bench.told(BestMetricMissing) == [BestMetricMissing(1, "f1", ["loss"])]
+
+
 def test_a_round_without_the_metric_is_said_once_in_a_row_and_does_not_count(
     tmp_path: Path,
 ) -> None:
