@@ -32,8 +32,8 @@ BECAUSE: dict["pb.Reason", str] = {
         " allow more"
     ),
     pb.REASON_ENCODING_REFUSED: (
-        'its file does not allow updates to travel so (encodings): write updates = "whole" in the job\'s file, or ask its'
-        " operator to allow it"
+        "the owner's file does not allow updates to travel so (encodings): write updates = \"whole\" in the job's file, or ask"
+        " its operator to allow it"
     ),
     pb.REASON_RULE_REFUSED: (
         "the owner's file does not allow this rule, optimizer or content (rules, optimizers, contents), or the rule averages over"

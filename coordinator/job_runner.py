@@ -136,7 +136,6 @@ class JobRunner:
             return self._rounds.see_to_end(opened, base)
         spec, seconds = self._job.spec, self._job.gather_seconds
         selection = self._rounds.selection
-
         needed = self._needed(floor) if step.trains else Needed(floor)
 
         def waiting(present: Sequence[str]) -> None:
