@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     peers.add_argument("--owners", type=_cohort, nargs="+", default=[2, 8])
     peers.add_argument("--rounds", type=_positive, default=3, help="that are timed, of each run")
     peers.add_argument("--json", action="store_true", help="print JSON, and leave the README alone")
+    _command(commands, "peer-rules", _peer_rules, "what Flower's rules give, into tests/golden")
     return parser
 
 
@@ -133,6 +134,12 @@ def _peers(options: argparse.Namespace) -> None:
         print(json.dumps(compared))
     else:
         write_comparison(compared)
+
+
+def _peer_rules(_: argparse.Namespace) -> None:
+    from bench.peers.rules import record_flower
+
+    print(record_flower())
 
 
 def _print(figures: dict[str, object], *, as_json: bool) -> None:
