@@ -4,19 +4,21 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from bench import report
+from bench import report, rule_rounds
 from bench.failure import BenchFailed
-from bench.federated import run_federation
+from bench.federated import Rounds, run_federation
 from bench.proc import started_at, with_descendants
 from bench.processes import Processes
 from bench.report import write_section
 from bench.work import NOISE, Work, check_model, write_work
+from cairn.protocol.words import RULES
 from tests.scenarios.processes import ROOT, is_alive, until
 
 POSITIVE = (
@@ -125,6 +127,29 @@ def test_a_model_that_is_not_between_the_updates_fails(tmp_path: Path) -> None:
     save_file(model, tmp_path / "model.safetensors")
     with pytest.raises(BenchFailed, match="not between the updates"):
         check_model(tmp_path / "model.safetensors", KRUM)
+
+
+def test_rounds_of_every_rule_but_the_sum_take_turns_and_are_held_against_the_means(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs: list[Work] = []
+
+    def timed(_nodes: object, _home: object, _commands: object, work: Work) -> Rounds:
+        jobs.append(work)
+        seconds = (1.0, 2.0) if work.rule == "mean" else (3.0, 4.0)
+        return Rounds(9.0, seconds, seconds, 2.0 * len(seconds), 0, {"aggregator": 3 * 10**6})
+
+    monkeypatch.setattr(rule_rounds, "_run", timed)
+    monkeypatch.setattr(rule_rounds, "federation", lambda *_: nullcontext((None, {})))
+    figures = rule_rounds.measure_rule_rounds(1, 8)
+
+    assert figures.keys() == RULES.keys() - {"sum"}
+    rules = [work.rule for work in jobs]
+    assert rules[len(figures) :] == rules[: len(figures)][::-1]
+    assert len({work.job for work in jobs}) == len(jobs)
+    for rule, each in figures.items():
+        assert each["times_the_mean"] == (1.0 if rule == "mean" else round(3.5 / 1.5, 2))
+        assert (each["cpu_times_the_mean"], each["models"]) == (1.0, 3.0)
 
 
 def test_the_help_imports_no_torch() -> None:
