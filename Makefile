@@ -6,7 +6,7 @@ SECONDS ?= 300
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint types protos protos-check chaos fuzz containers images soak bench bench-peers clean
+.PHONY: help setup demo check test lint types protos protos-check chaos fuzz containers images soak bench bench-peers peers-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -67,6 +67,10 @@ bench: setup ## Measure rounds beside the limit of this machine, into bench/READ
 
 bench-peers: setup ## Measure the same work by Flower and NVFLARE, into bench/README.md
 	$(BIN)/python -m bench peers
+
+peers-check: setup ## Record what Flower's own rules give, which it installs, and hold ours against that
+	$(BIN)/python -m bench peer-rules
+	$(BIN)/pytest tests/golden/test_flower.py
 
 clean: ## Remove what was built; runs stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

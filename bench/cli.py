@@ -47,7 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     rules.add_argument("--megabytes", type=_positive, default=100)
     rules.add_argument("--owners", type=_cohort, default=8)
     faults = _command(commands, "faults", _faults, "what each fault costs, into bench/README.md")
-    for each in (one, tiny, growth, rules, faults):
+    rounds = _command(
+        commands, "rule-rounds", _rule_rounds, "whole rounds of every rule beside the mean's"
+    )
+    rounds.add_argument("--megabytes", type=_positive, default=100)
+    rounds.add_argument("--owners", type=_krum_cohort, default=8)
+    for each in (one, tiny, growth, rules, rounds, faults):
         each.add_argument("--json", action="store_true", help="print one JSON object")
     _command(commands, "all", _all, "all of the above, into the table of bench/README.md")
     peers = _command(commands, "peers", _peers, "the same work by Flower and NVFLARE, beside ours")
@@ -55,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     peers.add_argument("--owners", type=_cohort, nargs="+", default=[2, 8])
     peers.add_argument("--rounds", type=_positive, default=3, help="that are timed, of each run")
     peers.add_argument("--json", action="store_true", help="print JSON, and leave the README alone")
+    _command(commands, "peer-rules", _peer_rules, "what Flower's rules give, into tests/golden")
     return parser
 
 
@@ -75,6 +81,11 @@ def _positive(text: str) -> int:
 
 def _cohort(text: str) -> int:
     return _at_least(2, text)
+
+
+def _krum_cohort(text: str) -> int:
+    """As many as the rule that needs the most."""
+    return _at_least(3, text)
 
 
 def _at_least(least: int, text: str) -> int:
@@ -109,6 +120,16 @@ def _rules(options: argparse.Namespace) -> None:
     _print(measure_rules(options.megabytes, options.owners), as_json=options.json)
 
 
+def _rule_rounds(options: argparse.Namespace) -> None:
+    from bench.rule_rounds import measure_rule_rounds, write_rule_rounds
+
+    measured = measure_rule_rounds(options.megabytes, options.owners)
+    if options.json:
+        print(json.dumps(measured))
+    else:
+        write_rule_rounds(measured)
+
+
 def _faults(options: argparse.Namespace) -> None:
     from bench.faults import measure_faults, write_faults
 
@@ -133,6 +154,12 @@ def _peers(options: argparse.Namespace) -> None:
         print(json.dumps(compared))
     else:
         write_comparison(compared)
+
+
+def _peer_rules(_: argparse.Namespace) -> None:
+    from bench.peers.rules import record_flower
+
+    print(record_flower())
 
 
 def _print(figures: dict[str, object], *, as_json: bool) -> None:

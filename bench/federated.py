@@ -3,13 +3,15 @@
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import Processes
 from bench.watch import Watch
 from bench.work import MEGABYTE, Work, check_model, write_work
+from cairn.protocol.words import RULES
 from cairn.runtime.supervisor import free_ports
 
 _LEASE_SECONDS = 600
@@ -42,16 +44,30 @@ class Rounds:
 
 def run_federation(home: Path, work: Work) -> Rounds:
     """Run the work in an empty folder. Raises BenchFailed where a node fails or the model is wrong."""
+    with federation(home, work) as (nodes, commands):
+        nodes.start("aggregator", commands["aggregator"])
+        nodes.start("coordinator", commands["coordinator"])
+        return follow_job(nodes, home / "out", work)
+
+
+@contextmanager
+def federation(home: Path, work: Work) -> Iterator[tuple[Processes, Mapping[str, list[str]]]]:
+    """The files of the work and its federation, whose owners run; and the commands of all nodes."""
     home.mkdir(parents=True, exist_ok=True)
     write_work(home, work)
     _write_nodes(home / "federation", home / "tasks.toml", work)
-    out = home / "out"
+    commands = commands_of(home, work.names)
     with Processes(home / "logs", {"CAIRN_LOG": "text"}) as nodes:
-        for name, command in commands_of(home, work.names).items():
-            nodes.start(name, command)
-        watch = Watch(nodes.pids(), out / "history.jsonl", last=1 + work.rounds)
-        while not nodes.has_ended("coordinator"):
-            watch.look()
+        for name in work.names:
+            nodes.start(name, commands[name])
+        yield nodes, commands
+
+
+def follow_job(nodes: Processes, out: Path, work: Work) -> Rounds:
+    """Wait until the coordinator ends. Raises BenchFailed as `run_federation` does."""
+    watch = Watch(nodes.pids(), out / "history.jsonl", last=1 + work.rounds)
+    while not nodes.has_ended("coordinator"):
+        watch.look()
     check_model(out / "model.safetensors", work)
     lines = (out / "history.jsonl").read_text(encoding="utf-8").splitlines()
     first, *seconds = (float(json.loads(line)["seconds"]) for line in lines)
@@ -87,7 +103,7 @@ def _write_nodes(directory: Path, tasks: Path, work: Work) -> None:
     plan = FederationPlan(
         name="bench",
         owners=work.names,
-        floor=work.owners,
+        floor=work.floor,
         coordinator_address=coordinator,
         intake_address=intake,
         release_address=release,
@@ -98,5 +114,10 @@ def _write_nodes(directory: Path, tasks: Path, work: Work) -> None:
     toml = directory / "aggregator.toml"
     # No owner of this run is lost, and the largest model that a job may have is this one.
     megabytes = work.megabytes * MEGABYTE // _MEBIBYTE + 1
-    ours = f"\nlease_seconds = {_LEASE_SECONDS}\nlargest_model_megabytes = {megabytes}\nstate = "
+    lines = {
+        "lease_seconds": _LEASE_SECONDS,
+        "largest_model_megabytes": megabytes,
+        "rules": json.dumps(list(RULES)),
+    }
+    ours = "".join(f"\n{key} = {value}" for key, value in lines.items()) + "\nstate = "
     toml.write_text(toml.read_text(encoding="utf-8").replace("\nstate = ", ours), encoding="utf-8")

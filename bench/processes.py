@@ -38,6 +38,10 @@ class Processes:
             whole = {**self._environment, **(environment or {})}
             self._running[name] = begin(command, whole, log)
 
+    def end(self, name: str) -> None:
+        """End a process, which may be started again."""
+        end([self._running.pop(name)], _STOP_SECONDS)
+
     def pids(self) -> dict[str, int]:
         return {name: process.pid for name, process in self._running.items()}
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from aggregator_node.aggregation.rule import ReadBlock, Rule
 from aggregator_node.aggregation.rules import RULES
 from bench.figures import Figures
-from bench.work import MEGABYTE
+from bench.work import MEGABYTE, NOISE
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.words import word_of
@@ -36,7 +36,9 @@ def measure_rules(megabytes: int, owners: int) -> Figures:
     base, updates = _values(megabytes * MEGABYTE // 4, owners)
     figures: Figures = {}
     for rule in sorted(RULES):
-        aggregation = Aggregation(rule=rule, rule_numbers=_numbers(owners, base.size).get(rule, {}))
+        aggregation = Aggregation(
+            rule=rule, rule_numbers=numbers_of(owners, base.size).get(rule, {})
+        )
         working = RULES[rule](schema, aggregation, _FLOOR)
         cpu, wall = min(_timed(working, base, updates) for _ in range(_RUNS))
         model = schema.total_bytes
@@ -52,10 +54,10 @@ def measure_rules(megabytes: int, owners: int) -> Figures:
     return figures
 
 
-def _numbers(owners: int, elements: int) -> Mapping["pb.Rule", Mapping[str, float]]:
-    """For a fifth of attackers; and norms that shorten half of the updates, or so."""
+def numbers_of(owners: int, elements: int) -> Mapping["pb.Rule", Mapping[str, float]]:
+    """Of all rules that have some: for a fifth of attackers, and norms that shorten half of the updates, or so."""
     byzantine = max(0, min(owners // 5, (owners - 3) // 2))
-    norm = 1e-3 * elements**0.5
+    norm = NOISE * elements**0.5
     return {
         pb.RULE_NORM_BOUNDED_MEAN: {"norm": norm},
         pb.RULE_TRIMMED_MEAN: {"trim": 0.2},
@@ -70,7 +72,7 @@ def _values(count: int, owners: int) -> tuple[NDArray[np.float32], list[NDArray[
     generator = np.random.default_rng(0)
     base = generator.standard_normal(count, np.float32) * np.float32(0.02)
     noise = (generator.standard_normal(count, np.float32) for _ in range(owners))
-    return base, [base + each * np.float32(1e-3) for each in noise]
+    return base, [base + each * np.float32(NOISE) for each in noise]
 
 
 def _timed(

@@ -1,13 +1,15 @@
 """What a run of the benchmark moves: its files, and the model that must come out of it.
 
 The model is four float32 tensors of one size. Its values repeat one block of noise; only the first
-element ever changes, by what `bench/task.py` adds.
+element ever changes, by what `bench/task.py` adds. Where the work names a rule, all elements change, for what a rule costs
+may depend on how updates differ: each owner adds a block of noise of its own, over and over.
 """
 
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import IO
@@ -16,15 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.failure import BenchFailed
+from cairn.protocol.words import RULES
 
 MEGABYTE = 10**6
 PARAMETERS = 4
 _ITEM_BYTES = 4
 _ELEMENTS_PER_MEGABYTE = MEGABYTE // _ITEM_BYTES // PARAMETERS
-_TASK = """
+NOISE = 1e-3  # its standard deviation
+_BLOCK_ELEMENTS = 1 << 18
+_SMALLEST_FLOOR = 2
+_ROUNDING = 1e-6  # of values as large as these, over a few rounds
+_TASK = f"""
 [tasks.bench]
 file = "task.py"
-data = "{data}"
+data = "{{data}}"
+rules = {json.dumps(list(RULES))}
 """
 
 
@@ -36,6 +44,14 @@ class Work:
     owners: int
     rounds: int
     weighting: str = "equal"
+    rule: str | None = None
+    rule_numbers: Mapping[str, float] = field(default_factory=dict)
+    job: int = 0  # its number in its federation: no two start from one model
+
+    @property
+    def floor(self) -> int:
+        """As high as can be; with a rule the lowest, since it averages over fewer than all."""
+        return self.owners if self.rule is None else _SMALLEST_FLOOR
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,18 +83,23 @@ def write_work(home: Path, work: Work) -> None:
     (home / "elements").write_text(" ".join(elements), encoding="utf-8")
     (home / "tasks.toml").write_text(_TASK, encoding="utf-8")
     job = {
-        "name": "bench",
+        "name": f"bench-{work.job}",
         "task": "bench",
         "model": "initial.safetensors",
         "rounds": work.all_rounds,
         "owners": work.names,
-        "floor": work.owners,
+        "floor": work.floor,
         "weighting": work.weighting,
         "examples": [1, work.owners],
         "round_deadline_seconds": 3600,
         "gather_seconds": 600,
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in job.items()]
+    if work.rule is not None:
+        numbers = [f"{key} = {value}" for key, value in work.rule_numbers.items()]
+        lines += ["[rule]", f'name = "{work.rule}"', *numbers]
+        for number, name in enumerate(work.names, start=1):
+            (home / f"{name}.noise").write_bytes(_noise(number).tobytes())
     (home / "job.toml").write_text("\n".join(lines), encoding="utf-8")
     with (home / "initial.safetensors").open("wb") as file:
         file.write(_header(work))
@@ -86,8 +107,11 @@ def write_work(home: Path, work: Work) -> None:
 
 
 def check_model(path: Path, work: Work) -> None:
-    """Raise BenchFailed where this is not the model that the run had to end with, bit by bit."""
-    block = _block()
+    """Raise BenchFailed where this is not the model that the run had to end with, bit by bit; with a rule, where it cannot be."""
+    if work.rule is not None:
+        _check_is_between(path, work)
+        return
+    block = _block(work.job)
     first = block[0]
     for _ in range(work.all_rounds):
         first = _average(first, work)
@@ -101,6 +125,20 @@ def check_model(path: Path, work: Work) -> None:
                 raise BenchFailed(f"{path}: the model is wrong in the block at byte {position}")
         if file.read(1):
             raise BenchFailed(f"{path} is longer than the model")
+
+
+def _check_is_between(path: Path, work: Work) -> None:
+    """Every rule gives a value between those of the updates and the base, and so it moves no element farther a round."""
+    count = min(_BLOCK_ELEMENTS, work.parameter_elements)
+    noise = np.stack([_noise(number)[:count] for number in range(1, work.owners + 1)])
+    with path.open("rb") as file:
+        file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
+        values = np.fromfile(file, "<f4", count)
+    moved = (values.astype(float) - _block(work.job)[:count]) / work.all_rounds
+    low, high = np.minimum(noise.min(axis=0), 0), np.maximum(noise.max(axis=0), 0)
+    is_between = (low - _ROUNDING <= moved) & (moved <= high + _ROUNDING)
+    if not is_between.all() or not moved.any():
+        raise BenchFailed(f"{path}: the model is not between the updates that became it")
 
 
 def _average(first: np.float32, work: Work) -> np.float32:
@@ -129,13 +167,20 @@ def _header(work: Work) -> bytes:
 
 
 def _write_values(file: IO[bytes], work: Work) -> None:
-    block = _block()
+    block = _block(work.job)
     for position in range(0, work.model_bytes, block.nbytes):
         file.write(block[: (work.model_bytes - position) // _ITEM_BYTES].data)
 
 
-def _block() -> NDArray[np.float32]:
+def _block(seed: int) -> NDArray[np.float32]:
     """One block of values, about as large as trained weights; the first is 0."""
-    block = np.random.default_rng(0).standard_normal(1 << 18, np.float32) * np.float32(0.02)
+    generator = np.random.default_rng(seed)
+    block = generator.standard_normal(_BLOCK_ELEMENTS, np.float32) * np.float32(0.02)
     block[0] = 0
     return block
+
+
+def _noise(owner: int) -> NDArray[np.float32]:
+    """What this owner adds to each parameter."""
+    generator = np.random.default_rng([owner, 0])
+    return generator.standard_normal(_BLOCK_ELEMENTS, np.float32) * np.float32(NOISE)

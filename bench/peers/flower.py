@@ -12,6 +12,7 @@ from bench.processes import Processes
 from bench.work import Work
 from cairn.runtime.supervisor import free_ports
 
+VERSION = "1.42.0"
 _PROGRAM = PROGRAMS / "flower_program.py"
 _PATIENCE_SECONDS = 120
 _MOMENT_SECONDS = 0.05
@@ -49,8 +50,8 @@ def _await_door(address: str, processes: Processes) -> None:
 
 
 FLOWER = Peer(
-    name="Flower 1.41.0, gRPC mode, no TLS",
+    name=f"Flower {VERSION}, gRPC mode, no TLS",
     environment="flower",
-    requirements=("flwr==1.41.0",),
+    requirements=(f"flwr=={VERSION}",),
     run=_run,
 )

@@ -4,18 +4,21 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from bench import report
+from bench import report, rule_rounds
 from bench.failure import BenchFailed
+from bench.federated import Rounds, run_federation
 from bench.proc import started_at, with_descendants
 from bench.processes import Processes
 from bench.report import write_section
-from bench.work import Work, check_model, write_work
+from bench.work import NOISE, Work, check_model, write_work
+from cairn.protocol.words import RULES
 from tests.scenarios.processes import ROOT, is_alive, until
 
 POSITIVE = (
@@ -90,6 +93,63 @@ def test_a_model_that_differs_in_one_bit_fails(tmp_path: Path, tensor: str, elem
     save_file(model, tmp_path / "model.safetensors")
     with pytest.raises(BenchFailed, match="the model is wrong in the block at byte 0"):
         check_model(tmp_path / "model.safetensors", Work(1, 3, 1))
+
+
+KRUM = Work(1, 3, 1, rule="multi_krum", rule_numbers={"byzantine": 0, "select": 3}, job=2)
+
+
+def test_a_job_with_a_rule_ends_with_a_model_between_the_updates_which_differ_by_noise(
+    tmp_path: Path,
+) -> None:
+    """Multi-Krum of all owners is their mean."""
+    rounds = run_federation(tmp_path, KRUM)
+    assert len(rounds.seconds) == 1
+    assert rounds.cpu_seconds > 0
+    assert rounds.peak_bytes["aggregator"] > KRUM.model_bytes
+    before = load_file(tmp_path / "initial.safetensors")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    noises = [np.fromfile(tmp_path / f"{name}.noise", np.float32) for name in KRUM.names]
+    assert np.std(noises) == pytest.approx(NOISE, rel=0.01)
+    for name, values in before.items():
+        moved = KRUM.all_rounds * np.mean(noises, axis=0)[: len(values)]
+        np.testing.assert_allclose(after[name], values + moved, atol=1e-6)
+
+
+def test_a_model_that_is_not_between_the_updates_fails(tmp_path: Path) -> None:
+    """One update alone, in each round, is between; but one element beyond all of them is not."""
+    write_work(tmp_path, KRUM)
+    model = load_file(tmp_path / "initial.safetensors")
+    noise = np.fromfile(tmp_path / "owner01.noise", np.float32)
+    model["0"] += KRUM.all_rounds * noise[: len(model["0"])]
+    save_file(model, tmp_path / "model.safetensors")
+    check_model(tmp_path / "model.safetensors", KRUM)
+    model["0"][7] += KRUM.all_rounds * 10 * NOISE
+    save_file(model, tmp_path / "model.safetensors")
+    with pytest.raises(BenchFailed, match="not between the updates"):
+        check_model(tmp_path / "model.safetensors", KRUM)
+
+
+def test_rounds_of_every_rule_but_the_sum_take_turns_and_are_held_against_the_means(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs: list[Work] = []
+
+    def timed(_nodes: object, _home: object, _commands: object, work: Work) -> Rounds:
+        jobs.append(work)
+        seconds = (1.0, 2.0) if work.rule == "mean" else (3.0, 4.0)
+        return Rounds(9.0, seconds, seconds, 2.0 * len(seconds), 0, {"aggregator": 3 * 10**6})
+
+    monkeypatch.setattr(rule_rounds, "_run", timed)
+    monkeypatch.setattr(rule_rounds, "federation", lambda *_: nullcontext((None, {})))
+    figures = rule_rounds.measure_rule_rounds(1, 8)
+
+    assert figures.keys() == RULES.keys() - {"sum"}
+    rules = [work.rule for work in jobs]
+    assert rules[len(figures) :] == rules[: len(figures)][::-1]
+    assert len({work.job for work in jobs}) == len(jobs)
+    for rule, each in figures.items():
+        assert each["times_the_mean"] == (1.0 if rule == "mean" else round(3.5 / 1.5, 2))
+        assert (each["cpu_times_the_mean"], each["models"]) == (1.0, 3.0)
 
 
 def test_the_help_imports_no_torch() -> None:

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from cairn.model.schema import Schema, TensorSpec
@@ -204,39 +206,126 @@ def test_a_round_whose_rule_would_average_over_too_few_at_its_end_is_aborted(
     assert (ended.state, ended.reason) == (aggregator_pb2.ROUND_STATE_ABORTED, "BELOW_FLOOR")
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_an_optimizer_steps_from_release_to_release(network: Network, momentum: float) -> None:
-    """As torch.optim.SGD does on the base less the mean, by hand."""
-    steps = Aggregation(
-        optimizer=pb.OPTIMIZER_SGD, optimizer_numbers={"lr": 0.5, "momentum": momentum}
-    )
+class Yogi:
+    """Reddi et al. 2021, algorithm 2, whose epsilon is called tau there; PyTorch has none."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], lr: float) -> None:
+        (self.parameter,) = parameters
+        self.lr = lr
+        self.mean = torch.zeros(SIZE, dtype=torch.float64)
+        self.squares = torch.full((SIZE,), EPSILON**2, dtype=torch.float64)
+
+    def step(self) -> None:
+        gradient = self.parameter.grad
+        assert gradient is not None
+        square = gradient**2
+        self.mean = 0.9 * self.mean + 0.1 * gradient
+        self.squares = self.squares - 0.01 * square * torch.sign(self.squares - square)
+        with torch.no_grad():
+            self.parameter.sub_(self.lr * self.mean / (self.squares.sqrt() + EPSILON))
+
+
+EPSILON = 1e-3
+BETAS = {"beta1": 0.9, "beta2": 0.99}
+OPTIMIZERS: dict[str, tuple["pb.Optimizer", dict[str, float], Callable[[Any], Any]]] = {
+    "sgd": (
+        pb.OPTIMIZER_SGD,
+        {"lr": 0.5, "momentum": 0.0},
+        lambda p: torch.optim.SGD(p, lr=0.5),
+    ),
+    "momentum": (
+        pb.OPTIMIZER_SGD,
+        {"lr": 0.5, "momentum": 0.5},
+        lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.5),
+    ),
+    "adagrad": (
+        pb.OPTIMIZER_ADAGRAD,
+        {"lr": 0.1, "epsilon": EPSILON},
+        lambda p: torch.optim.Adagrad(p, lr=0.1, eps=EPSILON),
+    ),
+    "adam": (
+        pb.OPTIMIZER_ADAM,
+        {"lr": 0.1, **BETAS, "epsilon": EPSILON},
+        lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.9, 0.99), eps=EPSILON),
+    ),
+    "yogi": (
+        pb.OPTIMIZER_YOGI,
+        {"lr": 0.1, **BETAS, "epsilon": EPSILON},
+        lambda p: Yogi(p, lr=0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_steps_from_release_to_release(network: Network, name: str) -> None:
+    """As PyTorch's does in binary64, on the base less the mean."""
+    optimizer, numbers, make = OPTIMIZERS[name]
+    steps = Aggregation(optimizer=optimizer, optimizer_numbers=numbers)
     job = network.job(schema=SCHEMA, owners=OWNERS, aggregation=steps)
     base = base_of(job)
     job.bring(base.tobytes())
-    expected, buffer = base.astype(float), np.zeros(SIZE)
+    parameter = torch.nn.Parameter(torch.from_numpy(base.astype(float)))
+    theirs = make([parameter])
     for number in (1, 2, 3):
         updates = updates_of(number)
         ended = job.run(
             {owner: update.tobytes() for owner, update in updates.items()}, number, base.tobytes()
         )
-        gradient = expected - stacked(updates).mean(axis=0)
-        buffer = gradient if number == 1 else momentum * buffer + gradient
-        expected = expected - 0.5 * buffer
+        parameter.grad = parameter.detach() - torch.from_numpy(stacked(updates).mean(axis=0))
+        theirs.step()
         base = np.frombuffer(ended.payload, "<f4")
-        assert base == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert base == pytest.approx(parameter.detach().numpy(), rel=1e-5, abs=1e-5)
 
 
-def test_gradients_are_averaged_and_stepped_along(network: Network) -> None:
-    descent = Aggregation(
+def descent(rule: "pb.Rule", lr: float) -> Aggregation:
+    return Aggregation(
         content=pb.CONTENT_GRADIENTS,
+        rule=rule,
         optimizer=pb.OPTIMIZER_SGD,
-        optimizer_numbers={"lr": 0.1, "momentum": 0.0},
+        optimizer_numbers={"lr": lr, "momentum": 0.0},
     )
-    job = network.job(schema=SCHEMA, owners=OWNERS, aggregation=descent)
+
+
+@pytest.mark.parametrize(("rule", "combine"), [(pb.RULE_MEAN, np.mean), (pb.RULE_SUM, np.sum)])
+def test_gradients_are_averaged_or_added_and_stepped_along(
+    network: Network, rule: "pb.Rule", combine: Callable[..., Any]
+) -> None:
+    job = network.job(schema=SCHEMA, owners=OWNERS, aggregation=descent(rule, 0.1))
     base, gradients = base_of(job), updates_of(5)
     _, ended = run(job, gradients, base, list(OWNERS))
-    expected = base - 0.1 * stacked(gradients).mean(axis=0)
+    expected = base - 0.1 * combine(stacked(gradients), axis=0)
     assert np.frombuffer(ended.payload, "<f4") == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_gradients_by_examples_are_the_full_batch_step_on_everybodys_rows(network: Network) -> None:
+    """FedSGD, McMahan et al. 2017, section 2: each owner sends the gradient of its own mean square."""
+    random = np.random.default_rng(4)
+    rows = {owner: random.normal(0, 1, (n, SIZE)) for n, owner in enumerate(OWNERS, start=5)}
+    targets = {owner: random.normal(0, 1, len(own)) for owner, own in rows.items()}
+    together = np.concatenate(list(rows.values())), np.concatenate(list(targets.values()))
+    job = network.job(
+        schema=SCHEMA,
+        owners=OWNERS,
+        aggregation=descent(pb.RULE_MEAN, 0.05),
+        weighting=pb.WEIGHTING_EXAMPLES,
+    )
+    base = base_of(job)
+    job.bring(base.tobytes())
+    central = base.astype(float)
+    for number in (1, 2, 3):
+        opened = job.open(OWNERS, base.tobytes(), number)
+        for owner in OWNERS:
+            opened.join(owner)
+            gradient = gradient_of(base.astype(float), rows[owner], targets[owner])
+            opened.push(owner, gradient.astype("<f4").tobytes(), examples=len(rows[owner]))
+        base = np.frombuffer(opened.ends().payload, "<f4")
+        central = central - 0.05 * gradient_of(central, *together)
+        assert base == pytest.approx(central, rel=1e-5, abs=1e-6)
+
+
+def gradient_of(weights: Vector, rows: Vector, targets: Vector) -> Vector:
+    """Of the mean of the squares of what the rows miss."""
+    return np.asarray(2 / len(targets) * (rows @ weights - targets) @ rows)
 
 
 def test_a_norm_bounds_gradients_by_their_own_length(network: Network) -> None:

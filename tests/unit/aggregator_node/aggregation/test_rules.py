@@ -316,3 +316,37 @@ def test_a_released_zero_has_no_sign(rule: "pb.Rule") -> None:
     updates = [np.full(3, -0.0, np.float32) for _ in range(9)]
     result = combined(rule, updates, base=np.full(3, -0.0, np.float32))
     assert result.tobytes() == bytes(12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), colluders=st.integers(1, 3), size=st.sampled_from([1, 1e6]))
+def test_as_many_colluders_as_are_trimmed_move_no_element_beyond_the_values_of_the_others(
+    seed: int, colluders: int, size: float
+) -> None:
+    honest = random_updates("F64", 10 - colluders, 30, seed)
+    false = size * np.random.default_rng(seed).normal(0, 1, (colluders, 30))
+    result = combined(pb.RULE_TRIMMED_MEAN, [*honest, *false], {"trim": 0.3})
+    assert np.all(np.min(honest, axis=0) <= result)
+    assert np.all(result <= np.max(honest, axis=0))
+
+
+@pytest.mark.parametrize("rule", [pb.RULE_NORM_BOUNDED_MEAN, pb.RULE_CENTRED_CLIPPING], ids=name)
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    colluders=st.integers(1, 5),
+    size=st.sampled_from([0.1, 1, 1e6]),
+)
+def test_colluders_move_a_clipped_mean_by_their_part_of_the_norm_at_most(
+    rule: "pb.Rule", seed: int, colluders: int, size: float
+) -> None:
+    """From where it would be had they sent the base: as far off as they like, and all in one direction."""
+    base, norm = base_of("F64", 30), 0.7
+    honest = random_updates("F64", 12 - colluders, 30, seed)
+    false = base + size * np.random.default_rng(seed).normal(0, 1, 30)
+    numbers = {"norm": norm} | ({} if rule == pb.RULE_NORM_BOUNDED_MEAN else {"iterations": 1})
+    silent, moved = (
+        combined(rule, [*honest, *[sent] * colluders], numbers, base) for sent in (base, false)
+    )
+    apart = float(np.linalg.norm(moved - silent))
+    assert apart <= colluders / 12 * norm + 1e-6
