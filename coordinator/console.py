@@ -5,6 +5,7 @@ from cairn.protocol.words import reason_word
 from cairn.runtime.quoting import say
 from cairn.v1 import round_pb2 as pb
 from coordinator import events
+from coordinator.statistics import table_of
 
 _BECAUSE = {
     pb.REASON_RULE_REFUSED: (
@@ -52,10 +53,18 @@ def _lines(event: events.Event) -> list[str]:
             return [f"Round {number}: no metrics of the training ({_NO_METRICS})"]
         case events.BestMetricMissing():
             return [_unjudged(event)]
+        case _:
+            return _ending(event)
+
+
+def _ending(event: events.Ending) -> list[str]:
+    match event:
         case events.StoppedEarly():
             return [_stopped_early(event)]
         case events.BestModelKept(model, best):
             return [f"Best model: {model} (round {best.round}, {best.metric} {best.value:.4f})"]
+        case events.StatisticsReleased(file, report):
+            return [*table_of(report), f"Finished. Statistics: {file}"]
         case events.JobFinished(model, digest):
             return [
                 f"Finished. Model: {model}",
@@ -67,7 +76,8 @@ def _lines(event: events.Event) -> list[str]:
 def _started(event: events.JobStarted) -> list[str]:
     spec = event.spec
     rounds, owners = _count(spec.rounds, "round"), ", ".join(spec.owners)
-    by = f"averaged by the aggregator at {event.aggregator}"
+    done = "added up" if spec.statistics is not None else "averaged"
+    by = f"{done} by the aggregator at {event.aggregator}"
     lines = [f"Job {spec.name}: {rounds} of {owners} (at least {event.floor}), {by}"]
     if spec.aggregation != Aggregation():
         lines.append(f"What becomes of their updates: {spec.aggregation}")
