@@ -20,7 +20,7 @@ LAYERS = {
         *("intake_service record_service release_service", "node", "cli"),
     ),
     "coordinator": (
-        "best_release groups schedule backoff initial_model owner_sessions release_download",
+        "best_release groups schedule backoff statistics initial_model owner_sessions release_download",
         "aggregator_client invitation_service events run_directory settings",
         *(
             "cohort_selection ledger_mirror console diagnostics",

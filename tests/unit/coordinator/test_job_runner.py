@@ -86,6 +86,7 @@ class Bench:
             owners=("alice",),
             groups=(),
             aggregation=Aggregation(),
+            statistics=None,
         )
         job: Any = SimpleNamespace(
             spec=spec,

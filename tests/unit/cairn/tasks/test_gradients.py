@@ -241,7 +241,8 @@ FUNCTIONS = {"gradients": "gradients", "weights": "train", "statistics": "column
 @pytest.mark.parametrize("content", FUNCTIONS)
 def test_what_the_task_lacks_is_known_without_its_data(content: str) -> None:
     all_three = replace(a_task(mean_loss, train=lambda *_: None), columns=lambda _: {})
-    lacking = replace(all_three, data=no_data, **{FUNCTIONS[content]: None})
+    changes: dict[str, Any] = {"data": no_data, FUNCTIONS[content]: None}
+    lacking = replace(all_three, **changes)
     exchanged = TaskRunner(lacking, SITE).exchanged()
     said = {each: exchanged.why_not_asked(each) for each in FUNCTIONS}
     assert f"has no {FUNCTIONS[content]} function" in said.pop(content)
