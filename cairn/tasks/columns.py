@@ -61,7 +61,7 @@ def counted(
 
 def _values(name: str, returned: Any, examples: int) -> NDArray[np.float64]:
     try:
-        array = returned.detach().cpu() if isinstance(returned, Tensor) else returned
+        array = returned.detach().double().cpu() if isinstance(returned, Tensor) else returned
         values = np.asarray(array, np.float64)
     except (TypeError, ValueError, RuntimeError):
         raise TaskFailed(
