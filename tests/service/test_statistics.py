@@ -116,7 +116,7 @@ def test_a_release_is_the_sum_of_all_owners_without_small_cells(ward: Ward) -> N
     assert any(content.endswith(ended.payload) for content in kept)
     assert ended.statement.aggregation.content == pb.CONTENT_STATISTICS
     with refused(PRECONDITION, "all 1 rounds"):
-        figures.open(COHORT, ended.payload, 2)
+        figures.open(COHORT, number=2)
 
 
 def test_a_column_of_fewer_examples_than_a_cell_must_have_is_not_in_the_release(
