@@ -3,15 +3,15 @@
 A cell is one of the histogram's, and it is small where it has some examples and fewer than `min_cell`. The rules, on sums
 over all counted owners:
 
-1. A column of fewer than `min_cell` examples is suppressed wholly. Zeros are released: where nobody is, there is
-   nobody to find.
-2. A small cell is suppressed, and so is one at least of the others, because the cells add up to the count. Which one
-   depends on where the small cells are and not on how large the others are: the nearest that is not empty.
-3. What is suppressed adds up to at least min_cell + k - 2, of k cells. So, as far as the released numbers of the
-   histogram say, each of them may have any number of examples from 1 to min_cell - 1, or more. Where no choice does
-   that, all cells are suppressed, the empty ones too.
-4. Count, mean and variance are three equations, which give the cells of a column that has only three values. So with
-   a small cell four are suppressed, where as many are not empty; where they are not, the mean and the variance are.
+1. A column of fewer than `min_cell` examples is suppressed wholly. One of none is released: there is nobody to find.
+2. Where a cell is small, every cell of fewer than `min_cell` is suppressed, empty ones too. So nobody sees where in the
+   range the few are, and the largest value of one patient is not known to the width of a cell.
+3. Two cells at least are suppressed, and together they have at least `min_cell` examples, because all cells add up to the
+   count: further ones are taken until that is so. By the released numbers of the histogram, each of them may have any
+   number of examples from 0 to min_cell - 1, or more. Which ones are taken depends on where the others are and not on
+   how large any is: the nearest.
+4. Count, mean and variance are three equations, which give the cells of a column that has three values. So with a small
+   cell four that are not empty are suppressed, where there are as many; where there are not, the mean and the variance are.
 5. The mean and the variance are suppressed as well where fewer than `min_cell` examples lie within low .. high, and
    where the sum of all distances from either end is above zero and below `min_cell` ranges. Of a column that has
    the ends as its only values, that sum is a cell.
@@ -53,22 +53,22 @@ def suppressed(
 
 def _hidden(cells: Sequence[int], min_cell: int) -> set[int]:
     """The places of the cells that are suppressed."""
-    small = {place for place, cell in enumerate(cells) if 0 < cell < min_cell}
-    if not small:
+    if not any(0 < cell < min_cell for cell in cells):
         return set()
-    hidden, filled = set(small), {place for place, cell in enumerate(cells) if cell}
-    wanted = _EQUATIONS + 1 if len(filled) > _EQUATIONS else 2
-    for place in sorted(filled - small, key=lambda at: (min(abs(at - s) for s in small), at)):
-        if len(hidden) >= wanted and _hide_each_other(cells, hidden, min_cell):
+    few = {place for place, cell in enumerate(cells) if cell < min_cell}
+    others = sorted(set(range(len(cells))) - few, key=lambda at: min(abs(at - s) for s in few))
+    has_enough = _filled(cells, range(len(cells))) > _EQUATIONS
+    hidden, wanted = set(few), _EQUATIONS + 1 if has_enough else 0
+    for place in others:
+        total = sum(cells[hid] for hid in hidden)
+        if len(hidden) > 1 and total >= min_cell and _filled(cells, hidden) >= wanted:
             break
         hidden.add(place)
-    return hidden if _hide_each_other(cells, hidden, min_cell) else set(range(len(cells)))
+    return hidden
 
 
-def _hide_each_other(cells: Sequence[int], hidden: Collection[int], min_cell: int) -> bool:
-    """Whether each of these may have min_cell - 1 examples though all others have one."""
-    others = len(hidden) - 1
-    return others > 0 and sum(cells[place] for place in hidden) >= min_cell - 1 + others
+def _filled(cells: Sequence[int], places: Collection[int]) -> int:
+    return sum(cells[place] > 0 for place in places)
 
 
 def _may_tell_moments(
@@ -81,4 +81,4 @@ def _may_tell_moments(
         return False
     if sum(cells[1:-1]) < min_cell:
         return False
-    return not hidden or sum(cells[place] > 0 for place in hidden) > _EQUATIONS
+    return not hidden or _filled(cells, hidden) > _EQUATIONS
