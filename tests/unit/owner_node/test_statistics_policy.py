@@ -46,13 +46,20 @@ def told(*entries: Entry) -> Budgets:
     return budgets
 
 
-def check(invited: Invited = INVITED, budgets: Budgets | None = None, **rules: int) -> None:
-    check_statistics({"tumours": TaskRules(**rules)}, invited, budgets or Budgets())  # type: ignore[arg-type]  # only the numbers
+UNLESS_SAID = TaskRules()
 
 
-def reason_of(*args: Any, **rules: int) -> str:
+def check(
+    invited: Invited = INVITED, budgets: Budgets | None = None, rules: TaskRules = UNLESS_SAID
+) -> None:
+    check_statistics({"tumours": rules}, invited, budgets or Budgets())
+
+
+def reason_of(
+    invited: Invited = INVITED, budgets: Budgets | None = None, rules: TaskRules = UNLESS_SAID
+) -> str:
     with pytest.raises(Declined) as decline:
-        check(*args, **rules)
+        check(invited, budgets, rules)
     return reason_word(decline.value.reason)
 
 
@@ -68,15 +75,15 @@ def test_an_owner_that_does_not_list_statistics_declines_them() -> None:
 
 
 def test_a_training_is_none_of_its_business() -> None:
-    check(Invited(MANIFEST, DIGEST, JOB), min_cell=1000)
+    check(Invited(MANIFEST, DIGEST, JOB), rules=TaskRules(min_cell=1000))
 
 
 @pytest.mark.parametrize(("min_cell", "allowed"), [(10, True), (11, False)])
 def test_cells_smaller_than_the_owners_own_are_declined(*, min_cell: int, allowed: bool) -> None:
     if allowed:
-        check(min_cell=min_cell)
+        check(rules=TaskRules(min_cell=min_cell))
     else:
-        assert reason_of(min_cell=min_cell) == "JOB_REFUSED"
+        assert reason_of(rules=TaskRules(min_cell=min_cell)) == "JOB_REFUSED"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,7 @@ def test_a_column_that_has_not_left_for_a_release_may_leave(entries: list[Entry]
 )
 def test_a_column_that_may_have_left_does_not_leave_again(entries: list[Entry]) -> None:
     assert reason_of(budgets=told(*entries)) == "TOO_MANY_ROUNDS"
-    check(budgets=told(*entries), max_statistics=2)
+    check(budgets=told(*entries), rules=TaskRules(max_statistics=2))
 
 
 def test_statistics_do_not_decide_which_metrics_a_task_reports() -> None:

@@ -47,7 +47,7 @@ def test_mean_and_deviation_are_numpys_of_the_clamped_values_to_half_a_step(
     assert summary.count == len(there)
     assert summary.below == (there < column.low).sum()
     assert summary.above == (there > column.high).sum()
-    assert summary.count == summary.below + sum(n or 0 for n in summary.cells) + summary.above
+    assert summary.count == sum(n or 0 for n in (summary.below, *summary.cells, summary.above))
     if len(there):
         assert summary.mean == pytest.approx(clamped.mean(), abs=half_a_step)
         assert summary.std == pytest.approx(clamped.std(), abs=half_a_step)
