@@ -10,6 +10,7 @@ from cairn.protocol.aggregation import RULES_UNLESS_SAID, Aggregation
 from cairn.protocol.cohorts import are_of_one_group, check_group_sizes
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec
+from cairn.protocol.statistics import MIN_CELL, base_digest_of
 from cairn.protocol.words import OPTIMIZERS, word_of
 from cairn.runtime.timeouts import LEASE_SECONDS
 from cairn.v1 import round_pb2 as pb
@@ -39,6 +40,7 @@ class AdmissionPolicy:
     bounds: Bounds = field(default_factory=Bounds)
     rules: frozenset["pb.Rule"] = RULES_UNLESS_SAID
     optimizers: frozenset["pb.Optimizer"] = frozenset(OPTIMIZERS.values())
+    min_cell: int = MIN_CELL
 
     def floor_of(self, job: JobSpec) -> int:
         """The smallest cohort that may be released: the larger of the job's and the aggregator's."""
@@ -76,6 +78,11 @@ class AdmissionPolicy:
             )
         self._check_weights(job)
         self._check_aggregation(job)
+        if job.statistics is not None and job.statistics.min_cell < self.min_cell:
+            raise InvalidMessage(
+                f"the job releases cells of {job.statistics.min_cell} examples, the aggregator's file none of fewer than"
+                f" {self.min_cell}: write min_cell = {self.min_cell} or more in the job's file"
+            )
 
     def _check_aggregation(self, job: JobSpec) -> None:
         aggregation, floor = job.aggregation, self.floor_of(job)
@@ -148,6 +155,8 @@ def check_opening(
             " groups that are mixed would tell of single owners",
             pb.REASON_MIXED_GROUPS,
         )
+    if job.statistics is not None:
+        _check_counting(job, opening)
     if opening.phase == pb.PHASE_TRAIN:
         check_floor_of_rule(job.aggregation, len(opening.cohort), floor)
         _check_training(job, progress, opening)
@@ -164,6 +173,15 @@ def check_opening(
             f"{progress.aborts} rounds of {job.name} were ended by its coordinator since the last release:"
             " the job is closed; go on under a new name",
             pb.REASON_TOO_MANY_ABORTS,
+        )
+
+
+def _check_counting(job: JobSpec, opening: Opening) -> None:
+    if opening.phase != pb.PHASE_TRAIN:
+        raise InvalidMessage(f"{job.name} counts data: there is no model to evaluate")
+    if opening.base_digest != base_digest_of(job.schema):
+        raise InvalidMessage(
+            f"{job.name} counts data: its base is the model of zeros", pb.REASON_BASE_MISMATCH
         )
 
 

@@ -144,7 +144,9 @@ def _assemble(settings: AggregatorSettings, clock: Clock, stopping: threading.Ev
     # Before the jobs, which write to the ledger: not to one that was rolled back.
     rollback = RollbackDetector(settings.federation, store, signing_key, stopping.set)
     rules = settings.policy()
-    overlap = ReleaseOverlap(any_base=settings.compare_releases == "same_model")
+    overlap = ReleaseOverlap(
+        any_base=settings.compare_releases == "same_model", max_statistics=settings.max_statistics
+    )
     bases = Bases(store)
     recorder = RoundRecorder(store, signing_key, clock, overlap, bases, event_log.write)
     memory = MemoryBudget(settings.memory_bytes, settings.updates_in_flight)

@@ -21,7 +21,8 @@ from cairn.config import (
     Settings,
 )
 from cairn.model.validation import Bounds
-from cairn.protocol.limits import LARGEST_SHARE, MAX_COHORT, MIN_COHORT
+from cairn.protocol.limits import LARGEST_SHARE, MAX_COHORT, MAX_EXAMPLES, MIN_COHORT
+from cairn.protocol.statistics import MIN_CELL
 from cairn.protocol.words import OPTIMIZERS, RULES
 from cairn.runtime.timeouts import LEASE_SECONDS, STANDBY_TIMEOUT_SECONDS
 
@@ -67,7 +68,8 @@ class AggregatorSettings(Settings):
     in common with: those of the same base, or of every model with the same tensors. Of the same base, tensors
     are compared with tensors and metrics with metrics, whatever the phase: a training whose metrics may not
     stand beside earlier ones is released without them. Of the same tensors, every release is compared.
-    `rules` and `optimizers` list those that a job may have.
+    `rules` and `optimizers` list those that a job may have. `min_cell` is the fewest examples of a cell that statistics
+    release, whatever a job says; `max_statistics` is how many times a column of a task is released of the same owners.
     """
 
     kind: ClassVar[str] = "an aggregator"
@@ -91,6 +93,8 @@ class AggregatorSettings(Settings):
     compare_releases: Literal["same_base", "same_model"] = "same_base"
     rules: Annotated[tuple[RuleWord, ...], Field(min_length=1)] = RULE_WORDS_UNLESS_SAID
     optimizers: Annotated[tuple[OptimizerWord, ...], Field(min_length=1)] = get_args(OptimizerWord)
+    min_cell: Annotated[int, Field(ge=2, le=MAX_EXAMPLES)] = MIN_CELL
+    max_statistics: Annotated[int, Field(ge=1)] = 1
     identity: AggregatorIdentityFiles
 
     @property
@@ -123,4 +127,5 @@ class AggregatorSettings(Settings):
             bounds=Bounds(self.largest_value, self.largest_integer),
             rules=frozenset(RULES[word] for word in self.rules),
             optimizers=frozenset(OPTIMIZERS[word] for word in self.optimizers),
+            min_cell=self.min_cell,
         )

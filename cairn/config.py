@@ -68,7 +68,8 @@ NodeLabel = Annotated[str, Field(pattern=f"^{NODE_NAME_PATTERN}$")]
 Seconds = Annotated[int, Field(ge=1, le=MAX_ROUND_SECONDS)]
 
 # Those of RULES, OPTIMIZERS and CONTENTS of cairn.protocol.words.
-ContentWord = Literal["weights", "gradients"]
+ModelContentWord = Literal["weights", "gradients"]  # of a job that has a model
+ContentWord = Literal["weights", "gradients", "statistics"]
 RuleWord = Literal[
     "mean",
     "sum",

@@ -5,6 +5,7 @@ from cairn.protocol.words import reason_word
 from cairn.runtime.quoting import say
 from coordinator import events
 from coordinator.causes import BECAUSE
+from coordinator.statistics import table_of
 
 _NO_METRICS = (
     "its owners reported none in common, or an earlier release of the same base has metrics of other owners, or of"
@@ -45,18 +46,18 @@ def _lines(event: events.Event) -> list[str]:
             return [f"Round {number}: no metrics of the training ({_NO_METRICS})"]
         case events.BestMetricMissing():
             return [_unjudged(event)]
-        case events.StoppedEarly() | events.BestModelKept() | events.JobFinished():
-            return _at_the_end(event)
+        case _:
+            return _ending(event)
 
 
-def _at_the_end(
-    event: events.StoppedEarly | events.BestModelKept | events.JobFinished,
-) -> list[str]:
+def _ending(event: events.Ending) -> list[str]:
     match event:
         case events.StoppedEarly():
             return [_stopped_early(event)]
         case events.BestModelKept(model, best):
             return [f"Best model: {model} (round {best.round}, {best.metric} {best.value:.4f})"]
+        case events.StatisticsReleased(file, report):
+            return [*table_of(report), f"Finished. Statistics: {file}"]
         case events.JobFinished(model, digest):
             return [
                 f"Finished. Model: {model}",
@@ -68,7 +69,8 @@ def _at_the_end(
 def _started(event: events.JobStarted) -> list[str]:
     spec = event.spec
     rounds, owners = _count(spec.rounds, "round"), ", ".join(spec.owners)
-    by = f"averaged by the aggregator at {event.aggregator}"
+    done = "added up" if spec.statistics is not None else "averaged"
+    by = f"{done} by the aggregator at {event.aggregator}"
     lines = [f"Job {spec.name}: {rounds} of {owners} (at least {event.floor}), {by}"]
     if spec.aggregation != Aggregation():
         lines.append(f"What becomes of their updates: {spec.aggregation}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
@@ -135,6 +136,15 @@ class JobFinished:
     digest: bytes
 
 
+@dataclass(frozen=True)
+class StatisticsReleased:
+    """What a job of statistics has counted is in this file: the `report` of cairn/protocol/summary.py."""
+
+    file: Path
+    report: dict[str, Any]
+
+
+Ending = StoppedEarly | BestModelKept | JobFinished | StatisticsReleased
 Event = (
     JobStarted
     | ChoiceDoubted
@@ -146,9 +156,7 @@ Event = (
     | MetricsMissing
     | BestMetricMissing
     | RoundFinished
-    | StoppedEarly
-    | BestModelKept
-    | JobFinished
+    | Ending
 )
 Observer = Callable[[Event], None]
 

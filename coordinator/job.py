@@ -55,6 +55,7 @@ def planned(job: JobSettings, federation: str, schema: Schema) -> Job:
         encoding=ENCODINGS[job.updates],
         groups=groups if job.groups > 1 else (),
         aggregation=job.aggregation,
+        statistics=None if job.statistics is None else job.statistics.counted,
     )
     body = job_spec_to_bytes(spec)
     try:

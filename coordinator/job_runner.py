@@ -104,6 +104,8 @@ class JobRunner:
             raise
         self._tell_of_early_end(standing)
         self._ledger.bring_up_to_date(self._aggregator.entries)
+        if self._job.spec.statistics is not None:
+            self._folder.save_statistics(self._job.spec.name, self._job.spec.statistics)
         self._folder.finish(standing.checkpoint)
 
     def _carry_out_all(

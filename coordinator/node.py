@@ -13,6 +13,9 @@ from cairn.identity.credentials import Identity, load_identity
 from cairn.identity.names import NodeName, Role
 from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.identity.trust import load_pinned
+from cairn.model.schema import Schema
+from cairn.protocol.statistics import schema_of
+from cairn.protocol.summary import report_of
 from cairn.runtime.node_thread import NodeThread
 from cairn.runtime.process import MOST_CONNECTIONS
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS, SHUTDOWN_SECONDS
@@ -23,7 +26,7 @@ from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_serve
 from coordinator.aggregator_client import AggregatorClient
 from coordinator.best_release import check_same_metric
 from coordinator.diagnostics import node_of
-from coordinator.events import BestModelKept, JobFinished, Observer, ignore
+from coordinator.events import BestModelKept, JobFinished, Observer, StatisticsReleased, ignore
 from coordinator.initial_model import first_model
 from coordinator.invitation_service import InvitationService
 from coordinator.job import Job, planned
@@ -108,8 +111,7 @@ class Coordinator:
         if checkpoint is not None:
             schema, payload = folder.model()
         else:
-            gradients = job.aggregation.are_gradients
-            schema, payload = first_model(job.model, job.seed, out, gradients=gradients)
+            schema, payload = _first_model(job, out)
         plan = planned(job, self._settings.federation, schema)
         if checkpoint is None:
             checkpoint = Checkpoint(job=job.name, job_digest=plan.digest)
@@ -162,7 +164,11 @@ class Coordinator:
             if at_end is not None and at_end.best is not None:
                 self._tell(BestModelKept(folder.best_path, at_end.best))
             schema, payload = folder.model()
-            self._tell(JobFinished(folder.model_path, schema.digest(payload)))
+            if self._job.statistics is not None:
+                report = report_of(self._job.name, self._job.statistics.counted, payload)
+                self._tell(StatisticsReleased(folder.statistics_path, report))
+            else:
+                self._tell(JobFinished(folder.model_path, schema.digest(payload)))
         return 0
 
     def _serve(self, serving: "_Serving", checkpoint: Checkpoint) -> None:
@@ -183,6 +189,17 @@ class Coordinator:
             last = None if goes_on else coordinator_pb2.AttendResponse(finished=finished)
             sessions.dismiss(last, SHORT_WAIT_SECONDS)
             serving.listener.stop(0.0)
+
+
+def _first_model(job: JobSettings, workspace: Path) -> tuple[Schema, memoryview]:
+    """What the job starts from: of statistics, zeros, which no owner fetches."""
+    if job.statistics is not None:
+        schema = schema_of(job.statistics.counted)
+        return schema, memoryview(bytes(schema.total_bytes))
+    if job.model is None:
+        raise AssertionError("a job without a model counts data")
+    gradients = job.aggregation.are_gradients
+    return first_model(job.model, job.seed, workspace, gradients=gradients)
 
 
 @dataclass(frozen=True)

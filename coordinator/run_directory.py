@@ -3,6 +3,7 @@
     model.safetensors   the model of the last release; before the first, the model it starts from
     release.json        the last signed release statement of a model
     evaluation.json     the last signed statement of an evaluation
+    statistics.json     what a job of statistics has counted, from its model.safetensors
     best.safetensors    the model of the best release so far, where the job looks for it
     best.json           the signed release statement of that model
     history.jsonl       a line for each round: round, contributors, group, metrics, left_out, seconds, evaluation,
@@ -32,6 +33,8 @@ from cairn.model.schema import MAX_MODEL_BYTES, Schema
 from cairn.model.validation import has_negative_zeros, pieces_without_negative_zeros
 from cairn.protocol.messages import parse
 from cairn.protocol.statements import envelope, from_envelope
+from cairn.protocol.statistics import Statistics, schema_of
+from cairn.protocol.summary import report_of
 from cairn.runtime.buffer import Buffer
 from cairn.runtime.failpoints import failpoint
 from cairn.runtime.foreign_files import Incomplete, content_of, pieces_of
@@ -73,6 +76,7 @@ class RunFolder:
         self.path = path
         self.model_path = path / "model.safetensors"
         self.best_path = path / "best.safetensors"
+        self.statistics_path = path / "statistics.json"
         self._history_path = path / "history.jsonl"
         self._checkpoint_path = path / "checkpoint.json"
         try:
@@ -165,6 +169,11 @@ class RunFolder:
             return
         if (last.round, last.release_digest) == (best.round, model_digest):
             self.keep_best()
+
+    def save_statistics(self, job: str, statistics: Statistics) -> None:
+        """Keep what the model of the last release says, as figures."""
+        payload = self.values(schema_of(statistics))
+        self._write_json(self.statistics_path.name, report_of(job, statistics, payload))
 
     def finish(self, checkpoint: Checkpoint) -> None:
         self._save(replace(checkpoint, completed=True))

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from cairn.config import (
     AddressText,
-    ContentWord,
     FilePath,
+    ModelContentWord,
     Name,
     NodeLabel,
     OptimizerWord,
@@ -33,7 +33,12 @@ from cairn.runtime.timeouts import GATHER_SECONDS, RECONNECT_TIMEOUT_SECONDS, RO
 from coordinator.best_release import BestSettings
 from coordinator.groups import group_count
 from coordinator.needed_owners import needed_in
+from coordinator.statistics import StatisticsSettings
 
+# All that the file of a job of statistics may say: it has no model, and one round.
+_OF_STATISTICS = frozenset(
+    {"name", "task", "owners", "floor", "round_deadline_seconds", "gather_seconds", "statistics"}
+)
 _Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
 
 
@@ -90,13 +95,14 @@ class JobSettings(Settings):
     the name of the rule by which the aggregator combines what they send, and its numbers; `optimizer` one for the
     step from the round's model to the next. `fraction` is the least share of the owners that takes part in a
     round: with less than 1 they are divided by the `seed` into fixed groups, which take turns. `gather_seconds` is how long the job waits for owners that
-    do not attend.
+    do not attend. With a table `statistics`, the job counts the owners' data instead of training a model, and has
+    neither a `model` nor `rounds`.
     """
 
     kind: ClassVar[str] = "a job"
     name: Name
     task: Name
-    model: FilePath
+    model: FilePath | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] = 0  # what torch.manual_seed takes
     rounds: Annotated[int, Field(ge=1, le=1_000_000)]
     owners: Annotated[list[NodeLabel], Field(min_length=MIN_COHORT, max_length=MAX_COHORT)]
@@ -106,7 +112,7 @@ class JobSettings(Settings):
     examples: tuple[_Examples, _Examples] = (1, MAX_EXAMPLES)
     # The words of ENCODINGS of cairn.protocol.words.
     updates: Literal["whole", "bf16_deltas", "int8_deltas"] = "whole"
-    content: ContentWord = "weights"
+    content: ModelContentWord = "weights"
     rule: RuleSettings = RuleSettings(name="mean")
     optimizer: OptimizerSettings = OptimizerSettings(name="none")
     evaluate: bool = False
@@ -115,6 +121,24 @@ class JobSettings(Settings):
     # Which release is kept beside the last, and when the job stops early.
     best: BestSettings | None = None
     settings: dict[str, float] = Field(default_factory=dict)
+    statistics: StatisticsSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_statistics(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "statistics" not in values:
+            return values
+        if others := sorted(values.keys() & cls.model_fields.keys() - _OF_STATISTICS):
+            raise ValueError(
+                f"a job of statistics counts data once and trains no model: take {', '.join(others)} out, or statistics"
+            )
+        return {**values, "rounds": 1}
+
+    @model_validator(mode="after")
+    def _check_model(self) -> "JobSettings":
+        if self.model is None and self.statistics is None:
+            raise ValueError("the key model is missing")
+        return self
 
     @model_validator(mode="after")
     def _check_owners(self) -> "JobSettings":
@@ -187,6 +211,8 @@ class JobSettings(Settings):
     @property
     def aggregation(self) -> Aggregation:
         """What becomes of the updates. Raises ValueError with a sentence."""
+        if self.statistics is not None:
+            return Aggregation(CONTENTS["statistics"], RULES["sum"])
         rule, optimizer = RULES[self.rule.name], OPTIMIZERS[self.optimizer.name]
         return Aggregation(
             CONTENTS[self.content],

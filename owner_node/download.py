@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cairn.errors import CairnError, InvalidMessage, UpdateRefused, WrongState
 from cairn.model.validation import Bounds, check_values
+from cairn.protocol.words import word_of
 from cairn.runtime.timeouts import rest
 from cairn.tasks.loader import TaskFailed
 from cairn.transport.receiver import PayloadReceiver
@@ -40,6 +41,8 @@ class Downloader:
         no model.
         """
         _check_model(invited, process, is_over)
+        if invited.job.statistics is not None:  # its base has nothing to say
+            return
         schema, digest = invited.job.schema, invited.manifest.base_digest
         base = process.base_buffer(schema)
         if process.has_base(schema, digest):
@@ -74,7 +77,7 @@ def _check_model(
     invited: Invited, process: TrainingSupervisor, is_over: Callable[[], bool]
 ) -> None:
     """No data was opened yet, so nothing here depends on it, and the reason may be told."""
-    gradients = invited.job.aggregation.are_gradients
+    aggregation = invited.job.aggregation
     try:
         model = process.model(is_over)
     except TaskFailed as failed:
@@ -85,9 +88,11 @@ def _check_model(
         raise Declined(
             f"the task's model is not known: {failed}", pb.REASON_SCHEMA_MISMATCH
         ) from None
-    if why := model.why_not_asked(gradients=gradients):
+    if why := model.why_not_asked(word_of(pb.Content, aggregation.content)):
         raise Declined(why, pb.REASON_JOB_REFUSED)
-    if why := model.why_not(invited.job.schema, gradients=gradients):
+    if aggregation.are_statistics:  # whose schema follows from the job
+        return
+    if why := model.why_not(invited.job.schema, gradients=aggregation.are_gradients):
         raise Declined(why, pb.REASON_SCHEMA_MISMATCH)
 
 

@@ -60,9 +60,9 @@ class LocalWork:
 
     def _order(self, invited: Invited, process: TrainingSupervisor, progress: Progress) -> Work:
         """What the process is to do, once what the task keeps lies in its memory."""
-        trains = invited.manifest.trains
+        trains, statistics = invited.manifest.trains, invited.job.statistics
         try:
-            kept = process.model(progress.is_dropped).kept
+            kept = process.model(progress.is_dropped).kept if statistics is None else None
         except TaskFailed:
             progress.check()
             raise
@@ -74,6 +74,7 @@ class LocalWork:
             schema=invited.job.schema,
             in_place=trains and not self._uploader.needs_base(invited),
             gradients=invited.job.aggregation.are_gradients,
+            statistics=statistics,
             kept=kept,
             begins_with_kept=kept is not None
             and self._kept.load(invited, kept, process.kept_buffer(kept)),

@@ -236,6 +236,8 @@ def _policy(settings: OwnerSettings) -> Policy:
                 optimizers=frozenset(OPTIMIZERS[word] for word in task.optimizers),
                 max_failures=task.max_failures,
                 work_seconds=task.work_seconds,
+                min_cell=task.min_cell,
+                max_statistics=task.max_statistics,
             )
             for name, task in settings.tasks.items()
         },

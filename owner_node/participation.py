@@ -29,6 +29,7 @@ from owner_node.policy import Declined, Invited, Policy
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import NotRecorded
 from owner_node.settlement import Settlement
+from owner_node.statistics_policy import check_statistics
 from owner_node.training.kept_tensors import KeptTensors
 from owner_node.training.supervisor import TrainingSupervisor
 from owner_node.turns import Turns
@@ -95,7 +96,9 @@ class Participation:
     def _answer(self, invited: Invited) -> None:
         try:
             self._settlement.settle()
-            self._policy.check(invited, self._decisions.past.known(invited))
+            past = self._decisions.past
+            self._policy.check(invited, past.known(invited))
+            check_statistics(self._policy.tasks, invited, past.budgets)
             self._work(invited)
         except (Declined, TaskFailed, NotRecorded) as error:
             self._give_up(invited, error)

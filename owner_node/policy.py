@@ -8,6 +8,7 @@ from cairn.protocol.aggregation import RULES_UNLESS_SAID
 from cairn.protocol.cohorts import are_of_one_group
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec, Manifest
+from cairn.protocol.statistics import MIN_CELL
 from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, word_of
 from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS
 from cairn.v1 import round_pb2 as pb
@@ -69,7 +70,8 @@ class TaskRules:
     """The allowed ranges of a task's settings, how updates may travel, and how often and how long it may run and fail.
 
     `max_rounds` holds for trainings, and as well for evaluations. `work_seconds` is the time that its work on the
-    data takes in every round; None where that may show.
+    data takes in every round; None where that may show. `min_cell` is the smallest cell of statistics that may be
+    released, and `max_statistics` how many times a column may leave for them (owner_node/statistics_policy.py).
     """
 
     ranges: Ranges = field(default_factory=dict)
@@ -80,6 +82,8 @@ class TaskRules:
     optimizers: frozenset["pb.Optimizer"] = frozenset(OPTIMIZERS.values())
     max_failures: int = MAX_FAILURES
     work_seconds: float | None = None
+    min_cell: int = MIN_CELL
+    max_statistics: int = 1
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,8 @@ class Policy:
                 f" {self.largest_model_bytes} (largest_model_megabytes)",
                 pb.REASON_TOO_MUCH,
             )
-        _check_settings(job, rules.ranges)
+        if job.statistics is None:  # which have none
+            _check_settings(job, rules.ranges)
         _check_encoding(invited, rules.encodings)
         self._check_aggregation(invited, rules)
         _check_budgets(invited, rules, known)

@@ -71,7 +71,9 @@ class Uploader:
         `may_leave` is called once all is prepared and before anything is recorded as sent; it raises where
         nothing may leave. Raises Declined, or NotRecorded where the ledger cannot be written: then nothing has left.
         """
-        before = self._ledger.past.budgets.reported(invited.job.task, invited.manifest.phase)
+        before = None
+        if invited.job.statistics is None:
+            before = self._ledger.past.budgets.reported(invited.job.task, invited.manifest.phase)
         rules = rules_beside(self._rules[invited.job.task], trained.metrics, before)
         with self._spool.writer(invited.digest) as writer:
             outgoing = prepare_update(invited, base, trained, rules, self._feedback, writer.write)
@@ -199,7 +201,8 @@ class Uploader:
         return retry_while_unavailable(push, "the aggregator", until(deadline), self._stopping)
 
     def _facts(self, invited: Invited, outgoing: OutgoingUpdate) -> dict[str, object]:
-        trains = invited.manifest.trains
+        trains, statistics = invited.manifest.trains, invited.job.statistics
+        counted = {} if statistics is None else {"columns": [c.name for c in statistics.columns]}
         return {
             **round_facts(invited),
             "task": invited.job.task,
@@ -215,4 +218,5 @@ class Uploader:
             "clipped": outgoing.clipped,
             **aggregation_in_words(invited.manifest.aggregation),
             "weighting": word_of(pb.Weighting, invited.manifest.weighting),
+            **counted,
         }

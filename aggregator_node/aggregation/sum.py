@@ -1,4 +1,4 @@
-"""How accepted gradients become a sum: RULE_SUM. Pure.
+"""How accepted gradients, or counts of statistics, become a sum: RULE_SUM. Pure.
 
 The sum of an element is the sum of weight * value over the updates; all weights are equal. It is the mean (`mean`) without the
 division, as exact and as independent of the order, and rounded once to the tensor's type. It is what a step of SGD over

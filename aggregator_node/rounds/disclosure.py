@@ -4,6 +4,8 @@ What a release says is of two kinds, and like is compared with like: the tensors
 every training from the same base, and metrics with the metrics of every release that starts from the same base,
 whatever its phase. With `any_base` there is one kind: every release of a schema is compared with every other.
 
+Counts of statistics are compared with counts, by rules of their own (`statistics_overlap`).
+
 It is read off what the aggregator has signed when it starts, so there is no table of it to be changed.
 """
 
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
 
+from aggregator_node.rounds.statistics_overlap import StatisticsOverlap
 from aggregator_node.rounds.upload import RoundContext
 from cairn.errors import WrongState
 from cairn.model.schema import Schema
@@ -86,9 +89,13 @@ _Key = tuple[_Says, bytes, bytes]  # the digests of the schema and of the base, 
 class ReleaseOverlap:
     """Every method may be called from any thread."""
 
-    def __init__(self, *, any_base: bool) -> None:
-        """With `any_base`, releases of one schema are compared whatever their bases and phases are."""
+    def __init__(self, *, any_base: bool, max_statistics: int = 1) -> None:
+        """With `any_base`, releases of one schema are compared whatever their bases and phases are.
+
+        A column is released in so many statistics at the most.
+        """
         self._any_base = any_base
+        self._statistics = StatisticsOverlap(max_statistics)
         self._lock = threading.RLock()
         self._released: defaultdict[_Key, dict[bytes, Average]] = defaultdict(dict)
 
@@ -97,7 +104,12 @@ class ReleaseOverlap:
 
         Raises WrongState where there may be no such release. A training whose tensors may stand beside the others
         and whose metrics may not leaves without metrics; of an evaluation nothing would be left, so it is refused.
+        Statistics have no metrics.
         """
+        if context.job.statistics is not None:
+            with self._lock:
+                self._statistics.check(context, owners)
+            return False
         must = self._must_say(context)
         with self._lock:
             check_difference(_average(context, owners, must), self._earlier(must, context))
@@ -128,6 +140,9 @@ class ReleaseOverlap:
     ) -> None:
         """Remember a release that is made, or was made before this process began."""
         with self._lock:
+            if context.job.statistics is not None:
+                self._statistics.remember(manifest_digest, context, owners)
+                return
             for says in {self._must_say(context)} | ({_Says.METRICS} if has_metrics else set()):
                 average = _average(context, owners, says)
                 self._released[self._key(says, context)][manifest_digest] = average
@@ -135,6 +150,7 @@ class ReleaseOverlap:
     def forget(self, manifest_digest: bytes, context: RoundContext) -> None:
         """The round is not released after all."""
         with self._lock:
+            self._statistics.forget(manifest_digest, context)
             for says in _Says:
                 self._released[self._key(says, context)].pop(manifest_digest, None)
 

@@ -33,6 +33,7 @@ from cairn.errors import (
     WrongState,
 )
 from cairn.protocol.messages import JobSpec, Manifest, digest_of, manifest_from_bytes
+from cairn.protocol.statistics import statistics_in_words
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2
@@ -221,8 +222,12 @@ class JobRegistry:
             "job_digest": digest,
             "coordinator": coordinator,
         }
-        # For everybody to check the cohorts against.
-        self._store.append("job", facts | ({"groups": spec.groups} if spec.groups else {}))
+        # For everybody to check the cohorts, and the file of statistics, against.
+        if spec.groups:
+            facts["groups"] = spec.groups
+        if spec.statistics is not None:
+            facts["statistics"] = statistics_in_words(spec.statistics)
+        self._store.append("job", facts)
 
     def _state_of(self, spec: JobSpec, epoch: int) -> aggregator_pb2.RegisterJobResponse:
         progress, last = self._store.progress(spec.name), self._store.last_release(spec.name)

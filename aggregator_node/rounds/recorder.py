@@ -10,6 +10,7 @@ from dataclasses import replace
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator_node.aggregation.rule import Rule
+from aggregator_node.aggregation.suppression import suppressed_pieces
 from aggregator_node.events import (
     MetricsLeftOut,
     Observer,
@@ -156,8 +157,13 @@ class RoundRecorder:
             failpoint("aggregator.release.before_commit")
 
     def _write(self, row: RoundRow, context: RoundContext, rule: Rule) -> ReleaseDigests:
-        """Write the model that is released, and the optimizer's state where there is one."""
+        """Write the model that is released, and the optimizer's state where there is one.
+
+        Of statistics, what is too small is left out before anything is written.
+        """
         schema, result = context.job.schema, rule.result_blocks()
+        if context.job.statistics is not None:
+            result = suppressed_pieces(context.job.statistics, result)
         base = self._bases.of(context)  # nothing is built upon one that was changed meanwhile
         step = step_of(schema, context.job.aggregation)
         if step is None or base is None:

@@ -21,6 +21,7 @@ from cairn.model.validation import Bounds
 from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.limits import MAX_EXAMPLES, MAX_METRIC_NAME_BYTES, MAX_METRICS
 from cairn.protocol.messages import JobSpec, Manifest, check_digest, digest_of, manifest_to_bytes
+from cairn.protocol.statistics import check_counts
 from cairn.runtime.timeouts import SHORT_WAIT_SECONDS
 from cairn.transport.receiver import PayloadReceiver
 from cairn.v1 import aggregator_pb2
@@ -202,7 +203,8 @@ class Upload:
         """Check the whole update against its commit and return its digest.
 
         Raises UpdateRefused with CORRUPT_UPDATE where bytes are missing or wrong, and with NON_FINITE
-        or MAGNITUDE_REFUSED where a value is not to be added: before any arithmetic.
+        or MAGNITUDE_REFUSED where a value is not to be added, and with WRONG_TENSORS where counts do not agree with each
+        other: before any arithmetic.
         """
         if self._incoming.missing:
             raise UpdateRefused(
@@ -220,6 +222,8 @@ class Upload:
             )
         if self.payload is not None:
             check_update(self._context.layout, self.payload, self._context.bounds)
+            if (statistics := self._context.job.statistics) is not None:
+                check_counts(statistics, self.payload, self.header.examples)
         return commit.payload_digest
 
     def header_digest(self) -> bytes:

@@ -214,6 +214,7 @@ def clear(out: Path) -> None:
     ours |= {
         "best.safetensors",
         "best.json",
+        "statistics.json",
         "history.jsonl",
         "checkpoint.json",
         "ledger.jsonl",

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cairn.cli.errors import mistakes_explained
-from cairn.config import ContentWord
+from cairn.config import ModelContentWord
 from cairn.errors import UpdateRefused, UsageError
 from cairn.model.safetensors_reader import read_model
 from cairn.model.schema import Schema
@@ -45,7 +45,7 @@ Row = tuple[str, str, tuple[int, ...], int]
 @click.option("--seed", default=0, show_default=True, help="Seeds PyTorch before model().")
 @click.option(
     "--content",
-    type=click.Choice(get_args(ContentWord)),
+    type=click.Choice(get_args(ModelContentWord)),
     help="What the job asks for; by default weights, if the task has a train function.",
 )
 @click.option(
@@ -63,7 +63,7 @@ def try_task(
     settings: tuple[str, ...],
     initial_model: Path | None,
     seed: int,
-    content: ContentWord | None,
+    content: ModelContentWord | None,
     environment: tuple[str, ...],
 ) -> None:
     """Run one round of TASK offline and show what would leave this site. Nothing is sent.

@@ -10,8 +10,8 @@ class Exchanged:
     """The tensors that are shared, the names of those that are private to the site, and the tensors that it keeps.
 
     `kept` is None where the task keeps nothing from round to round. `trained` names the shared ones that have a
-    gradient: a job of gradients consists of them alone. `gives_weights` and `gives_gradients` say which of its
-    functions the task has.
+    gradient: a job of gradients consists of them alone. `gives_weights`, `gives_gradients` and `gives_statistics` say
+    which of its functions the task has.
     """
 
     schema: Schema
@@ -20,6 +20,7 @@ class Exchanged:
     trained: frozenset[str] = frozenset()
     gives_weights: bool = True
     gives_gradients: bool = False
+    gives_statistics: bool = False
 
     def schema_of(self, *, gradients: bool) -> Schema:
         """The model of a job of gradients, or of weights."""
@@ -50,11 +51,15 @@ class Exchanged:
         part = "what the task exchanges" if is_part else "the task's model"
         return f"{part} is not the job's: {job.difference(ours)}"
 
-    def why_not_asked(self, *, gradients: bool) -> str:
-        """Say in words why the task cannot do the training that a job asks for; empty where it can."""
-        if self.gives_gradients if gradients else self.gives_weights:
+    def why_not_asked(self, content: str) -> str:
+        """Say in words why the task cannot give the content that a job asks for; empty where it can."""
+        given, function = {
+            "weights": (self.gives_weights, "train"),
+            "gradients": (self.gives_gradients, "gradients"),
+            "statistics": (self.gives_statistics, "columns"),
+        }[content]
+        if given:
             return ""
-        content, function = ("gradients", "gradients") if gradients else ("weights", "train")
         return (
             f"the job asks for {content} and the task has no {function} function;"
             f" pass one: cairn.Task(..., {function}={function})"

@@ -66,6 +66,7 @@ RULES_UNLESS_SAID = frozenset(NUMBERS) - {pb.RULE_TRIMMED_MEAN}
 _EQUAL_ONLY = frozenset(NUMBERS) - {pb.RULE_MEAN, pb.RULE_NORM_BOUNDED_MEAN}
 # An update counts as its weight says, whatever is in it and in the others.
 _BLIND = frozenset({pb.RULE_MEAN, pb.RULE_SUM})
+_OF_STATISTICS = (pb.RULE_SUM, pb.OPTIMIZER_NONE)
 _CENTRED_AT_BASE = frozenset({pb.RULE_NORM_BOUNDED_MEAN, pb.RULE_CENTRED_CLIPPING})
 
 
@@ -83,6 +84,11 @@ class Aggregation:
     def are_gradients(self) -> bool:
         """Whether the updates are gradients."""
         return self.content == pb.CONTENT_GRADIENTS
+
+    @property
+    def are_statistics(self) -> bool:
+        """Whether the updates are counts of the owners' data."""
+        return self.content == pb.CONTENT_STATISTICS
 
     @property
     def needs_base(self) -> bool:
@@ -124,7 +130,8 @@ class Aggregation:
         words = [_in_words(word_of(pb.Rule, self.rule), self.rule_numbers)]
         if self.optimizer != pb.OPTIMIZER_NONE:
             words.append(_in_words(word_of(pb.Optimizer, self.optimizer), self.optimizer_numbers))
-        return ("gradients, " if self.are_gradients else "") + ", ".join(words)
+        is_model = self.content == pb.CONTENT_WEIGHTS
+        return ", ".join(words if is_model else [word_of(pb.Content, self.content), *words])
 
 
 def _in_words(name: str, numbers: Mapping[str, float]) -> str:
@@ -169,6 +176,13 @@ def check_aggregation(
     rule = word_of(pb.Rule, aggregation.rule)
     if weighting != pb.WEIGHTING_EQUAL and aggregation.rule in _EQUAL_ONLY:
         raise ValueError(f'the rule {rule} wants weighting = "equal"')
+    if aggregation.are_statistics:
+        whole = encoding == pb.ENCODING_WHOLE
+        if (aggregation.rule, aggregation.optimizer) != _OF_STATISTICS or not whole:
+            raise ValueError(
+                "statistics are added up: their rule is sum, without an optimizer, and they travel whole"
+            )
+        return
     if not aggregation.are_gradients:
         if aggregation.rule == pb.RULE_SUM:
             raise ValueError(

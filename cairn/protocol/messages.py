@@ -30,6 +30,7 @@ from cairn.protocol.limits import (
     MAX_ROUND_SECONDS,
     MIN_COHORT,
 )
+from cairn.protocol.statistics import Statistics, schema_of, statistics_from_pb, statistics_to_pb
 from cairn.protocol.words import known
 from cairn.v1 import round_pb2 as pb
 
@@ -57,6 +58,7 @@ class JobSpec:
     encoding: "pb.Encoding" = pb.ENCODING_WHOLE
     groups: Groups = ()
     aggregation: Aggregation = field(default_factory=Aggregation)
+    statistics: Statistics | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def job_spec_to_bytes(spec: JobSpec) -> bytes:
         "schema": schema_to_pb(spec.schema),
         "groups": groups,
         "aggregation": aggregation_to_pb(spec.aggregation),
+        "statistics": None if spec.statistics is None else statistics_to_pb(spec.statistics),
     }
     message = pb.JobSpec(**fields, chain=pb.CHAIN_STRICT)
     return message.SerializeToString(deterministic=True)
@@ -186,8 +189,12 @@ def job_spec_from_bytes(body: bytes) -> JobSpec:
         encoding=message.encoding,
         groups=check_groups([group.owners for group in message.groups], owners, message.floor),
         aggregation=aggregation_from_pb(message.aggregation),
+        statistics=statistics_from_pb(message.statistics)
+        if message.HasField("statistics")
+        else None,
     )
     _check_parts(spec)
+    _check_statistics(spec)
     return spec
 
 
@@ -197,6 +204,18 @@ def _check_parts(spec: JobSpec) -> None:
         check_aggregation(spec.aggregation, spec.weighting, spec.encoding, all_floats=all_floats)
     except ValueError as error:
         raise InvalidMessage(str(error), pb.REASON_RULE_REFUSED) from None
+
+
+def _check_statistics(spec: JobSpec) -> None:
+    statistics = spec.statistics
+    if (statistics is not None) != spec.aggregation.are_statistics:
+        raise InvalidMessage("a job of statistics says what is counted, and no other job does")
+    if statistics is None:
+        return
+    if spec.rounds != 1 or spec.groups or spec.settings:
+        raise InvalidMessage("a job of statistics has one round, no groups and no settings")
+    if spec.schema != schema_of(statistics):
+        raise InvalidMessage("the schema of a job of statistics is not that of its columns")
 
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:

@@ -34,6 +34,8 @@ TASK_COMMENTS = {
     "contents": "what may leave",
     "rules": "by which the aggregator may combine updates",
     "optimizers": "by which it may step along the result",
+    "min_cell": "statistics leave only for jobs that release no cell of fewer examples",
+    "max_statistics": "so many times may a column leave for statistics, over all jobs",
     "environment": "environment variables that the task gets beside the harmless ones",
     "sandbox": "no network, and no file but its code, its data and the libraries",
     "sandbox_reads": "what else it may read in there",

@@ -14,6 +14,8 @@ from torch import nn
 from cairn.errors import UsageError
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
+from cairn.protocol.statistics import Statistics
+from cairn.tasks.columns import write_counts
 from cairn.tasks.counted import checked_examples, checked_metrics
 from cairn.tasks.gradients import forget_gradients, write_gradients
 from cairn.tasks.kept import KeptValues, write_kept
@@ -158,6 +160,17 @@ class TaskRunner:
             returned = self._task.evaluate(model, data, replace(this, device=self._device))
         return Outcome(examples, checked_metrics("evaluate", returned))
 
+    def statistics(self, statistics: Statistics, update: WritableBuffer) -> Outcome:
+        """Write what the job counts to `update`, which is of its schema. Raises TaskFailed."""
+        if self._task.columns is None:
+            raise _not_there("columns")
+        data = self._read_data()
+        examples = self._checked_examples("examples", data.examples)
+        with task_code("columns"):
+            returned = self._task.columns(data)
+        write_counts(statistics, returned, examples, update)
+        return Outcome(examples, {})
+
     def _worked(self, part: str, function: Function, model: nn.Module, this: Round) -> Outcome:
         data = self._read_data()
         examples = self._checked_examples("examples", data.examples)
@@ -198,6 +211,7 @@ class TaskRunner:
                 _trained(self._task, split, model),
                 gives_weights=self._task.train is not None,
                 gives_gradients=self._task.gradients is not None,
+                gives_statistics=self._task.columns is not None,
             )
         except UsageError as error:
             raise TaskFailed(str(error), pb.REASON_SCHEMA_MISMATCH) from None
@@ -240,12 +254,16 @@ class TaskRunner:
 
 def _asked_for(part: str, function: Function | None) -> Function:
     if function is None:
-        raise TaskFailed(
-            f"the task has no {part} function, which the job asks for;"
-            f" pass one: cairn.Task(..., {part}={part})",
-            pb.REASON_JOB_REFUSED,
-        )
+        raise _not_there(part)
     return function
+
+
+def _not_there(part: str) -> TaskFailed:
+    return TaskFailed(
+        f"the task has no {part} function, which the job asks for;"
+        f" pass one: cairn.Task(..., {part}={part})",
+        pb.REASON_JOB_REFUSED,
+    )
 
 
 def _built(task: Task) -> nn.Module:

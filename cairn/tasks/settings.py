@@ -19,6 +19,7 @@ from cairn.protocol.limits import (
     MAX_METRICS,
     MAX_ROUND_SECONDS,
 )
+from cairn.protocol.statistics import MIN_CELL
 
 MAX_ROUNDS = 1000
 MAX_FAILURES = 2
@@ -61,8 +62,9 @@ class TaskSettings(Settings):
     together, by which an update may differ from its base, or the largest norm of a gradient; a longer one is scaled
     down to it, before it is encoded. `encodings` lists how updates may travel: "whole", or as deltas, which are smaller and say
     a little less. A job that asks for deltas has its updates travel whole until the aggregator has a base.
-    `contents` lists what may leave, "weights" or "gradients"; `rules` and `optimizers` what a job may have the
-    aggregator make of it.
+    `contents` lists what may leave, "weights", "gradients" or "statistics"; `rules` and `optimizers` what a job may have the
+    aggregator make of it. `min_cell` is the fewest examples that a cell of released statistics must have, and
+    `max_statistics` how many times each column of the task may leave for statistics, over all jobs.
     `environment` names the environment variables of this node that the task gets beside the harmless ones
     that every task gets. With `sandbox = "on"` the task has no network and can read only its file, its data,
     the libraries and what `sandbox_reads` lists, and write only to a temporary directory of its own; a machine
@@ -82,6 +84,8 @@ class TaskSettings(Settings):
     contents: Annotated[tuple[ContentWord, ...], Field(min_length=1)] = get_args(ContentWord)
     rules: Annotated[tuple[RuleWord, ...], Field(min_length=1)] = RULE_WORDS_UNLESS_SAID
     optimizers: Annotated[tuple[OptimizerWord, ...], Field(min_length=1)] = get_args(OptimizerWord)
+    min_cell: Annotated[int, Field(ge=2, le=MAX_EXAMPLES)] = MIN_CELL
+    max_statistics: Annotated[int, Field(ge=1)] = 1
     environment: tuple[VariableName, ...] = ()
     sandbox: Literal["off", "on"] = "off"
     sandbox_reads: tuple[FilePath, ...] = ()

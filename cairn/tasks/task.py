@@ -1,4 +1,4 @@
-"""What an owner writes: a task, which is three or four plain functions. Imports no torch.
+"""What an owner writes: a task, which is a few plain functions. Imports no torch.
 
     def model(): ...                    the architecture, without weights
     def data(site): ...                 the private data, read once per process
@@ -6,6 +6,7 @@
     def evaluate(model, data, round): ...
     def gradients(model, data, round):  instead of train, in a job of gradients
         loss(model, data).backward()
+    def columns(data): ...              in a job of statistics: {"age": an array, ...}
 
     task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
 
@@ -84,6 +85,10 @@ class Task:
     `grad` counts as zeros, and a sparse gradient is made dense. A tied parameter has one gradient, which leaves
     under each of its names.
 
+    `columns` takes the task's data and returns the columns that a job of statistics may count, by name: arrays or
+    tensors of one value for each training example, NaN where it is missing. Sums of them leave, above the floor and
+    without small cells (docs/statistics.md); a task without it has no part in such a job.
+
     `exchanges` says which entries of `model.state_dict()` travel, buffers included: names, or patterns
     as a shell has them, in which * stands for any text, dots too. A pattern after "!" takes entries
     out again: ("*", "!*.norm.*"). None is all of them. The job's model, the update and the release
@@ -111,5 +116,6 @@ class Task:
     train: Callable[["nn.Module", Any, Round], Metrics | None] | None = None
     evaluate: Callable[["nn.Module", Any, Round], Metrics | None] | None = None
     gradients: Callable[["nn.Module", Any, Round], Metrics | None] | None = None
+    columns: Callable[[Any], Mapping[str, Any]] | None = None
     exchanges: Sequence[str] | None = None
     keeps: Sequence[str] | None = None

@@ -53,6 +53,7 @@ class Content(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONTENT_UNSPECIFIED: _ClassVar[Content]
     CONTENT_WEIGHTS: _ClassVar[Content]
     CONTENT_GRADIENTS: _ClassVar[Content]
+    CONTENT_STATISTICS: _ClassVar[Content]
 
 class Chain(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -155,6 +156,7 @@ OPTIMIZER_YOGI: Optimizer
 CONTENT_UNSPECIFIED: Content
 CONTENT_WEIGHTS: Content
 CONTENT_GRADIENTS: Content
+CONTENT_STATISTICS: Content
 CHAIN_UNSPECIFIED: Chain
 CHAIN_STRICT: Chain
 ENCODING_UNSPECIFIED: Encoding
@@ -274,8 +276,28 @@ class Group(_message.Message):
     owners: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, owners: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Column(_message.Message):
+    __slots__ = ("name", "low", "high", "bins")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    BINS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    low: float
+    high: float
+    bins: int
+    def __init__(self, name: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., bins: _Optional[int] = ...) -> None: ...
+
+class Statistics(_message.Message):
+    __slots__ = ("columns", "min_cell")
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    MIN_CELL_FIELD_NUMBER: _ClassVar[int]
+    columns: _containers.RepeatedCompositeFieldContainer[Column]
+    min_cell: int
+    def __init__(self, columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., min_cell: _Optional[int] = ...) -> None: ...
+
 class JobSpec(_message.Message):
-    __slots__ = ("federation", "name", "task", "settings", "owners", "floor", "rounds", "aggregation", "weighting", "chain", "schema", "round_deadline_seconds", "min_examples", "max_examples", "encoding", "groups")
+    __slots__ = ("federation", "name", "task", "settings", "owners", "floor", "rounds", "aggregation", "weighting", "chain", "schema", "round_deadline_seconds", "min_examples", "max_examples", "encoding", "groups", "statistics")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -299,6 +321,7 @@ class JobSpec(_message.Message):
     MAX_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     federation: str
     name: str
     task: str
@@ -315,7 +338,8 @@ class JobSpec(_message.Message):
     max_examples: int
     encoding: Encoding
     groups: _containers.RepeatedCompositeFieldContainer[Group]
-    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ..., min_examples: _Optional[int] = ..., max_examples: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
+    statistics: Statistics
+    def __init__(self, federation: _Optional[str] = ..., name: _Optional[str] = ..., task: _Optional[str] = ..., settings: _Optional[_Mapping[str, float]] = ..., owners: _Optional[_Iterable[str]] = ..., floor: _Optional[int] = ..., rounds: _Optional[int] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., chain: _Optional[_Union[Chain, str]] = ..., schema: _Optional[_Union[ModelSchema, _Mapping]] = ..., round_deadline_seconds: _Optional[int] = ..., min_examples: _Optional[int] = ..., max_examples: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ...) -> None: ...
 
 class RoundManifest(_message.Message):
     __slots__ = ("federation", "job", "job_digest", "round", "phase", "cohort", "base_digest", "previous_release_digest", "aggregation", "weighting", "floor", "deadline_unix_ms", "lease_seconds", "nonce", "ledger_head", "protocol", "ledger_number", "software", "encoding", "largest_share", "draw_commitment")

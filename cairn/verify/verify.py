@@ -17,6 +17,8 @@ from cairn.ledger.files import (
     read_ledger,
     read_refusals,
 )
+from cairn.model.safetensors_reader import read_model
+from cairn.protocol.statistics import schema_of
 from cairn.runtime.foreign_files import content_of, lines_of
 from cairn.storage.directory import OWNER_DATABASE
 from cairn.v1 import round_pb2 as pb
@@ -32,10 +34,15 @@ from cairn.verify.run import (
     check_no_evaluation,
 )
 from cairn.verify.statement import check_recorded
+from cairn.verify.statistics import check_figures, statistics_of
 
 RELEASE, EVALUATION, MODEL = "release.json", "evaluation.json", "model.safetensors"
+STATISTICS = "statistics.json"
 BEST, BEST_MODEL = "best.json", "best.safetensors"
 HISTORY, CHECKPOINT = "history.jsonl", "checkpoint.json"
+_FIGURES_BYTES = (
+    1 << 26
+)  # a thousand columns of a thousand cells, each on a line, have a third of it
 _LINE_BYTES = 1 << 20  # of a history, which may name every owner and 64 metrics
 
 
@@ -108,11 +115,34 @@ def _run(folder: Path, against: Evidence) -> Iterator[Finding]:
     yield from findings
     if digest is not None:
         yield check_model(MODEL, digest, release, ledger)
+        if digest == release.release_digest:
+            yield from _statistics(folder, release.job, ledger)
     yield from _evaluation(folder / EVALUATION, key, release, ledger)
     if any((folder / name).exists() for name in (BEST, BEST_MODEL)):
         yield from _best(folder, key, release, ledger)
     lines = lines_of(folder / HISTORY, _LINE_BYTES, MAX_LEDGER_BYTES)
     yield from check_history(HISTORY, lines, release.job, ledger)
+
+
+def _statistics(folder: Path, job: str, ledger: LedgerCopy) -> Iterator[Finding]:
+    """Whether the figures of a job of statistics are those of its release, which lies beside them."""
+    statistics, findings = statistics_of(job, ledger)
+    yield from findings
+    if statistics is None:
+        return
+    text, findings = attempted(
+        STATISTICS,
+        partial(content_of, folder / STATISTICS, _FIGURES_BYTES),
+        goes_on=ledger.goes_on,
+    )
+    yield from findings
+    if text is None:
+        return
+    schema, payload = read_model(folder / MODEL)
+    if schema != schema_of(statistics):
+        yield failed(MODEL, f"it has other tensors than the columns of {job}")
+        return
+    yield check_figures(STATISTICS, text, job, statistics, payload)
 
 
 def _evaluation(

@@ -13,6 +13,14 @@ from torch import nn, optim
 import cairn
 
 BATCH = 16
+TRAITS = (
+    *("radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity"),
+    *("concave points", "symmetry", "fractal dimension"),
+)
+# Of each trait, over the cells of a tumour: the mean, its standard error, and the mean of the three largest.
+MEASUREMENTS = [
+    name.format(trait) for name in ("mean {}", "{} error", "worst {}") for trait in TRAITS
+]
 
 
 def model():
@@ -52,4 +60,8 @@ def evaluate(model, data, round):
     return {"accuracy": (model(inputs).argmax(1) == labels).float().mean().item()}
 
 
-task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate)
+def columns(data):
+    return dict(zip(MEASUREMENTS, data.train[0].T, strict=True))
+
+
+task = cairn.Task(model=model, data=data, train=train, evaluate=evaluate, columns=columns)

@@ -8,6 +8,9 @@
 
 No failure is a round that others ended, a base that did not come or was refused, or the end of the whole node,
 which sees of values no more than their bytes.
+
+    counted    an update of statistics left that counts the column, unless its round is known to have ended without a
+               release
 """
 
 import math
@@ -45,6 +48,8 @@ class Budgets:
         self._innocent: set[bytes] = set()
         self._forgiven: set[bytes] = set()
         self._reported: dict[Stream, frozenset[str]] = {}
+        # of every update of statistics: its task and its columns
+        self._counted: dict[bytes, tuple[str, frozenset[str]]] = {}
 
     def taken(self, task: str, phase: "pb.Phase", besides: bytes = b"") -> int:
         """In how many rounds of the phase it took part, but for one manifest."""
@@ -58,6 +63,13 @@ class Budgets:
         """The metrics that the task reported first since it was last reset; None before."""
         return self._reported.get((task, phase))
 
+    def counted(self, task: str, column: str, besides: bytes = b"") -> int:
+        """In how many statistics this column of the task has left, but for one manifest."""
+        return sum(
+            digest != besides and of == task and column in columns
+            for digest, (of, columns) in self._counted.items()
+        )
+
     def note(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Take in an entry. Raises KeyError or ValueError where a fact is missing or wrong."""
         match kind:
@@ -65,6 +77,9 @@ class Budgets:
                 digest = bytes.fromhex(facts["manifest_digest"])
                 self._task_of[digest] = facts["task"]
                 self._taken[facts["task"], PHASES[facts["phase"]]].add(digest)
+            case "sent" if "columns" in facts:
+                digest = bytes.fromhex(facts["manifest_digest"])
+                self._counted[digest] = facts["task"], frozenset(facts["columns"])
             case "sent":
                 names = frozenset({*facts["metrics"], *facts.get("dropped_metrics", ())})
                 self._reported.setdefault((facts["task"], PHASES[facts["phase"]]), names)
@@ -77,6 +92,8 @@ class Budgets:
     def _note_end(self, kind: str, facts: Mapping[str, Any]) -> None:
         """How a round ended for this owner, as itself has it, or as a statement does."""
         digest = bytes.fromhex(facts["manifest_digest"])
+        if kind in {"released", "no release"}:
+            self._counted.pop(digest, None)
         if digest not in self._task_of or digest in self._forgiven:
             return
         reason = reason_of_word(facts.get("reason", ""))

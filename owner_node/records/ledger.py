@@ -9,7 +9,7 @@
     joined        {job, round, phase, manifest_digest, task, destination}
     sent          before the first byte of an update leaves: {job, round, phase, manifest_digest, task,
                   destination, payload_digest, tensors, bytes, encoding, examples, metrics, salt,
-                  dropped_metrics, clipped, rule, weighting}
+                  dropped_metrics, clipped, rule, weighting}, and of statistics the columns
     sent again    before the update that was recorded so is pushed again, after this node was started anew:
                   {job, round, phase, manifest_digest, payload_digest, destination}
     receipt       the aggregator's signed receipt: {manifest_digest, receipt}

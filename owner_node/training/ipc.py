@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.statistics import Column, Statistics
 
 _READ_BYTES = 1 << 16
 
@@ -110,6 +111,7 @@ def exchanged_message(exchanged: Exchanged) -> dict[str, Any]:
         "trained": sorted(exchanged.trained),
         "gives_weights": exchanged.gives_weights,
         "gives_gradients": exchanged.gives_gradients,
+        "gives_statistics": exchanged.gives_statistics,
     }
 
 
@@ -133,7 +135,22 @@ def told_of_model(link: Link, *, again: bool) -> "Exchanged | dict[str, Any]":
         frozenset(answer["trained"]),
         gives_weights=answer["gives_weights"],
         gives_gradients=answer["gives_gradients"],
+        gives_statistics=answer["gives_statistics"],
     )
+
+
+def statistics_message(statistics: Statistics | None) -> Any:
+    """What is to be counted, in a piece of work; None where nothing is."""
+    if statistics is None:
+        return None
+    return [statistics.min_cell, [[*vars(column).values()] for column in statistics.columns]]
+
+
+def statistics_from(message: Mapping[str, Any]) -> Statistics | None:
+    if message["statistics"] is None:
+        return None
+    min_cell, columns = message["statistics"]
+    return Statistics(tuple(Column(*column) for column in columns), min_cell)
 
 
 def schema_message(schema: Schema) -> dict[str, Any]:

@@ -10,9 +10,16 @@ from typing import Any, Literal, TypeVar
 
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
+from cairn.protocol.statistics import Statistics
 from cairn.tasks.loader import TaskFailed
 from owner_node.training.child import Child, TaskSource, end, kill, spawn
-from owner_node.training.ipc import ModelMemory, kept_message, schema_message, told_of_model
+from owner_node.training.ipc import (
+    ModelMemory,
+    kept_message,
+    schema_message,
+    statistics_message,
+    told_of_model,
+)
 
 __all__ = ["TaskFailed", "TaskSource", "Trained", "TrainingSupervisor", "Work"]
 
@@ -24,7 +31,8 @@ class Work:
     """What a round asks of the task.
 
     With `in_place` the update takes the base's place: the base is not there any more afterwards. In a job of
-    `gradients` the update is a gradient, and the schema that of what is trained. `kept` is what the task keeps, if
+    `gradients` the update is a gradient, and the schema that of what is trained; with `statistics` it is their counts,
+    and the schema that of these. `kept` is what the task keeps, if
     anything; it begins with what lies in `kept_buffer` only where `begins_with_kept`.
     """
 
@@ -35,6 +43,7 @@ class Work:
     schema: Schema
     in_place: bool = False
     gradients: bool = False
+    statistics: Statistics | None = None
     kept: Schema | None = None
     begins_with_kept: bool = False
 
@@ -210,6 +219,7 @@ def _ask(
                 "settings": dict(work.settings),
                 "in_place": work.in_place,
                 "gradients": work.gradients,
+                "statistics": statistics_message(work.statistics),
                 "begins_with_kept": work.begins_with_kept if kept is not None else None,
             }
         )

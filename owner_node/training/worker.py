@@ -29,6 +29,7 @@ from owner_node.training.ipc import (
     ModelMemory,
     exchanged_message,
     schema_from,
+    statistics_from,
 )
 from owner_node.training.memory_shortage import go_first
 
@@ -80,7 +81,9 @@ class Training:
         this = Round(message["job"], message["round"], message["settings"])
         try:
             runner = self._load()
-            if message["phase"] == "evaluate":
+            if (statistics := statistics_from(message)) is not None:
+                outcome = runner.statistics(statistics, update)
+            elif message["phase"] == "evaluate":
                 outcome = runner.evaluate(
                     this, memory.schema, base, kept, gradients=message["gradients"]
                 )

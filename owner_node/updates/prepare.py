@@ -45,7 +45,7 @@ class OutgoingUpdate:
 
 def needs_base(invited: Invited, rules: DisclosureRules) -> bool:
     """Whether what leaves is made of the update and its base, which must then outlive the training."""
-    if invited.manifest.aggregation.are_gradients:
+    if invited.manifest.aggregation.content != pb.CONTENT_WEIGHTS:
         return False
     return invited.manifest.encoding != pb.ENCODING_WHOLE or rules.clip is not None
 
@@ -95,7 +95,7 @@ def prepare_update(
             if stream.layout.encoding == pb.ENCODING_WHOLE:
                 check_values(stream.layout.schema, payload, ANY_FINITE)
                 if rules.clip is not None:
-                    start = None if invited.manifest.aggregation.are_gradients else base
+                    start = base if needs_base(invited, rules) else None
                     clipped = clip(stream.layout.schema, start, payload, rules.clip)
             else:
                 change = _change(stream.layout, base, trained, rules, feedback.of(stream))

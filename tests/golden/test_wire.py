@@ -36,6 +36,8 @@ AGGREGATION = pb.Aggregation(
     optimizer=pb.OPTIMIZER_SGD,
     optimizer_numbers={"lr": 0.5, "momentum": 0.875},
 )
+COLUMN = pb.Column(name="mean radius", low=-0.5, high=27.75, bins=300)
+STATISTICS = pb.Statistics(columns=[COLUMN], min_cell=10)
 EXCLUSION = pb.Exclusion(owner="dora", reason=pb.REASON_CHAIN_BROKEN)
 HEADER = agg.UpdateHeader(
     manifest_digest=digest("m"),
@@ -62,6 +64,8 @@ EXPECTED: dict[str, Message] = {
     "ModelSchema": SCHEMA,
     "Group": GROUPS[0],
     "Aggregation": AGGREGATION,
+    "Column": COLUMN,
+    "Statistics": STATISTICS,
     "JobSpec": pb.JobSpec(
         federation="clinics",
         name="tumours",
@@ -79,6 +83,7 @@ EXPECTED: dict[str, Message] = {
         max_examples=5000,
         encoding=pb.ENCODING_INT8_DELTAS,
         groups=GROUPS,
+        statistics=STATISTICS,
     ),
     "RoundManifest": pb.RoundManifest(
         federation="clinics",

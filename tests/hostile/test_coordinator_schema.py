@@ -36,6 +36,7 @@ TERMS = [
         "encoding",
     ),
     "groups",  # fixed for the job, and each at least as large as the floor
+    "statistics",  # columns by name, each counted alike at every owner
 ]
 # Whatever an owner computed reaches a coordinator in one of these, averaged, or not at all.
 AVERAGED = {

@@ -150,8 +150,12 @@ class Federation:
         lines = [f"{key} = {json.dumps(value)}" for key, value in (values | job).items()]
         lines += ["[settings]", *(f"{key} = {value}" for key, value in settings.items())]
         path.write_text("\n".join(lines))
+        return self.run_job(path, self.out)
+
+    def run_job(self, job: Path, out: Path) -> Node:
+        """Run the job of this file to its end, or go on with it."""
         config = str(self.files / "coordinator.toml")
-        command = ["run", str(path), "--config", config, "--out", str(self.out)]
+        command = ["run", str(job), "--config", config, "--out", str(out)]
         return self._start("coordinator", "coordinator", *command)
 
     @contextmanager

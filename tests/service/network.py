@@ -35,6 +35,7 @@ from cairn.protocol.messages import (
     manifest_from_bytes,
 )
 from cairn.protocol.statements import MANIFEST, STATEMENT, verified
+from cairn.protocol.statistics import Statistics
 from cairn.provisioning.create import FederationPlan, write_federation
 from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
@@ -149,6 +150,7 @@ class Network:
         groups: Groups = (),
         task: str = "task",
         aggregation: Aggregation = PLAIN,
+        statistics: Statistics | None = None,
     ) -> "Job":
         """Register a job of its own."""
         name = next(self._names)
@@ -156,7 +158,7 @@ class Network:
             federation=FEDERATION,
             name=name,
             task=task,
-            settings={"lr": 0.1},
+            settings={"lr": 0.1} if statistics is None else {},
             owners=tuple(sorted(owners)),
             floor=floor,
             rounds=rounds,
@@ -167,6 +169,7 @@ class Network:
             max_examples=examples[1],
             groups=groups,
             aggregation=aggregation,
+            statistics=statistics,
         )
         job = Job(self, spec, coordinator)
         job.register()
@@ -267,6 +270,8 @@ class Job:
     def first_base(self) -> bytes:
         """A model of this job alone: releases of one base must not differ by a few owners."""
         size = self.spec.schema.total_bytes
+        if self.spec.statistics is not None:
+            return bytes(size)
         seed = sha256(self.spec.name.encode()).digest()
         return (seed * (size // len(seed) + 1))[:size]
 

@@ -21,7 +21,7 @@ LAYERS = {
     ),
     "coordinator": (
         "best_release causes doubtful_choices groups",
-        "schedule backoff initial_model needed_owners owner_sessions release_download",
+        "schedule backoff statistics initial_model needed_owners owner_sessions release_download",
         "aggregator_client invitation_service events run_directory settings",
         *(
             "cohort_selection ledger_mirror console diagnostics",

@@ -12,10 +12,14 @@ import torch
 from sklearn.datasets import load_breast_cancer  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
+from aggregator_node.aggregation.suppression import suppressed_pieces
+from cairn.protocol.statistics import schema_of
+from cairn.protocol.summary import report_of
 from cairn.tasks.loader import load_task
 from cairn.tasks.runner import TaskRunner, first_model
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Round, Site
+from coordinator.settings import JobSettings
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "breast_cancer"
 JOB = tomllib.loads((EXAMPLE / "job.toml").read_text())
@@ -87,6 +91,31 @@ def test_the_same_rounds_give_the_same_bits(directory: Path) -> None:
     _, two = federated(directory, 2)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert one["0.num_batches_tracked"].dtype == torch.int64
+
+
+def test_the_statistics_are_those_of_all_patients_that_are_trained_on(directory: Path) -> None:
+    settings = JobSettings.load(EXAMPLE / "statistics.toml").statistics
+    assert settings is not None
+    statistics, task = settings.counted, load_task(str(EXAMPLE / "task.py"))
+    sums = np.zeros(schema_of(statistics).total_bytes // 8, "<i8")
+    rows = []
+    for name in JOB["owners"]:
+        update = bytearray(sums.nbytes)
+        TaskRunner(task, Site(name, directory / f"{name}.npz")).statistics(statistics, update)
+        sums += np.frombuffer(update, "<i8")
+        with np.load(directory / f"{name}.npz") as file:
+            rows.append(file["train_x"].astype(np.float64))
+    released = b"".join(suppressed_pieces(statistics, [sums.view(np.uint8).data]))
+    figures = report_of("statistics", statistics, released)["columns"]
+    names = map(str, load_breast_cancer().feature_names)
+    expected = dict(zip(names, np.concatenate(rows).T, strict=True))
+    assert figures.keys() == expected.keys()
+    for name, values in expected.items():
+        of, half_a_step = figures[name], (figures[name]["high"] - figures[name]["low"]) / 2**17
+        assert of["count"] == len(values) == 428
+        assert of["low"] <= values.min() <= values.max() <= of["high"], name
+        assert of["mean"] == pytest.approx(values.mean(), abs=half_a_step), name
+        assert of["std"] == pytest.approx(values.std(), abs=half_a_step), name
 
 
 def test_every_patient_is_in_one_hospital_and_held_out_or_not(directory: Path) -> None:

@@ -90,6 +90,7 @@ class Bench:
             groups=(),
             aggregation=Aggregation(),
             schema=SCHEMA,
+            statistics=None,
         )
         job: Any = SimpleNamespace(
             spec=spec,

@@ -136,6 +136,8 @@ def test_an_owners_file_says_where_its_ledger_lies_and_what_else_it_may_say(made
         "contents",
         "rules",
         "optimizers",
+        "min_cell",
+        "max_statistics",
         "environment",
         "sandbox",
         "sandbox_reads",
@@ -184,6 +186,8 @@ encodings = ["whole", "int8_deltas"]
 contents = ["weights"]
 rules = ["mean", "trimmed_mean"]
 optimizers = ["none", "adam"]
+min_cell = 20
+max_statistics = 3
 environment = ["WARD_DB"]
 sandbox = "on"
 sandbox_reads = ["weights"]
@@ -213,6 +217,8 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
                 "encodings": ["whole", "int8_deltas"],
                 "contents": ["weights"],
                 "rules": ["mean", "trimmed_mean"],
+                "min_cell": 20,
+                "max_statistics": 3,
                 "optimizers": ["none", "adam"],
                 "environment": ["WARD_DB"],
                 "sandbox": "on",

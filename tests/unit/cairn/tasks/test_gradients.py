@@ -235,16 +235,18 @@ def no_data(_site: Site) -> Data:
     raise AssertionError("the data was opened")
 
 
-@pytest.mark.parametrize("gradients", [True, False])
-def test_what_the_task_lacks_is_known_without_its_data(
-    gradients: bool,  # noqa: FBT001 - a parameter of the test
-) -> None:
-    both = a_task(mean_loss, train=lambda *_: None)
-    lacking = replace(both, gradients=None) if gradients else replace(both, train=None)
-    exchanged = TaskRunner(replace(lacking, data=no_data), SITE).exchanged()
-    function = "gradients" if gradients else "train"
-    assert f"has no {function} function" in exchanged.why_not_asked(gradients=gradients)
-    assert exchanged.why_not_asked(gradients=not gradients) == ""
+FUNCTIONS = {"gradients": "gradients", "weights": "train", "statistics": "columns"}
+
+
+@pytest.mark.parametrize("content", FUNCTIONS)
+def test_what_the_task_lacks_is_known_without_its_data(content: str) -> None:
+    all_three = replace(a_task(mean_loss, train=lambda *_: None), columns=lambda _: {})
+    changes: dict[str, Any] = {"data": no_data, FUNCTIONS[content]: None}
+    lacking = replace(all_three, **changes)
+    exchanged = TaskRunner(lacking, SITE).exchanged()
+    said = {each: exchanged.why_not_asked(each) for each in FUNCTIONS}
+    assert f"has no {FUNCTIONS[content]} function" in said.pop(content)
+    assert set(said.values()) == {""}
 
 
 @pytest.mark.parametrize("part", ["gradients", "train"])
