@@ -51,6 +51,12 @@ NUMBERS: dict["pb.Rule", dict[str, Number]] = {
         "smoothing": Number(1e-12, 1e6, 1e-6),
     },
     pb.RULE_CENTRED_CLIPPING: {"norm": _NORM, "iterations": Number(1, 100, 1, whole=True)},
+    pb.RULE_PRIVATE_MEAN: {
+        "norm": _NORM,
+        "noise": Number(0.01, 1e4),
+        "epsilon": Number(1e-3, 1e3),
+        "delta": Number(1e-12, 1e-2),
+    },
 }
 OPTIMIZER_NUMBERS: dict["pb.Optimizer", dict[str, Number]] = {
     pb.OPTIMIZER_NONE: {},
@@ -66,7 +72,9 @@ RULES_UNLESS_SAID = frozenset(NUMBERS) - {pb.RULE_TRIMMED_MEAN}
 _EQUAL_ONLY = frozenset(NUMBERS) - {pb.RULE_MEAN, pb.RULE_NORM_BOUNDED_MEAN}
 # An update counts as its weight says, whatever is in it and in the others.
 _BLIND = frozenset({pb.RULE_MEAN, pb.RULE_SUM})
-_CENTRED_AT_BASE = frozenset({pb.RULE_NORM_BOUNDED_MEAN, pb.RULE_CENTRED_CLIPPING})
+_CENTRED_AT_BASE = frozenset(
+    {pb.RULE_NORM_BOUNDED_MEAN, pb.RULE_CENTRED_CLIPPING, pb.RULE_PRIVATE_MEAN}
+)
 
 
 @dataclass(frozen=True)
