@@ -10,6 +10,7 @@ from cairn.protocol.aggregation import RULES_UNLESS_SAID, Aggregation
 from cairn.protocol.cohorts import are_of_one_group, check_group_sizes
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec
+from cairn.protocol.privacy import PrivacyBudget
 from cairn.protocol.words import OPTIMIZERS, word_of
 from cairn.runtime.timeouts import LEASE_SECONDS
 from cairn.v1 import round_pb2 as pb
@@ -39,6 +40,7 @@ class AdmissionPolicy:
     bounds: Bounds = field(default_factory=Bounds)
     rules: frozenset["pb.Rule"] = RULES_UNLESS_SAID
     optimizers: frozenset["pb.Optimizer"] = frozenset(OPTIMIZERS.values())
+    max_epsilon: float | None = None
 
     def floor_of(self, job: JobSpec) -> int:
         """The smallest cohort that may be released: the larger of the job's and the aggregator's."""
@@ -90,6 +92,25 @@ class AdmissionPolicy:
                     pb.REASON_RULE_REFUSED,
                 )
         check_floor_of_rule(aggregation, len(job.owners), floor)
+        self._check_budget(PrivacyBudget.of(aggregation))
+
+    def _check_budget(self, budget: PrivacyBudget | None) -> None:
+        """Bounds what a private job may tell of one owner; its first round must be within that."""
+        if budget is None:
+            return
+        if self.max_epsilon is not None and budget.epsilon > self.max_epsilon:
+            raise InvalidMessage(
+                f"the job may tell epsilon {budget.epsilon:g} of one owner; the aggregator's file allows"
+                f" {self.max_epsilon:g} (max_epsilon)",
+                pb.REASON_RULE_REFUSED,
+            )
+        if not budget.allows(1):
+            raise InvalidMessage(
+                f"the budget allows no round: with noise = {budget.noise:g} one release tells epsilon"
+                f" {budget.spent_by(1):.4g} of one owner at delta = {budget.delta:g}, and the job allows"
+                f" {budget.epsilon:g}: raise noise or epsilon in the job's file",
+                pb.REASON_BUDGET_SPENT,
+            )
 
     def _check_weights(self, job: JobSpec) -> None:
         """Bounds how unlike the weights of a job may be; no update counts more than its share of them."""

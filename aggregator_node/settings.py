@@ -67,7 +67,8 @@ class AggregatorSettings(Settings):
     in common with: those of the same base, or of every model with the same tensors. Of the same base, tensors
     are compared with tensors and metrics with metrics, whatever the phase: a training whose metrics may not
     stand beside earlier ones is released without them. Of the same tensors, every release is compared.
-    `rules` and `optimizers` list those that a job may have.
+    `rules` and `optimizers` list those that a job may have. `max_epsilon` is the most that a job with noise may tell of
+    one owner, as its `epsilon` says; a job without noise has none.
     """
 
     kind: ClassVar[str] = "an aggregator"
@@ -91,6 +92,7 @@ class AggregatorSettings(Settings):
     compare_releases: Literal["same_base", "same_model"] = "same_base"
     rules: Annotated[tuple[RuleWord, ...], Field(min_length=1)] = RULE_WORDS_UNLESS_SAID
     optimizers: Annotated[tuple[OptimizerWord, ...], Field(min_length=1)] = get_args(OptimizerWord)
+    max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     identity: AggregatorIdentityFiles
 
     @property
@@ -123,4 +125,5 @@ class AggregatorSettings(Settings):
             bounds=Bounds(self.largest_value, self.largest_integer),
             rules=frozenset(RULES[word] for word in self.rules),
             optimizers=frozenset(OPTIMIZERS[word] for word in self.optimizers),
+            max_epsilon=self.max_epsilon,
         )

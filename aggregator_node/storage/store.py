@@ -191,6 +191,12 @@ class Store:
             )[0][0]
         )
 
+    def releases(self, job: str) -> list[RoundRow]:
+        """The rounds of a job that were released with a model."""
+        released = aggregator_pb2.ROUND_STATE_RELEASED
+        select = "SELECT * FROM round WHERE job = ? AND phase = ? AND state = ?"
+        return self._rounds(select, job, pb.PHASE_TRAIN, released)
+
     def last_release(self, job: str) -> RoundRow | None:
         released = aggregator_pb2.ROUND_STATE_RELEASED
         select = "SELECT * FROM round WHERE job = ? AND phase = ? AND state = ? ORDER BY number DESC LIMIT 1"

@@ -37,6 +37,7 @@ AGGREGATION = pb.Aggregation(
     optimizer_numbers={"lr": 0.5, "momentum": 0.875},
 )
 EXCLUSION = pb.Exclusion(owner="dora", reason=pb.REASON_CHAIN_BROKEN)
+PRIVACY = pb.Privacy(epsilon=3.125, delta=1e-5)
 HEADER = agg.UpdateHeader(
     manifest_digest=digest("m"),
     base_digest=digest("b"),
@@ -123,7 +124,9 @@ EXPECTED: dict[str, Message] = {
         floor=3,
         commitments=[digest("1"), digest("2"), digest("3")],
         encoding=pb.ENCODING_BF16_DELTAS,
+        privacy=PRIVACY,
     ),
+    "Privacy": PRIVACY,
     "LedgerHead": pb.LedgerHead(federation="clinics", number=603, head=digest("h")),
     "JoinRoundRequest": agg.JoinRoundRequest(
         manifest_digest=digest("m"),
