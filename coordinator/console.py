@@ -1,6 +1,8 @@
 """Shows a person what happens in a job: a line a round, and at the end where the model is."""
 
 from cairn.protocol.aggregation import Aggregation
+from cairn.protocol.messages import JobSpec
+from cairn.protocol.privacy import PrivacyBudget
 from cairn.protocol.words import reason_word
 from cairn.runtime.quoting import say
 from cairn.v1 import round_pb2 as pb
@@ -13,6 +15,9 @@ _BECAUSE = {
     pb.REASON_NOT_COUNTED: "its task failed there or its update was refused; only that owner is told why",
     pb.REASON_FAILURES_SPENT: (
         "it was not counted as often as its file allows: its operator has to look into that and run `cairn reset`"
+    ),
+    pb.REASON_BUDGET_SPENT: (
+        "with this round, all jobs together would tell more of it than its file allows (max_epsilon)"
     ),
 }
 _NO_METRICS = (
@@ -54,6 +59,11 @@ def _lines(event: events.Event) -> list[str]:
             return [_unjudged(event)]
         case events.StoppedEarly():
             return [_stopped_early(event)]
+        case events.BudgetSpent(released, rounds, budget):
+            return [
+                f"The budget is spent after {released} of {_count(rounds, 'round')}: another would tell more of one owner"
+                f" than epsilon {budget.epsilon:g} (delta {budget.delta:g})"
+            ]
         case events.BestModelKept(model, best):
             return [f"Best model: {model} (round {best.round}, {best.metric} {best.value:.4f})"]
         case events.JobFinished(model, digest):
@@ -71,12 +81,22 @@ def _started(event: events.JobStarted) -> list[str]:
     lines = [f"Job {spec.name}: {rounds} of {owners} (at least {event.floor}), {by}"]
     if spec.aggregation != Aggregation():
         lines.append(f"What becomes of their updates: {spec.aggregation}")
+    if (budget := PrivacyBudget.of(spec.aggregation)) is not None:
+        lines.append(_allowed(spec, budget))
     if spec.groups:
         groups = "; ".join(f"{n}: {', '.join(g)}" for n, g in enumerate(spec.groups, 1))
         lines.append(f"Each round is of one of {len(spec.groups)} groups. {groups}")
     if event.released:
         lines.append(f"Going on after {_count(event.released, 'round')}")
     return lines
+
+
+def _allowed(spec: JobSpec, budget: PrivacyBudget) -> str:
+    most = budget.most_releases(spec.rounds)
+    told = f"epsilon {budget.epsilon:g} of one owner (delta {budget.delta:g})"
+    if not spec.groups:
+        return f"The budget, {told}, allows {most} of the {_count(spec.rounds, 'round')}"
+    return f"The budget, {told}, allows each group {most} of the {_count(spec.rounds, 'round')}"
 
 
 def _awaited(event: events.OwnersAwaited) -> str:
@@ -93,9 +113,14 @@ def _finished_round(event: events.RoundFinished) -> str:
     group = f" of group {event.group}" if event.group else ""
     metrics = "".join(f"   {name} {value:.4f}" for name, value in sorted(event.metrics.items()))
     best = "   best so far" if event.is_best else ""
+    privacy = ""
+    if event.epsilon is not None and event.budget is not None:
+        budget = event.budget
+        of = f"{event.epsilon:.3g} of {budget.epsilon:g} (delta {budget.delta:g})"
+        privacy = f"   epsilon {of}, unit: one owner"
     return (
         f"Round {event.release:>{width}}/{event.releases}   {event.contributors} owners{group}"
-        f"{metrics}   {event.seconds:.2f} s{best}"
+        f"{metrics}{privacy}   {event.seconds:.2f} s{best}"
     )
 
 
