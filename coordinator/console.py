@@ -57,13 +57,8 @@ def _lines(event: events.Event) -> list[str]:
             return [f"Round {number}: no metrics of the training ({_NO_METRICS})"]
         case events.BestMetricMissing():
             return [_unjudged(event)]
-        case events.StoppedEarly():
-            return [_stopped_early(event)]
-        case events.BudgetSpent(released, rounds, budget):
-            return [
-                f"The budget is spent after {released} of {_count(rounds, 'round')}: another would tell more of one owner"
-                f" than epsilon {budget.epsilon:g} (delta {budget.delta:g})"
-            ]
+        case events.StoppedEarly() | events.BudgetSpent():
+            return [_ended_early(event)]
         case events.BestModelKept(model, best):
             return [f"Best model: {model} (round {best.round}, {best.metric} {best.value:.4f})"]
         case events.JobFinished(model, digest):
@@ -132,7 +127,12 @@ def _unjudged(event: events.BestMetricMissing) -> str:
     )
 
 
-def _stopped_early(event: events.StoppedEarly) -> str:
+def _ended_early(event: events.StoppedEarly | events.BudgetSpent) -> str:
+    if isinstance(event, events.BudgetSpent):
+        return (
+            f"The budget is spent after {event.released} of {_count(event.rounds, 'round')}: another would tell more of"
+            f" one owner than epsilon {event.budget.epsilon:g} (delta {event.budget.delta:g})"
+        )
     best = event.best
     least = f" by {event.min_delta:g} or more" if event.min_delta else ""
     return (

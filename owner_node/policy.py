@@ -11,6 +11,7 @@ from cairn.protocol.messages import JobSpec, Manifest
 from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, word_of
 from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS
 from cairn.v1 import round_pb2 as pb
+from owner_node.privacy_limit import PrivacyLimit
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -55,13 +56,15 @@ class JobHistory:
     `last` is the last round of the job that it took part in and `release` the latest release of the
     job whose statement it has seen, as its round and the model's digest. `taken` is how many other rounds
     of the task and the phase it took part in, and `failures` in how many of the task it was not counted for
-    a cause that may depend on its data, since the last reset.
+    a cause that may depend on its data, since the last reset. `told` is what noisy releases of the task, besides this
+    one, have told of it, in zero-concentrated differential privacy.
     """
 
     last: LastRound | None = None
     release: tuple[int, bytes] | None = None
     taken: int = 0
     failures: int = 0
+    told: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class TaskRules:
     """The allowed ranges of a task's settings, how updates may travel, and how often and how long it may run and fail.
 
     `max_rounds` holds for trainings, and as well for evaluations. `work_seconds` is the time that its work on the
-    data takes in every round; None where that may show.
+    data takes in every round; None where that may show. With `privacy`, only noisy releases may tell of the data.
     """
 
     ranges: Ranges = field(default_factory=dict)
@@ -80,6 +83,7 @@ class TaskRules:
     optimizers: frozenset["pb.Optimizer"] = frozenset(OPTIMIZERS.values())
     max_failures: int = MAX_FAILURES
     work_seconds: float | None = None
+    privacy: PrivacyLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,7 @@ class Policy:
         _check_settings(job, rules.ranges)
         _check_encoding(invited, rules.encodings)
         self._check_aggregation(invited, rules)
+        _check_privacy(invited, rules.privacy, known.told)
         _check_budgets(invited, rules, known)
 
     def _check_aggregation(self, invited: Invited, rules: TaskRules) -> None:
@@ -191,6 +196,15 @@ class Policy:
                 f" owners; this owner's floor is {self.floor}",
                 pb.REASON_RULE_REFUSED,
             )
+
+
+def _check_privacy(invited: Invited, limit: PrivacyLimit | None, told: float) -> None:
+    if limit is None:
+        return
+    manifest = invited.manifest
+    refusal = limit.refusal(invited.job.aggregation, told, trains=manifest.trains)
+    if refusal is not None:
+        raise Declined(*refusal)
 
 
 def _check_budgets(invited: Invited, rules: TaskRules, known: JobHistory) -> None:

@@ -34,6 +34,8 @@ TASK_COMMENTS = {
     "contents": "what may leave",
     "rules": "by which the aggregator may combine updates",
     "optimizers": "by which it may step along the result",
+    "max_epsilon": "the most that the releases of all jobs may tell of it; then only private_mean is taken part in",
+    "max_delta": "at this delta",
     "environment": "environment variables that the task gets beside the harmless ones",
     "sandbox": "no network, and no file but its code, its data and the libraries",
     "sandbox_reads": "what else it may read in there",

@@ -22,6 +22,7 @@ from cairn.protocol.limits import (
 
 MAX_ROUNDS = 1000
 MAX_FAILURES = 2
+MAX_DELTA = 1e-5
 
 
 def _task_source(text: str, info: ValidationInfo) -> str:
@@ -62,7 +63,9 @@ class TaskSettings(Settings):
     down to it, before it is encoded. `encodings` lists how updates may travel: "whole", or as deltas, which are smaller and say
     a little less. A job that asks for deltas has its updates travel whole until the aggregator has a base.
     `contents` lists what may leave, "weights" or "gradients"; `rules` and `optimizers` what a job may have the
-    aggregator make of it.
+    aggregator make of it. With `max_epsilon` only trainings by the rule "private_mean" are taken part in: of jobs that may
+    tell no more of one owner than that epsilon, at `max_delta`, and as long as all releases of the task together,
+    whatever their jobs are called, tell no more of this owner.
     `environment` names the environment variables of this node that the task gets beside the harmless ones
     that every task gets. With `sandbox = "on"` the task has no network and can read only its file, its data,
     the libraries and what `sandbox_reads` lists, and write only to a temporary directory of its own; a machine
@@ -82,6 +85,8 @@ class TaskSettings(Settings):
     contents: Annotated[tuple[ContentWord, ...], Field(min_length=1)] = get_args(ContentWord)
     rules: Annotated[tuple[RuleWord, ...], Field(min_length=1)] = RULE_WORDS_UNLESS_SAID
     optimizers: Annotated[tuple[OptimizerWord, ...], Field(min_length=1)] = get_args(OptimizerWord)
+    max_epsilon: Annotated[float, Field(gt=0, le=1e3)] | None = None
+    max_delta: Annotated[float, Field(ge=1e-12, le=1e-2)] = MAX_DELTA
     environment: tuple[VariableName, ...] = ()
     sandbox: Literal["off", "on"] = "off"
     sandbox_reads: tuple[FilePath, ...] = ()
@@ -93,4 +98,10 @@ class TaskSettings(Settings):
                 raise ValueError(f"settings.{key} = [{low:g}, {high:g}]: the smaller comes first")
         if self.sandbox_reads and self.sandbox == "off":
             raise ValueError('sandbox_reads has no effect without sandbox = "on"')
+        if "max_delta" in self.model_fields_set and self.max_epsilon is None:
+            raise ValueError("max_delta has no effect without max_epsilon")
+        if self.max_epsilon is not None and "private_mean" not in self.rules:
+            raise ValueError(
+                'max_epsilon allows the rule "private_mean" alone, and rules leaves it out'
+            )
         return self

@@ -136,6 +136,8 @@ def test_an_owners_file_says_where_its_ledger_lies_and_what_else_it_may_say(made
         "contents",
         "rules",
         "optimizers",
+        "max_epsilon",
+        "max_delta",
         "environment",
         "sandbox",
         "sandbox_reads",
@@ -182,8 +184,10 @@ work_seconds = 90
 clip = 2
 encodings = ["whole", "int8_deltas"]
 contents = ["weights"]
-rules = ["mean", "trimmed_mean"]
+rules = ["mean", "trimmed_mean", "private_mean"]
 optimizers = ["none", "adam"]
+max_epsilon = 4
+max_delta = 1e-6
 environment = ["WARD_DB"]
 sandbox = "on"
 sandbox_reads = ["weights"]
@@ -212,8 +216,10 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
                 "clip": 2.0,
                 "encodings": ["whole", "int8_deltas"],
                 "contents": ["weights"],
-                "rules": ["mean", "trimmed_mean"],
+                "rules": ["mean", "trimmed_mean", "private_mean"],
                 "optimizers": ["none", "adam"],
+                "max_epsilon": 4.0,
+                "max_delta": 1e-6,
                 "environment": ["WARD_DB"],
                 "sandbox": "on",
                 "sandbox_reads": [str(tmp_path / "weights")],

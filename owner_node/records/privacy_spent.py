@@ -1,0 +1,44 @@
+"""Counts, from an owner's ledger, what noisy releases have told of it, over all jobs of a task. Pure.
+
+A release counts from the moment its update was about to leave, because nobody may ever say how the round ended. It is taken
+back where the aggregator says that the round ended without a release, or signs that it left this owner out. What is told
+adds up as zero-concentrated differential privacy (cairn/protocol/privacy.py), however the jobs are called.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from cairn.protocol.privacy import rho_of
+
+_PRIVATE_MEAN = "private_mean"
+
+
+class PrivacySpent:
+    """Is told every entry of the ledger in order, by `note`."""
+
+    def __init__(self) -> None:
+        self._rho: defaultdict[str, dict[bytes, float]] = defaultdict(dict)  # of each task
+
+    def rho(self, task: str, besides: bytes = b"") -> float:
+        """What was told by the rounds of the task, but for one manifest, in zCDP."""
+        return sum(rho for digest, rho in self._rho[task].items() if digest != besides)
+
+    def releases(self, task: str) -> int:
+        """How many rounds of the task count."""
+        return len(self._rho[task])
+
+    def note(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Take in an entry. Raises KeyError or ValueError where a fact is missing or wrong."""
+        match kind:
+            case "sent" if facts.get("rule") == _PRIVATE_MEAN:
+                digest = bytes.fromhex(facts["manifest_digest"])
+                self._rho[facts["task"]][digest] = rho_of(facts["rule_numbers"]["noise"])
+            case "no release":
+                self._take_back(facts)
+            case "released" if not facts["counted"] and "reason" in facts:
+                self._take_back(facts)
+
+    def _take_back(self, facts: Mapping[str, Any]) -> None:
+        for told in self._rho.values():
+            told.pop(bytes.fromhex(facts["manifest_digest"]), None)
