@@ -150,6 +150,7 @@ Event = (
     | MetricsMissing
     | BestMetricMissing
     | RoundFinished
+    | BudgetSpent
     | StoppedEarly
     | BestModelKept
     | JobFinished

@@ -7,6 +7,7 @@ promised to a peer durable first.
 import secrets
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 
 from aggregator_node.admission import (
     LEAST_JOB_BYTES,
@@ -33,6 +34,7 @@ from cairn.errors import (
     WrongState,
 )
 from cairn.protocol.messages import JobSpec, Manifest, digest_of, manifest_from_bytes
+from cairn.protocol.privacy import PrivacyBudget
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.v1 import aggregator_pb2
@@ -215,8 +217,12 @@ class JobRegistry:
             "job_digest": digest,
             "coordinator": coordinator,
         }
-        # For everybody to check the cohorts against.
-        self._store.append("job", facts | ({"groups": spec.groups} if spec.groups else {}))
+        # For everybody to check the cohorts, and what is told of an owner, against.
+        if spec.groups:
+            facts["groups"] = spec.groups
+        if (budget := PrivacyBudget.of(spec.aggregation)) is not None:
+            facts["privacy"] = asdict(budget)
+        self._store.append("job", facts)
 
     def _state_of(self, spec: JobSpec, epoch: int) -> aggregator_pb2.RegisterJobResponse:
         progress, last = self._store.progress(spec.name), self._store.last_release(spec.name)

@@ -82,9 +82,7 @@ def test_only_a_training_with_noise_is_taken_part_in() -> None:
 
 
 @pytest.mark.parametrize("numbers", [{"epsilon": 8.1}, {"delta": 1.1e-5}], ids=str)
-def test_a_job_that_may_tell_more_than_the_file_allows_is_declined(
-    numbers: dict[str, float],
-) -> None:
+def test_a_job_that_may_tell_more_than_the_file_allows_is_declined(numbers: Any) -> None:
     assert reason_of(**private(**numbers)) == "RULE_REFUSED"
     check(**private(epsilon=1.0, delta=1e-7))
 

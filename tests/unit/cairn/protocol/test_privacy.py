@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import optimize, stats
+from scipy import optimize, stats  # type: ignore[import-untyped]  # SciPy has no stubs
 
 from cairn.protocol.aggregation import NUMBERS, Aggregation
 from cairn.protocol.privacy import PrivacyBudget, agree, epsilon_of, rho_of
