@@ -103,6 +103,11 @@ class Aggregation:
         return self.rule not in _BLIND
 
     @property
+    def is_private(self) -> bool:
+        """Whether noise hides every single owner in a release; then nothing leaves that has no noise, such as metrics."""
+        return self.rule == pb.RULE_PRIVATE_MEAN
+
+    @property
     def draws(self) -> bool:
         """Whether the rule divides the updates by a draw."""
         return self.rule == pb.RULE_BUCKETED_MEDIAN
@@ -167,6 +172,11 @@ def check_aggregation(
     rule = word_of(pb.Rule, aggregation.rule)
     if weighting != pb.WEIGHTING_EQUAL and aggregation.rule in _EQUAL_ONLY:
         raise ValueError(f'the rule {rule} wants weighting = "equal"')
+    if aggregation.is_private and not all_floats:
+        raise ValueError(
+            f"the rule {rule} hides floating-point tensors alone: keep the model's integers and bools with"
+            " the owners, by Task(keeps=...)"
+        )
     if not aggregation.are_gradients:
         if aggregation.rule == pb.RULE_SUM:
             raise ValueError(
