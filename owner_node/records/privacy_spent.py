@@ -19,6 +19,7 @@ class PrivacySpent:
 
     def __init__(self) -> None:
         self._rho: defaultdict[str, dict[bytes, float]] = defaultdict(dict)  # of each task
+        self._without_noise: defaultdict[str, set[bytes]] = defaultdict(set)
 
     def rho(self, task: str, besides: bytes = b"") -> float:
         """What was told by the rounds of the task, but for one manifest, in zCDP."""
@@ -28,17 +29,29 @@ class PrivacySpent:
         """How many rounds of the task count."""
         return len(self._rho[task])
 
+    def without_noise(self, task: str) -> int:
+        """How many rounds of the task there were that no epsilon covers."""
+        return len(self._without_noise[task])
+
     def note(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Take in an entry. Raises KeyError or ValueError where a fact is missing or wrong."""
         match kind:
-            case "sent" if facts.get("rule") == _PRIVATE_MEAN:
-                digest = bytes.fromhex(facts["manifest_digest"])
-                self._rho[facts["task"]][digest] = rho_of(facts["rule_numbers"]["noise"])
+            case "sent":
+                self._sent(bytes.fromhex(facts["manifest_digest"]), facts)
             case "no release":
                 self._take_back(facts)
-            case "released" if not facts["counted"] and "reason" in facts:
+            case "released" if not facts.get("counted") and "reason" in facts:
                 self._take_back(facts)
 
+    def _sent(self, digest: bytes, facts: Mapping[str, Any]) -> None:
+        if facts.get("rule") == _PRIVATE_MEAN:
+            self._rho[facts["task"]][digest] = rho_of(facts["rule_numbers"]["noise"])
+        else:
+            self._without_noise[facts["task"]].add(digest)
+
     def _take_back(self, facts: Mapping[str, Any]) -> None:
-        for told in self._rho.values():
-            told.pop(bytes.fromhex(facts["manifest_digest"]), None)
+        digest = bytes.fromhex(facts["manifest_digest"])
+        for rounds in self._rho.values():
+            rounds.pop(digest, None)
+        for others in self._without_noise.values():
+            others.discard(digest)
