@@ -1,8 +1,9 @@
 """What the releases of a private job have told of each owner, and whether another may follow.
 
-An owner has spent what the releases tell in which it was counted. They are counted in the rounds that the store has as
-released, each time anew: their rows are written in the transaction of the release and of its ledger entry, so there is no
-second book that a crash could leave behind or ahead.
+An owner has spent what the releases tell in which it was counted. A round whose noised result left the range of its type
+counts as well: that it was aborted for that follows from the result. Both are counted in the store's rounds, each time
+anew: their rows are written in the transaction of their ledger entries, so there is no second book that a crash
+could leave behind or ahead.
 """
 
 from collections import Counter
@@ -52,13 +53,13 @@ class Spending:
         return pb.Privacy(epsilon=epsilon, delta=budget.delta)
 
     def _counted(self, context: RoundContext) -> Counter[str]:
-        return releases_by_owner(self._store.releases(context.manifest.job))
+        return results_by_owner(self._store.results(context.manifest.job))
 
 
-def releases_by_owner(released: Iterable[RoundRow]) -> Counter[str]:
-    """How many of these rounds, which were released, counted each owner."""
+def results_by_owner(results: Iterable[RoundRow]) -> Counter[str]:
+    """In how many of these rounds, which had a result, each owner was counted."""
     counted = Counter[str]()
-    for row in released:
+    for row in results:
         cohort = parse(pb.RoundManifest, parse(pb.Signed, row.manifest).body).cohort
         counted.update(set(cohort) - {owner for owner, _ in row.exclusions})
     return counted

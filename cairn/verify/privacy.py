@@ -2,7 +2,8 @@
 
 A ledger names the owners of each round's cohort, and how many of them a release counts; who was left out, only the
 statement says. So what was told is known to the digit where all of a cohort were counted, and between two bounds where
-some were not: it grows by one release at the most, by none only where the owner that was counted most was left out.
+some were not: it grows by one release at the most, by none only where the owner that was counted most was left out. A round
+that was aborted because its noised result left the range of its type (NON_FINITE) may count as a release.
 """
 
 from collections import Counter
@@ -14,10 +15,12 @@ from cairn.errors import InvalidMessage
 from cairn.ledger.chain import Entry
 from cairn.protocol.aggregation import NUMBERS
 from cairn.protocol.privacy import PrivacyBudget, agree
+from cairn.protocol.words import reason_word
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import LedgerCopy, short
 
 _TOLD = ("epsilon", "delta")
+_OUT_OF_RANGE = reason_word(pb.REASON_NON_FINITE)
 
 
 def check_privacy(ledger: LedgerCopy) -> Iterator[Finding]:
@@ -38,7 +41,9 @@ def _follow(jobs: dict[str, "_Told"], entry: Entry, ledger: LedgerCopy) -> None:
     if entry.kind == "job" and "privacy" in facts:
         jobs[job] = _Told(_budget(facts["privacy"]))
     elif entry.kind == "release" and job in jobs:
-        jobs[job].add(facts, ledger.opening(str(facts.get("manifest_digest"))))
+        jobs[job].add(facts, _cohort(facts, ledger))
+    elif entry.kind == "abort" and job in jobs and facts.get("reason") == _OUT_OF_RANGE:
+        jobs[job].add_abort(_cohort(facts, ledger))
     elif entry.kind == "release" and any(key in facts for key in _TOLD):
         raise InvalidMessage(f"{short(job)} has no budget, so it has no epsilon either")
 
@@ -58,6 +63,7 @@ class _Told:
         self._budget = budget
         self._released = 0
         self._releases = 0  # that counted the owner who was counted most, by the last statement
+        self._aborted = 0  # which may count
         self._at_least = Counter[str]()
         self._at_most = Counter[str]()
 
@@ -65,17 +71,19 @@ class _Told:
         budget, epsilon = self._budget, self._budget.spent_by(self._releases)
         return f"epsilon {epsilon:.4g} of {budget.epsilon:g} (delta {budget.delta:g}) after {self._released} releases"
 
-    def add(self, facts: Mapping[str, Any], opening: Entry | None) -> None:
+    def add_abort(self, cohort: list[str]) -> None:
+        """Take in a round whose result left its range."""
+        self._aborted += 1
+        self._at_most.update(cohort)
+
+    def add(self, facts: Mapping[str, Any], cohort: list[str]) -> None:
         """Take in a release. Raises InvalidMessage where it says anything else than it tells."""
-        cohort = opening.facts.get("cohort") if opening is not None else None
-        if not isinstance(cohort, list) or not all(isinstance(owner, str) for owner in cohort):
-            raise InvalidMessage("no entry says which owners the round had")
         self._released += 1
         self._at_most.update(cohort)
         if facts.get("contributors") == len(cohort):
             self._at_least.update(cohort)
         low = max(self._releases, *self._at_least.values(), 1)
-        high = min(self._releases + 1, max(self._at_most.values(), default=0))
+        high = min(self._releases + self._aborted + 1, max(self._at_most.values(), default=0))
         epsilon = _number(facts.get("epsilon"), "epsilon")
         for count in range(low, high + 1):
             if agree(epsilon, self._budget.spent_by(count)):
@@ -89,6 +97,14 @@ class _Told:
                 f"it has epsilon {epsilon:.6g} at delta {short(facts.get('delta'))}; the job allows"
                 f" {self._budget.epsilon:g} at {self._budget.delta:g}"
             )
+
+
+def _cohort(facts: Mapping[str, Any], ledger: LedgerCopy) -> list[str]:
+    opening = ledger.opening(str(facts.get("manifest_digest")))
+    cohort = opening.facts.get("cohort") if opening is not None else None
+    if not isinstance(cohort, list) or not all(isinstance(owner, str) for owner in cohort):
+        raise InvalidMessage("no entry says which owners the round had")
+    return cohort
 
 
 def _budget(privacy: object) -> PrivacyBudget:

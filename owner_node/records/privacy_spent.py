@@ -1,8 +1,9 @@
 """Counts, from an owner's ledger, what noisy releases have told of it, over all jobs of a task. Pure.
 
-A release counts from the moment its update was about to leave, because nobody may ever say how the round ended. It is taken
-back where the aggregator says that the round ended without a release, or signs that it left this owner out. What is told
-adds up as zero-concentrated differential privacy (cairn/protocol/privacy.py), however the jobs are called.
+A round counts from the moment its update was about to leave, because nobody may ever say how the round ended. It is taken
+back only where the aggregator says why this owner was not counted. A round that ended without a release stays, because
+that it ended may be all that was told of a result: its values left the range of their type. What is told adds up as
+zero-concentrated differential privacy (cairn/protocol/privacy.py), however the jobs are called.
 """
 
 from collections import defaultdict
@@ -38,9 +39,7 @@ class PrivacySpent:
         match kind:
             case "sent":
                 self._sent(bytes.fromhex(facts["manifest_digest"]), facts)
-            case "no release":
-                self._take_back(facts)
-            case "released" if not facts.get("counted") and "reason" in facts:
+            case "released" | "no release" if not facts.get("counted") and "reason" in facts:
                 self._take_back(facts)
 
     def _sent(self, digest: bytes, facts: Mapping[str, Any]) -> None:

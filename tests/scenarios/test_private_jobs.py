@@ -39,8 +39,6 @@ def test_a_job_ends_with_its_budget_and_no_new_name_gets_around_an_owners_own(
     federate: Callable[..., Federation],
 ) -> None:
     federation = federate(THREE)
-    for owner in THREE:
-        federation.edit(owner, 'metrics = ["value"]', "metrics = []")
     federation.edit("carol", "\nmin_examples", "\nmax_epsilon = 3.5\nmin_examples")
     federation.aggregator()
     federation.owners()

@@ -111,18 +111,26 @@ def test_an_update_counts_before_its_round_is_known_to_be_released() -> None:
 @pytest.mark.parametrize(
     "end",
     [
-        ("no release", {"manifest_digest": digest(0), "why": "the round was aborted"}),
+        ("no release", {"manifest_digest": digest(0), "why": "no", "reason": "MAGNITUDE_REFUSED"}),
         released(0, counted=False, reason="DEADLINE"),
     ],
     ids=lambda end: end[0],
 )
-def test_a_round_without_a_release_that_counts_this_owner_is_taken_back(end: Any) -> None:
+def test_a_round_that_did_not_count_this_owner_is_taken_back(end: Any) -> None:
     check(**private(), known=known([*(sent(n) for n in range(9)), end]))
 
 
-def test_a_release_that_may_have_counted_this_owner_is_not_taken_back() -> None:
-    doubtful = released(0, counted=False, why="the receipt's commitment is missing")
-    entries = [*(sent(n) for n in range(9)), doubtful]
+@pytest.mark.parametrize(
+    "end",
+    [
+        released(0, counted=False, why="the receipt's commitment is missing"),
+        ("no release", {"manifest_digest": digest(0), "why": "the round ended without a release"}),
+    ],
+    ids=lambda end: end[0],
+)
+def test_a_round_that_may_have_told_of_this_owner_is_not_taken_back(end: Any) -> None:
+    """That a noised result left the range of its type is told by a round without a release."""
+    entries = [*(sent(n) for n in range(9)), end]
     assert reason_of(**private(), known=known(entries)) == "BUDGET_SPENT"
 
 

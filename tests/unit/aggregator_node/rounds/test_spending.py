@@ -138,6 +138,21 @@ def test_a_release_that_was_not_recorded_has_spent_nothing(
     assert recorded(bench)[-1] == pytest.approx((3.1889, 1e-5), abs=1e-3)  # two releases, not three
 
 
+@pytest.mark.parametrize(
+    ("reason", "told"), [(pb.REASON_NON_FINITE, 4.0113), (pb.REASON_BELOW_FLOOR, 3.1889)]
+)
+def test_a_round_that_only_told_that_its_result_left_the_range_has_spent_as_a_release(
+    bench: Bench, reason: "pb.Reason", told: float
+) -> None:
+    recorder = bench.start()
+    release(bench, recorder, 1)
+    context = private_round(2)
+    recorder.abort(bench.opened(recorder, context), reason, (("carol", pb.REASON_DEADLINE),))
+    again = replace(context, manifest=replace(context.manifest, round=3))
+    recorder.release(bench.opened(recorder, again), again, sealed(Rule(model(3)), OWNERS))
+    assert recorded(bench)[-1][0] == pytest.approx(told, abs=1e-3)
+
+
 def recorded(bench: Bench) -> list[tuple[float, float]]:
     """What the ledger says of each release: epsilon and delta."""
     releases = [entry.facts for entry in bench.store.entries(1, 100) if entry.kind == "release"]

@@ -75,6 +75,19 @@ def test_where_some_were_left_out_the_owner_that_was_counted_most_may_be_one_of_
         assert code == 0, output
 
 
+def test_a_round_whose_result_left_its_range_may_count_and_another_does_not(tmp_path: Path) -> None:
+    for reason, code in (("NON_FINITE", 0), ("ABORTED", 1)):
+        chain = ledger(saying(TOLD[1]))
+        for number, kind, facts in (
+            (2, "abort", {"reason": reason}),
+            (3, "release", {"epsilon": TOLD[3], "delta": 1e-5, "contributors": 4}),
+        ):
+            said = {"job": "tumours", "round": number, "manifest_digest": f"{number:064x}"}
+            chain.add("open", **said, cohort=COHORT)
+            chain.add(kind, **said, phase="train", **facts)
+        assert checked(tmp_path, chain)[0] == code
+
+
 @pytest.mark.parametrize(
     ("releases", "entry", "said"),
     [
