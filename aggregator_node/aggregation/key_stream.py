@@ -35,7 +35,7 @@ class KeyStream:
 
     def words(self, count: int) -> Words:
         """The next words, at most 2**16; they last until the next call."""
-        self._cipher.update_into(self._zeros[: 8 * count], self._buffer)
+        self._cipher.update_into(self._zeros[: 8 * count], self._buffer.data)
         return self._buffer[: 8 * count].view("<u8")
 
     def word(self) -> int:

@@ -48,7 +48,7 @@ from cairn.v1 import round_pb2 as pb
 
 GRID = 1 << 36  # how many grid units the norm is: G
 
-_HALF_BITS = 18
+_TO_HIGH = 1.5 * 2.0 ** (52 + 18)  # rounds what it is added to and subtracted from to 2**18
 _FARTHEST = 2.0**400  # an element that is farther counts as this far, so that squares stay finite
 
 
@@ -74,7 +74,8 @@ class PrivateMean(Rule):
         self._all_sums = np.frombuffer(self._memory, np.int64, sum(counts))
         self._sums = np.split(self._all_sums, np.cumsum(counts)[:-1])  # by run
         self._shortening = 1 - math.sqrt(sum(counts) + 1) / GRID  # by what rounding can add
-        self._floats = np.zeros((2, BLOCK))
+        self._floats = np.zeros((3, BLOCK))
+        self._integers = np.zeros(BLOCK, np.int64)
         self._count = 0
         self._is_noised = False
         self._base: Buffer | None = None
@@ -103,7 +104,8 @@ class PrivateMean(Rule):
             raise UpdateRefused("here every update counts 1", pb.REASON_EXAMPLES_REFUSED)
         apart = self._apart(read)
         length = math.sqrt(squared_distance(self._runs, apart, self._nowhere))
-        scale = GRID / max(self._norm, length)
+        # One unit below the norm, most that are shortened are still within it once they are rounded.
+        scale = GRID / max(self._norm, length * (1 + 1 / GRID))
         while self._add(apart, scale, np.add) > GRID**2:
             self._add(apart, scale, np.subtract)
             scale *= self._shortening
@@ -125,6 +127,7 @@ class PrivateMean(Rule):
         self._base = None
         self._origin = self._nowhere
         self._floats.fill(0)
+        self._integers.fill(0)
         self._all_sums.fill(0)
 
     def _apart(self, read: ReadBlock) -> ReadBlock:
@@ -150,19 +153,24 @@ class PrivateMean(Rule):
                 np.multiply(units, scale, out=units)
                 np.rint(units, out=units)
                 square += self._squared_norm(units)
-                into(sums[block], units.astype(np.int64), out=sums[block])
+                whole = self._integers[: len(units)]
+                np.copyto(whole, units, casting="unsafe")
+                into(sums[block], whole, out=sums[block])
         return square
 
     def _squared_norm(self, units: Floats) -> int:
         """The exact sum of the squares of up to BLOCK whole numbers, of hardly more than 2**36 each.
 
-        Each is high * 2**18 + low. No product of these is above 2**37, and no sum of BLOCK of them above 2**52, so that
-        they are exact in binary64, whatever their order.
+        Each is the sum of a multiple of 2**18 and a rest of at most 2**17. The products of these are multiples of 2**36, 2**18 and 1, and their
+        sums are below 2**52 times as much, so that all are exact in binary64, whatever their order.
         """
-        high = np.rint(units * 2.0**-_HALF_BITS, out=self._floats[1, : len(units)])
-        low = units - high * 2.0**_HALF_BITS
-        of_high, of_both, of_low = (int(a @ b) for a, b in ((high, high), (high, low), (low, low)))
-        return (of_high << 2 * _HALF_BITS) + (of_both << _HALF_BITS + 1) + of_low
+        high, low = self._floats[1:3, : len(units)]
+        np.subtract(np.add(units, _TO_HIGH, out=high), _TO_HIGH, out=high)
+        np.subtract(units, high, out=low)
+        of_high, of_both, of_low = (
+            int(np.einsum("i,i", a, b)) for a, b in ((high, high), (high, low), (low, low))
+        )
+        return of_high + 2 * of_both + of_low
 
     def _add_noise(self) -> None:
         noise = DiscreteGaussian(self._sigma, KeyStream(self._new_key()))

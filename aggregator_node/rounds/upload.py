@@ -1,7 +1,7 @@
 """One update as it arrives: counted byte by byte, and worth nothing before its commit."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -217,6 +217,12 @@ class Upload:
         if self.payload is not None:
             check_update(self._context.layout, self.payload, self._context.bounds)
         return commit.payload_digest
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The metrics that count: none beside a private model, to which noise would have to be added as well."""
+        is_private = self._context.job.aggregation.is_private
+        return {} if is_private else dict(self.header.metrics)
 
     def header_digest(self) -> bytes:
         """What makes two headers those of one update: all but how far the owner knows the ledger."""
