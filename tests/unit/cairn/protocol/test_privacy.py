@@ -1,6 +1,8 @@
 """What noisy releases tell of one owner, beside the figures of other accountants and beside the exact mathematics."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -148,3 +150,30 @@ def test_a_budget_is_that_of_the_private_mean_alone() -> None:
     assert PrivacyBudget.of(private) == PrivacyBudget(noise=2.0, epsilon=8.0, delta=1e-5)
     assert PrivacyBudget.of(Aggregation()) is None
     assert PrivacyBudget(2.0, 8.0, 1e-5).most_releases(100) == 9
+
+
+PAGE = (Path(__file__).parents[4] / "docs/security/privacy.md").read_text(encoding="utf-8")
+
+
+def test_the_page_states_the_noise_and_its_length_as_they_are() -> None:
+    """The norm of the noise on the mean, over that of the updates' bound: noise * sqrt(parameters) / owners."""
+    rows = re.findall(r"^\| ε = (\d+), (\d+) owners \| ([\d.]+) \|(.*)\|$", PAGE, re.MULTILINE)
+    assert len(rows) == 6
+    for epsilon, owners, noise, lengths in rows:
+        stated = epsilon_of(100 * rho_of(float(noise)), 1e-5)
+        assert stated == pytest.approx(float(epsilon), rel=0.01)
+        for length, parameters in zip(lengths.split("|"), (30, 1e3, 1e5, 1e7), strict=True):
+            expected = float(noise) * math.sqrt(parameters) / int(owners)
+            assert float(length.replace(" ", "")) == pytest.approx(expected, rel=0.03)
+
+
+def test_the_page_states_epsilon_beside_the_accountants_as_it_is() -> None:
+    rows = re.findall(
+        r"^\| (\d+), (\d+) \| ([\d.]+) \| ([\d.]+), ([\d.]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE
+    )
+    assert len(rows) == 4
+    for noise, count, stated, *others in rows:
+        epsilon = epsilon_of(int(count) * rho_of(float(noise)), 1e-5)
+        assert float(stated) == pytest.approx(epsilon, abs=0.005)
+        golden = GOLDEN[int(noise), int(count), 1e-5]
+        assert [float(each) for each in others] == pytest.approx(golden, abs=0.006)
