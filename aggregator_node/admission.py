@@ -173,7 +173,7 @@ def check_opening(
         check_floor_of_rule(job.aggregation, len(opening.cohort), floor)
         _check_training(job, progress, opening)
     else:
-        _check_evaluation(progress, opening)
+        _check_evaluation(job, progress, opening)
     if progress.release_digest and opening.base_digest != progress.release_digest:
         raise WrongState(
             "the base is not the last release: in a strict chain a round starts from the release of"
@@ -197,7 +197,12 @@ def _check_training(job: JobSpec, progress: Progress, opening: Opening) -> None:
         )
 
 
-def _check_evaluation(progress: Progress, opening: Opening) -> None:
+def _check_evaluation(job: JobSpec, progress: Progress, opening: Opening) -> None:
+    if job.aggregation.is_private:
+        raise InvalidMessage(
+            f"{job.name} is a private job, which has no evaluation: no noise is added to metrics",
+            pb.REASON_RULE_REFUSED,
+        )
     if opening.round != progress.release_round or opening.round != progress.opened:
         raise WrongState(
             f"round {opening.round} cannot be evaluated: the last release is that of round"

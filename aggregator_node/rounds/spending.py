@@ -1,13 +1,13 @@
 """What the releases of a private job have told of each owner, and whether another may follow.
 
 An owner has spent what the releases tell in which it was counted. A round whose noised result left the range of its type
-counts as well: that it was aborted for that follows from the result. Both are counted in the store's rounds, each time
-anew: their rows are written in the transaction of their ledger entries, so there is no second book that a crash
-could leave behind or ahead.
+counts as well: that it was aborted for that follows from the result. Both are counted in the store's rounds, whose rows are
+written in the transaction of their ledger entries, so there is no second book that a crash could leave behind or ahead.
 """
 
+import threading
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import RoundRow
@@ -23,6 +23,9 @@ class Spending:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._lock = threading.Lock()
+        # job → the last round that was looked at, and how often each owner was counted up to it
+        self._seen: dict[str, tuple[int, Counter[str]]] = {}
 
     def check(self, context: RoundContext) -> None:
         """Raise WrongState where a release that counts the whole cohort would tell too much of one of its owners."""
@@ -53,16 +56,20 @@ class Spending:
         return pb.Privacy(epsilon=epsilon, delta=budget.delta)
 
     def _counted(self, context: RoundContext) -> Counter[str]:
-        return results_by_owner(self._store.results(context.manifest.job))
+        """How often each owner was counted. A job has one round at a time, so a result never follows a later one."""
+        job = context.manifest.job
+        with self._lock:
+            last, counted = self._seen.get(job, (0, Counter[str]()))
+            for row in self._store.results(job, after=last):
+                counted.update(_counted_in(row))
+                last = max(last, row.number)
+            self._seen[job] = last, counted
+            return counted.copy()
 
 
-def results_by_owner(results: Iterable[RoundRow]) -> Counter[str]:
-    """In how many of these rounds, which had a result, each owner was counted."""
-    counted = Counter[str]()
-    for row in results:
-        cohort = parse(pb.RoundManifest, parse(pb.Signed, row.manifest).body).cohort
-        counted.update(set(cohort) - {owner for owner, _ in row.exclusions})
-    return counted
+def _counted_in(row: RoundRow) -> set[str]:
+    cohort = parse(pb.RoundManifest, parse(pb.Signed, row.manifest).body).cohort
+    return set(cohort) - {owner for owner, _ in row.exclusions}
 
 
 def _budget_of(context: RoundContext) -> PrivacyBudget | None:

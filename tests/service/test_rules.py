@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 
+import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.words import RULES
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.service.network import OWNERS, Ended, Job, Network, OpenRound
+from tests.service.network import OWNERS, Ended, Job, Network, OpenRound, refused
 
 SIZE = 6
 SCHEMA = Schema.of([TensorSpec("weight", "F32", (SIZE,))])
@@ -261,9 +262,7 @@ def test_a_private_release_is_the_mean_of_bounded_updates_and_noise_of_the_state
     assert opened.collect()[1] == ended.payload
 
 
-def test_a_private_job_has_no_metrics_in_its_trainings_and_its_evaluations(
-    network: Network,
-) -> None:
+def test_a_private_job_has_no_metrics_and_no_evaluation(network: Network) -> None:
     """Also where owners send some: no noise was added to them."""
     job = network.job(schema=SCHEMA, owners=OWNERS, aggregation=PRIVATE)
     base = base_of(job)
@@ -273,10 +272,7 @@ def test_a_private_job_has_no_metrics_in_its_trainings_and_its_evaluations(
         opened.join(owner)
         opened.push(owner, updates_of(8)[owner].tobytes(), metrics={"loss": 0.25})
     training = opened.ends()
-    evaluated = job.open(OWNERS, base=training.payload, phase=pb.PHASE_EVALUATE)
-    for owner in OWNERS:
-        evaluated.join(owner)
-        evaluated.push(owner, b"", metrics={"accuracy": 0.75})
-    for ended in (training, evaluated.ends()):
-        assert ended.statement.contributors == len(OWNERS)
-        assert dict(ended.statement.metrics) == {}
+    assert training.statement.contributors == len(OWNERS)
+    assert dict(training.statement.metrics) == {}
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "no noise is added", "RULE_REFUSED"):
+        job.open(OWNERS, base=training.payload, phase=pb.PHASE_EVALUATE)

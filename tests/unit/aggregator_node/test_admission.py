@@ -255,3 +255,11 @@ def test_a_job_whose_first_round_would_spend_more_than_its_budget_is_refused() -
     ) as refusal:
         POLICY.check_job(private(epsilon=2.16))
     assert refusal.value.reason == pb.REASON_BUDGET_SPENT
+
+
+def test_a_private_job_has_no_evaluation() -> None:
+    evaluation = Opening(1, pb.PHASE_EVALUATE, FIRST.cohort, RELEASE)
+    check_opening(POLICY, JOB, AFTER_ONE, evaluation)
+    with pytest.raises(InvalidMessage, match="no noise is added to metrics") as refusal:
+        check_opening(POLICY, private(), AFTER_ONE, evaluation)
+    assert refusal.value.reason == pb.REASON_RULE_REFUSED
