@@ -24,7 +24,6 @@ import math
 from dataclasses import dataclass
 
 from cairn.protocol.aggregation import Aggregation
-from cairn.v1 import round_pb2 as pb
 
 AGREEMENT = 1e-9  # relative; machines differ in the last digits of a logarithm
 _SEARCHED = (math.log(1e-6), math.log(1e9))  # log(alpha - 1), for every noise and delta of NUMBERS
@@ -69,7 +68,7 @@ class PrivacyBudget:
     @classmethod
     def of(cls, aggregation: Aggregation) -> "PrivacyBudget | None":
         """The budget of a job with such an aggregation; None where its rule adds no noise."""
-        if aggregation.rule != pb.RULE_PRIVATE_MEAN:
+        if not aggregation.is_private:
             return None
         numbers = aggregation.rule_numbers
         return cls(numbers["noise"], numbers["epsilon"], numbers["delta"])
