@@ -1,7 +1,7 @@
-"""Random bits for noise: the key stream of AES-256 in counter mode under a key that nobody else has. Pure.
+"""Random bits for noise: the key stream of AES-256 in counter mode under a key that nobody else has. Pure, but for `fresh_key`.
 
-A key is for one release. Who does not know it cannot tell the stream from uniform bits (NIST SP 800-38A); it is neither
-derived from anything nor written anywhere, so the noise can be had again from no seed, file or log.
+A key is for one release. Whoever does not know it cannot tell the stream from uniform bits (NIST SP 800-38A). It is neither
+derived from anything nor written anywhere, so no seed, file or log gives the noise again.
 """
 
 import secrets

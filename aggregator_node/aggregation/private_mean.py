@@ -6,20 +6,20 @@ where |d| is the Euclidean norm over all tensors together, n is how many updates
 is a draw of its own of the discrete Gaussian of scale G * noise, rounded up to a whole number (Canonne, Kamath, Steinke 2020,
 arXiv 2004.00010; the clipping of McMahan et al. 2018, arXiv 1710.06963). Gradients have no base: d_i is the gradient itself.
 
-Sensitivity. v_i is a vector of whole numbers, and |v_i| is at most G, by exact arithmetic: where rounding made it longer, the update is shortened a
-little more. So one update in the place of none (v_i = 0) moves the sum by at most G, of which the scale of the noise is `noise` times
-as much or more. All that comes after the sum is post-processing: the noise is added to it as whole numbers, and only
-the noised sum is divided, added to the base and rounded. n is no secret: the statement of a release has it.
+Sensitivity. v_i is a vector of whole numbers, and |v_i| is at most G, by exact arithmetic: where rounding made it longer, the
+update is shortened a little more. So one update in the place of none (v_i = 0) moves the sum by at most G, and the scale of the noise
+is `noise` times as much or more. All that comes after the noise is post-processing: it is added as whole numbers, and only the
+noised sum is divided, added to the base and rounded. n is no secret: the statement of a release has it.
 
-The sum is exact, so the same updates and the same noise give the same bits in every order of arrival. The noise is drawn once, in
-the place of the exact sum, which is gone from then on: asked for again, the result is the same.
+The sum is exact, so the same updates and the same noise give the same bits in every order of arrival. The noise is drawn once
+and takes the place of the exact sum, which is gone from then on: asked for again, the result is the same.
 
-Averages over all updates, which count the same. t colluders move it by t / n of the norm at most. They know their own updates, so to
-them the result is that of the others, with the same noise.
+Averages over all updates, which count the same. t colluders move it by t / n of the norm at most. They know their own updates,
+so to them the result is that of the others, with the same noise.
 
-An update is read twice, or four times where rounding made it too long; the noise takes as long as one or two updates more. Memory:
-8 bytes an element, which hold 1024 updates and the noise: G * 1024 is 2**46, and a draw of 2**62 does not happen in
-2**100 years. And blocks, some 4 MiB.
+Time: an update takes three times as long as in the mean, the noise as long as twenty updates in the mean. Memory: 8 bytes an
+element, and some 4 MiB of blocks. 1024 updates add up to 2**46 at the most and the scale of the noise is below 2**50, so that
+64 bits are enough, but for a draw of thousands of sigma.
 """
 
 import math
