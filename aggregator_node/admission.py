@@ -10,6 +10,7 @@ from cairn.protocol.aggregation import RULES_UNLESS_SAID, Aggregation
 from cairn.protocol.cohorts import are_of_one_group, check_group_sizes
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec
+from cairn.protocol.privacy import PrivacyBudget
 from cairn.protocol.statistics import MIN_CELL, base_digest_of
 from cairn.protocol.words import OPTIMIZERS, word_of
 from cairn.runtime.timeouts import LEASE_SECONDS
@@ -41,6 +42,7 @@ class AdmissionPolicy:
     rules: frozenset["pb.Rule"] = RULES_UNLESS_SAID
     optimizers: frozenset["pb.Optimizer"] = frozenset(OPTIMIZERS.values())
     min_cell: int = MIN_CELL
+    max_epsilon: float | None = None
 
     def floor_of(self, job: JobSpec) -> int:
         """The smallest cohort that may be released: the larger of the job's and the aggregator's."""
@@ -97,6 +99,25 @@ class AdmissionPolicy:
                     pb.REASON_RULE_REFUSED,
                 )
         check_floor_of_rule(aggregation, len(job.owners), floor)
+        self._check_budget(PrivacyBudget.of(aggregation))
+
+    def _check_budget(self, budget: PrivacyBudget | None) -> None:
+        """Bounds what a private job may tell of one owner; its first round must be within that."""
+        if budget is None:
+            return
+        if self.max_epsilon is not None and budget.epsilon > self.max_epsilon:
+            raise InvalidMessage(
+                f"the job may tell epsilon {budget.epsilon:g} of one owner; the aggregator's file allows"
+                f" {self.max_epsilon:g} (max_epsilon)",
+                pb.REASON_RULE_REFUSED,
+            )
+        if not budget.allows(1):
+            raise InvalidMessage(
+                f"the budget allows no round: with noise = {budget.noise:g} one release tells epsilon"
+                f" {budget.spent_by(1):.4g} of one owner at delta = {budget.delta:g}, and the job allows"
+                f" {budget.epsilon:g}: raise noise or epsilon in the job's file",
+                pb.REASON_BUDGET_SPENT,
+            )
 
     def _check_weights(self, job: JobSpec) -> None:
         """Bounds how unlike the weights of a job may be; no update counts more than its share of them."""
@@ -161,7 +182,7 @@ def check_opening(
         check_floor_of_rule(job.aggregation, len(opening.cohort), floor)
         _check_training(job, progress, opening)
     else:
-        _check_evaluation(progress, opening)
+        _check_evaluation(job, progress, opening)
     if progress.release_digest and opening.base_digest != progress.release_digest:
         raise WrongState(
             "the base is not the last release: in a strict chain a round starts from the release of"
@@ -194,7 +215,12 @@ def _check_training(job: JobSpec, progress: Progress, opening: Opening) -> None:
         )
 
 
-def _check_evaluation(progress: Progress, opening: Opening) -> None:
+def _check_evaluation(job: JobSpec, progress: Progress, opening: Opening) -> None:
+    if job.aggregation.is_private:
+        raise InvalidMessage(
+            f"{job.name} is a private job, which has no evaluation: no noise is added to metrics",
+            pb.REASON_RULE_REFUSED,
+        )
     if opening.round != progress.release_round or opening.round != progress.opened:
         raise WrongState(
             f"round {opening.round} cannot be evaluated: the last release is that of round"

@@ -70,6 +70,8 @@ class AggregatorSettings(Settings):
     stand beside earlier ones is released without them. Of the same tensors, every release is compared.
     `rules` and `optimizers` list those that a job may have. `min_cell` is the fewest examples of a cell that statistics
     release, whatever a job says; `max_statistics` is how many times a column of a task is released of the same owners.
+    `rules` and `optimizers` list those that a job may have. `max_epsilon` is the most that a job with noise may tell of
+    one owner, as its `epsilon` says; a job without noise has none.
     """
 
     kind: ClassVar[str] = "an aggregator"
@@ -95,6 +97,7 @@ class AggregatorSettings(Settings):
     optimizers: Annotated[tuple[OptimizerWord, ...], Field(min_length=1)] = get_args(OptimizerWord)
     min_cell: Annotated[int, Field(ge=2, le=MAX_EXAMPLES)] = MIN_CELL
     max_statistics: Annotated[int, Field(ge=1)] = 1
+    max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     identity: AggregatorIdentityFiles
 
     @property
@@ -128,4 +131,5 @@ class AggregatorSettings(Settings):
             rules=frozenset(RULES[word] for word in self.rules),
             optimizers=frozenset(OPTIMIZERS[word] for word in self.optimizers),
             min_cell=self.min_cell,
+            max_epsilon=self.max_epsilon,
         )

@@ -6,16 +6,22 @@ are compared, since wall time says more about what else the machine does.
 
 Memory is what a rule reckons for a model of the size, the updates that it holds and the peak of what it allocates
 beside them, in models; the bench's own updates and its base are not a part of it, but for the held ones.
+
+The noise of the private mean is drawn once a release, however many updates there are, so it is timed by itself as well.
 """
 
 import time
 import tracemalloc
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator_node.aggregation.discrete_gaussian import DiscreteGaussian
+from aggregator_node.aggregation.key_stream import KeyStream, fresh_key
+from aggregator_node.aggregation.private_mean import GRID
 from aggregator_node.aggregation.rule import ReadBlock, Rule
 from aggregator_node.aggregation.rules import RULES
 from bench.figures import Figures
@@ -28,10 +34,11 @@ from cairn.v1 import round_pb2 as pb
 _SIGNIFICANT_BITS = 24
 _FLOOR = 2
 _RUNS = 2
+_DRAWS = 10_000_000
 
 
 def measure_rules(megabytes: int, owners: int) -> Figures:
-    """Seconds, CPU-seconds and memory of every rule, by its word."""
+    """Seconds, CPU-seconds and memory of every rule, by its word, and the CPU-seconds of noise alone."""
     schema = Schema.of([TensorSpec("t", "F32", (megabytes * MEGABYTE // 4,))])
     base, updates = _values(megabytes * MEGABYTE // 4, owners)
     figures: Figures = {}
@@ -51,6 +58,9 @@ def measure_rules(megabytes: int, owners: int) -> Figures:
     mean = figures[word_of(pb.Rule, pb.RULE_MEAN)]["cpu_seconds"]
     for measured in figures.values():
         measured["times_the_mean"] = round(measured["cpu_seconds"] / mean, 2)
+    figures["noise_of_10_million"] = {
+        "cpu_seconds": round(min(_seconds_of_noise() for _ in range(_RUNS)), 3)
+    }
     return figures
 
 
@@ -65,6 +75,7 @@ def numbers_of(owners: int, elements: int) -> Mapping["pb.Rule", Mapping[str, fl
         pb.RULE_MULTI_KRUM: {"byzantine": byzantine, "select": owners - byzantine},
         pb.RULE_GEOMETRIC_MEDIAN: {"iterations": 8, "smoothing": 1e-6},
         pb.RULE_CENTRED_CLIPPING: {"norm": norm, "iterations": 1},
+        pb.RULE_PRIVATE_MEAN: {"norm": norm, "noise": 1.0, "epsilon": 1.0, "delta": 1e-5},
     }
 
 
@@ -73,6 +84,14 @@ def _values(count: int, owners: int) -> tuple[NDArray[np.float32], list[NDArray[
     base = generator.standard_normal(count, np.float32) * np.float32(0.02)
     noise = (generator.standard_normal(count, np.float32) for _ in range(owners))
     return base, [base + each * np.float32(NOISE) for each in noise]
+
+
+def _seconds_of_noise() -> float:
+    values = np.zeros(_DRAWS, np.int64)
+    noise = DiscreteGaussian(Fraction(GRID), KeyStream(fresh_key()))
+    cpu = time.process_time()
+    noise.add_to(values)
+    return time.process_time() - cpu
 
 
 def _timed(

@@ -79,6 +79,7 @@ RuleWord = Literal[
     "multi_krum",
     "geometric_median",
     "centred_clipping",
+    "private_mean",
 ]
 RULE_WORDS_UNLESS_SAID: tuple[RuleWord, ...] = tuple(
     word for word in get_args(RuleWord) if RULES[word] in RULES_UNLESS_SAID

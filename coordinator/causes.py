@@ -39,6 +39,9 @@ BECAUSE: dict["pb.Reason", str] = {
         "the owner's file does not allow this rule, optimizer or content (rules, optimizers, contents), or the rule averages over"
         " fewer owners than its floor. Its log says which: choose another, or ask its operator to allow it"
     ),
+    pb.REASON_BUDGET_SPENT: (
+        "with this round, all jobs together would tell more of the owner than its file allows (max_epsilon)"
+    ),
     pb.REASON_SCHEMA_MISMATCH: (
         "the owner's task has a model of other tensors: make the job's model by the task that its operator has approved, or ask"
         " for the same task there"

@@ -1,6 +1,8 @@
 """Shows a person what happens in a job: a line a round, and at the end where the model is."""
 
 from cairn.protocol.aggregation import Aggregation
+from cairn.protocol.messages import JobSpec
+from cairn.protocol.privacy import PrivacyBudget
 from cairn.protocol.words import reason_word
 from cairn.runtime.quoting import say
 from coordinator import events
@@ -52,8 +54,8 @@ def _lines(event: events.Event) -> list[str]:
 
 def _ending(event: events.Ending) -> list[str]:
     match event:
-        case events.StoppedEarly():
-            return [_stopped_early(event)]
+        case events.StoppedEarly() | events.BudgetSpent():
+            return [_ended_early(event)]
         case events.BestModelKept(model, best):
             return [f"Best model: {model} (round {best.round}, {best.metric} {best.value:.4f})"]
         case events.StatisticsReleased(file, report):
@@ -74,12 +76,22 @@ def _started(event: events.JobStarted) -> list[str]:
     lines = [f"Job {spec.name}: {rounds} of {owners} (at least {event.floor}), {by}"]
     if spec.aggregation != Aggregation():
         lines.append(f"What becomes of their updates: {spec.aggregation}")
+    if (budget := PrivacyBudget.of(spec.aggregation)) is not None:
+        lines.append(_allowed(spec, budget))
     if spec.groups:
         groups = "; ".join(f"{n}: {', '.join(g)}" for n, g in enumerate(spec.groups, 1))
         lines.append(f"Each round is of one of {len(spec.groups)} groups. {groups}")
     if event.released:
         lines.append(f"Going on after {_count(event.released, 'round')}")
     return lines
+
+
+def _allowed(spec: JobSpec, budget: PrivacyBudget) -> str:
+    most = budget.most_releases(spec.rounds)
+    told = f"epsilon {budget.epsilon:g} of one owner (delta {budget.delta:g})"
+    if not spec.groups:
+        return f"The budget, {told}, allows {most} of the {_count(spec.rounds, 'round')}"
+    return f"The budget, {told}, allows each group {most} of the {_count(spec.rounds, 'round')}"
 
 
 def _awaited(event: events.OwnersAwaited) -> str:
@@ -97,9 +109,14 @@ def _finished_round(event: events.RoundFinished) -> str:
     group = f" of group {event.group}" if event.group else ""
     metrics = "".join(f"   {name} {value:.4f}" for name, value in sorted(event.metrics.items()))
     best = "   best so far" if event.is_best else ""
+    privacy = ""
+    if event.epsilon is not None and event.budget is not None:
+        budget = event.budget
+        of = f"{event.epsilon:.3g} of {budget.epsilon:g} (delta {budget.delta:g})"
+        privacy = f"   epsilon {of}, unit: one owner"
     return (
         f"Round {event.release:>{width}}/{event.releases}   {event.contributors} owners{group}"
-        f"{metrics}   {event.seconds:.2f} s{best}"
+        f"{metrics}{privacy}   {event.seconds:.2f} s{best}"
     )
 
 
@@ -111,7 +128,12 @@ def _unjudged(event: events.BestMetricMissing) -> str:
     )
 
 
-def _stopped_early(event: events.StoppedEarly) -> str:
+def _ended_early(event: events.StoppedEarly | events.BudgetSpent) -> str:
+    if isinstance(event, events.BudgetSpent):
+        return (
+            f"The budget is spent after {event.released} of {_count(event.rounds, 'round')}: another would tell more of"
+            f" one owner than epsilon {event.budget.epsilon:g} (delta {event.budget.delta:g})"
+        )
     best = event.best
     least = f" by {event.min_delta:g} or more" if event.min_delta else ""
     return (

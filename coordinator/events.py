@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cairn.protocol.messages import JobSpec
+from cairn.protocol.privacy import PrivacyBudget
 from cairn.v1 import round_pb2 as pb
 from coordinator.best_release import BestSoFar
 from coordinator.needed_owners import Needed
@@ -97,7 +98,8 @@ class RoundFinished:
 
     `release` is its number among the `releases` that the job is to have, and `round` the aggregator's number of the
     round. `metrics` has the averages by name, and `group` the group's number where the job has several. `is_best`
-    says that no earlier release is as good, where the job looks for the best.
+    says that no earlier release is as good, where the job looks for the best. `epsilon` is what the job has told of an
+    owner at the most, up to this release, where it has a `budget` for that.
     """
 
     release: int
@@ -108,6 +110,17 @@ class RoundFinished:
     metrics: Mapping[str, float]
     seconds: float
     is_best: bool = False
+    epsilon: float | None = None
+    budget: PrivacyBudget | None = None
+
+
+@dataclass(frozen=True)
+class BudgetSpent:
+    """The job ends before its last round: another would tell more of an owner than its budget allows."""
+
+    released: int
+    rounds: int
+    budget: PrivacyBudget
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,7 @@ class StatisticsReleased:
     report: dict[str, Any]
 
 
-Ending = StoppedEarly | BestModelKept | JobFinished | StatisticsReleased
+Ending = BudgetSpent | StoppedEarly | BestModelKept | JobFinished | StatisticsReleased
 Event = (
     JobStarted
     | ChoiceDoubted

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from cairn.errors import CairnError, Fenced, Unavailable
+from cairn.errors import CairnError, Fenced, Unavailable, WrongState
+from cairn.protocol.privacy import PrivacyBudget
 from cairn.protocol.words import reason_word
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -33,7 +34,7 @@ class _Line:
     """What the history will say of a round, once its evaluation is in.
 
     `evaluation` is "released", or the word of the reason why there is none; None where nothing is evaluated. `best` is
-    the round of the best release so far.
+    the round of the best release so far, and `epsilon` what was told of an owner up to this release, as it states.
     """
 
     round: int
@@ -44,6 +45,7 @@ class _Line:
     seconds: float = 0.0
     evaluation: str | None = None
     best: int | None = None
+    epsilon: float | None = None
 
 
 @dataclass
@@ -115,12 +117,26 @@ class JobRunner:
         opened = self._aggregator.opened(signed) if is_open else None
         while (step := _step_of(opened) or standing.schedule.next()) is not None:
             begun = time.monotonic()
-            ended = self._carry_out(step, opened, standing.base, status.floor)
+            try:
+                ended = self._carry_out(step, opened, standing.base, status.floor)
+            except WrongState as error:
+                self._note_refusal(standing, error)
+                continue
             opened = None
             self._note(standing, step, ended, time.monotonic() - begun)
             self._check_stop()
             if standing.line is not None and not standing.schedule.awaits_evaluation:
                 self._finish_round(standing)
+
+    def _note_refusal(self, standing: _Standing, error: WrongState) -> None:
+        """A job whose budget is spent ends as one that has all its rounds. Raises any other refusal."""
+        budget = PrivacyBudget.of(self._job.spec.aggregation)
+        if error.reason != pb.REASON_BUDGET_SPENT or budget is None:
+            raise error
+        log.info("the budget is spent", reason=str(error))
+        standing.schedule.ends_early = True
+        released = standing.schedule.released
+        self._tell(events.BudgetSpent(released, self._job.spec.rounds, budget))
 
     def _part(self) -> None:
         """Fetch the ledger's last entries, if the aggregator still answers.
@@ -260,6 +276,8 @@ class JobRunner:
                 metrics=line.metrics,
                 seconds=line.seconds,
                 is_best=is_best,
+                epsilon=line.epsilon,
+                budget=PrivacyBudget.of(self._job.spec.aggregation),
             )
         )
         rule, measured = self._job.best, standing.measured
@@ -309,4 +327,13 @@ def _line_of(
     statement: pb.ReleaseStatement, seconds: float, group: int | None, left_out: Sequence[str] = ()
 ) -> _Line:
     metrics = dict(sorted(statement.metrics.items()))
-    return _Line(statement.round, statement.contributors, group, metrics, list(left_out), seconds)
+    epsilon = statement.privacy.epsilon if statement.HasField("privacy") else None
+    return _Line(
+        round=statement.round,
+        contributors=statement.contributors,
+        group=group,
+        metrics=metrics,
+        left_out=list(left_out),
+        seconds=seconds,
+        epsilon=epsilon,
+    )

@@ -166,6 +166,16 @@ class JobSettings(Settings):
         raise ValueError(f"{said}: write {most:g} or less, or leave it out to invite all")
 
     @model_validator(mode="after")
+    def _check_private(self) -> "JobSettings":
+        if self.aggregation.is_private and (self.evaluate or self.best is not None):
+            key = "evaluate = true" if self.evaluate else "[best]"
+            raise ValueError(
+                f"{key}: a job by the rule {self.rule.name} has no metrics, because the noise that hides each owner is"
+                " added to the model alone. Leave out evaluate and [best], and evaluate releases on data of your own"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_best(self) -> "JobSettings":
         if self.best is None:
             return self

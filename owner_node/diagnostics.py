@@ -19,7 +19,9 @@ from cairn.storage.directory import OWNER_DATABASE, state_directory
 from cairn.tasks.loader import find_task
 from cairn.tasks.settings import TaskSettings
 from cairn.v1 import round_pb2 as pb
+from owner_node.privacy_limit import privacy_limit_of
 from owner_node.records.budgets import Budgets, bits_told
+from owner_node.records.privacy_spent import PrivacySpent
 from owner_node.sandbox.choice import HOLDS, Sandbox, check_hides, sandbox_for
 from owner_node.settings import OwnerSettings
 
@@ -35,7 +37,7 @@ def node_of_file(path: Path) -> NodeChecks:
     """Read the file. Raises UsageError, with a line for every key that is wrong."""
     settings = OwnerSettings.load(path)
     node = node_of(settings)
-    return replace(node, further=[*node.further, *_failures(settings, path)])
+    return replace(node, further=[*node.further, *_spent(settings, path)])
 
 
 def node_of(settings: OwnerSettings) -> NodeChecks:
@@ -103,12 +105,40 @@ def _sandbox(name: str, task: TaskSettings, secrets: Collection[Path]) -> str:
     return f"tasks.{name} gets {HOLDS[sandbox.kind]}"
 
 
-def _failures(settings: OwnerSettings, file: Path) -> list[Finding]:
-    """What the failures of each task can tell a coordinator, and how many are left, by this owner's ledger."""
+def _spent(settings: OwnerSettings, file: Path) -> list[Finding]:
+    """What each task can tell a coordinator, and what it has told, by this owner's ledger."""
+    budgets, told = Budgets(), PrivacySpent()
+    database = settings.state / OWNER_DATABASE
     try:
-        budgets = _budgets(settings.state / OWNER_DATABASE)
+        for entry in read_ledger(database) if database.exists() else ():
+            budgets.note(entry.kind, entry.facts)
+            told.note(entry.kind, entry.facts)
     except (InvalidMessage, OSError, KeyError, ValueError, TypeError):
         return [note("failures", "not counted: this owner's ledger cannot be read")]
+    return [*_failures(settings, file, budgets), *_privacy(settings, told)]
+
+
+def _privacy(settings: OwnerSettings, told: PrivacySpent) -> list[Finding]:
+    """What noisy releases have told of the tasks that have a limit for it."""
+    findings = []
+    for name, task in settings.tasks.items():
+        limit = privacy_limit_of(task)
+        if limit is None:
+            continue
+        sentence = (
+            f"task {name} has told epsilon {limit.spent(told.rho(name)):.3g} of {limit.epsilon:g} (delta {limit.delta:g})"
+            f" of this owner, in {told.releases(name)} releases with noise"
+        )
+        if plain := told.without_noise(name):
+            sentence += (
+                f"; no epsilon covers the {plain} updates that left for releases without noise"
+            )
+        findings.append((warning if plain else ok)("privacy", sentence))
+    return findings
+
+
+def _failures(settings: OwnerSettings, file: Path, budgets: Budgets) -> list[Finding]:
+    """What the failures of each task can tell a coordinator, and how many are left."""
     findings = []
     for name, task in settings.tasks.items():
         failures = budgets.failures(name)
@@ -130,14 +160,6 @@ def _failures(settings: OwnerSettings, file: Path) -> list[Finding]:
         )
         findings.append(ok("failures", sentence))
     return findings
-
-
-def _budgets(database: Path) -> Budgets:
-    budgets = Budgets()
-    if database.exists():
-        for entry in read_ledger(database):
-            budgets.note(entry.kind, entry.facts)
-    return budgets
 
 
 def _code(name: str, file: str) -> str:

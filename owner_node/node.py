@@ -32,6 +32,7 @@ from owner_node.event_log import log_event
 from owner_node.events import Observer
 from owner_node.participation import Participation
 from owner_node.policy import Policy, TaskRules
+from owner_node.privacy_limit import privacy_limit_of
 from owner_node.receipts import Receipts
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import OwnerLedger
@@ -238,6 +239,7 @@ def _policy(settings: OwnerSettings) -> Policy:
                 work_seconds=task.work_seconds,
                 min_cell=task.min_cell,
                 max_statistics=task.max_statistics,
+                privacy=privacy_limit_of(task),
             )
             for name, task in settings.tasks.items()
         },

@@ -12,6 +12,7 @@ from cairn.protocol.statistics import MIN_CELL
 from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, word_of
 from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS
 from cairn.v1 import round_pb2 as pb
+from owner_node.privacy_limit import PrivacyLimit
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -56,13 +57,15 @@ class JobHistory:
     `last` is the last round of the job that it took part in and `release` the latest release of the
     job whose statement it has seen, as its round and the model's digest. `taken` is how many other rounds
     of the task and the phase it took part in, and `failures` in how many of the task it was not counted for
-    a cause that may depend on its data, since the last reset.
+    a cause that may depend on its data, since the last reset. `told` is what noisy releases of the task, besides this
+    one, have told of it, in zero-concentrated differential privacy.
     """
 
     last: LastRound | None = None
     release: tuple[int, bytes] | None = None
     taken: int = 0
     failures: int = 0
+    told: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class TaskRules:
 
     `max_rounds` holds for trainings, and as well for evaluations. `work_seconds` is the time that its work on the
     data takes in every round; None where that may show. `min_cell` is the smallest cell of statistics that may be
-    released, and `max_statistics` how many times a column may leave for them (owner_node/statistics_policy.py).
+    released, and `max_statistics` how many times a column may leave for them (owner_node/statistics_policy.py). With
+    `privacy`, only noisy releases may tell of the data.
     """
 
     ranges: Ranges = field(default_factory=dict)
@@ -84,6 +88,7 @@ class TaskRules:
     work_seconds: float | None = None
     min_cell: int = MIN_CELL
     max_statistics: int = 1
+    privacy: PrivacyLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,7 @@ class Policy:
             _check_settings(job, rules.ranges)
         _check_encoding(invited, rules.encodings)
         self._check_aggregation(invited, rules)
+        _check_privacy(invited, rules.privacy, known.told)
         _check_budgets(invited, rules, known)
 
     def _check_aggregation(self, invited: Invited, rules: TaskRules) -> None:
@@ -202,6 +208,15 @@ class Policy:
                 f" owners; this owner's floor is {self.floor}",
                 pb.REASON_RULE_REFUSED,
             )
+
+
+def _check_privacy(invited: Invited, limit: PrivacyLimit | None, told: float) -> None:
+    if limit is None:
+        return
+    manifest = invited.manifest
+    refusal = limit.refusal(invited.job.aggregation, told, trains=manifest.trains)
+    if refusal is not None:
+        raise Declined(*refusal)
 
 
 def _check_budgets(invited: Invited, rules: TaskRules, known: JobHistory) -> None:

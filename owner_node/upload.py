@@ -74,7 +74,7 @@ class Uploader:
         before = None
         if invited.job.statistics is None:
             before = self._ledger.past.budgets.reported(invited.job.task, invited.manifest.phase)
-        rules = rules_beside(self._rules[invited.job.task], trained.metrics, before)
+        rules = rules_beside(invited, self._rules[invited.job.task], trained.metrics, before)
         with self._spool.writer(invited.digest) as writer:
             outgoing = prepare_update(invited, base, trained, rules, self._feedback, writer.write)
             self._tell_of_dropped(invited, outgoing.dropped_metrics)
@@ -85,6 +85,8 @@ class Uploader:
             self._push(invited, outgoing, deadline, writer.wait_until_durable)
 
     def _tell_of_dropped(self, invited: Invited, dropped: Sequence[str]) -> None:
+        if invited.manifest.aggregation.is_private:  # the job drops all, whatever is listed
+            return
         listed = self._rules[invited.job.task].metrics
         if unlisted := [name for name in dropped if name not in listed]:
             self._tell(events.UnlistedMetricsDropped(*invited.ids, unlisted))

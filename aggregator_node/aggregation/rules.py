@@ -6,6 +6,7 @@ from aggregator_node.aggregation.geometric_median import GeometricMedian
 from aggregator_node.aggregation.mean import Mean
 from aggregator_node.aggregation.multi_krum import MultiKrum
 from aggregator_node.aggregation.norm_bounded_mean import NormBoundedMean
+from aggregator_node.aggregation.private_mean import PrivateMean
 from aggregator_node.aggregation.rule import Rule
 from aggregator_node.aggregation.sum import Sum
 from aggregator_node.aggregation.trimmed_mean import TrimmedMean
@@ -20,4 +21,5 @@ RULES: dict["pb.Rule", type[Rule]] = {
     pb.RULE_MULTI_KRUM: MultiKrum,
     pb.RULE_GEOMETRIC_MEDIAN: GeometricMedian,
     pb.RULE_CENTRED_CLIPPING: CentredClipping,
+    pb.RULE_PRIVATE_MEAN: PrivateMean,
 }

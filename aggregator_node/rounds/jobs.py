@@ -7,6 +7,7 @@ promised to a peer durable first.
 import secrets
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 
 from aggregator_node.admission import (
     LEAST_JOB_BYTES,
@@ -33,6 +34,7 @@ from cairn.errors import (
     WrongState,
 )
 from cairn.protocol.messages import JobSpec, Manifest, digest_of, manifest_from_bytes
+from cairn.protocol.privacy import PrivacyBudget
 from cairn.protocol.statistics import statistics_in_words
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
@@ -222,11 +224,13 @@ class JobRegistry:
             "job_digest": digest,
             "coordinator": coordinator,
         }
-        # For everybody to check the cohorts, and the file of statistics, against.
+        # For everybody to check the cohorts, the file of statistics, and what is told of an owner, against.
         if spec.groups:
             facts["groups"] = spec.groups
         if spec.statistics is not None:
             facts["statistics"] = statistics_in_words(spec.statistics)
+        if (budget := PrivacyBudget.of(spec.aggregation)) is not None:
+            facts["privacy"] = asdict(budget)
         self._store.append("job", facts)
 
     def _state_of(self, spec: JobSpec, epoch: int) -> aggregator_pb2.RegisterJobResponse:

@@ -23,6 +23,7 @@ from aggregator_node.rounds.bases import Bases
 from aggregator_node.rounds.disclosure import ReleaseOverlap
 from aggregator_node.rounds.release_files import ReleaseDigests, write_model, write_step
 from aggregator_node.rounds.results import SealedRound
+from aggregator_node.rounds.spending import Spending
 from aggregator_node.rounds.upload import RoundContext
 from aggregator_node.storage.rows import JobRow, RoundRow, spec_of
 from aggregator_node.storage.store import Store
@@ -32,7 +33,7 @@ from cairn.model.validation import Bounds
 from cairn.protocol.aggregation import aggregation_to_pb
 from cairn.protocol.limits import MIN_COHORT
 from cairn.protocol.messages import Manifest, digest_of, manifest_from_bytes, parse
-from cairn.protocol.statements import STATEMENT, sign
+from cairn.protocol.statements import STATEMENT, privacy_in_words, sign
 from cairn.protocol.words import reason_word, word_of
 from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
@@ -58,6 +59,7 @@ class RoundRecorder:
         self._clock = clock
         self._overlap = overlap
         self._bases = bases
+        self._spending = Spending(store)
         self._tell = tell
         self._remember_releases()
         for row in store.open_rounds():
@@ -69,7 +71,11 @@ class RoundRecorder:
         return self._bases.of(context)
 
     def check(self, context: RoundContext) -> None:
-        """Raise WrongState where a release over the whole cohort may not stand beside an earlier one, or cannot be made."""
+        """Raise WrongState where a release over the whole cohort may not stand beside an earlier one, or cannot be made.
+
+        So it is where the job's privacy budget does not allow it.
+        """
+        self._spending.check(context)
         self._overlap.check(context, context.manifest.cohort)
         last = self._store.last_release(context.manifest.job)
         if last is None or not context.manifest.trains:
@@ -132,9 +138,11 @@ class RoundRecorder:
             digests = self._write(row, context, sealed.rule)
             failpoint("aggregator.release.file_written")
         release_digest = digests.model
+        privacy = self._spending.after(context, sealed.contributors)
         with self._store.transaction():
             self._check_open(row)
-            signed = self._state(row, context, sealed, release_digest)
+            statement = self._state(row, context, sealed, release_digest, privacy)
+            signed = sign(self._key, STATEMENT, statement.SerializeToString(deterministic=True))
             released = replace(
                 row,
                 state=aggregator_pb2.ROUND_STATE_RELEASED,
@@ -149,6 +157,7 @@ class RoundRecorder:
                 base_digest=manifest.base_digest.hex(),
                 contributors=len(sealed.contributors),
                 statement_digest=digest_of(signed.body).hex(),
+                **privacy_in_words(statement),
             )
             if digests.optimizer_state:
                 self._store.save_optimizer_digest(row.manifest_digest, digests.optimizer_state)
@@ -227,11 +236,16 @@ class RoundRecorder:
             ) from None
 
     def _state(
-        self, row: RoundRow, context: RoundContext, sealed: SealedRound, release_digest: bytes
-    ) -> pb.Signed:
+        self,
+        row: RoundRow,
+        context: RoundContext,
+        sealed: SealedRound,
+        release_digest: bytes,
+        privacy: pb.Privacy | None,
+    ) -> pb.ReleaseStatement:
         manifest = context.manifest
         number, head = self._store.ledger_head()
-        statement = pb.ReleaseStatement(
+        return pb.ReleaseStatement(
             manifest_digest=row.manifest_digest,
             federation=manifest.federation,
             job=manifest.job,
@@ -252,8 +266,8 @@ class RoundRecorder:
             draw_seed=context.draw_seed,
             sealed_unix_ms=self._clock.unix_ms(),
             software=__version__,
+            privacy=privacy,
         )
-        return sign(self._key, STATEMENT, statement.SerializeToString(deterministic=True))
 
 
 def _facts(row: RoundRow, **more: object) -> dict[str, object]:

@@ -132,7 +132,7 @@ class RoundSession:
         """
         digest = self._refusing(owner, lambda: upload.finish(commit), upload)
         receipt = self._sign_receipt(owner, digest, upload.header)
-        update = Accepted(upload.header_digest(), digest, receipt, dict(upload.header.metrics))
+        update = Accepted(upload.header_digest(), digest, receipt, upload.metrics)
         with self._capping:
             with self._changed:
                 # Complete: the seal, which ends what is under way, must not take its answer away.

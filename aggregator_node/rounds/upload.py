@@ -1,7 +1,7 @@
 """One update as it arrives: counted byte by byte, and worth nothing before its commit."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -225,6 +225,12 @@ class Upload:
             if (statistics := self._context.job.statistics) is not None:
                 check_counts(statistics, self.payload, self.header.examples)
         return commit.payload_digest
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The metrics that count: none beside a private model, to which noise would have to be added as well."""
+        is_private = self._context.job.aggregation.is_private
+        return {} if is_private else dict(self.header.metrics)
 
     def header_digest(self) -> bytes:
         """What makes two headers those of one update: all but how far the owner knows the ledger."""

@@ -191,6 +191,12 @@ class Store:
             )[0][0]
         )
 
+    def results(self, job: str, after: int) -> list[RoundRow]:
+        """The trainings of a job, after this one, that were released, or told to have a result out of its range."""
+        released, non_finite = aggregator_pb2.ROUND_STATE_RELEASED, pb.REASON_NON_FINITE
+        select = "SELECT * FROM round WHERE job = ? AND number > ? AND phase = ? AND (state = ? OR reason = ?)"
+        return self._rounds(select, job, after, pb.PHASE_TRAIN, released, non_finite)
+
     def last_release(self, job: str) -> RoundRow | None:
         released = aggregator_pb2.ROUND_STATE_RELEASED
         select = "SELECT * FROM round WHERE job = ? AND phase = ? AND state = ? ORDER BY number DESC LIMIT 1"

@@ -51,6 +51,12 @@ NUMBERS: dict["pb.Rule", dict[str, Number]] = {
         "smoothing": Number(1e-12, 1e6, 1e-6),
     },
     pb.RULE_CENTRED_CLIPPING: {"norm": _NORM, "iterations": Number(1, 100, 1, whole=True)},
+    pb.RULE_PRIVATE_MEAN: {
+        "norm": _NORM,
+        "noise": Number(0.01, 1e4),
+        "epsilon": Number(1e-3, 1e3),
+        "delta": Number(1e-12, 1e-2),
+    },
 }
 OPTIMIZER_NUMBERS: dict["pb.Optimizer", dict[str, Number]] = {
     pb.OPTIMIZER_NONE: {},
@@ -67,7 +73,9 @@ _EQUAL_ONLY = frozenset(NUMBERS) - {pb.RULE_MEAN, pb.RULE_NORM_BOUNDED_MEAN}
 # An update counts as its weight says, whatever is in it and in the others.
 _BLIND = frozenset({pb.RULE_MEAN, pb.RULE_SUM})
 _OF_STATISTICS = (pb.RULE_SUM, pb.OPTIMIZER_NONE)
-_CENTRED_AT_BASE = frozenset({pb.RULE_NORM_BOUNDED_MEAN, pb.RULE_CENTRED_CLIPPING})
+_CENTRED_AT_BASE = frozenset(
+    {pb.RULE_NORM_BOUNDED_MEAN, pb.RULE_CENTRED_CLIPPING, pb.RULE_PRIVATE_MEAN}
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,11 @@ class Aggregation:
     def looks_at_values(self) -> bool:
         """Whether what an update counts for depends on values, its own or the others', or on a draw."""
         return self.rule not in _BLIND
+
+    @property
+    def is_private(self) -> bool:
+        """Whether noise hides every single owner in a release; then nothing leaves that has no noise, such as metrics."""
+        return self.rule == pb.RULE_PRIVATE_MEAN
 
     @property
     def draws(self) -> bool:
@@ -183,6 +196,11 @@ def check_aggregation(
                 "statistics are added up: their rule is sum, without an optimizer, and they travel whole"
             )
         return
+    if aggregation.is_private and not all_floats:
+        raise ValueError(
+            f"the rule {rule} hides floating-point tensors alone: keep the model's integers and bools with"
+            " the owners, by Task(keeps=...)"
+        )
     if not aggregation.are_gradients:
         if aggregation.rule == pb.RULE_SUM:
             raise ValueError(

@@ -16,6 +16,7 @@ from cairn.errors import InvalidMessage
 from cairn.protocol.aggregation import Aggregation, aggregation_from_pb
 from cairn.protocol.limits import MIN_COHORT
 from cairn.protocol.messages import check_digest, check_draw, check_enums, digest_of, parse
+from cairn.protocol.privacy import AGREEMENT, PrivacyBudget
 from cairn.protocol.words import reason_word, word_of
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -74,7 +75,25 @@ def verified_statement(key: Ed25519PublicKey, signed: pb.Signed) -> pb.ReleaseSt
             f"by {aggregation}, an element of a release of {statement.contributors} owners is an average over"
             f" {averaged}, and the floor is {statement.floor}"
         )
+    _check_privacy(statement, PrivacyBudget.of(aggregation))
     return statement
+
+
+def _check_privacy(statement: pb.ReleaseStatement, budget: PrivacyBudget | None) -> None:
+    """Raise InvalidMessage where a statement says too little or too much of what a job with this budget has told."""
+    if statement.HasField("privacy") != (budget is not None):
+        raise InvalidMessage("a statement has an epsilon where the rule adds noise, and only there")
+    if budget is None:
+        return
+    epsilon, delta = statement.privacy.epsilon, statement.privacy.delta
+    least = budget.spent_by(1) * (1 - AGREEMENT)
+    if delta != budget.delta or not least <= epsilon <= budget.epsilon:
+        raise InvalidMessage(
+            f"the statement has epsilon {epsilon:g} at delta {delta:g}; the job allows {budget.epsilon:g} at"
+            f" {budget.delta:g}, and one release tells {budget.spent_by(1):.4g}"
+        )
+    if statement.metrics:
+        raise InvalidMessage("the statement of a private job has metrics, which have no noise")
 
 
 def verified_receipt(key: Ed25519PublicKey, signed: pb.Signed) -> aggregator_pb2.Receipt:
@@ -146,6 +165,13 @@ def aggregation_in_words(aggregation: Aggregation) -> dict[str, Any]:
     }
 
 
+def privacy_in_words(statement: pb.ReleaseStatement) -> dict[str, float]:
+    """The epsilon and the delta of a statement, as files and ledgers have them; empty where it has none."""
+    if not statement.HasField("privacy"):
+        return {}
+    return {"epsilon": statement.privacy.epsilon, "delta": statement.privacy.delta}
+
+
 def _in_words(statement: pb.ReleaseStatement) -> dict[str, Any]:
     return {
         "federation": statement.federation,
@@ -160,6 +186,7 @@ def _in_words(statement: pb.ReleaseStatement) -> dict[str, Any]:
         "encoding": word_of(pb.Encoding, statement.encoding),
         **({"draw_seed": statement.draw_seed.hex()} if statement.draw_seed else {}),
         "metrics": dict(sorted(statement.metrics.items())),
+        **privacy_in_words(statement),
         "release_digest": statement.release_digest.hex(),
         "base_digest": statement.base_digest.hex(),
         "manifest_digest": statement.manifest_digest.hex(),

@@ -36,6 +36,8 @@ TASK_COMMENTS = {
     "optimizers": "by which it may step along the result",
     "min_cell": "statistics leave only for jobs that release no cell of fewer examples",
     "max_statistics": "so many times may a column leave for statistics, over all jobs",
+    "max_epsilon": "the most that the releases of all jobs may tell of it; then only private_mean is taken part in",
+    "max_delta": "at this delta",
     "environment": "environment variables that the task gets beside the harmless ones",
     "sandbox": "no network, and no file but its code, its data and the libraries",
     "sandbox_reads": "what else it may read in there",

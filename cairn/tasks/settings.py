@@ -23,6 +23,7 @@ from cairn.protocol.statistics import MIN_CELL
 
 MAX_ROUNDS = 1000
 MAX_FAILURES = 2
+MAX_DELTA = 1e-5
 
 
 def _task_source(text: str, info: ValidationInfo) -> str:
@@ -65,6 +66,9 @@ class TaskSettings(Settings):
     `contents` lists what may leave, "weights", "gradients" or "statistics"; `rules` and `optimizers` what a job may have the
     aggregator make of it. `min_cell` is the fewest examples that a cell of released statistics must have, and
     `max_statistics` how many times each column of the task may leave for statistics, over all jobs.
+    With `max_epsilon` only trainings by the rule "private_mean" are taken part in: of jobs that may
+    tell no more of one owner than that epsilon, at `max_delta`, and as long as all releases of the task together,
+    whatever their jobs are called, tell no more of this owner.
     `environment` names the environment variables of this node that the task gets beside the harmless ones
     that every task gets. With `sandbox = "on"` the task has no network and can read only its file, its data,
     the libraries and what `sandbox_reads` lists, and write only to a temporary directory of its own; a machine
@@ -86,6 +90,8 @@ class TaskSettings(Settings):
     optimizers: Annotated[tuple[OptimizerWord, ...], Field(min_length=1)] = get_args(OptimizerWord)
     min_cell: Annotated[int, Field(ge=2, le=MAX_EXAMPLES)] = MIN_CELL
     max_statistics: Annotated[int, Field(ge=1)] = 1
+    max_epsilon: Annotated[float, Field(gt=0, le=1e3)] | None = None
+    max_delta: Annotated[float, Field(ge=1e-12, le=1e-2)] = MAX_DELTA
     environment: tuple[VariableName, ...] = ()
     sandbox: Literal["off", "on"] = "off"
     sandbox_reads: tuple[FilePath, ...] = ()
@@ -97,4 +103,10 @@ class TaskSettings(Settings):
                 raise ValueError(f"settings.{key} = [{low:g}, {high:g}]: the smaller comes first")
         if self.sandbox_reads and self.sandbox == "off":
             raise ValueError('sandbox_reads has no effect without sandbox = "on"')
+        if "max_delta" in self.model_fields_set and self.max_epsilon is None:
+            raise ValueError("max_delta has no effect without max_epsilon")
+        if self.max_epsilon is not None and "private_mean" not in self.rules:
+            raise ValueError(
+                'max_epsilon allows the rule "private_mean" alone, and rules leaves it out'
+            )
         return self

@@ -314,7 +314,8 @@ class ReleaseServiceServicer:
         below the floor, not sorted, outside the job or of several of its groups, RESOURCE_EXHAUSTED for a round that the aggregator's
         memory cannot hold, FAILED_PRECONDITION for a round out of turn, a
         base that is not the last release, a job that has ended, an open round with another request, a
-        cohort that overlaps with other owners of an earlier release that is comparable, too many
+        cohort that overlaps with other owners of an earlier release that is comparable, a release that would go beyond the
+        job's budget (BUDGET_SPENT), too many
         rounds that the coordinator ended, or, with the reason MODEL_MISSING, before SubmitModel; UNAVAILABLE while too many of its rounds are open, or others
         hold the memory.
         """

@@ -38,6 +38,7 @@ class Rule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RULE_MULTI_KRUM: _ClassVar[Rule]
     RULE_GEOMETRIC_MEDIAN: _ClassVar[Rule]
     RULE_CENTRED_CLIPPING: _ClassVar[Rule]
+    RULE_PRIVATE_MEAN: _ClassVar[Rule]
 
 class Optimizer(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -124,6 +125,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_FAILURES_SPENT: _ClassVar[Reason]
     REASON_RULE_REFUSED: _ClassVar[Reason]
     REASON_MODEL_MISSING: _ClassVar[Reason]
+    REASON_BUDGET_SPENT: _ClassVar[Reason]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_BOOL: Dtype
 DTYPE_U8: Dtype
@@ -147,6 +149,7 @@ RULE_BUCKETED_MEDIAN: Rule
 RULE_MULTI_KRUM: Rule
 RULE_GEOMETRIC_MEDIAN: Rule
 RULE_CENTRED_CLIPPING: Rule
+RULE_PRIVATE_MEAN: Rule
 OPTIMIZER_UNSPECIFIED: Optimizer
 OPTIMIZER_NONE: Optimizer
 OPTIMIZER_SGD: Optimizer
@@ -215,6 +218,7 @@ REASON_NOT_COUNTED: Reason
 REASON_FAILURES_SPENT: Reason
 REASON_RULE_REFUSED: Reason
 REASON_MODEL_MISSING: Reason
+REASON_BUDGET_SPENT: Reason
 
 class Signed(_message.Message):
     __slots__ = ("type", "body", "signature")
@@ -396,7 +400,7 @@ class Exclusion(_message.Message):
     def __init__(self, owner: _Optional[str] = ..., reason: _Optional[_Union[Reason, str]] = ...) -> None: ...
 
 class ReleaseStatement(_message.Message):
-    __slots__ = ("manifest_digest", "federation", "job", "round", "phase", "release_digest", "base_digest", "contributors", "exclusions", "aggregation", "weighting", "metrics", "ledger_head", "sealed_unix_ms", "software", "ledger_number", "floor", "commitments", "encoding", "draw_seed")
+    __slots__ = ("manifest_digest", "federation", "job", "round", "phase", "release_digest", "base_digest", "contributors", "exclusions", "aggregation", "weighting", "metrics", "ledger_head", "sealed_unix_ms", "software", "ledger_number", "floor", "commitments", "encoding", "privacy", "draw_seed")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -423,6 +427,7 @@ class ReleaseStatement(_message.Message):
     FLOOR_FIELD_NUMBER: _ClassVar[int]
     COMMITMENTS_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_FIELD_NUMBER: _ClassVar[int]
     DRAW_SEED_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
     federation: str
@@ -443,8 +448,17 @@ class ReleaseStatement(_message.Message):
     floor: int
     commitments: _containers.RepeatedScalarFieldContainer[bytes]
     encoding: Encoding
+    privacy: Privacy
     draw_seed: bytes
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., federation: _Optional[str] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., release_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., contributors: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., ledger_head: _Optional[bytes] = ..., sealed_unix_ms: _Optional[int] = ..., software: _Optional[str] = ..., ledger_number: _Optional[int] = ..., floor: _Optional[int] = ..., commitments: _Optional[_Iterable[bytes]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., draw_seed: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., federation: _Optional[str] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., release_digest: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., contributors: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., aggregation: _Optional[_Union[Aggregation, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., ledger_head: _Optional[bytes] = ..., sealed_unix_ms: _Optional[int] = ..., software: _Optional[str] = ..., ledger_number: _Optional[int] = ..., floor: _Optional[int] = ..., commitments: _Optional[_Iterable[bytes]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., privacy: _Optional[_Union[Privacy, _Mapping]] = ..., draw_seed: _Optional[bytes] = ...) -> None: ...
+
+class Privacy(_message.Message):
+    __slots__ = ("epsilon", "delta")
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    epsilon: float
+    delta: float
+    def __init__(self, epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
 
 class LedgerHead(_message.Message):
     __slots__ = ("federation", "number", "head")

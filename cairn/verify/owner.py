@@ -14,6 +14,7 @@ The owner's own reason is the true one; a statement may say NOT_COUNTED of it (c
 """
 
 import base64
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cairn.diagnostics.findings import Finding, failed, ok
 from cairn.errors import InvalidMessage
 from cairn.ledger.chain import Entry
+from cairn.protocol.aggregation import aggregation_from_pb
 from cairn.protocol.messages import parse
+from cairn.protocol.privacy import PrivacyBudget, agree
 from cairn.protocol.statements import commitment_of, verified_receipt
 from cairn.protocol.words import reason_of_word, reason_word
 from cairn.v1 import round_pb2 as pb
@@ -53,6 +56,7 @@ class OwnerRecord:
         self._statements: list[tuple[int, VerifiedStatement]] = []
         self._resets: list[str] = []
         self._told: dict[str, object] = {}  # manifest digest → the reason that a release gave
+        self._counted = Counter[str]()  # job → the releases that counted the owner
         self.findings: list[Finding] = []
         checks: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "joined": self._joined,
@@ -206,6 +210,21 @@ class OwnerRecord:
             )
         if not isinstance(facts.get("counted"), bool):
             raise InvalidMessage("it does not say whether the owner's update was counted")
+        if listed:
+            self._check_privacy(statement)
+
+    def _check_privacy(self, statement: pb.ReleaseStatement) -> None:
+        """Whether a statement says of a private job as much as was told of this owner alone."""
+        budget = PrivacyBudget.of(aggregation_from_pb(statement.aggregation))
+        if budget is None:
+            return
+        self._counted[statement.job] += 1
+        least = budget.spent_by(self._counted[statement.job])
+        if statement.privacy.epsilon < least and not agree(statement.privacy.epsilon, least):
+            raise InvalidMessage(
+                f"the statement has epsilon {statement.privacy.epsilon:.6g}, but the"
+                f" {self._counted[statement.job]} releases that counted this owner tell {least:.6g}"
+            )
 
 
 def _signed(facts: Mapping[str, Any], key: str) -> pb.Signed:

@@ -19,6 +19,7 @@ from cairn.runtime.foreign_files import content_of, pieces_of
 from cairn.storage.directory import OWNER_DATABASE
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import LedgerCopy, attempted, check_groups, check_head, check_ledger
+from cairn.verify.privacy import check_privacy
 from cairn.verify.statement import VerifiedStatement, title
 
 
@@ -36,7 +37,7 @@ def read_copy(
     head_expected: bool = False,
     goes_on: bool = False,
 ) -> tuple[LedgerCopy, list[Finding]]:
-    """An aggregator's ledger, whether it keeps to the groups of its jobs, and whether its signed head agrees.
+    """An aggregator's ledger, whether it keeps to the groups and the budgets of its jobs, and its signed head.
 
     Where it `goes_on`, it may be shorter than what is checked against it, and its last line may be torn.
     """
@@ -47,7 +48,7 @@ def read_copy(
     ledger, finding = check_ledger(file.name, read_ledger(file), goes_on=goes_on)
     head_path = file.with_name(HEAD_FILE)
     signs = file.suffix == ".jsonl" and (head_expected or head_path.exists())
-    kept = list(check_groups(ledger))
+    kept = [*check_groups(ledger), *check_privacy(ledger)]
     if not signs or finding.grade is Grade.FAILED:
         return ledger, [finding, *kept]
     if key is None:

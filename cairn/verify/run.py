@@ -132,7 +132,7 @@ def check_history(
 def _releases_of(job: str, ledger: LedgerCopy) -> list[dict[str, Any]]:
     """What a history should say of each, in order."""
     return [
-        {"round": facts.get("round"), "contributors": facts.get("contributors")}
+        {key: facts.get(key) for key in ("round", "contributors", "epsilon")}
         for facts in (entry.facts for entry in ledger.entries if entry.kind == "release")
         if differing(facts, {"job": job, "phase": word_of(pb.Phase, pb.PHASE_TRAIN)}) is None
     ]

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cairn.diagnostics.findings import Finding, failed, ok
+from cairn.errors import InvalidMessage
 from cairn.ledger.chain import GENESIS
+from cairn.protocol.aggregation import aggregation_from_pb
 from cairn.protocol.messages import digest_of
-from cairn.protocol.statements import verified_statement
+from cairn.protocol.privacy import PrivacyBudget
+from cairn.protocol.statements import privacy_in_words, verified_statement
 from cairn.protocol.words import word_of
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import LedgerCopy, differing, short
+from cairn.verify.privacy import budget_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,10 @@ def check_recorded(name: str, stated: VerifiedStatement, ledger: LedgerCopy) -> 
         )
         return
     complaint = (
-        _misplaced(statement, ledger) or _misopened(statement, ledger) or _restated(stated, ledger)
+        _misplaced(statement, ledger)
+        or _misopened(statement, ledger)
+        or _misbudgeted(statement, ledger)
+        or _restated(stated, ledger)
     )
     if complaint:
         yield failed(name, complaint)
@@ -85,9 +92,22 @@ def _misplaced(statement: pb.ReleaseStatement, ledger: LedgerCopy) -> str | None
         return (
             f"entry {entry.number} of {ledger.name} is of the kind {short(entry.kind)}, not release"
         )
-    expected = facts_of(statement) | {"base_digest": statement.base_digest.hex()}
+    privacy = {"epsilon": None, "delta": None, **privacy_in_words(statement)}
+    expected = facts_of(statement) | {"base_digest": statement.base_digest.hex()} | privacy
     difference = differing(entry.facts, expected)
     return f"entry {entry.number} of {ledger.name} has {difference}" if difference else None
+
+
+def _misbudgeted(statement: pb.ReleaseStatement, ledger: LedgerCopy) -> str | None:
+    """What is wrong with the budget of the statement's job in the ledger; its figures are checked with the ledger."""
+    budget = PrivacyBudget.of(aggregation_from_pb(statement.aggregation))
+    try:
+        recorded = budget_of(ledger, statement.job)
+    except InvalidMessage as error:
+        return f"the entry of {short(statement.job)}: {error}"
+    if recorded == budget:
+        return None
+    return f"{ledger.name} has another privacy budget of {short(statement.job)} than the statement"
 
 
 def _misopened(statement: pb.ReleaseStatement, ledger: LedgerCopy) -> str | None:

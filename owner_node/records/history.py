@@ -15,6 +15,7 @@ from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Invited, JobHistory, LastRound
 from owner_node.records.budgets import Budgets
 from owner_node.records.kept_rounds import KeptRounds
+from owner_node.records.privacy_spent import PrivacySpent
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class LedgerHistory:
         self.unsettled: dict[bytes, Unsettled] = {}
         self.budgets = Budgets()
         self.kept_rounds = KeptRounds()
+        self.privacy_spent = PrivacySpent()
         self._last: dict[str, LastRound] = {}
         self._release: dict[str, tuple[int, bytes]] = {}
         self._released: set[bytes] = set()
@@ -53,6 +55,7 @@ class LedgerHistory:
         """Take in an entry. Raises KeyError or ValueError where a fact is missing or wrong."""
         self.budgets.note(kind, facts)
         self.kept_rounds.note(kind, facts)
+        self.privacy_spent.note(kind, facts)
         if kind in {"refused", "reset"}:
             return
         digest = bytes.fromhex(facts["manifest_digest"])
@@ -80,6 +83,7 @@ class LedgerHistory:
             release=self._release.get(job.name),
             taken=self.budgets.taken(job.task, invited.manifest.phase, besides=invited.digest),
             failures=self.budgets.failures(job.task),
+            told=self.privacy_spent.rho(job.task, besides=invited.digest),
         )
 
     def has_joined(self, invited: Invited) -> bool:

@@ -51,13 +51,18 @@ def needs_base(invited: Invited, rules: DisclosureRules) -> bool:
 
 
 def rules_beside(
-    rules: DisclosureRules, reported: Mapping[str, float], before: frozenset[str] | None
+    invited: Invited,
+    rules: DisclosureRules,
+    reported: Mapping[str, float],
+    before: frozenset[str] | None,
 ) -> DisclosureRules:
     """The rules for what a task reports now, where it reported the metrics `before` the first time.
 
     Which metrics leave is the same in every round, or it would tell of the data. Raises Declined where one is
-    missing; one that is new does not leave.
+    missing; one that is new does not leave. None leaves for a private job: no noise is added to them.
     """
+    if invited.manifest.aggregation.is_private:
+        return replace(rules, metrics=frozenset())
     if before is None:
         return rules
     allowed = rules.metrics & before

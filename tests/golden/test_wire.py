@@ -39,6 +39,7 @@ AGGREGATION = pb.Aggregation(
 COLUMN = pb.Column(name="mean radius", low=-0.5, high=27.75, bins=300)
 STATISTICS = pb.Statistics(columns=[COLUMN], min_cell=10)
 EXCLUSION = pb.Exclusion(owner="dora", reason=pb.REASON_CHAIN_BROKEN)
+PRIVACY = pb.Privacy(epsilon=3.125, delta=1e-5)
 HEADER = agg.UpdateHeader(
     manifest_digest=digest("m"),
     base_digest=digest("b"),
@@ -129,8 +130,10 @@ EXPECTED: dict[str, Message] = {
         floor=3,
         commitments=[digest("1"), digest("2"), digest("3")],
         encoding=pb.ENCODING_BF16_DELTAS,
+        privacy=PRIVACY,
         draw_seed=digest("e"),
     ),
+    "Privacy": PRIVACY,
     "LedgerHead": pb.LedgerHead(federation="clinics", number=603, head=digest("h")),
     "JoinRoundRequest": agg.JoinRoundRequest(
         manifest_digest=digest("m"),

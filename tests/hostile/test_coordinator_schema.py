@@ -69,8 +69,10 @@ PUBLIC = {
     "ReleaseStatement": (
         "manifest_digest federation job round phase release_digest base_digest contributors"
         " exclusions aggregation weighting metrics ledger_head sealed_unix_ms software ledger_number floor"
-        " commitments encoding draw_seed"
+        " commitments encoding privacy draw_seed"
     ),
+    # Of the job's numbers and of who was counted how often, which it knows from the statements.
+    "Privacy": "epsilon delta",
     "Aggregation": "content rule rule_numbers optimizer optimizer_numbers",
     "LedgerHead": "federation number head",
 }

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from cairn.model.schema import Schema, TensorSpec
+from cairn.protocol.aggregation import Aggregation
 from cairn.transport.health_client import ask_health
 from cairn.v1 import aggregator_pb2
+from cairn.v1 import round_pb2 as pb
 from tests.hostile.audit import check_books
 from tests.scenarios.processes import until
 from tests.service.network import SECONDS, Network, refused
@@ -93,3 +95,28 @@ def test_a_job_is_not_registered_on_a_full_disk(network: Network) -> None:
         network.job(schema=MODEL)
     disk.empty()
     assert network.job(schema=MODEL).run(UPDATES).payload == HALVES
+
+
+def test_a_private_release_that_a_full_disk_kept_from_being_recorded_has_spent_nothing(
+    network: Network,
+) -> None:
+    """One release of noise 2 tells epsilon 2.166 of an owner, and the budget allows no second."""
+    numbers = {"norm": 1.0, "noise": 2.0, "epsilon": 2.5, "delta": 1e-5}
+    job = network.job(
+        schema=MODEL,
+        owners=("alice", "bob"),
+        aggregation=Aggregation(rule=pb.RULE_PRIVATE_MEAN, rule_numbers=numbers),
+    )
+    job.bring(HALVES)
+    disk, opened = Filler(network), job.open(base=HALVES)
+    for owner in UPDATES:
+        opened.join(owner)
+    disk.fill()
+    for owner, update in UPDATES.items():
+        opened.push(owner, update)
+    assert opened.ends().reason == "STORAGE_FAILED"
+    disk.empty()
+    released = job.run(UPDATES, number=2, base=HALVES)
+    assert released.statement.privacy.epsilon == pytest.approx(2.1657, abs=1e-4)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, reason="BUDGET_SPENT"):
+        job.open(number=3, base=released.payload)

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.messages import PROTOCOL
 from cairn.protocol.statements import HEAD, sign
 from cairn.v1 import aggregator_pb2
@@ -163,6 +164,28 @@ def test_it_stops_at_a_question_about_a_round_that_brings_a_newer_head(vault: Va
     with refused(PRECONDITION, "its state was replaced", "ROLLED_BACK"):
         vault.network.record("alice").GetStatement(question, timeout=SECONDS)
     assert vault.network.node.ends() == 1
+
+
+def test_a_budget_that_an_older_state_has_not_spent_yet_is_not_spent_again(vault: Vault) -> None:
+    """It allows one release. Of the round that the older state opens in its place nothing leaves."""
+    numbers = {"norm": 1.0, "noise": 2.0, "epsilon": 2.5, "delta": 1e-5}
+    private = Aggregation(rule=pb.RULE_PRIVATE_MEAN, rule_numbers=numbers)
+    job = vault.network.job(owners=("alice", "bob"), aggregation=private)
+    job.bring(HALVES)
+    vault.stop()
+    vault.keep("old")
+    vault.start(job)
+    seen, average = a_round(job.open(base=HALVES))
+    with refused(PRECONDITION, reason="BUDGET_SPENT"):
+        job.open(number=2, base=average)
+    vault.stop()
+    vault.put_back("old")
+    vault.start(job)
+    again = job.open(base=HALVES)  # it knows no better
+    with refused(PRECONDITION, reason="ROLLED_BACK"):
+        join(again, "alice", seen)
+    assert vault.network.node.ends() == 1
+    assert vault.kinds() == ["job", "open", "abort"]
 
 
 def test_a_ledger_that_was_forked_is_found_although_it_is_as_long(vault: Vault) -> None:

@@ -5,17 +5,19 @@ from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import stats  # type: ignore[import-untyped]  # its types are a package of their own
 
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.words import RULES
 from cairn.v1 import aggregator_pb2
 from cairn.v1 import round_pb2 as pb
-from tests.service.network import OWNERS, SECONDS, Ended, Job, Network, OpenRound
+from tests.service.network import OWNERS, SECONDS, Ended, Job, Network, OpenRound, refused
 
 SIZE = 6
 SCHEMA = Schema.of([TensorSpec("weight", "F32", (SIZE,))])
@@ -341,3 +343,46 @@ def test_a_norm_bounds_gradients_by_their_own_length(network: Network) -> None:
     ended = run(job, gradients, base, list(OWNERS))[1]
     expected = base - norm_bounded_mean(np.zeros(SIZE), gradients, ended.statement)
     assert np.frombuffer(ended.payload, "<f4") == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+PRIVATE = Aggregation(
+    rule=pb.RULE_PRIVATE_MEAN,
+    rule_numbers={"norm": NORM, "noise": 0.7, "epsilon": 100.0, "delta": 1e-5},
+)
+
+
+def test_a_private_release_is_the_mean_of_bounded_updates_and_noise_of_the_stated_scale(
+    network: Network,
+) -> None:
+    size, random = 20_000, np.random.default_rng(7)
+    schema = Schema.of([TensorSpec("weight", "F32", (size,))])
+    job = network.job(schema=schema, owners=OWNERS, aggregation=PRIVATE)
+    base = random.normal(0, 1, size).astype("<f4")
+    updates = {
+        owner: (base + random.normal(0, width / size**0.5, size)).astype("<f4")
+        for owner, width in zip(OWNERS, (0.5, 1, 3, 10, 100), strict=True)
+    }
+    opened, ended = run(job, updates, base, list(OWNERS))
+    exact = norm_bounded_mean(base.astype(float), updates, ended.statement)
+    noise = (np.frombuffer(ended.payload, "<f4") - exact) * len(OWNERS) / (0.7 * NORM)
+    assert float(np.std(noise)) == pytest.approx(1, rel=0.03)  # six times what chance allows
+    assert float(np.mean(noise)) == pytest.approx(0, abs=0.05)
+    assert stats.kstest(noise, "norm").pvalue > 1e-6
+    assert ended.statement.contributors == len(OWNERS)
+    assert opened.collect()[1] == ended.payload
+
+
+def test_a_private_job_has_no_metrics_and_no_evaluation(network: Network) -> None:
+    """Also where owners send some: no noise was added to them."""
+    job = network.job(schema=SCHEMA, owners=OWNERS, aggregation=PRIVATE)
+    base = base_of(job)
+    job.bring(base.tobytes())
+    opened = job.open(OWNERS, base=base.tobytes())
+    for owner in OWNERS:
+        opened.join(owner)
+        opened.push(owner, updates_of(8)[owner].tobytes(), metrics={"loss": 0.25})
+    training = opened.ends()
+    assert training.statement.contributors == len(OWNERS)
+    assert dict(training.statement.metrics) == {}
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "no noise is added", "RULE_REFUSED"):
+        job.open(OWNERS, base=training.payload, phase=pb.PHASE_EVALUATE)

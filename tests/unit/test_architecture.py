@@ -22,6 +22,7 @@ PURE = [
     "aggregator_node/aggregation/block_mean.py",
     "aggregator_node/aggregation/bucketed_median.py",
     "aggregator_node/aggregation/centred_clipping.py",
+    "aggregator_node/aggregation/discrete_gaussian.py",
     "aggregator_node/aggregation/distances.py",
     "aggregator_node/aggregation/geometric_median.py",
     "aggregator_node/aggregation/held_updates.py",
@@ -30,6 +31,7 @@ PURE = [
     "aggregator_node/aggregation/metrics.py",
     "aggregator_node/aggregation/multi_krum.py",
     "aggregator_node/aggregation/norm_bounded_mean.py",
+    "aggregator_node/aggregation/private_mean.py",
     "aggregator_node/aggregation/released.py",
     "aggregator_node/aggregation/sorted_updates.py",
     "aggregator_node/aggregation/sorting.py",
@@ -57,6 +59,7 @@ PURE = [
     "cairn/errors.py",
     "cairn/protocol/messages.py",
     "cairn/protocol/cohorts.py",
+    "cairn/protocol/privacy.py",
     "cairn/protocol/reasons.py",
     "cairn/config.py",
     "cairn/protocol/statements.py",
@@ -66,6 +69,7 @@ PURE = [
     "cairn/model/validation.py",
     "cairn/verify/ledger.py",
     "cairn/verify/owner.py",
+    "cairn/verify/privacy.py",
     "cairn/verify/run.py",
     "cairn/verify/sent.py",
     "coordinator/schedule.py",
@@ -74,9 +78,11 @@ PURE = [
     "coordinator/groups.py",
     "owner_node/records/budgets.py",
     "owner_node/records/kept_rounds.py",
+    "owner_node/records/privacy_spent.py",
     "owner_node/updates/encoder.py",
     "owner_node/updates/prepare.py",
     "owner_node/policy.py",
+    "owner_node/privacy_limit.py",
 ]
 EXECUTES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 FORBIDDEN_CALLS = {
@@ -362,13 +368,18 @@ def test_a_coordinator_receives_nothing_for_each_owner_but_a_reason() -> None:
 
 
 def test_a_coordinator_receives_no_number_of_one_owner() -> None:
-    """The only real numbers are averaged metrics, the aggregator's largest share and those of the job itself."""
+    """The only real numbers are averaged metrics, the aggregator's largest share and those that follow from the job.
+
+    What a private job has told follows from its numbers and from how many releases there were.
+    """
     messages = [*received_by_coordinators(), *signed_bodies()]
     real = {FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT}
     found = {f.full_name for m in messages for f in fields_below(m) if f.type in real}
     assert found == {
         "cairn.v1.Aggregation.OptimizerNumbersEntry.value",
         "cairn.v1.Aggregation.RuleNumbersEntry.value",
+        "cairn.v1.Privacy.delta",
+        "cairn.v1.Privacy.epsilon",
         "cairn.v1.ReleaseStatement.MetricsEntry.value",
         "cairn.v1.RoundManifest.largest_share",
     }

@@ -228,3 +228,38 @@ def test_a_cohort_of_which_the_rule_would_average_over_too_few_is_refused() -> N
     with pytest.raises(InvalidMessage, match="an average over 1 at least") as refusal:
         check_opening(POLICY, job, Progress(), FIRST)
     assert refusal.value.reason == pb.REASON_RULE_REFUSED
+
+
+def private(**numbers: float) -> JobSpec:
+    numbers = {"norm": 1.0, "noise": 2.0, "epsilon": 8.0, "delta": 1e-5, **numbers}
+    return replace(JOB, aggregation=Aggregation(rule=pb.RULE_PRIVATE_MEAN, rule_numbers=numbers))
+
+
+def test_a_job_may_tell_of_an_owner_as_much_as_the_file_says_and_no_more() -> None:
+    policy = replace(POLICY, max_epsilon=8.0)
+    policy.check_job(private())
+    policy.check_job(JOB)  # what has no noise has no epsilon
+    with pytest.raises(
+        InvalidMessage, match=r"epsilon 8\.5 .* allows 8 \(max_epsilon\)"
+    ) as refusal:
+        policy.check_job(private(epsilon=8.5))
+    assert refusal.value.reason == pb.REASON_RULE_REFUSED
+    POLICY.check_job(private(epsilon=8.5))
+
+
+def test_a_job_whose_first_round_would_spend_more_than_its_budget_is_refused() -> None:
+    """At noise 2 and delta 1e-5 one release tells epsilon 2.166, by the accountants of others."""
+    POLICY.check_job(private(epsilon=2.17))
+    with pytest.raises(
+        InvalidMessage, match=r"no round: .* 2\.166 .* raise noise or eps"
+    ) as refusal:
+        POLICY.check_job(private(epsilon=2.16))
+    assert refusal.value.reason == pb.REASON_BUDGET_SPENT
+
+
+def test_a_private_job_has_no_evaluation() -> None:
+    evaluation = Opening(1, pb.PHASE_EVALUATE, FIRST.cohort, RELEASE)
+    check_opening(POLICY, JOB, AFTER_ONE, evaluation)
+    with pytest.raises(InvalidMessage, match="no noise is added to metrics") as refusal:
+        check_opening(POLICY, private(), AFTER_ONE, evaluation)
+    assert refusal.value.reason == pb.REASON_RULE_REFUSED

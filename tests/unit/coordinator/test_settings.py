@@ -165,6 +165,34 @@ def test_a_best_release_that_cannot_be_found_is_refused_in_words(
     assert words in str(mistake.value)
 
 
+PRIVATE = """[rule]
+name = "private_mean"
+norm = 1.0
+noise = 1.0
+epsilon = 3.0
+delta = 1e-5
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (JOB.replace("[settings]", f"evaluate = true\n{PRIVATE}[settings]"), "evaluate = true"),
+        (BEST.replace("[settings]", f"{PRIVATE}[settings]"), "evaluate = true"),
+        (
+            BEST.replace("[settings]", f"{PRIVATE}[settings]").replace("evaluate = true", ""),
+            "[best]",
+        ),
+    ],
+)
+def test_a_private_job_has_no_metrics_to_be_judged_by(tmp_path: Path, text: str, key: str) -> None:
+    load(tmp_path, JOB.replace("[settings]", f"{PRIVATE}[settings]"))
+    with pytest.raises(UsageError) as mistake:
+        load(tmp_path, text)
+    assert f"{key}: a job by the rule private_mean has no metrics" in str(mistake.value)
+    assert "write evaluate" not in str(mistake.value)
+
+
 def test_a_job_says_in_a_word_how_its_updates_travel(tmp_path: Path) -> None:
     words = get_args(JobSettings.model_fields["updates"].annotation)
     assert words == tuple(ENCODINGS)

@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from aggregator_node.aggregation.rule import ReadBlock
+from aggregator_node.aggregation.private_mean import PrivateMean
+from aggregator_node.aggregation.rule import ReadBlock, Rule
 from aggregator_node.aggregation.rules import RULES
 from cairn.model.schema import DTYPES, Schema, TensorSpec
 from cairn.model.validation import SIGNIFICANT_BITS, runs_of
@@ -24,10 +25,23 @@ NUMBERS: dict["pb.Rule", Mapping[str, float]] = {
     pb.RULE_MULTI_KRUM: {"byzantine": 3, "select": 5},
     pb.RULE_GEOMETRIC_MEDIAN: {"iterations": 8, "smoothing": 1e-6},
     pb.RULE_CENTRED_CLIPPING: {"norm": 1.0, "iterations": 3},
+    pb.RULE_PRIVATE_MEAN: {"norm": 1.0, "noise": 0.01, "epsilon": 1.0, "delta": 1e-5},
 }
 # What depends on the order in which a rule is given the updates, which is that of the owners' names or the drawn one.
 ORDERED = {pb.RULE_BUCKETED_MEDIAN, pb.RULE_GEOMETRIC_MEDIAN, pb.RULE_CENTRED_CLIPPING}
+# Gradients have no integers, and no noise is added to any.
+OF_FLOATS_ALONE = {pb.RULE_SUM, pb.RULE_PRIVATE_MEAN}
 KINDS = ("F16", "BF16", "F32", "F64", "I8", "I32", "I64", "BOOL")
+
+
+def at_work(
+    rule: "pb.Rule", schema: Schema, numbers: Mapping[str, float] | None = None, floor: int = 2
+) -> Rule:
+    """The rule with the numbers of its cases, unless given. A rule that adds noise draws the same every time."""
+    aggregation = Aggregation(rule=rule, rule_numbers=NUMBERS[rule] if numbers is None else numbers)
+    if rule == pb.RULE_PRIVATE_MEAN:
+        return PrivateMean(schema, aggregation, floor, new_key=lambda: bytes(32))
+    return RULES[rule](schema, aggregation, floor)
 
 
 def schema_of(dtype: str, count: int) -> Schema:
@@ -59,8 +73,7 @@ def released(
     are_deltas: bool = False,
     weights: Sequence[int] | None = None,
 ) -> bytes:
-    aggregation = Aggregation(rule=rule, rule_numbers=NUMBERS[rule] if numbers is None else numbers)
-    working = RULES[rule](schema, aggregation, floor)
+    working = at_work(rule, schema, numbers, floor)
     working.begin(lambda _: None, base, are_deltas=are_deltas)
     for read, weight in zip(reads, weights or [1] * len(reads), strict=True):
         working.add_blocks(read, weight)

@@ -27,7 +27,9 @@ from cairn.v1 import round_pb2 as pb
 from tests.unit.aggregator_node.aggregation.rule_cases import (
     KINDS,
     NUMBERS,
+    OF_FLOATS_ALONE,
     ORDERED,
+    at_work,
     combined,
     random_updates,
     reading,
@@ -38,8 +40,8 @@ from tests.unit.aggregator_node.aggregation.rule_cases import (
 
 EVERY = sorted(RULES)
 COLLECTING = [rule for rule in EVERY if RULES[rule].held_updates(9)]
-# Gradients have no integers; and updates of nothing else are all equally far apart, so that the drawn order selects.
-WITHOUT_INTEGERS = {pb.RULE_SUM, pb.RULE_MULTI_KRUM}
+# Updates of nothing but integers are all equally far apart, so that the drawn order selects.
+WITHOUT_INTEGERS = {*OF_FLOATS_ALONE, pb.RULE_MULTI_KRUM}
 
 
 def name(rule: "pb.Rule") -> str:
@@ -59,8 +61,8 @@ def digests() -> str:
     for dtype in KINDS:
         updates = random_updates(dtype, 12, BLOCK + 700, 3)
         for rule in EVERY:
-            if rule == pb.RULE_SUM and dtype not in FLOATS:
-                continue  # gradients have no integers
+            if rule in OF_FLOATS_ALONE and dtype not in FLOATS:
+                continue
             hasher.update(combined(rule, updates, base=base_of(dtype, BLOCK + 700)).tobytes())
     return hasher.hexdigest()
 
@@ -109,8 +111,8 @@ def test_a_processor_without_wide_vectors_and_other_thread_counts_give_the_same_
 def test_a_result_can_be_had_again_and_nothing_of_it_is_left_for_the_next_round(
     rule: "pb.Rule",
 ) -> None:
-    schema, numbers = schema_of("F32", 50), NUMBERS[rule]
-    working = RULES[rule](schema, Aggregation(rule=rule, rule_numbers=numbers), 2)
+    schema = schema_of("F32", 50)
+    working = at_work(rule, schema)
     base = base_of("F32", 50).tobytes()
     results = []
     for seed in (1, 1, 2):
@@ -313,9 +315,11 @@ def test_a_sum_beyond_the_range_is_not_released() -> None:
 
 @every_rule
 def test_a_released_zero_has_no_sign(rule: "pb.Rule") -> None:
-    updates = [np.full(3, -0.0, np.float32) for _ in range(9)]
-    result = combined(rule, updates, base=np.full(3, -0.0, np.float32))
-    assert result.tobytes() == bytes(12)
+    """Noise of 1e-14 is less than the smallest number of the type, on either side of zero."""
+    updates = [np.full(30, -0.0, np.float16) for _ in range(9)]
+    numbers = {key: 1e-12 if key == "norm" else value for key, value in NUMBERS[rule].items()}
+    result = combined(rule, updates, numbers, base=np.full(30, -0.0, np.float16))
+    assert result.tobytes() == bytes(60)
 
 
 @settings(max_examples=40, deadline=None)

@@ -465,6 +465,40 @@ def test_a_task_whose_failures_are_spent_is_a_warning_with_the_command_that_rese
     assert f"run `cairn reset {file} mean`" in examined(file).only("failures", "warning")
 
 
+def sent(ward: Path, number: int, rule: str, **numbers: float) -> None:
+    """Record in alice's ledger that an update left for a round."""
+    state = StateDirectory(ward / "alice/state", OWNER_DATABASE)
+    with state.transaction():
+        facts = {
+            "manifest_digest": f"{number:064x}",
+            "task": "mean",
+            "phase": "train",
+            "metrics": {},
+            "rule": rule,
+            "rule_numbers": numbers,
+        }
+        Ledger(state.db, "ledger", Clock()).append("sent", facts)
+    state.close()
+
+
+def test_what_noisy_releases_have_told_of_a_task_is_said_where_the_file_limits_it(
+    ward: Path,
+) -> None:
+    """Two releases of noise 2 tell epsilon 3.189 at delta 1e-5, by the accountants of others."""
+    file = ward / "alice.toml"
+    assert examined(file).of("privacy", "ok") == []
+    file.write_text(file.read_text().replace("[tasks.mean]\n", "[tasks.mean]\nmax_epsilon = 8\n"))
+    for number in (1, 2):
+        sent(ward, number, "private_mean", noise=2.0)
+    told = (
+        "task mean has told epsilon 3.19 of 8 (delta 1e-05) of this owner, in 2 releases with noise"
+    )
+    assert examined(file).only("privacy", "ok") == told
+    sent(ward, 3, "mean")
+    plain = "; no epsilon covers the 1 updates that left for releases without noise"
+    assert examined(file).only("privacy", "warning") == told + plain
+
+
 def test_a_ledger_that_cannot_be_read_leaves_the_failures_uncounted(ward: Path) -> None:
     recorded(ward, datetime.now(UTC))
     assert "cannot be read" in examined(ward / "alice.toml").only("failures", "note")

@@ -33,6 +33,9 @@ def by(rule: "pb.Rule", **numbers: float) -> Aggregation:
     return Aggregation(rule=rule, rule_numbers=numbers)
 
 
+PRIVATE = by(pb.RULE_PRIVATE_MEAN, norm=1.0, noise=1.0, epsilon=1.0, delta=1e-5)
+
+
 def test_every_rule_and_optimizer_of_the_contract_has_its_numbers() -> None:
     assert set(NUMBERS) == {value for value in pb.Rule.values() if value}
     assert set(OPTIMIZER_NUMBERS) == {value for value in pb.Optimizer.values() if value}
@@ -59,6 +62,7 @@ def test_every_rule_and_optimizer_of_the_contract_has_its_numbers() -> None:
         (by(pb.RULE_GEOMETRIC_MEDIAN, iterations=8, smoothing=1e-6), 7, FLOOR),
         (by(pb.RULE_GEOMETRIC_MEDIAN, iterations=8, smoothing=1e-6), 2, 2),
         (by(pb.RULE_CENTRED_CLIPPING, iterations=1, norm=1.0), 7, FLOOR),
+        (PRIVATE, 7, 7),
     ],
     ids=str,
 )
@@ -163,6 +167,7 @@ def test_numbers_that_are_not_given_have_a_default_and_travel_all_the_same() -> 
     [
         (by(pb.RULE_TRIMMED_MEAN, trim=0.1), EXAMPLES, WHOLE, 'weighting = "equal"'),
         (by(pb.RULE_GEOMETRIC_MEDIAN), EXAMPLES, WHOLE, 'weighting = "equal"'),
+        (PRIVATE, EXAMPLES, WHOLE, 'weighting = "equal"'),
         (by(pb.RULE_SUM), EQUAL, WHOLE, "no model"),
         (Aggregation(pb.CONTENT_GRADIENTS), EQUAL, WHOLE, "need an optimizer"),
         (GRADIENTS, EQUAL, pb.ENCODING_BF16_DELTAS, 'updates = "whole"'),
@@ -181,9 +186,16 @@ def test_gradients_are_of_floating_point_tensors_alone() -> None:
         check_aggregation(GRADIENTS, EXAMPLES, WHOLE, all_floats=False)
 
 
+def test_noise_is_added_to_floating_point_tensors_alone() -> None:
+    check_aggregation(PRIVATE, EQUAL, WHOLE, all_floats=True)
+    with pytest.raises(ValueError, match=r"integers and bools with the owners, by Task\(keeps"):
+        check_aggregation(PRIVATE, EQUAL, WHOLE, all_floats=False)
+
+
 def test_the_aggregator_needs_the_base_where_it_steps_from_it_or_measures_from_it() -> None:
     assert not by(pb.RULE_MEAN).needs_base
     assert not by(pb.RULE_MULTI_KRUM, byzantine=1, select=3).needs_base
     assert by(pb.RULE_NORM_BOUNDED_MEAN, norm=1.0).needs_base
     assert by(pb.RULE_CENTRED_CLIPPING, norm=1.0, iterations=1).needs_base
+    assert PRIVATE.needs_base
     assert SGD.needs_base

@@ -95,6 +95,58 @@ def test_an_envelope_holds_the_signed_bytes_and_says_them_in_words() -> None:
     assert from_envelope(json.dumps(values)) == signed  # the first is the aggregator's
 
 
+PRIVATE = Aggregation(
+    rule=pb.RULE_PRIVATE_MEAN,
+    rule_numbers={"norm": 1.0, "noise": 2.0, "epsilon": 8.0, "delta": 1e-5},
+)
+
+
+def private_statement(**privacy: float) -> pb.Signed:
+    body = pb.ReleaseStatement.FromString(BODY)
+    body.aggregation.CopyFrom(aggregation_to_pb(PRIVATE))
+    body.metrics.clear()
+    if privacy:
+        body.privacy.CopyFrom(pb.Privacy(**privacy))
+    return sign(KEY, STATEMENT, body.SerializeToString())
+
+
+def test_a_private_statement_says_what_was_told_of_one_owner() -> None:
+    signed = private_statement(epsilon=2.166, delta=1e-5)
+    assert verified_statement(KEY.public_key(), signed).privacy.epsilon == 2.166
+    assert envelope(signed)["statement"]["epsilon"] == 2.166
+    assert "epsilon" not in envelope(sign(KEY, STATEMENT, BODY))["statement"]
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        {},
+        {"epsilon": 8.001, "delta": 1e-5},  # more than the job allows
+        {"epsilon": 2.165, "delta": 1e-5},  # less than one release tells, which is 2.1657
+        {"epsilon": 0.0, "delta": 1e-5},
+        {"epsilon": float("nan"), "delta": 1e-5},
+        {"epsilon": 3.0, "delta": 1e-6},
+        {"epsilon": 3.0},
+    ],
+    ids=str,
+)
+def test_a_private_statement_that_says_too_much_or_too_little_is_refused(
+    privacy: dict[str, float],
+) -> None:
+    with pytest.raises(InvalidMessage, match="epsilon"):
+        verified_statement(KEY.public_key(), private_statement(**privacy))
+
+
+def test_a_statement_without_noise_has_no_epsilon_and_one_with_noise_no_metrics() -> None:
+    body = pb.ReleaseStatement.FromString(BODY)
+    body.privacy.CopyFrom(pb.Privacy(epsilon=3.0, delta=1e-5))
+    with pytest.raises(InvalidMessage, match="only there"):
+        verified_statement(KEY.public_key(), sign(KEY, STATEMENT, body.SerializeToString()))
+    body.aggregation.CopyFrom(aggregation_to_pb(PRIVATE))
+    with pytest.raises(InvalidMessage, match="metrics, which have no noise"):
+        verified_statement(KEY.public_key(), sign(KEY, STATEMENT, body.SerializeToString()))
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"payloadType": 1}', "null"])
 def test_a_file_that_is_no_envelope_is_refused(text: str) -> None:
     with pytest.raises(InvalidMessage):

@@ -138,6 +138,8 @@ def test_an_owners_file_says_where_its_ledger_lies_and_what_else_it_may_say(made
         "optimizers",
         "min_cell",
         "max_statistics",
+        "max_epsilon",
+        "max_delta",
         "environment",
         "sandbox",
         "sandbox_reads",
@@ -184,10 +186,12 @@ work_seconds = 90
 clip = 2
 encodings = ["whole", "int8_deltas"]
 contents = ["weights"]
-rules = ["mean", "trimmed_mean"]
+rules = ["mean", "trimmed_mean", "private_mean"]
 optimizers = ["none", "adam"]
 min_cell = 20
 max_statistics = 3
+max_epsilon = 4
+max_delta = 1e-6
 environment = ["WARD_DB"]
 sandbox = "on"
 sandbox_reads = ["weights"]
@@ -216,10 +220,12 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
                 "clip": 2.0,
                 "encodings": ["whole", "int8_deltas"],
                 "contents": ["weights"],
-                "rules": ["mean", "trimmed_mean"],
                 "min_cell": 20,
                 "max_statistics": 3,
+                "rules": ["mean", "trimmed_mean", "private_mean"],
                 "optimizers": ["none", "adam"],
+                "max_epsilon": 4.0,
+                "max_delta": 1e-6,
                 "environment": ["WARD_DB"],
                 "sandbox": "on",
                 "sandbox_reads": [str(tmp_path / "weights")],
@@ -284,6 +290,9 @@ def test_a_task_of_an_installed_package_is_named_as_it_is(tmp_path: Path) -> Non
         ("min_examples = 20", "min_examples = 0", "tasks.tutorial.min_examples = 0"),
         ("max_rounds = 100", "max_rounds = 0", "tasks.tutorial.max_rounds = 0"),
         ("max_failures = 5", "max_failures = 0", "tasks.tutorial.max_failures = 0"),
+        ("max_epsilon = 4", "max_epsilon = 0", "tasks.tutorial.max_epsilon = 0"),
+        ("max_epsilon = 4\n", "", "max_delta has no effect without max_epsilon"),
+        (', "private_mean"', "", 'the rule "private_mean" alone, and rules leaves it out'),
         ("work_seconds = 90", "work_seconds = 0", "tasks.tutorial.work_seconds = 0"),
         ("clip = 2", "clip = nan", "tasks.tutorial.clip"),
         ('"int8_deltas"', '"int4_deltas"', "tasks.tutorial.encodings"),
