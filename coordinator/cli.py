@@ -54,8 +54,8 @@ def run(
 ) -> None:
     """Run the job to its end, and print a line for every round.
 
-    Leaves model.safetensors, release.json and history.jsonl in the run's folder, and with [best] in the
-    job's file best.safetensors and best.json. Exit codes: 0 all rounds released, or stopped early,
+    Leaves model.safetensors, release.json and history.jsonl in the run's folder, with [best] in the
+    job's file best.safetensors and best.json, and with [statistics] statistics.json. Exit codes: 0 all rounds released, or stopped early,
     1 the job could not be ended, 2 a mistake in a file, 3 a coordinator that was started later has
     taken the job over.
     """

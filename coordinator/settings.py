@@ -19,6 +19,7 @@ from cairn.config import (
     Settings,
     SigningKeyText,
 )
+from cairn.errors import UsageError
 from cairn.protocol.aggregation import (
     NUMBERS,
     OPTIMIZER_NUMBERS,
@@ -240,6 +241,11 @@ class JobSettings(Settings):
         return group_count(len(self.owners), self.fraction, self.floor)
 
     def changed(self, *, model: Path | None, rounds: int | None) -> "JobSettings":
-        """The job with what the command line sets instead of the file."""
+        """The job with what the command line sets instead of the file. Raises UsageError where it has neither."""
         given = {"model": model, "rounds": rounds}
-        return self.model_copy(update={k: v for k, v in given.items() if v is not None})
+        update = {key: value for key, value in given.items() if value is not None}
+        if update and self.statistics is not None:
+            raise UsageError(
+                f"the job {self.name} counts data and trains no model: leave --initial-model and --rounds out"
+            )
+        return self.model_copy(update=update)

@@ -5,7 +5,7 @@ import random
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from cairn.tasks.state_dict import (
 from cairn.tasks.task import Data, Round, Site, Task
 from cairn.v1 import round_pb2 as pb
 
+F = TypeVar("F")
 Function = Callable[[nn.Module, Any, Round], Mapping[str, float] | None]
 
 
@@ -162,12 +163,11 @@ class TaskRunner:
 
     def statistics(self, statistics: Statistics, update: WritableBuffer) -> Outcome:
         """Write what the job counts to `update`, which is of its schema. Raises TaskFailed."""
-        if self._task.columns is None:
-            raise _not_there("columns")
+        columns = _asked_for("columns", self._task.columns)
         data = self._read_data()
         examples = self._checked_examples("examples", data.examples)
         with task_code("columns"):
-            returned = self._task.columns(data)
+            returned = columns(data)
         write_counts(statistics, returned, examples, update)
         return Outcome(examples, {})
 
@@ -252,18 +252,14 @@ class TaskRunner:
         return model
 
 
-def _asked_for(part: str, function: Function | None) -> Function:
+def _asked_for(part: str, function: F | None) -> F:
     if function is None:
-        raise _not_there(part)
+        raise TaskFailed(
+            f"the task has no {part} function, which the job asks for;"
+            f" pass one: cairn.Task(..., {part}={part})",
+            pb.REASON_JOB_REFUSED,
+        )
     return function
-
-
-def _not_there(part: str) -> TaskFailed:
-    return TaskFailed(
-        f"the task has no {part} function, which the job asks for;"
-        f" pass one: cairn.Task(..., {part}={part})",
-        pb.REASON_JOB_REFUSED,
-    )
 
 
 def _built(task: Task) -> nn.Module:

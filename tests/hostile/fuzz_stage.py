@@ -24,6 +24,7 @@ from cairn.protocol.messages import (
     job_spec_to_bytes,
     manifest_from_bytes,
 )
+from cairn.protocol.statistics import Column, Statistics, schema_of
 from cairn.v1 import aggregator_pb2, coordinator_pb2, coordinator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.hostile.checks import ONE_HOT, check_one_hot, one_hot
@@ -36,6 +37,16 @@ T = TypeVar("T")
 
 # The mean, by a rule that measures from the base, which a coordinator so has to bring.
 BOUNDING_NOTHING = Aggregation(rule=pb.RULE_NORM_BOUNDED_MEAN, rule_numbers={"norm": 1e30})
+
+# What makes a job one of statistics.
+_STATISTICS = Statistics((Column("age", 0, 100, 5), Column("size", -1, 1, 2)), 10)
+COUNTS: dict[str, Any] = {
+    "statistics": _STATISTICS,
+    "schema": schema_of(_STATISTICS),
+    "aggregation": Aggregation(pb.CONTENT_STATISTICS, pb.RULE_SUM),
+    "rounds": 1,
+    "settings": {},
+}
 
 PATIENT = 3600  # the coordinator waits for its owners for as long as it is attacked
 _JOB = f"""
@@ -221,7 +232,8 @@ class Stage:
     def _register(self, random: Random) -> Iterator[Message]:
         self._names += 1
         name = f"fuzz-{self._number}-{self._names}"
-        body = job_spec_to_bytes(replace(self._job.spec, name=name))
+        counts = COUNTS if random.random() < 0.3 else {}
+        body = job_spec_to_bytes(replace(self._job.spec, name=name, **counts))
         if random.random() < 0.7:
             spec = pb.JobSpec.FromString(body)
             for _ in range(random.choice((1, 1, 2))):

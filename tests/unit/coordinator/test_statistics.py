@@ -1,6 +1,7 @@
 """What a job's file may say of statistics, and the table that a person is shown."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,18 @@ def test_a_mistake_in_a_job_of_statistics_is_named(
     with pytest.raises(UsageError) as mistake:
         load(tmp_path, JOB.replace(old, new))
     assert words in str(mistake.value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"model": Path("m"), "rounds": None}, {"model": None, "rounds": 2}]
+)
+def test_the_command_line_gives_it_no_model_and_no_rounds(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    job = load(tmp_path, JOB)
+    assert job.changed(model=None, rounds=None) == job
+    with pytest.raises(UsageError, match="leave --initial-model and --rounds out"):
+        job.changed(**given)
 
 
 def test_other_jobs_have_a_model(tmp_path: Path) -> None:

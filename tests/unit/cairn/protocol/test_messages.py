@@ -217,6 +217,7 @@ FIELDS = [
     pytest.param(kind, body, read, field, id=field.full_name)
     for kind, body, read in READERS
     for field in kind.DESCRIPTOR.fields
+    if field.name != "statistics"  # which a job of a model lacks: test_statistics.py
 ]
 ENUMS = [
     pytest.param(kind, body, read, field, id=field.full_name)

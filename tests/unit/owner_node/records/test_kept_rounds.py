@@ -57,6 +57,13 @@ def test_an_evaluation_keeps_nothing() -> None:
     assert rounds.all() == {ONE}
 
 
+def test_statistics_keep_nothing() -> None:
+    kind, facts = sent(TWO, job="figures")
+    counted = (kind, facts | {"columns": ["age"]}), ended(TWO, counted=True)
+    rounds = told(sent(ONE), ended(ONE, counted=True), *counted)
+    assert rounds.all() == {ONE}
+
+
 def test_the_end_of_an_older_round_that_comes_late_changes_nothing() -> None:
     rounds = told(sent(ONE), sent(TWO), ended(TWO, counted=True), ended(ONE, counted=True))
     assert rounds.current("task", "job") == TWO

@@ -16,6 +16,7 @@ from owner_node.training.worker import Memories, Training
 SCHEMA = Schema.of([TensorSpec("weight", "F32", (1, 1)), TensorSpec("bias", "F32", (1,))])
 ORDER: dict[str, Any] = {
     "gradients": False,
+    "statistics": None,
     "job": "j",
     "round": 2,
     "phase": "train",
