@@ -69,9 +69,9 @@ class PrivateMean(Rule):
         self._sigma = Fraction(math.ceil(Fraction(aggregation.rule_numbers["noise"]) * GRID))
         self._new_key = new_key
         self._runs = tuple(runs_of(schema))
-        self._memory = anonymous(self.memory_bytes(schema))
         counts = [run.count for run in self._runs]
-        self._all_sums = np.frombuffer(self._memory, np.int64, sum(counts))
+        memory = anonymous(self.memory_bytes(schema))
+        self._all_sums = np.frombuffer(memory, np.int64, sum(counts))
         self._sums = np.split(self._all_sums, np.cumsum(counts)[:-1])  # by run
         self._shortening = 1 - math.sqrt(sum(counts) + 1) / GRID  # by what rounding can add
         self._floats = np.zeros((3, BLOCK))

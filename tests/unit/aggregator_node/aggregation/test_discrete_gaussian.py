@@ -126,6 +126,22 @@ def test_a_k_whose_bits_are_all_zero_goes_on_in_further_words() -> None:
     assert first_draw("5.6", 0, 0, [0b1000, 2**64 - 1]) == 0
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(st.fractions(Fraction(1, 100), 20), st.fractions(20, 2**54)))
+def test_no_proposal_would_have_to_be_accepted_with_a_probability_above_one(
+    sigma: Fraction,
+) -> None:
+    """And the bound is no larger than it has to be, so that enough are accepted."""
+    gaussian = DiscreteGaussian(sigma, KeyStream(KEY))
+    width, bound = 1 << gaussian._width_bits, gaussian._bound
+    with mpmath.workdps(60):
+        half = mpmath.mpf(width * sigma.denominator) ** 2 / sigma.numerator**2 / 2
+        weights = [2**k * mpmath.exp(-(k**2) * half) for k in range(30)]
+        exact = mpmath.mpf(bound.numerator) / bound.denominator
+        assert 0 <= exact - max(weights) < 1e-30
+    assert width == 1 or Fraction("0.7") * sigma < width <= Fraction("1.4") * sigma
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.fractions(-600, 0), st.integers(5, 60))
 def test_an_exponential_is_enclosed(exponent: Fraction, digits: int) -> None:
