@@ -32,6 +32,7 @@ from owner_node.event_log import log_event
 from owner_node.events import Observer
 from owner_node.participation import Participation
 from owner_node.policy import Policy, TaskRules
+from owner_node.privacy import PrivacyAccount
 from owner_node.receipts import Receipts
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import OwnerLedger
@@ -94,7 +95,11 @@ class OwnerNode:
             kept = KeptTensors(
                 settings.state, ledger.past.kept_rounds, settlement.settle_job, self._tell
             )
-            steps = (decisions, downloader, uploader, settlement, kept)
+            private = {
+                name: each for name, task in settings.tasks.items() if (each := task.private)
+            }
+            privacy = PrivacyAccount(ledger, private, self._tell)
+            steps = (decisions, downloader, uploader, settlement, kept, privacy)
             participation = Participation(
                 policy, *steps, aggregator, tasks, self._stopping, self._tell
             )
@@ -236,6 +241,7 @@ def _policy(settings: OwnerSettings) -> Policy:
                 optimizers=frozenset(OPTIMIZERS[word] for word in task.optimizers),
                 max_failures=task.max_failures,
                 work_seconds=task.work_seconds,
+                private=task.private,
             )
             for name, task in settings.tasks.items()
         },

@@ -9,7 +9,8 @@ from cairn.protocol.cohorts import are_of_one_group
 from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec, Manifest
 from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, word_of
-from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS
+from cairn.tasks.accounting import PrivateSteps, epsilon_of
+from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS, PrivateSettings
 from cairn.v1 import round_pb2 as pb
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -55,13 +56,16 @@ class JobHistory:
     `last` is the last round of the job that it took part in and `release` the latest release of the
     job whose statement it has seen, as its round and the model's digest. `taken` is how many other rounds
     of the task and the phase it took part in, and `failures` in how many of the task it was not counted for
-    a cause that may depend on its data, since the last reset.
+    a cause that may depend on its data, since the last reset. `private` is what its private trainings were allowed, in all
+    jobs, and `next_private` what another is likely to ask for.
     """
 
     last: LastRound | None = None
     release: tuple[int, bytes] | None = None
     taken: int = 0
     failures: int = 0
+    private: tuple[PrivateSteps, ...] = ()
+    next_private: tuple[PrivateSteps, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class TaskRules:
     """The allowed ranges of a task's settings, how updates may travel, and how often and how long it may run and fail.
 
     `max_rounds` holds for trainings, and as well for evaluations. `work_seconds` is the time that its work on the
-    data takes in every round; None where that may show.
+    data takes in every round; None where that may show. `private` is the budget of differential privacy for each
+    record; None where there is none.
     """
 
     ranges: Ranges = field(default_factory=dict)
@@ -80,6 +85,7 @@ class TaskRules:
     optimizers: frozenset["pb.Optimizer"] = frozenset(OPTIMIZERS.values())
     max_failures: int = MAX_FAILURES
     work_seconds: float | None = None
+    private: PrivateSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,8 @@ class Policy:
         _check_encoding(invited, rules.encodings)
         self._check_aggregation(invited, rules)
         _check_budgets(invited, rules, known)
+        if rules.private is not None:
+            _check_private(invited, rules.private, known)
 
     def _check_aggregation(self, invited: Invited, rules: TaskRules) -> None:
         aggregation, task = invited.job.aggregation, invited.job.task
@@ -214,6 +222,33 @@ def _check_budgets(invited: Invited, rules: TaskRules, known: JobHistory) -> Non
             f"this owner took part in {known.taken} {what} of the task {job.task}, and its file allows"
             f" {rules.max_rounds} (max_rounds)",
             pb.REASON_TOO_MANY_ROUNDS,
+        )
+
+
+def _check_private(invited: Invited, private: PrivateSettings, known: JobHistory) -> None:
+    """Decline what would leave without noise, and a training for which too little of the budget is left."""
+    job = invited.job
+    for is_asked, what, cure in (
+        (job.aggregation.are_gradients, "asks for gradients", 'content = "weights"'),
+        (
+            job.weighting == pb.WEIGHTING_EXAMPLES,
+            "weighs by the number of examples",
+            'weighting = "equal"',
+        ),
+        (not invited.manifest.trains, "evaluates", "evaluate = false"),
+    ):
+        if is_asked:
+            raise Declined(
+                f"the job {what}, which tells of single records without noise, and this owner's file asks for private"
+                f" training of the task {job.task} (private); {cure} in the job's file avoids that",
+                pb.REASON_JOB_REFUSED,
+            )
+    epsilon = epsilon_of((*known.private, *known.next_private), private.delta)
+    if epsilon > private.epsilon:
+        raise Declined(
+            f"another round as the last would make epsilon {epsilon:.3g} for the task {job.task}, and this owner's file"
+            f" allows {private.epsilon:g} (private.epsilon)",
+            pb.REASON_BUDGET_SPENT,
         )
 
 

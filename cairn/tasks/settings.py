@@ -46,6 +46,20 @@ VariableName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 MetricName = Annotated[str, AfterValidator(_metric)]
 
 
+class PrivateSettings(Settings):
+    """What a task may tell of one record of this owner's data: `epsilon` at `delta`, over all rounds and jobs.
+
+    The task must train by `cairn.private`, which clips the gradient of each record to the L2 norm `clip` and adds noise
+    of `noise` times `clip` to their sum in every step. A round that would go beyond `epsilon` is declined, as the
+    ledger counts what was trained.
+    """
+
+    epsilon: Annotated[float, Field(gt=0, le=1e6)]
+    delta: Annotated[float, Field(gt=0, le=0.1)]
+    noise: Annotated[float, Field(ge=0.1, le=1e6)]
+    clip: Annotated[float, Field(gt=0, le=1e30)]
+
+
 class TaskSettings(Settings):
     """A task this owner has read and approved, and what may leave of it.
 
@@ -63,6 +77,9 @@ class TaskSettings(Settings):
     a little less. A job that asks for deltas has its updates travel whole until the aggregator has a base.
     `contents` lists what may leave, "weights" or "gradients"; `rules` and `optimizers` what a job may have the
     aggregator make of it.
+    With `private` the task trains with differential privacy for each record (see PrivateSettings). As nothing else that
+    depends on the data may leave then, `metrics` must be empty, evaluations are declined, and so are jobs that ask for
+    gradients or weigh by examples.
     `environment` names the environment variables of this node that the task gets beside the harmless ones
     that every task gets. With `sandbox = "on"` the task has no network and can read only its file, its data,
     the libraries and what `sandbox_reads` lists, and write only to a temporary directory of its own; a machine
@@ -82,6 +99,7 @@ class TaskSettings(Settings):
     contents: Annotated[tuple[ContentWord, ...], Field(min_length=1)] = get_args(ContentWord)
     rules: Annotated[tuple[RuleWord, ...], Field(min_length=1)] = RULE_WORDS_UNLESS_SAID
     optimizers: Annotated[tuple[OptimizerWord, ...], Field(min_length=1)] = get_args(OptimizerWord)
+    private: PrivateSettings | None = None
     environment: tuple[VariableName, ...] = ()
     sandbox: Literal["off", "on"] = "off"
     sandbox_reads: tuple[FilePath, ...] = ()
@@ -91,6 +109,11 @@ class TaskSettings(Settings):
         for key, (low, high) in self.settings.items():
             if not low <= high:
                 raise ValueError(f"settings.{key} = [{low:g}, {high:g}]: the smaller comes first")
+        if self.private is not None and self.metrics:
+            raise ValueError(
+                f"metrics lists {self.metrics[0]} beside private: a metric of private data has no noise and would tell"
+                " of single records; write metrics = []"
+            )
         if self.sandbox_reads and self.sandbox == "off":
             raise ValueError('sandbox_reads has no effect without sandbox = "on"')
         return self

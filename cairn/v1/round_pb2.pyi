@@ -123,6 +123,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_FAILURES_SPENT: _ClassVar[Reason]
     REASON_RULE_REFUSED: _ClassVar[Reason]
     REASON_MODEL_MISSING: _ClassVar[Reason]
+    REASON_BUDGET_SPENT: _ClassVar[Reason]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_BOOL: Dtype
 DTYPE_U8: Dtype
@@ -213,6 +214,7 @@ REASON_NOT_COUNTED: Reason
 REASON_FAILURES_SPENT: Reason
 REASON_RULE_REFUSED: Reason
 REASON_MODEL_MISSING: Reason
+REASON_BUDGET_SPENT: Reason
 
 class Signed(_message.Message):
     __slots__ = ("type", "body", "signature")

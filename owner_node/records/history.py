@@ -15,6 +15,7 @@ from cairn.v1 import round_pb2 as pb
 from owner_node.policy import Invited, JobHistory, LastRound
 from owner_node.records.budgets import Budgets
 from owner_node.records.kept_rounds import KeptRounds
+from owner_node.records.private_steps import PrivateRecord
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class LedgerHistory:
         self.unsettled: dict[bytes, Unsettled] = {}
         self.budgets = Budgets()
         self.kept_rounds = KeptRounds()
+        self.private = PrivateRecord()
         self._last: dict[str, LastRound] = {}
         self._release: dict[str, tuple[int, bytes]] = {}
         self._released: set[bytes] = set()
@@ -53,6 +55,7 @@ class LedgerHistory:
         """Take in an entry. Raises KeyError or ValueError where a fact is missing or wrong."""
         self.budgets.note(kind, facts)
         self.kept_rounds.note(kind, facts)
+        self.private.note(kind, facts)
         if kind in {"refused", "reset"}:
             return
         digest = bytes.fromhex(facts["manifest_digest"])
@@ -75,11 +78,14 @@ class LedgerHistory:
     def known(self, invited: Invited) -> JobHistory:
         """What the owner's policy must know before it decides."""
         job = invited.job
+        is_trained = bool(self.sent(invited.digest))  # what was sent leaves again, without training
         return JobHistory(
             last=self._last.get(job.name),
             release=self._release.get(job.name),
             taken=self.budgets.taken(job.task, invited.manifest.phase, besides=invited.digest),
             failures=self.budgets.failures(job.task),
+            private=self.private.taken(job.task),
+            next_private=() if is_trained else self.private.of_last_round(job.task, job.name),
         )
 
     def has_joined(self, invited: Invited) -> bool:
