@@ -19,6 +19,7 @@ from cairn.protocol.limits import (
     MAX_METRICS,
     MAX_ROUND_SECONDS,
 )
+from cairn.tasks.accounting import LEAST_NOISE, MOST_NOISE
 
 MAX_ROUNDS = 1000
 MAX_FAILURES = 2
@@ -54,9 +55,9 @@ class PrivateSettings(Settings):
     ledger counts what was trained.
     """
 
-    epsilon: Annotated[float, Field(gt=0, le=1e6)]
+    epsilon: Annotated[float, Field(gt=0, le=1000)]
     delta: Annotated[float, Field(gt=0, le=0.1)]
-    noise: Annotated[float, Field(ge=0.1, le=1e6)]
+    noise: Annotated[float, Field(ge=LEAST_NOISE, le=MOST_NOISE)]
     clip: Annotated[float, Field(gt=0, le=1e30)]
 
 

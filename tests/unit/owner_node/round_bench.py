@@ -199,6 +199,7 @@ class FakeTask:
         self.lent = 0
         self.before: Callable[[], object] = lambda: None
         self.works: list[Work] = []
+        self.loops: list[Any] = []  # what it asks for where the training is private
         self.trains = threading.Event()
         self.cancelled = threading.Event()
 
@@ -232,6 +233,9 @@ class FakeTask:
             raise TaskFailed("the training was cancelled")
         self.works.append(work)
         self.trains.set()
+        for loop in self.loops if work.private is not None else []:
+            if why_not := work.private.spend(loop):
+                raise TaskFailed(why_not, pb.REASON_BUDGET_SPENT)
         if self.hold:
             assert self.cancelled.wait(LONG)
             raise TaskFailed("the training was cancelled")

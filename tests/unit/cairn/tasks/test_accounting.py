@@ -59,6 +59,11 @@ def test_where_every_record_is_drawn_epsilon_is_that_of_the_gaussian_mechanism(
     assert epsilon == pytest.approx(golden, abs=0.06)
 
 
+def test_steps_beyond_any_privacy_are_infinite_and_take_no_memory() -> None:
+    assert epsilon_of([PrivateSteps(1.0, 0.1, 1 << 24)], DELTA) == math.inf
+    assert epsilon_of([PrivateSteps(0.5, 0.5, 1 << 24)] * 1000, DELTA) == math.inf
+
+
 def test_nothing_trained_costs_nothing_and_more_steps_cost_more() -> None:
     assert epsilon_of([], DELTA) == 0
     one, two = (epsilon_of([PrivateSteps(0.25, 1.0, 4)] * n, DELTA) for n in (1, 2))
@@ -69,7 +74,7 @@ def test_nothing_trained_costs_nothing_and_more_steps_cost_more() -> None:
     ("rate", "noise", "steps"),
     [
         *((rate, 1.0, 1) for rate in (0.0, -0.1, 1.1, math.nan)),
-        *((0.1, noise, 1) for noise in (0.0, -1.0, math.inf, math.nan)),
+        *((0.1, noise, 1) for noise in (0.0, 0.01, -1.0, math.inf, math.nan)),
         *((0.1, 1.0, steps) for steps in (0, -1, 1 << 25, 1.0, True)),
     ],
 )

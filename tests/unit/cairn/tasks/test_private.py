@@ -206,7 +206,7 @@ def test_the_term_of_fedprox_is_added_after_the_noise_before_or_after_the_call()
                 cairn.prox(stepped, 1.0)
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter += 8.0
+                    parameter.add_(8.0)
             for inputs, _ in loader:
                 stepped.zero_grad()
                 private(inputs).sum().backward()
@@ -236,9 +236,7 @@ def refusal(train: Callable[[nn.Module], None], model: nn.Module | None = None) 
 
 
 def test_a_training_without_it_is_refused() -> None:
-    assert "trained without cairn.private" in refused_loop(
-        lambda model, optimizer, loader: steps(model, optimizer, loader), asks=False
-    )
+    assert "trained without cairn.private" in refused_loop(steps, asks=False)
 
 
 def refused_loop(loop: Loop, *, asks: bool = True) -> str:
