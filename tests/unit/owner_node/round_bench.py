@@ -233,9 +233,10 @@ class FakeTask:
             raise TaskFailed("the training was cancelled")
         self.works.append(work)
         self.trains.set()
-        for loop in self.loops if work.private is not None else []:
-            if why_not := work.private.spend(loop):
-                raise TaskFailed(why_not, pb.REASON_BUDGET_SPENT)
+        if work.private is not None:
+            for why_not in map(work.private.spend, self.loops):
+                if why_not:
+                    raise TaskFailed(why_not, pb.REASON_BUDGET_SPENT)
         if self.hold:
             assert self.cancelled.wait(LONG)
             raise TaskFailed("the training was cancelled")

@@ -6,7 +6,7 @@ import dp_accounting
 import pytest
 from dp_accounting import rdp
 from opacus.accountants import PRVAccountant, RDPAccountant
-from scipy import optimize, stats
+from scipy import optimize, stats  # type: ignore[import-untyped]  # it has no types
 
 from cairn.errors import UsageError
 from cairn.tasks import accounting

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from opacus import PrivacyEngine
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -43,7 +43,8 @@ def sgd(model: nn.Module, **more: Any) -> optim.Optimizer:
 def steps(model: nn.Module, optimizer: optim.Optimizer, loader: Batches) -> None:
     for rows, labels in loader:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(rows), labels).backward()
+        loss = nn.functional.cross_entropy(model(rows), labels)
+        loss.backward()  # type: ignore[no-untyped-call]  # not annotated in PyTorch
         optimizer.step()
 
 
@@ -167,7 +168,8 @@ def test_a_batch_may_be_empty_and_still_takes_a_noisy_step() -> None:
             for rows, labels in loader:
                 sizes.append(len(rows))
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(private(rows), labels).backward()
+                loss = nn.functional.cross_entropy(private(rows), labels)
+                loss.backward()  # type: ignore[no-untyped-call]  # not annotated in PyTorch
                 optimizer.step()
 
     trained(train, model)
