@@ -37,7 +37,7 @@ class PrivateSpending:
             steps = PrivateSteps.of(facts)
             epsilon, allowed = float(facts["epsilon"]), float(facts["epsilon_allowed"])
             delta = float(facts["delta"])
-            spent = self._tasks.setdefault(str(facts["task"]), _Spent([]))
+            task = str(facts["task"])
         except (KeyError, TypeError, ValueError):
             raise InvalidMessage(
                 "it does not say which private training of which task was allowed"
@@ -46,6 +46,7 @@ class PrivateSpending:
             raise InvalidMessage(
                 f"it allows epsilon {epsilon:.3g} at delta {delta:g}, where {allowed:g} was allowed"
             )
+        spent = self._tasks.setdefault(task, _Spent([]))
         spent.steps.append(steps)
         spent.entry, spent.epsilon, spent.allowed, spent.delta = (
             facts["entry"],

@@ -334,7 +334,7 @@ def test_a_reset_is_told_and_one_that_says_nothing_is_found(tmp_path: Path) -> N
 def spent(rate: float, epsilon: float, task: str = "mean") -> dict[str, object]:
     numbers = {"sample_rate": rate, "noise": 1.0, "steps": 4, "delta": 1e-5}
     round_ = {"manifest_digest": MANIFEST.hex(), "job": "job", "round": 1, "loop": 1}
-    return {**round_, **numbers, "task": task, "epsilon": epsilon, "epsilon_allowed": 3.0}
+    return {**round_, **numbers, "task": task, "epsilon": epsilon, "epsilon_allowed": 5.0}
 
 
 def test_what_private_training_spent_is_computed_anew_from_all_of_its_entries(
@@ -351,7 +351,7 @@ def test_what_private_training_spent_is_computed_anew_from_all_of_its_entries(
     result = checked(owners_ledger(tmp_path, chain))
     assert result.exit_code == 0, result.output
     for task, epsilon in (("mean", both), ("other", one)):
-        sentence = f"private training of '{task}': epsilon {epsilon:.3g} of 3 is spent"
+        sentence = f"private training of '{task}': epsilon {epsilon:.3g} of 5 is spent"
         assert sentence in " ".join(result.output.split())
 
 
@@ -359,7 +359,7 @@ def test_what_private_training_spent_is_computed_anew_from_all_of_its_entries(
     ("changes", "complaint"),
     [
         ({"epsilon": 0.5}, "says 0.5"),
-        ({"epsilon": 3.5}, "it allows epsilon 3.5 at delta 1e-05, where 3 was allowed"),
+        ({"epsilon": 5.5}, "it allows epsilon 5.5 at delta 1e-05, where 5 was allowed"),
         ({"sample_rate": 2.0}, "does not say which private training"),
         ({"steps": None}, "does not say which private training"),
         ({"noise": 1e-9}, "does not say which private training"),
