@@ -33,7 +33,7 @@ RUN /opt/cairn/bin/pip install --no-deps /wheels/*.whl && /opt/cairn/bin/pip uni
 # Of PyTorch, leave out what only its own tests and C++ extensions need.
 FROM dependencies AS torch
 ARG PIP_EXTRA_INDEX_URL=
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["torch"], sep="\n")' > torch.txt \
+RUN python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["torch"], *extras["dp"], sep="\n")' > torch.txt \
  && /opt/cairn/bin/pip install --constraint constraints.txt --requirement torch.txt \
  && cd /opt/cairn/lib/python3.11/site-packages/torch \
  && rm -rf test include \

@@ -3,6 +3,7 @@
 import os
 
 from cairn.tasks.fedprox import prox
+from cairn.tasks.private import private
 from cairn.tasks.scaffold import control_variates, scaffold
 from cairn.tasks.task import Data, Round, Site, Task
 
@@ -13,6 +14,7 @@ __all__ = [
     "Task",
     "__version__",
     "control_variates",
+    "private",
     "prox",
     "scaffold",
 ]

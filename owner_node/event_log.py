@@ -15,6 +15,7 @@ _INFO = {
     events.Joined: "taking part",
     events.AcceptedBefore: "update was accepted before",
     events.Queued: "waiting in line to push",
+    events.PrivacySpent: "private training begins, and is counted whatever becomes of it",
     events.PushedAgain: "the finished update is pushed again, without training",
     events.UpdateAccepted: "update accepted",
     events.EndAwaited: "waiting for the end of a round, whatever the coordinator says",
@@ -105,6 +106,9 @@ def _fields(event: events.Event) -> dict[str, object]:
         case events.UpdateAccepted(job, number, nbytes, digest, clipped):
             ids = {"job": job, "round": number}
             return {**ids, "bytes": nbytes, "digest": digest.hex(), "clipped": clipped}
+        case events.PrivacySpent(job, number, epsilon, allowed, delta):
+            spent = f"{epsilon:.3g} of {allowed:g}"
+            return {"job": job, "round": number, "epsilon": spent, "delta": delta}
         case events.Released(job, number, contributors, why_not):
             counted = why_not or "yes"
             return {"job": job, "round": number, "contributors": contributors, "counted": counted}

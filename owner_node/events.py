@@ -123,6 +123,15 @@ class FailureCounted(Event):
     failures: int
 
 
+@dataclass(frozen=True)
+class PrivacySpent(RoundEvent):
+    """Private training begins: with it the task's epsilon, at this delta, is so much of what is allowed."""
+
+    epsilon: float
+    allowed: float
+    delta: float
+
+
 # When an update leaves.
 
 

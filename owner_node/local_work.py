@@ -8,8 +8,9 @@ from cairn.runtime.failpoints import failpoint
 from cairn.tasks.loader import TaskFailed
 from owner_node.deadline import Deadline
 from owner_node.policy import Invited
+from owner_node.privacy import PrivacyAccount, RoundSpending
 from owner_node.training.kept_tensors import KeptTensors
-from owner_node.training.supervisor import Trained, TrainingSupervisor, Work
+from owner_node.training.supervisor import PrivateWork, Trained, TrainingSupervisor, Work
 from owner_node.upload import Uploader
 from owner_node.work_time import WorkTime
 
@@ -27,9 +28,16 @@ class LocalWork:
     whatever becomes of the round, and what fails in it is a failure.
     """
 
-    def __init__(self, uploader: Uploader, kept: KeptTensors, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        uploader: Uploader,
+        kept: KeptTensors,
+        privacy: PrivacyAccount,
+        stopping: threading.Event,
+    ) -> None:
         self._uploader = uploader
         self._kept = kept
+        self._privacy = privacy
         self._stopping = stopping
 
     def work(
@@ -41,7 +49,8 @@ class LocalWork:
         progress: Progress,
     ) -> None:
         """Raises Declined, TaskFailed, NotRecorded, or what `progress` raises where the round is over."""
-        order = self._order(invited, process, progress)
+        spending = self._privacy.open(invited)
+        order = self._order(invited, process, progress, spending)
         work_time = WorkTime(seconds, process.cancel, self._stopping)
         work_time.check_fits(deadline.earliest)
 
@@ -50,7 +59,7 @@ class LocalWork:
             progress.check()
 
         with work_time:
-            trained = _done(order, process, progress if seconds is None else None)
+            trained = _done(order, process, progress if seconds is None else None, spending)
             failpoint("owner.train.done")
             progress.check()
             if order.kept is not None and invited.manifest.trains:
@@ -58,7 +67,13 @@ class LocalWork:
             base = process.base_buffer(invited.job.schema)
             self._uploader.push(invited, base, trained, deadline.latest, may_leave)
 
-    def _order(self, invited: Invited, process: TrainingSupervisor, progress: Progress) -> Work:
+    def _order(
+        self,
+        invited: Invited,
+        process: TrainingSupervisor,
+        progress: Progress,
+        spending: RoundSpending | None,
+    ) -> Work:
         """What the process is to do, once what the task keeps lies in its memory."""
         trains, statistics = invited.manifest.trains, invited.job.statistics
         try:
@@ -78,15 +93,29 @@ class LocalWork:
             kept=kept,
             begins_with_kept=kept is not None
             and self._kept.load(invited, kept, process.kept_buffer(kept)),
+            private=None
+            if spending is None
+            else PrivateWork(spending.budget.noise, spending.budget.clip, spending.ask),
         )
 
 
-def _done(order: Work, process: TrainingSupervisor, progress: Progress | None) -> Trained:
+def _done(
+    order: Work,
+    process: TrainingSupervisor,
+    progress: Progress | None,
+    spending: RoundSpending | None,
+) -> Trained:
     """Train or evaluate, to the end of it or of the round whose progress this is."""
-    if progress is None:
-        return process.run(order)
     try:
-        return process.run(order, progress.is_dropped)
+        trained = (
+            process.run(order) if progress is None else process.run(order, progress.is_dropped)
+        )
     except TaskFailed:
-        progress.check()
+        if progress is not None:
+            progress.check()
+        if spending is not None:
+            spending.check_refusal()
         raise
+    if spending is not None:
+        spending.check()
+    return trained

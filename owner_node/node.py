@@ -32,6 +32,7 @@ from owner_node.event_log import log_event
 from owner_node.events import Observer
 from owner_node.participation import Participation
 from owner_node.policy import Policy, TaskRules
+from owner_node.privacy import PrivacyAccount
 from owner_node.privacy_limit import privacy_limit_of
 from owner_node.receipts import Receipts
 from owner_node.records.decisions import DecisionLog
@@ -95,7 +96,11 @@ class OwnerNode:
             kept = KeptTensors(
                 settings.state, ledger.past.kept_rounds, settlement.settle_job, self._tell
             )
-            steps = (decisions, downloader, uploader, settlement, kept)
+            private = {
+                name: each for name, task in settings.tasks.items() if (each := task.private)
+            }
+            privacy = PrivacyAccount(ledger, private, self._tell)
+            steps = (decisions, downloader, uploader, settlement, kept, privacy)
             participation = Participation(
                 policy, *steps, aggregator, tasks, self._stopping, self._tell
             )
@@ -240,6 +245,7 @@ def _policy(settings: OwnerSettings) -> Policy:
                 min_cell=task.min_cell,
                 max_statistics=task.max_statistics,
                 privacy=privacy_limit_of(task),
+                private=task.private,
             )
             for name, task in settings.tasks.items()
         },

@@ -26,6 +26,7 @@ from owner_node.events import Observer
 from owner_node.lease import Lease
 from owner_node.local_work import LocalWork, Progress
 from owner_node.policy import Declined, Invited, Policy
+from owner_node.privacy import PrivacyAccount
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import NotRecorded
 from owner_node.settlement import Settlement
@@ -57,6 +58,7 @@ class Participation:
         uploader: Uploader,
         settlement: Settlement,
         kept: KeptTensors,
+        privacy: PrivacyAccount,
         aggregator: AggregatorClient,
         tasks: Mapping[str, TrainingSupervisor],
         stopping: threading.Event,
@@ -67,7 +69,7 @@ class Participation:
         self._downloader = downloader
         self._uploader = uploader
         self._settlement = settlement
-        self._local_work = LocalWork(uploader, kept, stopping)
+        self._local_work = LocalWork(uploader, kept, privacy, stopping)
         self._aggregator = aggregator
         self._tasks = tasks
         self._stopping = stopping

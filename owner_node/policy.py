@@ -10,7 +10,8 @@ from cairn.protocol.limits import LARGEST_SHARE
 from cairn.protocol.messages import JobSpec, Manifest
 from cairn.protocol.statistics import MIN_CELL
 from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, word_of
-from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS
+from cairn.tasks.accounting import PrivateSteps, epsilon_of
+from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS, PrivateSettings
 from cairn.v1 import round_pb2 as pb
 from owner_node.privacy_limit import PrivacyLimit
 
@@ -58,7 +59,8 @@ class JobHistory:
     job whose statement it has seen, as its round and the model's digest. `taken` is how many other rounds
     of the task and the phase it took part in, and `failures` in how many of the task it was not counted for
     a cause that may depend on its data, since the last reset. `told` is what noisy releases of the task, besides this
-    one, have told of it, in zero-concentrated differential privacy.
+    one, have told of it, in zero-concentrated differential privacy. `private` is what its private trainings were
+    allowed, in all jobs, and `next_private` what another is likely to ask for.
     """
 
     last: LastRound | None = None
@@ -66,6 +68,8 @@ class JobHistory:
     taken: int = 0
     failures: int = 0
     told: float = 0.0
+    private: tuple[PrivateSteps, ...] = ()
+    next_private: tuple[PrivateSteps, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class TaskRules:
     `max_rounds` holds for trainings, and as well for evaluations. `work_seconds` is the time that its work on the
     data takes in every round; None where that may show. `min_cell` is the smallest cell of statistics that may be
     released, and `max_statistics` how many times a column may leave for them (owner_node/statistics_policy.py). With
-    `privacy`, only noisy releases may tell of the data.
+    `privacy`, only noisy releases may tell of the data. `private` is the budget of differential privacy for each
+    record; None where there is none.
     """
 
     ranges: Ranges = field(default_factory=dict)
@@ -89,6 +94,7 @@ class TaskRules:
     min_cell: int = MIN_CELL
     max_statistics: int = 1
     privacy: PrivacyLimit | None = None
+    private: PrivateSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,8 @@ class Policy:
         self._check_aggregation(invited, rules)
         _check_privacy(invited, rules.privacy, known.told)
         _check_budgets(invited, rules, known)
+        if rules.private is not None:
+            _check_private(invited, rules.private, known)
 
     def _check_aggregation(self, invited: Invited, rules: TaskRules) -> None:
         aggregation, task = invited.job.aggregation, invited.job.task
@@ -240,6 +248,34 @@ def _check_budgets(invited: Invited, rules: TaskRules, known: JobHistory) -> Non
             f"this owner took part in {known.taken} {what} of the task {job.task}, and its file allows"
             f" {rules.max_rounds} (max_rounds)",
             pb.REASON_TOO_MANY_ROUNDS,
+        )
+
+
+def _check_private(invited: Invited, private: PrivateSettings, known: JobHistory) -> None:
+    """Decline what would leave without noise, and a training for which too little of the budget is left."""
+    job = invited.job
+    for is_asked, what, cure in (
+        (job.aggregation.are_gradients, "asks for gradients", 'content = "weights" in the job\'s file'),
+        (job.statistics is not None, "asks for statistics", "a task of its own for statistics"),
+        (
+            job.weighting == pb.WEIGHTING_EXAMPLES,
+            "weighs by the number of examples",
+            'weighting = "equal" in the job\'s file',
+        ),
+        (not invited.manifest.trains, "evaluates", "evaluate = false in the job's file"),
+    ):
+        if is_asked:
+            raise Declined(
+                f"the job {what}, which tells of single records without noise, and this owner's file asks for private"
+                f" training of the task {job.task} (private): {cure} avoids that",
+                pb.REASON_JOB_REFUSED,
+            )
+    epsilon = epsilon_of((*known.private, *known.next_private), private.delta)
+    if epsilon > private.epsilon:
+        raise Declined(
+            f"another round as the last would make epsilon {epsilon:.3g} for the task {job.task}, and this owner's file"
+            f" allows {private.epsilon:g} (private.epsilon)",
+            pb.REASON_BUDGET_SPENT,
         )
 
 

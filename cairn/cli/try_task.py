@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cairn.cli.errors import mistakes_explained
+from cairn.cli.try_private import TriedBudget, private_option
 from cairn.config import ModelContentWord
 from cairn.errors import UpdateRefused, UsageError
 from cairn.model.safetensors_reader import read_model
@@ -54,6 +55,7 @@ Row = tuple[str, str, tuple[int, ...], int]
     metavar="NAME",
     help="An environment variable that the owner's file names for the task; may be repeated.",
 )
+@private_option
 @mistakes_explained
 def try_task(
     *,
@@ -65,6 +67,7 @@ def try_task(
     seed: int,
     content: ModelContentWord | None,
     environment: tuple[str, ...],
+    private: tuple[float, float, float, float] | None,
 ) -> None:
     """Run one round of TASK offline and show what would leave this site. Nothing is sent.
 
@@ -77,8 +80,12 @@ def try_task(
     try:
         with as_the_task_has_it(environment):
             loaded = load_task(task)
+            if private and content == "gradients":
+                raise UsageError(
+                    "--private: private training is that of weights; leave --content gradients out"
+                )
             word = content or ("gradients" if loaded.train is None else "weights")
-            start = _Start(initial_model, seed, gradients=word == "gradients")
+            start = _Start(initial_model, seed, word == "gradients", TriedBudget.of(private))
             _run(loaded, Site(name, data), Round("try", 1, numbers), start)
     except TaskFailed as failed:
         click.echo(own_traceback(failed), nl=False, err=True)
@@ -87,11 +94,12 @@ def try_task(
 
 @dataclass(frozen=True)
 class _Start:
-    """What the round starts from, and whether its job asks for gradients."""
+    """What the round starts from, whether its job asks for gradients, and the budget of its private training."""
 
     initial_model: Path | None
     seed: int
     gradients: bool
+    budget: TriedBudget | None
 
 
 def _run(task: Task, site: Site, this: Round, start: _Start) -> None:
@@ -110,8 +118,11 @@ def _run(task: Task, site: Site, this: Round, start: _Start) -> None:
     base, model = bytearray(update), bytearray(update)
     runner = TaskRunner(task, site)
     begins = time.monotonic()
-    work = runner.gradients if gradients else runner.train
-    trained = work(this, schema, base, update, kept)
+    if gradients:
+        trained = runner.gradients(this, schema, base, update, kept)
+    else:
+        privacy = start.budget.privacy if start.budget else None
+        trained = runner.train(this, schema, base, update, kept, privacy)
     seconds = time.monotonic() - begins
     _check_finite(schema, update)
     digest = schema.digest(update)
@@ -134,7 +145,11 @@ def _run(task: Task, site: Site, this: Round, start: _Start) -> None:
     console.print(f"  {seconds:.2g} s, reading the data included", markup=False)
     if evaluated is not None:
         _print_outcome(console, "evaluate", evaluated)
-    _print_metrics(console, {*trained.metrics, *(evaluated.metrics if evaluated else ())})
+    if start.budget is not None:
+        console.print("\n" + "\n".join(start.budget.lines()), markup=False)
+        console.print("\nNo metric would leave: metrics of private data are without noise.")
+    else:
+        _print_metrics(console, {*trained.metrics, *(evaluated.metrics if evaluated else ())})
     console.print("\nNothing was sent: this was a trial on this machine.")
 
 

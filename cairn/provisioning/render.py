@@ -10,6 +10,7 @@ from string import Template
 from typing import Any
 
 from cairn.address import Address
+from cairn.config import Settings
 from cairn.errors import UsageError
 from cairn.provisioning.plan import FederationPlan
 from cairn.tasks.settings import TaskSettings
@@ -38,6 +39,7 @@ TASK_COMMENTS = {
     "max_statistics": "so many times may a column leave for statistics, over all jobs",
     "max_epsilon": "the most that the releases of all jobs may tell of it; then only private_mean is taken part in",
     "max_delta": "at this delta",
+    "private": "differential privacy of each record: at most this epsilon, over all rounds and jobs",
     "environment": "environment variables that the task gets beside the harmless ones",
     "sandbox": "no network, and no file but its code, its data and the libraries",
     "sandbox_reads": "what else it may read in there",
@@ -123,10 +125,12 @@ def _key(name: str) -> str:
     return name if re.fullmatch("[A-Za-z0-9_-]+", name) else _value(name)
 
 
-def _value(value: str | float | Path | Iterable[Any]) -> str:
+def _value(value: str | float | Path | Settings | Iterable[Any]) -> str:
     """A value as TOML has it. Its basic strings are those of JSON but for an unescaped DEL."""
     if isinstance(value, str | Path):
         return json.dumps(os.fspath(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Settings):
+        return f"{{ {', '.join(f'{key} = {_value(part)}' for key, part in value)} }}"
     if isinstance(value, Iterable):
         return f"[{', '.join(map(_value, value))}]"
     return repr(value)

@@ -36,9 +36,14 @@ class TaskFailed(CairnError):
 
 @contextmanager
 def task_code(part: str) -> Iterator[None]:
-    """Run a part of the task's own code: whatever it raises becomes TaskFailed."""
+    """Run a part of the task's own code: whatever it raises becomes TaskFailed.
+
+    A TaskFailed passes: it is what our own code says inside, such as that the budget of `cairn.private` is spent.
+    """
     try:
         yield
+    except TaskFailed:
+        raise
     except (Exception, SystemExit) as error:
         raise TaskFailed(f"the task's {part} raised {type(error).__name__}") from error
 
@@ -98,6 +103,11 @@ def find_task(source: str) -> None:
         if spec is None:
             raise _no_module(source, part)
         path = spec.submodule_search_locations or []
+
+
+def is_installed(package: str) -> bool:
+    """Whether there is a package of this name. Imports none."""
+    return _spec(package, None) is not None
 
 
 def _spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:

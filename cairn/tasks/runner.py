@@ -4,6 +4,7 @@ import mmap
 import random
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -15,12 +16,14 @@ from cairn.errors import UsageError
 from cairn.model.exchanged import Exchanged
 from cairn.model.schema import Schema
 from cairn.protocol.statistics import Statistics
+from cairn.tasks.accounting import check_installed
 from cairn.tasks.columns import write_counts
 from cairn.tasks.counted import checked_examples, checked_metrics
 from cairn.tasks.gradients import forget_gradients, write_gradients
 from cairn.tasks.kept import KeptValues, write_kept
 from cairn.tasks.loader import TaskFailed, task_code
 from cairn.tasks.partial import StateSplit, split_of, trained_part
+from cairn.tasks.private import Privacy
 from cairn.tasks.state_dict import (
     WritableBuffer,
     payload_of,
@@ -98,17 +101,20 @@ class TaskRunner:
         base: WritableBuffer,
         update: WritableBuffer,
         kept: KeptValues | None = None,
+        privacy: Privacy | None = None,
     ) -> Outcome:
         """Train from `base`, and write what came out to `update`, and of what is kept to `kept`. Raises TaskFailed.
 
         The base is this process's own: a model may keep it, and train it. The update may lie in the memory of which
         the base is a private mapping. The values are not looked at. Without `kept` what the task keeps begins as
-        `model()` returns it, and ends here.
+        `model()` returns it, and ends here. With `privacy` the task must train by `cairn.private`; its metrics are without noise
+        all the same.
         """
         train = _asked_for("train", self._task.train)
         # First: for another model no data is read.
         model = self._loaded_model(schema, base, kept).train()
-        outcome = self._worked("train", train, model, this)
+        with _privately(privacy, model):
+            outcome = self._worked("train", train, model, this)
         _write_weights(self._task, model, schema, update)
         if kept is not None:
             write_kept(self._task, model, kept)
@@ -250,6 +256,19 @@ class TaskRunner:
             pages = held[:: mmap.PAGESIZE]
             np.bitwise_or(pages, 0, out=pages)
         return model
+
+
+def _privately(privacy: Privacy | None, model: nn.Module) -> AbstractContextManager[None]:
+    """Have `cairn.private` work inside where the owner asks for it. Raises TaskFailed."""
+    if privacy is None:
+        return nullcontext()
+    try:
+        check_installed()
+    except UsageError as error:
+        raise TaskFailed(str(error)) from None
+    from cairn.tasks.private_training import PrivateTraining
+
+    return PrivateTraining(privacy, model).under_way()
 
 
 def _asked_for(part: str, function: F | None) -> F:

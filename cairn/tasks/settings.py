@@ -20,6 +20,7 @@ from cairn.protocol.limits import (
     MAX_ROUND_SECONDS,
 )
 from cairn.protocol.statistics import MIN_CELL
+from cairn.tasks.accounting import LEAST_NOISE, MOST_NOISE
 
 MAX_ROUNDS = 1000
 MAX_FAILURES = 2
@@ -48,6 +49,20 @@ VariableName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 MetricName = Annotated[str, AfterValidator(_metric)]
 
 
+class PrivateSettings(Settings):
+    """What a task may tell of one record of this owner's data: `epsilon` at `delta`, over all rounds and jobs.
+
+    The task must train by `cairn.private`, which clips the gradient of each record to the L2 norm `clip` and adds noise
+    of `noise` times `clip` to their sum in every step. A round that would go beyond `epsilon` is declined, as the
+    ledger counts what was trained.
+    """
+
+    epsilon: Annotated[float, Field(gt=0, le=1000)]
+    delta: Annotated[float, Field(gt=0, le=0.1)]
+    noise: Annotated[float, Field(ge=LEAST_NOISE, le=MOST_NOISE)]
+    clip: Annotated[float, Field(gt=0, le=1e30)]
+
+
 class TaskSettings(Settings):
     """A task this owner has read and approved, and what may leave of it.
 
@@ -69,6 +84,9 @@ class TaskSettings(Settings):
     With `max_epsilon` only trainings by the rule "private_mean" are taken part in: of jobs that may
     tell no more of one owner than that epsilon, at `max_delta`, and as long as all releases of the task together,
     whatever their jobs are called, tell no more of this owner.
+    With `private` the task trains with differential privacy for each record (see PrivateSettings). As nothing else that
+    depends on the data may leave then, `metrics` must be empty, evaluations are declined, and so are jobs that ask for
+    gradients or statistics or weigh by examples.
     `environment` names the environment variables of this node that the task gets beside the harmless ones
     that every task gets. With `sandbox = "on"` the task has no network and can read only its file, its data,
     the libraries and what `sandbox_reads` lists, and write only to a temporary directory of its own; a machine
@@ -92,6 +110,7 @@ class TaskSettings(Settings):
     max_statistics: Annotated[int, Field(ge=1)] = 1
     max_epsilon: Annotated[float, Field(gt=0, le=1e3)] | None = None
     max_delta: Annotated[float, Field(ge=1e-12, le=1e-2)] = MAX_DELTA
+    private: PrivateSettings | None = None
     environment: tuple[VariableName, ...] = ()
     sandbox: Literal["off", "on"] = "off"
     sandbox_reads: tuple[FilePath, ...] = ()
@@ -101,6 +120,11 @@ class TaskSettings(Settings):
         for key, (low, high) in self.settings.items():
             if not low <= high:
                 raise ValueError(f"settings.{key} = [{low:g}, {high:g}]: the smaller comes first")
+        if self.private is not None and self.metrics:
+            raise ValueError(
+                f"metrics lists {self.metrics[0]} beside private: a metric of private data has no noise and would tell"
+                " of single records; write metrics = []"
+            )
         if self.sandbox_reads and self.sandbox == "off":
             raise ValueError('sandbox_reads has no effect without sandbox = "on"')
         if "max_delta" in self.model_fields_set and self.max_epsilon is None:

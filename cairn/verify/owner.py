@@ -5,6 +5,7 @@ The kinds of entries that are looked at, with digests in hex and signed messages
     declined, and not accepted: manifest_digest, reason
     joined     job, round, manifest_digest
     sent       manifest_digest, payload_digest, examples, metrics, salt
+    spent      task, sample_rate, noise, steps, delta, epsilon, epsilon_allowed
     receipt    manifest_digest, receipt
     released   manifest_digest, job, round, phase, release_digest, contributors, counted, reason where
                the owner was excluded, statement
@@ -30,6 +31,7 @@ from cairn.protocol.statements import commitment_of, verified_receipt
 from cairn.protocol.words import reason_of_word, reason_word
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import LedgerCopy, attempted, differing, short
+from cairn.verify.private import PrivateSpending
 from cairn.verify.sent import SentUpdates
 from cairn.verify.statement import VerifiedStatement, check_recorded, facts_of, title
 
@@ -50,6 +52,7 @@ class OwnerRecord:
         self._owner = ""
         self._rounds: dict[str, int] = {}
         self._sent = SentUpdates()
+        self.private = PrivateSpending(ledger.name)
         self._commitments: dict[str, bytes] = {}  # manifest digest → that of the receipt for it
         self._reasons: dict[str, str] = {}  # manifest digest → why the owner was not counted
         self._met: set[str] = set()  # manifest digests of the rounds whose cohort has the owner
@@ -66,6 +69,7 @@ class OwnerRecord:
             "declined": self._left_out,
             "not accepted": self._left_out,
             "reset": self._reset,
+            "spent": self.private.add,
         }
         for entry in ledger.entries:
             if entry.kind in checks and len(self.findings) < _MOST_COMPLAINTS:

@@ -216,6 +216,7 @@ def _owner(file: Path, against: Evidence) -> Iterator[Finding]:
     yield finding
     record = OwnerRecord(ledger, against.pinned)
     yield from record.findings
+    yield from record.private.findings()
     if against.ledger is not None:
         aggregators, findings = _other_copy(against.ledger, against)
         yield from findings

@@ -16,6 +16,7 @@ from owner_node.policy import Invited, JobHistory, LastRound
 from owner_node.records.budgets import Budgets
 from owner_node.records.kept_rounds import KeptRounds
 from owner_node.records.privacy_spent import PrivacySpent
+from owner_node.records.private_steps import PrivateRecord
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class LedgerHistory:
         self.budgets = Budgets()
         self.kept_rounds = KeptRounds()
         self.privacy_spent = PrivacySpent()
+        self.private = PrivateRecord()
         self._last: dict[str, LastRound] = {}
         self._release: dict[str, tuple[int, bytes]] = {}
         self._released: set[bytes] = set()
@@ -56,6 +58,7 @@ class LedgerHistory:
         self.budgets.note(kind, facts)
         self.kept_rounds.note(kind, facts)
         self.privacy_spent.note(kind, facts)
+        self.private.note(kind, facts)
         if kind in {"refused", "reset"}:
             return
         digest = bytes.fromhex(facts["manifest_digest"])
@@ -78,12 +81,15 @@ class LedgerHistory:
     def known(self, invited: Invited) -> JobHistory:
         """What the owner's policy must know before it decides."""
         job = invited.job
+        is_trained = bool(self.sent(invited.digest))  # what was sent leaves again, without training
         return JobHistory(
             last=self._last.get(job.name),
             release=self._release.get(job.name),
             taken=self.budgets.taken(job.task, invited.manifest.phase, besides=invited.digest),
             failures=self.budgets.failures(job.task),
             told=self.privacy_spent.rho(job.task, besides=invited.digest),
+            private=self.private.taken(job.task),
+            next_private=() if is_trained else self.private.of_last_round(job.task, job.name),
         )
 
     def has_joined(self, invited: Invited) -> bool:

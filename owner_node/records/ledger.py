@@ -7,6 +7,9 @@
                   a thousand of what the aggregator has not signed, and at its end how many more there
                   were: {why, left_out}
     joined        {job, round, phase, manifest_digest, task, destination}
+    spent         before the first step of private training: {job, round, phase, manifest_digest, task, loop, sample_rate,
+                  steps, noise, clip, epsilon, epsilon_allowed, delta}. `loop` counts the loops of one training from
+                  1, and epsilon is that of all such entries of the task up to this one
     sent          before the first byte of an update leaves: {job, round, phase, manifest_digest, task,
                   destination, payload_digest, tensors, bytes, encoding, examples, metrics, salt,
                   dropped_metrics, clipped, rule, weighting}, and of statistics the columns

@@ -27,13 +27,22 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class PrivateWork:
+    """A training must be private, with this noise and clipping norm; `spend` is asked before each loop, and says why not."""
+
+    noise: float
+    clip: float
+    spend: Callable[[Any], str]
+
+
+@dataclass(frozen=True)
 class Work:
     """What a round asks of the task.
 
     With `in_place` the update takes the base's place: the base is not there any more afterwards. In a job of
     `gradients` the update is a gradient, and the schema that of what is trained; with `statistics` it is their counts,
     and the schema that of these. `kept` is what the task keeps, if
-    anything; it begins with what lies in `kept_buffer` only where `begins_with_kept`.
+    anything; it begins with what lies in `kept_buffer` only where `begins_with_kept`. Only a training can be `private`.
     """
 
     job: str
@@ -46,6 +55,7 @@ class Work:
     statistics: Statistics | None = None
     kept: Schema | None = None
     begins_with_kept: bool = False
+    private: PrivateWork | None = None
 
 
 @dataclass(frozen=True)
@@ -221,8 +231,13 @@ def _ask(
                 "gradients": work.gradients,
                 "statistics": statistics_message(work.statistics),
                 "begins_with_kept": work.begins_with_kept if kept is not None else None,
+                "private": work.private
+                and {"noise": work.private.noise, "clip": work.private.clip},
             }
         )
-        return child.link.receive()
+        while (answer := child.link.receive()) is not None and "spend" in answer:
+            why_not = work.private.spend(answer["spend"]) if work.private else "it is not private"
+            child.link.send({"spent": why_not})
+        return answer
     except OSError:  # the process died before it had read all of it
         return None

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from cairn.runtime.malloc import keep_freed_memory
 from cairn.runtime.timeouts import SHUTDOWN_SECONDS
 from cairn.tasks.kept import KeptValues
 from cairn.tasks.loader import TaskFailed, load_task, own_traceback
+from cairn.tasks.private import Privacy
 from cairn.tasks.runner import TaskRunner
 from cairn.tasks.task import Round, Site
+from cairn.v1 import round_pb2 as pb
 from owner_node.training.ipc import (
     ASK_FOR_MODEL,
     Link,
@@ -42,13 +44,21 @@ class Memories:
     kept: ModelMemory | None = None
 
 
+Spend = Callable[[float, int], None]  # as `Privacy.spend`
 Order = tuple[Memories | None, Mapping[str, Any]]  # without memory it is ASK_FOR_MODEL
+
+
+def _nobody_to_ask(_sample_rate: float, _steps: int) -> None:
+    raise TaskFailed("nobody keeps the account of private training here")
 
 
 class Training:
     """Carries out the work of one task, message by message."""
 
-    def __init__(self, file: str, site: Site, min_examples: int = 1) -> None:
+    def __init__(
+        self, file: str, site: Site, min_examples: int = 1, spend: Spend = _nobody_to_ask
+    ) -> None:
+        self._spend = spend
         self._file = file
         self._site = site
         self._min_examples = min_examples
@@ -90,11 +100,16 @@ class Training:
             elif message["gradients"]:
                 outcome = runner.gradients(this, memory.schema, base, update, kept)
             else:
-                outcome = runner.train(this, memory.schema, base, update, kept)
+                outcome = runner.train(
+                    this, memory.schema, base, update, kept, self._privacy(message["private"])
+                )
         except TaskFailed as failed:
             _show(failed)
             return {"reason": failed.reason, "text": str(failed)}
         return {"examples": outcome.examples, "metrics": outcome.metrics}
+
+    def _privacy(self, asked: Mapping[str, float] | None) -> Privacy | None:
+        return None if asked is None else Privacy(asked["noise"], asked["clip"], self._spend)
 
     def _load(self) -> TaskRunner:
         if self._runner is None:
@@ -118,9 +133,16 @@ def main(arguments: list[str]) -> None:
     os.register_at_fork(after_in_child=end.close)
     link = Link(end)
     orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(link, orders), daemon=True).start()
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(link, orders, answers), daemon=True).start()
+
+    def spend(sample_rate: float, steps: int) -> None:
+        link.send({"spend": {"sample_rate": sample_rate, "steps": steps}})
+        if why_not := answers.get():
+            raise TaskFailed(why_not, pb.REASON_BUDGET_SPENT)
+
     gc.freeze()  # PyTorch has 100000 objects, and to look at them takes longer than a small round
-    training = Training(file, Site(owner, Path(data)), int(min_examples))
+    training = Training(file, Site(owner, Path(data)), int(min_examples), spend)
     for memories, message in iter(orders.get, None):
         try:
             link.send(training.answer(memories, message) if memories else training.model())
@@ -128,12 +150,18 @@ def main(arguments: list[str]) -> None:
             return
 
 
-def _listen(link: Link, orders: "queue.SimpleQueue[Order | None]") -> None:
+def _listen(
+    link: Link,
+    orders: "queue.SimpleQueue[Order | None]",
+    answers: "queue.SimpleQueue[str]",
+) -> None:
     """Read messages, also while the task runs, so that this process never outlives its owner's."""
     memory: ModelMemory | None = None
     kept: ModelMemory | None = None
     while (message := link.receive()) is not None:
-        if "schema" in message:
+        if "spent" in message:
+            answers.put(message["spent"])
+        elif "schema" in message:
             if memory is not None:
                 memory.close()
             memory = ModelMemory(schema_from(message), link.received_descriptor())

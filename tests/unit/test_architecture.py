@@ -79,6 +79,7 @@ PURE = [
     "owner_node/records/budgets.py",
     "owner_node/records/kept_rounds.py",
     "owner_node/records/privacy_spent.py",
+    "owner_node/records/private_steps.py",
     "owner_node/updates/encoder.py",
     "owner_node/updates/prepare.py",
     "owner_node/policy.py",

@@ -35,7 +35,7 @@ LAYERS = {
 # `cairn.Task` and its kin are the public names of the package, so whoever imports the package has these.
 PUBLIC = {
     "cairn.tasks",
-    *(f"cairn.tasks.{name}" for name in ("task", "fedprox", "patterns", "scaffold")),
+    *(f"cairn.tasks.{name}" for name in ("task", "fedprox", "patterns", "private", "scaffold")),
 }
 NOT_FOR_THE_AGGREGATOR = (
     *("cairn.tasks", "cairn.provisioning", "cairn.verify", "cairn.cli"),

@@ -28,6 +28,7 @@ from cairn.protocol.statements import RECEIPT, STATEMENT, sign
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from cairn.tasks.loader import TaskFailed
+from cairn.tasks.settings import PrivateSettings
 from cairn.transport.receiver import PayloadReceiver
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
@@ -36,6 +37,7 @@ from owner_node.aggregator_client import AggregatorClient
 from owner_node.download import Downloader
 from owner_node.participation import Participation
 from owner_node.policy import Policy, TaskRules
+from owner_node.privacy import PrivacyAccount
 from owner_node.receipts import Receipts
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import OwnerLedger
@@ -197,6 +199,7 @@ class FakeTask:
         self.lent = 0
         self.before: Callable[[], object] = lambda: None
         self.works: list[Work] = []
+        self.loops: list[Any] = []  # what it asks for where the training is private
         self.trains = threading.Event()
         self.cancelled = threading.Event()
 
@@ -230,6 +233,10 @@ class FakeTask:
             raise TaskFailed("the training was cancelled")
         self.works.append(work)
         self.trains.set()
+        if work.private is not None:
+            for why_not in map(work.private.spend, self.loops):
+                if why_not:
+                    raise TaskFailed(why_not, pb.REASON_BUDGET_SPENT)
         if self.hold:
             assert self.cancelled.wait(LONG)
             raise TaskFailed("the training was cancelled")
@@ -251,7 +258,9 @@ class FakeCoordinator:
 class Bench:
     """An owner, bob, among what the test plays."""
 
-    def __init__(self, path: Path, clip: float | None = None) -> None:
+    def __init__(
+        self, path: Path, clip: float | None = None, private: PrivateSettings | None = None
+    ) -> None:
         self.state = StateDirectory(path / "state", "owner.sqlite")
         self.stub = FakeStub()
         self.task = FakeTask()
@@ -273,14 +282,17 @@ class Bench:
         whats = (aggregator, self.ledger, self.kept, receipts)
         self.outcomes = Settlement(*whats, *owner, self.clock, tell)
         uploader = Uploader(*whats, rules, lambda: "sha256:00", stopping, tell)
-        policy = Policy("clinics", "bob", 3, {"tumours": TaskRules({"lr": (0.0, 1.0)})})
+        policy = Policy(
+            "clinics", "bob", 3, {"tumours": TaskRules({"lr": (0.0, 1.0)}, private=private)}
+        )
         tasks: Any = {"tumours": self.task}
         coordinator: Any = self.coordinator
         lasting = KeptTensors(
             path / "state", self.ledger.past.kept_rounds, self.outcomes.settle_job, tell
         )
         downloader = Downloader(coordinator, 1e9, stopping)
-        steps = (self.records, downloader, uploader, self.outcomes, lasting)
+        account = PrivacyAccount(self.ledger, {"tumours": private} if private else {}, tell)
+        steps = (self.records, downloader, uploader, self.outcomes, lasting, account)
         self.rounds = Participation(policy, *steps, aggregator, tasks, stopping, tell)
 
     def entries(self) -> list[Entry]:

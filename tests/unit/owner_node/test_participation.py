@@ -116,7 +116,7 @@ def test_it_trains_in_place_where_what_leaves_needs_no_base(
     invited = Invited(manifest, digest_of(manifest_to_bytes(manifest)), JOB)
     progress = Progress(lambda: False, lambda: None)
     process = cast("TrainingSupervisor", bench.task)
-    order = bench.rounds._local_work._order(invited, process, progress)
+    order = bench.rounds._local_work._order(invited, process, progress, None)
     bench.state.close()
     assert order.in_place == in_place
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cairn.cli.try_task import try_task
+from cairn.tasks.accounting import PrivateSteps, epsilon_of
 
 TASK = """
 import cairn
@@ -271,3 +272,64 @@ def test_the_task_is_tried_with_the_environment_that_a_node_would_pass_on(
     assert "loss = 0\n  p = 0\n" in tried(*arguments).output
     assert "loss = 5\n  p = 0\n" in tried(*arguments, "--environment", "WARD_DATABASE").output
     assert os.environ["PGPASS"] == "secret"
+
+
+PRIVATE_TASK = """
+import cairn
+import torch
+from torch import nn, optim
+from torch.utils.data import DataLoader, TensorDataset
+
+def model(): return nn.Linear(2, 1)
+def data(site):
+    return cairn.Data(train=TensorDataset(torch.ones(20, 2), torch.ones(20, 1)), examples=20)
+
+def train(model, data, round):
+    loader = DataLoader(data.train, batch_size=5)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer, loader = cairn.private(model, optimizer, loader, epochs=2)
+    for _ in range(2):
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            (model(inputs) - labels).square().mean().backward()
+            optimizer.step()
+
+task = cairn.Task(model=model, data=data, train=train)
+"""
+
+
+def tried_privately(epsilon: float, noise: float = 1.0) -> Result:
+    Path("private_task.py").write_text(PRIVATE_TASK)
+    numbers = (str(number) for number in (epsilon, 1e-5, noise, 1.0))
+    return tried("private_task.py", "--data", "rows.csv", "--private", *numbers)
+
+
+def test_it_says_what_a_private_round_spends_and_how_many_the_budget_allows() -> None:
+    round_ = PrivateSteps(0.25, 1.0, 8)
+    epsilons = [epsilon_of([round_] * n, 1e-5) for n in (1, 2, 3, 4)]
+    result = tried_privately((epsilons[2] + epsilons[3]) / 2)
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.output.split())
+    assert "8 steps, each record in one of 4 batches, noise 1, clip 1" in words
+    assert f"epsilon {epsilons[0]:.3g} of " in words
+    assert f"epsilon {epsilons[2]:.3g} after 3 such rounds" in words
+    assert "No metric would leave" in words
+
+
+def test_a_private_round_beyond_the_budget_is_not_trained() -> None:
+    result = tried_privately(0.5)
+    assert result.exit_code == 2
+    assert "this round alone makes epsilon" in result.output
+
+
+def test_a_budget_that_no_file_could_have_is_refused() -> None:
+    result = tried_privately(1.0, noise=0.0)
+    assert result.exit_code == 2
+    assert "--private: noise = 0: Input should be greater than or equal to 0.1" in result.output
+
+
+def test_a_task_that_trains_privately_needs_the_owners_numbers() -> None:
+    Path("private_task.py").write_text(PRIVATE_TASK)
+    result = tried("private_task.py", "--data", "rows.csv")
+    assert result.exit_code != 0
+    assert "cairn try --private" in result.output

@@ -140,6 +140,7 @@ def test_an_owners_file_says_where_its_ledger_lies_and_what_else_it_may_say(made
         "max_statistics",
         "max_epsilon",
         "max_delta",
+        "private",
         "environment",
         "sandbox",
         "sandbox_reads",
@@ -199,6 +200,7 @@ sandbox_reads = ["weights"]
 [tasks."two words"]
 file = "/opt/task.py"
 data = "/data"
+private = { epsilon = 3, delta = 1e-5, noise = 1.5, clip = 0.5 }
 """
 
 
@@ -235,6 +237,7 @@ def test_each_owner_gets_the_tasks_with_absolute_paths_and_its_own_data(tmp_path
                 "data": "/data",
                 "metrics": [],
                 "min_examples": 1,
+                "private": {"epsilon": 3.0, "delta": 1e-5, "noise": 1.5, "clip": 0.5},
             },
         }
 
@@ -263,7 +266,9 @@ def test_every_key_of_a_task_that_an_owners_file_knows_is_written_to_it() -> Non
 def test_an_owners_node_reads_its_tasks_as_the_tasks_file_has_them(tmp_path: Path) -> None:
     (tmp_path / "tasks.toml").write_text(TASKS.replace('"two words"', "two-words"))
     tasks = read_tasks(tmp_path / "tasks.toml")
-    assert tasks["tutorial"].model_fields_set == set(TaskSettings.model_fields)
+    every_key = tasks["tutorial"].model_fields_set | {"private"}  # which goes with no metrics
+    assert every_key == set(TaskSettings.model_fields)
+    assert tasks["two-words"].private is not None
     plan = FederationPlan("f", ("alice", "bob"), 2, tasks_file=tmp_path / "tasks.toml")
     write_federation(tmp_path / "f", plan)
     owner = OwnerSettings.load(tmp_path / "f" / "bob.toml")
@@ -299,6 +304,12 @@ def test_a_task_of_an_installed_package_is_named_as_it_is(tmp_path: Path) -> Non
         ("WARD_DB", "WARD-DB", "tasks.tutorial.environment"),
         ('sandbox = "on"', 'sandbox = "yes"', "tasks.tutorial.sandbox"),
         ('sandbox = "on"', 'sandbox = "off"', "sandbox_reads has no effect"),
+        ('data = "/data"', 'data = "/d"\nmetrics = ["loss"]', "metrics lists loss beside private"),
+        ("epsilon = 3", "epsilon = 0", "private.epsilon = 0"),
+        ("delta = 1e-5", "delta = 1", "private.delta = 1"),
+        ("noise = 1.5", "noise = 0", "private.noise = 0"),
+        ("clip = 0.5", "clip = 0", "private.clip = 0"),
+        ("noise = 1.5, ", "", "private.noise is missing"),
         ("[tasks.tutorial]", "[tasks.tutorial", "not valid TOML"),
     ],
 )

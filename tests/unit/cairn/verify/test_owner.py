@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cairn.protocol.statements import STATEMENT, envelope, sign
+from cairn.tasks.accounting import PrivateSteps, epsilon_of
 from cairn.v1 import round_pb2 as pb
 from tests.unit.cairn.verify.recorded import (
     KEY,
@@ -328,6 +329,51 @@ def test_a_reset_is_told_and_one_that_says_nothing_is_found(tmp_path: Path) -> N
     result = checked(owners_ledger(tmp_path / "other", chain))
     assert result.exit_code == 1
     assert "does not say how many failures of which task" in result.output
+
+
+def spent(rate: float, epsilon: float, task: str = "mean") -> dict[str, object]:
+    numbers = {"sample_rate": rate, "noise": 1.0, "steps": 4, "delta": 1e-5}
+    round_ = {"manifest_digest": MANIFEST.hex(), "job": "job", "round": 1, "loop": 1}
+    return {**round_, **numbers, "task": task, "epsilon": epsilon, "epsilon_allowed": 5.0}
+
+
+def test_what_private_training_spent_is_computed_anew_from_all_of_its_entries(
+    tmp_path: Path,
+) -> None:
+    first = PrivateSteps(0.25, 1.0, 4)
+    one, both = (
+        epsilon_of(steps, 1e-5) for steps in ([first], [first, PrivateSteps(0.125, 1.0, 4)])
+    )
+    chain = owners_chain("alice", Federation().statements)
+    chain.add("spent", **spent(0.25, one))
+    chain.add("spent", **spent(0.25, one, task="other"))
+    chain.add("spent", **spent(0.125, both))
+    result = checked(owners_ledger(tmp_path, chain))
+    assert result.exit_code == 0, result.output
+    for task, epsilon in (("mean", both), ("other", one)):
+        sentence = f"private training of '{task}': epsilon {epsilon:.3g} of 5 is spent"
+        assert sentence in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"epsilon": 0.5}, "says 0.5"),
+        ({"epsilon": 5.5}, "it allows epsilon 5.5 at delta 1e-05, where 5 was allowed"),
+        ({"sample_rate": 2.0}, "does not say which private training"),
+        ({"steps": None}, "does not say which private training"),
+        ({"noise": 1e-9}, "does not say which private training"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_entry_of_private_training_that_does_not_add_up_is_named(
+    tmp_path: Path, changes: dict[str, object], complaint: str
+) -> None:
+    chain = owners_chain("alice", Federation().statements)
+    chain.add("spent", **spent(0.25, 1.0) | changes)
+    result = checked(owners_ledger(tmp_path, chain))
+    assert result.exit_code == 1
+    assert complaint in " ".join(result.output.split())
 
 
 def test_an_owner_reads_its_own_reason_where_a_statement_says_less(tmp_path: Path) -> None:

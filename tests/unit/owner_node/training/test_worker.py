@@ -23,6 +23,7 @@ ORDER: dict[str, Any] = {
     "settings": {},
     "in_place": False,
     "begins_with_kept": None,
+    "private": None,
 }
 TASK = """
 import cairn
