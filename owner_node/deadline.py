@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from cairn.errors import CairnError, WrongState
 from cairn.tasks.loader import TaskFailed
 from cairn.v1 import round_pb2 as pb
+from owner_node.invitation import Declined
 from owner_node.lease import Lease
-from owner_node.policy import Declined
 from owner_node.records.ledger import NotRecorded
 
 

@@ -13,7 +13,7 @@ from cairn.transport.receiver import PayloadReceiver
 from cairn.transport.retry import retry_while_unavailable
 from cairn.v1 import round_pb2 as pb
 from owner_node.coordinator_client import CoordinatorClient
-from owner_node.policy import Declined, Invited
+from owner_node.invitation import Declined, Invited
 from owner_node.training.supervisor import TrainingSupervisor
 
 

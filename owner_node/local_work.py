@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cairn.runtime.failpoints import failpoint
 from cairn.tasks.loader import TaskFailed
 from owner_node.deadline import Deadline
-from owner_node.policy import Invited
+from owner_node.invitation import Invited
 from owner_node.privacy import PrivacyAccount, RoundSpending
 from owner_node.training.kept_tensors import KeptTensors
 from owner_node.training.supervisor import PrivateWork, Trained, TrainingSupervisor, Work

@@ -31,7 +31,7 @@ from owner_node.download import Downloader
 from owner_node.event_log import log_event
 from owner_node.events import Observer
 from owner_node.participation import Participation
-from owner_node.policy import Policy, TaskRules
+from owner_node.policy import Policy
 from owner_node.privacy import PrivacyAccount
 from owner_node.privacy_limit import privacy_limit_of
 from owner_node.receipts import Receipts
@@ -41,6 +41,7 @@ from owner_node.records.ledger_head import LedgerHeadTracker
 from owner_node.settings import OwnerSettings
 from owner_node.settlement import Settlement
 from owner_node.settlement_watch import SettlementWatch
+from owner_node.task_rules import TaskRules
 from owner_node.training.kept_tensors import KeptTensors
 from owner_node.training.supervisor import TaskSource, TrainingSupervisor
 from owner_node.updates.prepare import DisclosureRules

@@ -23,14 +23,15 @@ from owner_node.aggregator_client import AggregatorClient
 from owner_node.deadline import Deadline, not_fetched, too_late
 from owner_node.download import Downloader
 from owner_node.events import Observer
+from owner_node.invitation import Declined, Invited
 from owner_node.lease import Lease
 from owner_node.local_work import LocalWork, Progress
-from owner_node.policy import Declined, Invited, Policy
+from owner_node.policy import Policy
 from owner_node.privacy import PrivacyAccount
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import NotRecorded
 from owner_node.settlement import Settlement
-from owner_node.statistics_policy import check_statistics
+from owner_node.statistics_rules import check_statistics
 from owner_node.training.kept_tensors import KeptTensors
 from owner_node.training.supervisor import TrainingSupervisor
 from owner_node.turns import Turns

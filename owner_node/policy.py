@@ -1,100 +1,15 @@
 """What this owner allows of an invitation. Pure; it decides before any data is opened."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from cairn.errors import CairnError, InvalidMessage
-from cairn.protocol.aggregation import RULES_UNLESS_SAID
+from cairn.errors import InvalidMessage
 from cairn.protocol.cohorts import are_of_one_group
 from cairn.protocol.limits import LARGEST_SHARE
-from cairn.protocol.messages import JobSpec, Manifest
-from cairn.protocol.statistics import MIN_CELL
-from cairn.protocol.words import CONTENTS, ENCODINGS, OPTIMIZERS, word_of
-from cairn.tasks.accounting import PrivateSteps, epsilon_of
-from cairn.tasks.settings import MAX_FAILURES, MAX_ROUNDS, PrivateSettings
+from cairn.protocol.messages import Manifest
 from cairn.v1 import round_pb2 as pb
-from owner_node.privacy_limit import PrivacyLimit
-
-Ranges = Mapping[str, tuple[float, float]]
-
-
-class Declined(CairnError):
-    """This owner does not take part; the reason is all that the others learn."""
-
-    def __init__(self, message: str, reason: "pb.Reason") -> None:
-        super().__init__(message, reason)
-
-
-@dataclass(frozen=True)
-class Invited:
-    """What an invitation says: a manifest that the aggregator signed, and the job it came with.
-
-    `digest` is the manifest's, and the job's is the one that the manifest names.
-    """
-
-    manifest: Manifest
-    digest: bytes
-    job: JobSpec
-
-    @property
-    def ids(self) -> tuple[str, int]:
-        """The job's name and the round's number."""
-        return self.manifest.job, self.manifest.round
-
-
-@dataclass(frozen=True)
-class LastRound:
-    """A round that this owner took part in."""
-
-    round: int
-    phase: int
-    manifest_digest: bytes
-
-
-@dataclass(frozen=True)
-class JobHistory:
-    """What this owner's ledger says of the job and of the task before the invitation.
-
-    `last` is the last round of the job that it took part in and `release` the latest release of the
-    job whose statement it has seen, as its round and the model's digest. `taken` is how many other rounds
-    of the task and the phase it took part in, and `failures` in how many of the task it was not counted for
-    a cause that may depend on its data, since the last reset. `told` is what noisy releases of the task, besides this
-    one, have told of it, in zero-concentrated differential privacy. `private` is what its private trainings were
-    allowed, in all jobs, and `next_private` what another is likely to ask for.
-    """
-
-    last: LastRound | None = None
-    release: tuple[int, bytes] | None = None
-    taken: int = 0
-    failures: int = 0
-    told: float = 0.0
-    private: tuple[PrivateSteps, ...] = ()
-    next_private: tuple[PrivateSteps, ...] = ()
-
-
-@dataclass(frozen=True)
-class TaskRules:
-    """The allowed ranges of a task's settings, how updates may travel, and how often and how long it may run and fail.
-
-    `max_rounds` holds for trainings, and as well for evaluations. `work_seconds` is the time that its work on the
-    data takes in every round; None where that may show. `min_cell` is the smallest cell of statistics that may be
-    released, and `max_statistics` how many times a column may leave for them (owner_node/statistics_policy.py). With
-    `privacy`, only noisy releases may tell of the data. `private` is the budget of differential privacy for each
-    record; None where there is none.
-    """
-
-    ranges: Ranges = field(default_factory=dict)
-    max_rounds: int = MAX_ROUNDS
-    encodings: frozenset["pb.Encoding"] = frozenset(ENCODINGS.values())
-    contents: frozenset["pb.Content"] = frozenset(CONTENTS.values())
-    rules: frozenset["pb.Rule"] = RULES_UNLESS_SAID
-    optimizers: frozenset["pb.Optimizer"] = frozenset(OPTIMIZERS.values())
-    max_failures: int = MAX_FAILURES
-    work_seconds: float | None = None
-    min_cell: int = MIN_CELL
-    max_statistics: int = 1
-    privacy: PrivacyLimit | None = None
-    private: PrivateSettings | None = None
+from owner_node.invitation import Declined, Invited, JobHistory, LastRound
+from owner_node.task_rules import TaskRules, check_task
 
 
 @dataclass(frozen=True)
@@ -179,35 +94,11 @@ class Policy:
                 f" {self.largest_model_bytes} (largest_model_megabytes)",
                 pb.REASON_TOO_MUCH,
             )
-        if job.statistics is None:  # which have none
-            _check_settings(job, rules.ranges)
-        _check_encoding(invited, rules.encodings)
-        self._check_aggregation(invited, rules)
-        _check_privacy(invited, rules.privacy, known.told)
-        _check_budgets(invited, rules, known)
-        if rules.private is not None:
-            _check_private(invited, rules.private, known)
+        check_task(rules, invited, known)
+        self._check_averaged(invited)
 
-    def _check_aggregation(self, invited: Invited, rules: TaskRules) -> None:
-        aggregation, task = invited.job.aggregation, invited.job.task
-        for key, what, enum, value, allowed in (
-            ("contents", "for", pb.Content, aggregation.content, rules.contents),
-            ("rules", "for the rule", pb.Rule, aggregation.rule, rules.rules),
-            (
-                "optimizers",
-                "for the optimizer",
-                pb.Optimizer,
-                aggregation.optimizer,
-                rules.optimizers,
-            ),
-        ):
-            if value not in allowed:
-                words = ", ".join(sorted(word_of(enum, each) for each in allowed))
-                raise Declined(
-                    f"the job asks {what} {word_of(enum, value)}; this owner's file allows {words}. To allow it as well,"
-                    f" list it in {key} below [tasks.{task}]",
-                    pb.REASON_RULE_REFUSED,
-                )
+    def _check_averaged(self, invited: Invited) -> None:
+        aggregation = invited.job.aggregation
         manifest = invited.manifest
         averaged = aggregation.averages_over(len(manifest.cohort), manifest.floor)
         if manifest.trains and averaged < self.floor:
@@ -216,67 +107,6 @@ class Policy:
                 f" owners; this owner's floor is {self.floor}",
                 pb.REASON_RULE_REFUSED,
             )
-
-
-def _check_privacy(invited: Invited, limit: PrivacyLimit | None, told: float) -> None:
-    if limit is None:
-        return
-    manifest = invited.manifest
-    refusal = limit.refusal(invited.job.aggregation, told, trains=manifest.trains)
-    if refusal is not None:
-        raise Declined(*refusal)
-
-
-def _check_budgets(invited: Invited, rules: TaskRules, known: JobHistory) -> None:
-    job = invited.job
-    if known.failures >= rules.max_failures:
-        raise Declined(
-            f"{known.failures} rounds of the task {job.task} failed here for causes that may depend on this"
-            f" owner's data, and its file allows {rules.max_failures} (max_failures): look into them, stop this"
-            f" node and run `cairn reset` for {job.task}",
-            pb.REASON_FAILURES_SPENT,
-        )
-    if job.rounds > rules.max_rounds:
-        raise Declined(
-            f"the job has {job.rounds} rounds; this owner allows {rules.max_rounds} of the task"
-            f" {job.task}",
-            pb.REASON_TOO_MANY_ROUNDS,
-        )
-    if known.taken >= rules.max_rounds:
-        what = "trainings" if invited.manifest.trains else "evaluations"
-        raise Declined(
-            f"this owner took part in {known.taken} {what} of the task {job.task}, and its file allows"
-            f" {rules.max_rounds} (max_rounds)",
-            pb.REASON_TOO_MANY_ROUNDS,
-        )
-
-
-def _check_private(invited: Invited, private: PrivateSettings, known: JobHistory) -> None:
-    """Decline what would leave without noise, and a training for which too little of the budget is left."""
-    job = invited.job
-    for is_asked, what, cure in (
-        (job.aggregation.are_gradients, "asks for gradients", 'content = "weights" in the job\'s file'),
-        (job.statistics is not None, "asks for statistics", "a task of its own for statistics"),
-        (
-            job.weighting == pb.WEIGHTING_EXAMPLES,
-            "weighs by the number of examples",
-            'weighting = "equal" in the job\'s file',
-        ),
-        (not invited.manifest.trains, "evaluates", "evaluate = false in the job's file"),
-    ):
-        if is_asked:
-            raise Declined(
-                f"the job {what}, which tells of single records without noise, and this owner's file asks for private"
-                f" training of the task {job.task} (private): {cure} avoids that",
-                pb.REASON_JOB_REFUSED,
-            )
-    epsilon = epsilon_of((*known.private, *known.next_private), private.delta)
-    if epsilon > private.epsilon:
-        raise Declined(
-            f"another round as the last would make epsilon {epsilon:.3g} for the task {job.task}, and this owner's file"
-            f" allows {private.epsilon:g} (private.epsilon)",
-            pb.REASON_BUDGET_SPENT,
-        )
 
 
 def _check_group(invited: Invited) -> None:
@@ -315,36 +145,3 @@ def _check_chain(manifest: Manifest, release: tuple[int, bytes] | None) -> None:
             f"{manifest} does not go on from the release of round {number}, which this owner has seen",
             pb.REASON_CHAIN_BROKEN,
         )
-
-
-def _check_encoding(invited: Invited, allowed: frozenset["pb.Encoding"]) -> None:
-    manifest = invited.manifest
-    if manifest.trains and manifest.encoding not in allowed:
-        raise Declined(
-            f"the updates of {manifest} travel as {word_of(pb.Encoding, manifest.encoding)}; this owner's file"
-            f" allows {', '.join(sorted(word_of(pb.Encoding, each) for each in allowed))} for the task {invited.job.task}",
-            pb.REASON_ENCODING_REFUSED,
-        )
-
-
-def _check_settings(job: JobSpec, ranges: Ranges) -> None:
-    """A setting that is missing would have the task fail, which is counted against the task."""
-    for key in sorted(ranges.keys() - job.settings.keys()):
-        raise Declined(
-            f"the job does not set {key}, which this owner's file lists in tasks.{job.task}.settings; set it in"
-            " the job's file",
-            pb.REASON_SETTING_REFUSED,
-        )
-    for key, value in job.settings.items():
-        if key not in ranges:
-            raise Declined(
-                f"the job sets {key} = {value:g}; this owner's file has no"
-                f" tasks.{job.task}.settings.{key}",
-                pb.REASON_SETTING_REFUSED,
-            )
-        low, high = ranges[key]
-        if not low <= value <= high:
-            raise Declined(
-                f"the job sets {key} = {value:g}; this owner allows {low:g} to {high:g}",
-                pb.REASON_SETTING_REFUSED,
-            )

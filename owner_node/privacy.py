@@ -14,7 +14,7 @@ from cairn.tasks.settings import PrivateSettings
 from cairn.v1 import round_pb2 as pb
 from owner_node import events
 from owner_node.events import Observer
-from owner_node.policy import Declined, Invited
+from owner_node.invitation import Declined, Invited
 from owner_node.records.ledger import NotRecorded, OwnerLedger, round_facts
 
 

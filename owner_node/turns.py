@@ -13,7 +13,7 @@ from cairn.errors import CairnError, Unavailable
 from cairn.runtime.timeouts import CALL_SECONDS
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.events import Observer, OtherJobAwaited
-from owner_node.policy import Invited
+from owner_node.invitation import Invited
 from owner_node.records.history import LedgerHistory
 from owner_node.settlement import ASK_EVERY_SECONDS
 

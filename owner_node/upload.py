@@ -14,7 +14,7 @@ from owner_node import events
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.download import until
 from owner_node.events import Observer
-from owner_node.policy import Declined, Invited
+from owner_node.invitation import Declined, Invited
 from owner_node.receipts import Receipts
 from owner_node.records.ledger import OwnerLedger, round_facts
 from owner_node.training.supervisor import Trained

@@ -16,7 +16,7 @@ from typing import Self
 
 from cairn.tasks.loader import TaskFailed
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Declined
+from owner_node.invitation import Declined
 
 
 class WorkTime:

@@ -8,7 +8,7 @@ from cairn.protocol.words import reason_word
 from cairn.v1 import round_pb2 as pb
 from owner_node import events
 from owner_node.events import Observer
-from owner_node.policy import Invited
+from owner_node.invitation import Invited
 from owner_node.receipts import Receipts
 from owner_node.records.history import LedgerHistory
 from owner_node.records.ledger import NotRecorded, OwnerLedger, round_facts

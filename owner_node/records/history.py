@@ -12,7 +12,7 @@ from typing import Any
 from cairn.protocol.messages import parse
 from cairn.protocol.words import PHASES
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Invited, JobHistory, LastRound
+from owner_node.invitation import Invited, JobHistory, LastRound
 from owner_node.records.budgets import Budgets
 from owner_node.records.kept_rounds import KeptRounds
 from owner_node.records.privacy_spent import PrivacySpent

@@ -38,7 +38,7 @@ from cairn.runtime.clock import Clock
 from cairn.runtime.failpoints import failpoint
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Invited
+from owner_node.invitation import Invited
 from owner_node.records.history import LedgerHistory
 
 

@@ -27,7 +27,7 @@ from cairn.storage.files import is_left_over, write_atomically
 from cairn.v1 import round_pb2 as pb
 from owner_node import events
 from owner_node.events import Observer
-from owner_node.policy import Declined, Invited
+from owner_node.invitation import Declined, Invited
 from owner_node.records.kept_rounds import KeptRounds
 
 FOLDER = "kept"  # in the state directory

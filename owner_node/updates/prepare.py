@@ -13,7 +13,7 @@ from cairn.model.schema import DIGEST_BYTES
 from cairn.model.update_encoding import UpdateLayout
 from cairn.model.validation import ANY_FINITE, check_values
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Declined, Invited
+from owner_node.invitation import Declined, Invited
 from owner_node.records.history import Pushed
 from owner_node.training.supervisor import Trained
 from owner_node.updates.clipping import clip

@@ -36,7 +36,7 @@ from coordinator.owner_sessions import OwnerSessions
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.coordinator_client import CoordinatorClient
 from owner_node.event_log import log_event
-from owner_node.policy import Invited
+from owner_node.invitation import Invited
 from owner_node.receipts import Receipts
 from owner_node.records.history import Pushed
 from owner_node.records.ledger import OwnerLedger, round_facts

@@ -82,7 +82,9 @@ PURE = [
     "owner_node/records/private_steps.py",
     "owner_node/updates/encoder.py",
     "owner_node/updates/prepare.py",
+    "owner_node/invitation.py",
     "owner_node/policy.py",
+    "owner_node/task_rules.py",
     "owner_node/privacy_limit.py",
 ]
 EXECUTES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

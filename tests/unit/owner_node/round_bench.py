@@ -36,12 +36,13 @@ from owner_node import events
 from owner_node.aggregator_client import AggregatorClient
 from owner_node.download import Downloader
 from owner_node.participation import Participation
-from owner_node.policy import Policy, TaskRules
+from owner_node.policy import Policy
 from owner_node.privacy import PrivacyAccount
 from owner_node.receipts import Receipts
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import OwnerLedger
 from owner_node.settlement import Settlement
+from owner_node.task_rules import TaskRules
 from owner_node.training.kept_tensors import KeptTensors
 from owner_node.training.supervisor import Trained, Work
 from owner_node.updates.prepare import DisclosureRules

@@ -9,8 +9,8 @@ from cairn.errors import CairnError, Unavailable, WrongState
 from cairn.tasks.loader import TaskFailed
 from cairn.v1 import round_pb2 as pb
 from owner_node.deadline import Deadline, not_fetched, too_late
+from owner_node.invitation import Declined
 from owner_node.lease import Lease
-from owner_node.policy import Declined
 
 ENDED = WrongState("the round has ended", pb.REASON_ROUND_ENDED)
 

@@ -10,7 +10,7 @@ from cairn.errors import CairnError, InvalidMessage, NotFound, Unavailable, Wron
 from cairn.v1 import round_pb2 as pb
 from owner_node import events
 from owner_node.event_log import log_event
-from owner_node.policy import Declined
+from owner_node.invitation import Declined
 from owner_node.records.history import Unsettled
 
 IDS = ("tumours", 4)

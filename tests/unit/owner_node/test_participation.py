@@ -30,8 +30,8 @@ from cairn.tasks.loader import TaskFailed
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node import events
+from owner_node.invitation import Declined, Invited
 from owner_node.local_work import Progress
-from owner_node.policy import Declined, Invited
 from owner_node.records.ledger import NotRecorded
 from owner_node.training.supervisor import TrainingSupervisor
 from tests.unit.owner_node.round_bench import (

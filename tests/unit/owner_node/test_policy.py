@@ -11,7 +11,9 @@ from cairn.protocol.messages import JobSpec, Manifest, digest_of, job_spec_to_by
 from cairn.protocol.words import ENCODINGS
 from cairn.tasks.settings import TaskSettings
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Declined, Invited, JobHistory, LastRound, Policy, TaskRules
+from owner_node.invitation import Declined, Invited, JobHistory, LastRound
+from owner_node.policy import Policy
+from owner_node.task_rules import TaskRules
 
 OWNERS = ("alice", "bob", "carol")
 COHORT = (*OWNERS, "dora", "erin", "frank", "grace", "heidi", "ivan", "judy", "ken", "lea")

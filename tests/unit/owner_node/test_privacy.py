@@ -16,7 +16,7 @@ from cairn.tasks.settings import PrivateSettings
 from cairn.v1 import round_pb2 as pb
 from owner_node import events
 from owner_node.event_log import _fields
-from owner_node.policy import JobHistory
+from owner_node.invitation import JobHistory
 from owner_node.records.history import LedgerHistory
 from owner_node.records.ledger import OwnerLedger
 from owner_node.records.private_steps import PrivateRecord

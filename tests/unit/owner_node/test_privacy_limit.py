@@ -8,7 +8,7 @@ import pytest
 
 from cairn.protocol.aggregation import Aggregation
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Declined, Invited, JobHistory
+from owner_node.invitation import Declined, Invited, JobHistory
 from owner_node.privacy_limit import PrivacyLimit
 from owner_node.records.history import LedgerHistory
 from tests.unit.owner_node.test_policy import DIGEST, JOB, MANIFEST, POLICY, RULES, check, reason_of

@@ -19,7 +19,7 @@ from cairn.protocol.statements import STATEMENT, commitment_of, sign
 from cairn.v1 import aggregator_pb2, coordinator_pb2
 from cairn.v1 import round_pb2 as pb
 from owner_node import events
-from owner_node.policy import Declined, Invited
+from owner_node.invitation import Declined, Invited
 from tests.unit.owner_node.round_bench import (
     DIGEST,
     HEAD_NOW,

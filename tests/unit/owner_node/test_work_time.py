@@ -10,7 +10,7 @@ import pytest
 
 from cairn.tasks.loader import TaskFailed
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Declined
+from owner_node.invitation import Declined
 from owner_node.work_time import WorkTime
 
 SECONDS = 0.2

@@ -12,7 +12,7 @@ from cairn.errors import UsageError
 from cairn.runtime.clock import Clock
 from cairn.storage.database import StateDirectory
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Invited, LastRound
+from owner_node.invitation import Invited, LastRound
 from owner_node.records.history import Pushed
 from owner_node.records.ledger import NotRecorded, OwnerLedger, round_facts
 from tests.unit.owner_node.test_policy import DIGEST, JOB, MANIFEST

@@ -21,7 +21,7 @@ from cairn.model.validation import BLOCK
 from cairn.protocol.messages import JobSpec
 from cairn.v1 import round_pb2 as pb
 from owner_node.events import Event
-from owner_node.policy import Declined, Invited
+from owner_node.invitation import Declined, Invited
 from owner_node.receipts import Receipts
 from owner_node.records.history import LedgerHistory
 from owner_node.training.supervisor import Trained

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from cairn.protocol.statistics import base_digest_of
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Declined, Invited, TaskRules
+from owner_node.invitation import Declined, Invited
 from owner_node.records.budgets import Budgets
+from owner_node.task_rules import TaskRules
 
 
 def check_statistics(tasks: Mapping[str, TaskRules], invited: Invited, budgets: Budgets) -> None:

@@ -9,9 +9,10 @@ from cairn.protocol.aggregation import Aggregation
 from cairn.protocol.statistics import Column, Statistics, base_digest_of, schema_of
 from cairn.protocol.words import reason_word
 from cairn.v1 import round_pb2 as pb
-from owner_node.policy import Declined, Invited, TaskRules
+from owner_node.invitation import Declined, Invited
 from owner_node.records.budgets import Budgets
-from owner_node.statistics_policy import check_statistics
+from owner_node.statistics_rules import check_statistics
+from owner_node.task_rules import TaskRules
 from tests.unit.owner_node.test_policy import DIGEST, JOB, MANIFEST, NOTHING, POLICY
 
 AGE, SIZE = Column("age", 0.0, 100.0, 10), Column("size", 0.0, 5.0, 10)
