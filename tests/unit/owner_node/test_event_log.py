@@ -124,6 +124,12 @@ LINES: list[tuple[events.Event, str, str, dict[str, Any]]] = [
         {"job": "tumours", "round": 4, "metrics": ["loss"]},
     ),
     (
+        events.PrivacySpent(*IDS, 1.7182, 3.0, 1e-5),
+        "info",
+        "private training begins, and is counted whatever becomes of it",
+        {"job": "tumours", "round": 4, "epsilon": "1.72 of 3", "delta": 1e-5},
+    ),
+    (
         events.PushedAgain(*IDS),
         "info",
         "the finished update is pushed again, without training",
