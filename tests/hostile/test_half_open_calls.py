@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cairn.runtime.timeouts import CALL_SECONDS
 from cairn.transport.pools import LONG_CALLS_OF_ONE_CALLER, SHORT_CALLS_OF_ONE_CALLER
 from tests.hostile.checks import bounded, refusals, written_refusals
+from tests.hostile.hasty import CALL_SECONDS
 from tests.hostile.http2 import STREAMS, Crowd, trust
-from tests.hostile.owners import an_aggregator, joined_round
+from tests.hostile.owners import HASTY, an_aggregator, joined_round
 from tests.hostile.promptness import is_healthy, is_served, prompt
 from tests.scenarios.processes import Node, until
 from tests.service.network import FEDERATION, OWNERS, SMALL, Network
@@ -24,7 +24,7 @@ GROWTH = 96 << 20  # what 189 connections and the threads of the admitted calls 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    yield from an_aggregator(tmp_path_factory)
+    yield from an_aggregator(tmp_path_factory, HASTY)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def coordinator(network: Network) -> Iterator[Node]:
     # Its certificate was an attacker's: those connections count for a second more.
     until(lambda: is_served(network, "coordinator", network.release_at), "it may call again")
     config = network.directory / "coordinator.toml"
-    command = (BIN / "coordinator", "run", folder / "job.toml", "--config", config)
+    command = (*HASTY, BIN / "coordinator", "run", folder / "job.toml", "--config", config)
     node = Node("coordinator", folder / "log", *command, "--out", folder / "out")
     until(lambda: is_healthy(network, "bob", network.coordinator_at), "the coordinator listens")
     yield node
@@ -124,30 +124,30 @@ def test_calls_without_a_request_take_nobodys_turn_at_a_coordinator(
     assert [reason for reason in reasons if "the request did not come" in reason]
 
 
-@pytest.mark.parametrize(
-    ("method", "most"),
-    [
-        ("/cairn.v1.IntakeService/GetReceipt", SHORT_CALLS_OF_ONE_CALLER),
-        ("/cairn.v1.IntakeService/SubmitUpdate", LONG_CALLS_OF_ONE_CALLER),
-        ("/grpc.health.v1.Health/Check", SHORT_CALLS_OF_ONE_CALLER),
-    ],
-)
-def test_every_call_whose_request_does_not_come_is_recorded(
-    network: Network, method: str, most: int
-) -> None:
+def test_every_call_whose_request_does_not_come_is_recorded(network: Network) -> None:
+    """Unary calls, streams and the health's, of an owner each."""
+    attacks = {
+        "carol": ("/grpc.health.v1.Health/Check", SHORT_CALLS_OF_ONE_CALLER),
+        "dave": ("/cairn.v1.IntakeService/SubmitUpdate", LONG_CALLS_OF_ONE_CALLER),
+        "erin": ("/cairn.v1.IntakeService/GetReceipt", SHORT_CALLS_OF_ONE_CALLER),
+    }
     with Crowd() as crowd:
-        tls = trust(network.root, network.credentials["erin"])
-        connections = crowd.connect(1, network.intake_at, tls)
-        for _ in range(most):
-            connections[0].call(method, None)
-        crowd.keep(connections)
-        check_ended(crowd, most)
-    assert (f"spiffe://{FEDERATION}/owner/erin", method.rpartition("/")[2], "TOO_MUCH") in (
-        written_refusals(network.state)
-    )
-    late = [
-        line
-        for line in network.node.events("refused")
-        if line["method"] == method and "the request did not come" in line["reason"]
-    ]
-    assert [line["caller"].split()[0] for line in late] == most * ["owner/erin"]
+        for owner, (method, most) in attacks.items():
+            tls = trust(network.root, network.credentials[owner])
+            connections = crowd.connect(1, network.intake_at, tls)
+            for _ in range(most):
+                connections[0].call(method, None)
+            crowd.keep(connections)
+        check_ended(crowd, sum(most for _, most in attacks.values()))
+    for owner, (method, most) in attacks.items():
+        assert (
+            f"spiffe://{FEDERATION}/owner/{owner}",
+            method.rpartition("/")[2],
+            "TOO_MUCH",
+        ) in written_refusals(network.state)
+        late = [
+            line
+            for line in network.node.events("refused")
+            if line["method"] == method and "the request did not come" in line["reason"]
+        ]
+        assert [line["caller"].split()[0] for line in late] == most * [f"owner/{owner}"]

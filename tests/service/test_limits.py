@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from cairn.identity.names import Role
+from cairn.transport import server
 from cairn.transport.access import ACCESS
 from cairn.transport.channel import dial
 from cairn.v1 import aggregator_pb2
@@ -225,10 +226,12 @@ def test_a_flood_of_one_owner_does_not_keep_another_waiting(
 
 
 def test_connections_that_never_finish_their_handshake_hurt_nobody_and_are_closed(
-    door: Door, homes: dict[str, Home]
+    homes: dict[str, Home], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host, _, port = door.address.rpartition(":")
-    with ExitStack() as stack:
+    sooner = dict(server._LISTENING) | {"grpc.server_handshake_timeout_ms": 2000}
+    monkeypatch.setattr(server, "_LISTENING", list(sooner.items()))
+    with Door(homes["aggregator"]) as door, ExitStack() as stack:
+        host, _, port = door.address.rpartition(":")
         idle = [
             stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(500)
         ]
