@@ -37,7 +37,13 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _READ_AT_START = ("PYTHON", "LD_", "GLIBC_", "MALLOC_")
 _CHANGES_NOTHING_MUCH = {"PYTHONUNBUFFERED"}
 _OTHERWISE = "hasty.py"  # which runs the program that it is told
-_NODES = ("owner_node.node", "owner_node.training.worker", "coordinator.node")
+_NODES = (
+    "owner_node.node",
+    "owner_node.training.worker",
+    "coordinator.node",
+    "cairn.cli.demo",
+    "tests.warm.optimizers",
+)
 _STARTED: set[int] = set()  # by this process, whose tests wait for them
 
 
@@ -149,14 +155,8 @@ def _reap_orphans() -> None:
 
 @cache
 def general() -> Parent:
-    """That of owners' and coordinators' nodes, and of training processes."""
+    """That of owners' and coordinators' nodes, of training processes and of demos."""
     return Parent.begin(_NODES, {})
-
-
-@cache
-def _of_demos() -> Parent:
-    """Tasks of demos train with an optimizer, and what it imports would slow the forks of all the others."""
-    return Parent.begin((*_NODES, "cairn.cli.demo", "tests.warm.optimizers"), {})
 
 
 @cache
@@ -192,7 +192,7 @@ def start(
     program = Path(words[1] if script.name == _OTHERWISE else words[0]).name
     parents: dict[str, Callable[[], Parent]] = {
         "aggregator-node": _of_aggregators,
-        "cairn": _of_demos if words[1:2] == ["demo"] else _of_commands,
+        "cairn": general if words[1:2] == ["demo"] else _of_commands,
         "coordinator": general,
         "measured.py": _of_commands,
         "node.py": general,  # what a test has an owner's node do, line by line
