@@ -78,7 +78,7 @@ def test_one_certificate_that_holds_all_the_connections_it_can_get_keeps_no_owne
                     connection.call(HEALTH, b"")
                 crowd.keep(more)
                 held += more
-            until(joins(opened), "bob joins over a new connection", 10)
+            until(joins(opened), "bob joins over a new connection")
             until(
                 lambda: sum(not connection.closed for connection in held) <= HALF,
                 "at most half of the port's connections are left",

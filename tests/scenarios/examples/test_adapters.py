@@ -1,18 +1,15 @@
 """The adapters' example learns, sends a fifth of its model, and leaves the rest as it was."""
 
-import os
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
 from cairn.tasks.loader import load_task
@@ -24,18 +21,9 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "adapters"
 JOB = tomllib.loads((EXAMPLE / "job.toml").read_text())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The matrices are so small that threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def run_script(name: str, argument: Path) -> None:
     command = [sys.executable, str(EXAMPLE / name), str(argument)]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +95,8 @@ def readme() -> str:
 
 
 def test_every_digit_is_in_one_office_held_out_or_not_and_none_is_public(directory: Path) -> None:
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
+
     rows = []
     for name in JOB["owners"]:
         with np.load(directory / f"{name}.npz") as file:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_breast_cancer  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
 from cairn.tasks.loader import load_task
@@ -90,6 +89,8 @@ def test_the_same_rounds_give_the_same_bits(directory: Path) -> None:
 
 
 def test_every_patient_is_in_one_hospital_and_held_out_or_not(directory: Path) -> None:
+    from sklearn.datasets import load_breast_cancer  # type: ignore[import-untyped]  # it has no types
+
     rows = []
     for name in JOB["owners"]:
         with np.load(directory / f"{name}.npz") as file:
