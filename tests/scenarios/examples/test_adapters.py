@@ -1,8 +1,6 @@
 """The adapters' example learns, sends a fifth of its model, and leaves the rest as it was."""
 
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -16,20 +14,16 @@ from cairn.tasks.loader import load_task
 from cairn.tasks.runner import TaskRunner, first_model, first_split
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Round, Site, Task
+from tests.scenarios.examples.scripts import run_script
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "adapters"
 JOB = tomllib.loads((EXAMPLE / "job.toml").read_text())
 
 
-def run_script(name: str, argument: Path) -> None:
-    command = [sys.executable, str(EXAMPLE / name), str(argument)]
-    subprocess.run(command, check=True)
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: Path = tmp_path_factory.mktemp("offices")
-    run_script("prepare.py", made)
+    run_script(EXAMPLE / "prepare.py", made)
     return made
 
 
@@ -108,7 +102,7 @@ def test_every_digit_is_in_one_office_held_out_or_not_and_none_is_public(directo
 
 def test_the_frozen_network_can_be_made_again(tmp_path: Path) -> None:
     made = tmp_path / "made.safetensors"
-    run_script("pretrain.py", made)
+    run_script(EXAMPLE / "pretrain.py", made)
     shapes = [
         {name: value.shape for name, value in load_file(path).items()}
         for path in (made, EXAMPLE / "pretrained.safetensors")

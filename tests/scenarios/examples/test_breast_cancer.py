@@ -15,20 +15,16 @@ from cairn.tasks.loader import load_task
 from cairn.tasks.runner import TaskRunner, first_model
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Round, Site
+from tests.scenarios.examples.scripts import run_script
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "breast_cancer"
 JOB = tomllib.loads((EXAMPLE / "job.toml").read_text())
 
 
-def run_script(name: str, directory: Path) -> str:
-    command = [sys.executable, str(EXAMPLE / name), str(directory)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: Path = tmp_path_factory.mktemp("hospitals")
-    run_script("prepare.py", made)
+    run_script(EXAMPLE / "prepare.py", made)
     return made
 
 
@@ -71,7 +67,8 @@ def federated(directory: Path, rounds: int) -> tuple[float, dict[str, Tensor]]:
 
 def test_the_federated_model_is_better_than_a_hospital_alone(directory: Path) -> None:
     accuracy, _ = federated(directory, JOB["rounds"])
-    printed = run_script("compare.py", directory)
+    command = [sys.executable, str(EXAMPLE / "compare.py"), str(directory)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     results = {
         name: float(number)
         for name, number in re.findall(r"^(.+?): +([\d.]+)", printed, re.MULTILINE)
