@@ -137,7 +137,9 @@ def is_sent(send: Callable[..., Any], path: str, message: bytes) -> bool:
 def test_a_message_that_unpacks_to_too_much_is_refused(send: Callable[..., Any], path: str) -> None:
     with refused(EXHAUSTED, "larger than max"):
         until(
-            lambda: is_sent(send, path, bytes(64 << 20)), "the bomb meets no idle connection's end"
+            # Small enough to be packed before the connection has been idle for a second.
+            lambda: is_sent(send, path, bytes(8 << 20)),
+            "the bomb meets no idle connection's end",
         )
 
 
