@@ -13,8 +13,9 @@ CALL_SECONDS, IDLE_SECONDS = 3, 8  # in place of 10 and 30
 
 
 def _be_hasty() -> None:
-    interceptor.CALL_SECONDS = CALL_SECONDS
-    call_deadline.IDLE_SECONDS = idle_timeout.IDLE_SECONDS = IDLE_SECONDS
+    vars(interceptor)["CALL_SECONDS"] = CALL_SECONDS
+    for module in (call_deadline, idle_timeout):
+        vars(module)["IDLE_SECONDS"] = IDLE_SECONDS
     options = dict(server._LISTENING)
     options["grpc.server_handshake_timeout_ms"] = 1000 * CALL_SECONDS
     server._LISTENING[:] = options.items()
