@@ -45,7 +45,7 @@ class Stage(Federation):
         self.restarts: list[tuple[str, int | None]] = []  # who had ended, and with which code
         self.job = ""
         self.is_broken = False  # something failed: what it left is no ground for another test
-        self._jobs = 0
+        self.jobs = 0
         self.rounds = ROUNDS
         self.looks_for_best = False
         self._armed: dict[str, list[str]] = {}  # for each start of a node, the first first
@@ -73,9 +73,9 @@ class Stage(Federation):
         looks_for_best: bool = False,
     ) -> None:
         """Begin the next job, with these nodes started anew to meet a fault, or one after each of their starts."""
-        self._jobs += 1
+        self.jobs += 1
         self.restarts = []
-        self.job = f"job-{self._jobs}"
+        self.job = f"job-{self.jobs}"
         self.out = self.home / self.job
         self.rounds = rounds
         self.looks_for_best = looks_for_best
@@ -86,7 +86,7 @@ class Stage(Federation):
         self._planned = sum(map(len, self._armed.values()))
         self._printed = {log.stem: log.stat().st_size for log in self.home.glob("*.log")}
         tensors = {name: torch.zeros(shape) for name, shape in self._table.shapes().items()}
-        tensors["job"] = torch.tensor([float(self._jobs)])  # no two jobs have the same base
+        tensors["job"] = torch.tensor([float(self.jobs)])  # no two jobs have the same base
         save_file(tensors, self.home / f"{self.job}.safetensors")
         for name in ("aggregator", *OWNERS):
             node = self.running.get(name)

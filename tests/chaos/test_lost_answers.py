@@ -128,7 +128,7 @@ def check_losses(stage: RelayedStage, losses: Mapping[str, Sequence[str]]) -> No
     asked = {(kind, place) for kind, places in losses.items() for place in places}
     assert stage.losses.held_in_vain == 0
     # The job may have ended a moment before its owners' streams did.
-    until(lambda: asked <= stage.losses.lost.keys(), f"all of {asked} is lost", 20)
+    until(lambda: asked <= stage.losses.lost.keys(), f"all of {asked} is lost")
     for node in ("aggregator", "coordinator", *OWNERS):
         traces = stage.output_of(node).count("Traceback")
         assert traces == stage.output_of(node).count("RuntimeError: the data"), node

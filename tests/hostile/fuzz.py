@@ -33,7 +33,7 @@ WORKERS = 3
 STAGE_CALLS = 400  # then the rounds and jobs that are named are new ones
 CALL_SECONDS = 10.0
 WAITING_SECONDS = 0.2  # of a stream that answers nothing for as long as nothing happens
-SLOW_SECONDS = 40.0  # beyond its time, until each method was called well once
+SLOW_SECONDS = 180.0  # beyond its time, until each method was called well once
 WAITING = {"Attend", "WatchRound", "Watch"}
 METHODS: dict[str, Any] = {
     f"/{service.full_name}/{method.name}": method

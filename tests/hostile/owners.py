@@ -1,8 +1,10 @@
 """An owner that attacks among owners that do not, by hand on the generated stubs."""
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -29,9 +31,14 @@ _LONGEST_SILENCE = 120.0
 TURNS = cycle(OWNERS)  # an aggregator writes down 60 refusals of one owner in an hour
 
 
-def an_aggregator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+HASTY = (sys.executable, str(Path(__file__).with_name("hasty.py")))
+
+
+def an_aggregator(
+    tmp_path_factory: pytest.TempPathFactory, started_by: Sequence[str] = ()
+) -> Iterator[Network]:
     """For the tests of one module: a floor of three, and a lease that no test outlasts."""
-    network = Network(tmp_path_factory.mktemp("owners"), floor=3, lease_seconds=600)
+    network = Network(tmp_path_factory.mktemp("owners"), started_by, floor=3, lease_seconds=600)
     yield network
     network.stop()
 

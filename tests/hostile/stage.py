@@ -203,7 +203,7 @@ class Stage:
         until(lambda: len(self.alice.events("invitation refused")) > known, "alice refuses")
         (event,) = self.alice.events("invitation refused")[known:]
         assert why in event["reason"]
-        until(lambda: event["reason"] in [e.facts["why"] for e in self.entries("refused")], why, 5)
+        until(lambda: event["reason"] in [e.facts["why"] for e in self.entries("refused")], why)
 
     def close(self) -> None:
         self.coordinator.stop()

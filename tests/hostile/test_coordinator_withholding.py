@@ -56,7 +56,7 @@ def alice_knows_of_the_release(stage: Stage, opened: OpenRound) -> None:
         digests = [entry.facts["manifest_digest"] for entry in stage.entries("released")]
         return opened.digest.hex() in digests
 
-    until(known, "alice has recorded the statement", 20)
+    until(known, "alice has recorded the statement")
 
 
 def put_back(stage: Stage, state: Path, job: Job) -> None:

@@ -13,7 +13,7 @@ from tests.scenarios.processes import Node
 
 
 def test_spoilt_messages_break_nothing(tmp_path: Path) -> None:
-    findings = fuzz(tmp_path, seed=20, seconds=12)
+    findings = fuzz(tmp_path, seed=20, seconds=5)
     assert not findings.faults, findings.table()
     reached = {path for path, _ in findings.answers}
     assert reached == set(METHODS)

@@ -12,13 +12,14 @@ import pytest
 
 from cairn.model.schema import Schema, TensorSpec
 from cairn.protocol.messages import PROTOCOL
-from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.v1 import aggregator_pb2, aggregator_pb2_grpc
 from cairn.v1 import round_pb2 as pb
 from tests.chaos.puppet import LEASE_SECONDS, Puppet
 from tests.hostile.checks import bounded, check_one_hot, state_digest, written_refusals
+from tests.hostile.hasty import CALL_SECONDS, IDLE_SECONDS
 from tests.hostile.owners import (
     EXHAUSTED,
+    HASTY,
     INVALID,
     PRECONDITION,
     Part,
@@ -43,7 +44,7 @@ LARGE = Schema.of([TensorSpec("weight", "F32", (2 * MIB,))])
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    yield from an_aggregator(tmp_path_factory)
+    yield from an_aggregator(tmp_path_factory, HASTY)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_streams_that_fall_silent_are_ended_and_the_others_finish_on_time(
     ]
     finish(opened, "carol")
     large.push("carol", bytes(8 * MIB))
-    # Who has sent a header has 30 seconds; without one it is 10.
+    # Who has sent a header has longer than who has not.
     assert not any(calls[number].done() for number in (1, 2, 3, 5))
     for owner in ("dave", "erin"):
         finish(opened, owner)
@@ -214,7 +215,7 @@ def test_two_thousand_connections_without_a_handshake_hurt_nobody_and_are_closed
         finish(opened, *OWNERS)
         for connection in idle:
             # gRPC itself would wait for a handshake for two minutes.
-            connection.settimeout(IDLE_SECONDS + 60)
+            connection.settimeout(CALL_SECONDS + 60)
             try:
                 while connection.recv(4096):
                     pass

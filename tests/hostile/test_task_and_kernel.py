@@ -6,8 +6,6 @@ import os
 import resource
 import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -23,7 +21,8 @@ from cairn.tasks.state_dict import payload_of
 from owner_node.sandbox.choice import Kind, Sandbox, furnish, shown
 from owner_node.sandbox.clearing import clear
 from owner_node.training.supervisor import TaskFailed, TaskSource, TrainingSupervisor, Work
-from tests.scenarios.processes import ROOT
+from tests.scenarios.processes import until
+from tests.warm.start import Subprocess, general, run
 
 TASK = """
 import ctypes, os, resource, socket
@@ -43,6 +42,10 @@ def succeeds(attempt):
     except OSError:
         return 0.0
     return 1.0
+
+def agree(condition):
+    if not condition:
+        raise OSError
 
 def model(): return nn.Linear(2, 1)
 def data(site): return cairn.Data(train=site.data, examples=5)
@@ -195,15 +198,10 @@ def shrink(home: Path) -> None:
 def test_a_task_that_shrinks_the_memory_of_its_model_does_not_take_its_node_with_it(
     home: Path,
 ) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", SHRUNK, str(home)],
-        cwd=ROOT,
-        check=False,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    (home / "node.py").write_text(SHRUNK)
+    ran = run([home / "node.py", home])
     assert ran.returncode != -signal.SIGBUS
-    assert (ran.returncode, ran.stdout) == (0, f"{len(BASE)}\n")
+    assert (ran.returncode, ran.stdout.decode()) == (0, f"{len(BASE)}\n"), ran.stderr.decode()
 
 
 def test_whatever_a_task_leaves_in_its_directory_it_is_deleted(tmp_path: Path) -> None:
@@ -239,35 +237,53 @@ def test_a_process_that_cannot_be_started_leaves_no_directory(
     assert list((home / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", [None, *get_args(Kind)])
-def test_a_machine_without_memory_ends_the_task_before_its_node(
-    home: Path, kind: Kind | None
+SHORT_OF_MEMORY = "/proc/self/oom_score_adj"
+
+
+def test_a_machine_without_memory_ends_a_task_in_a_sandbox_before_its_node(tried: Attempts) -> None:
+    of_the_node = int(Path(SHORT_OF_MEMORY).read_text())
+    said = tried(
+        f"""{{
+            "at all": lambda: agree(int(Path("{SHORT_OF_MEMORY}").read_text()) > -1001),
+            "before its node": lambda: agree(int(Path("{SHORT_OF_MEMORY}").read_text()) > {of_the_node}),
+            "long after": lambda: agree(int(Path("{SHORT_OF_MEMORY}").read_text()) < -1000),
+        }}"""
+    )
+    assert said == {"at all": 1, "before its node": 1, "long after": 0}
+
+
+def test_a_machine_without_memory_ends_any_task_before_its_node(
+    home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("owner_node.training.child.subprocess", Subprocess(general))
     (home / "task.py").write_text(
         "import cairn\n"
         "from torch import nn\n"
         "def model(): return nn.Linear(2, 1)\n"
         "def data(site): return cairn.Data(train=1, examples=5)\n"
         "def train(model, data, round):\n"
-        "    return {'of the task': float(open('/proc/self/oom_score_adj').read())}\n"
+        f"    return {{'of the task': float(open('{SHORT_OF_MEMORY}').read())}}\n"
         "task = cairn.Task(model=model, data=data, train=train)\n"
     )
-    sandbox = of_kind(kind, home) if kind else None
-    source = TaskSource("toy", str(home / "task.py"), home / "data", sandbox=sandbox)
+    source = TaskSource("toy", str(home / "task.py"), home / "data")
     with closing(TrainingSupervisor("bob", source)) as process:
         process.base_buffer(SCHEMA)[:] = BASE
         said = process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
-    assert said["of the task"] > int(Path("/proc/self/oom_score_adj").read_text())
+    assert said["of the task"] > int(Path(SHORT_OF_MEMORY).read_text())
 
 
-def test_nothing_that_a_task_starts_in_namespaces_outlives_its_process(home: Path) -> None:
+def test_nothing_that_a_task_starts_in_namespaces_outlives_its_process_which_is_said_to_be_killed(
+    home: Path,
+) -> None:
     """In a session of its own it is in no group that the node could kill."""
     (home / "task.py").write_text(
-        "import cairn, os, subprocess, sys\n"
+        "import cairn, os, signal, sys\n"
         "from torch import nn\n"
         "def model(): return nn.Linear(2, 1)\n"
         "def data(site): return cairn.Data(train=1, examples=5)\n"
         "def train(model, data, round):\n"
+        "    if round.number == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    read, write = os.pipe()\n"
         "    if os.fork() == 0:\n"
         "        os.setsid()\n"
@@ -283,26 +299,15 @@ def test_nothing_that_a_task_starts_in_namespaces_outlives_its_process(home: Pat
     with closing(TrainingSupervisor("bob", source)) as process:
         process.base_buffer(SCHEMA)[:] = BASE
         said = process.run(Work("job", 1, "train", {}, SCHEMA)).metrics
-    assert said["processes seen"] == 3
-    assert not [line for line in command_lines() if home.name in line and "input()" in line]
-
-
-def test_a_process_in_namespaces_that_dies_of_a_signal_is_said_to(home: Path) -> None:
-    (home / "task.py").write_text(
-        "import cairn, os, signal\n"
-        "from torch import nn\n"
-        "def model(): return nn.Linear(2, 1)\n"
-        "def data(site): return cairn.Data(train=1, examples=5)\n"
-        "def train(model, data, round): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "task = cairn.Task(model=model, data=data, train=train)\n"
-    )
-    source = TaskSource(
-        "toy", str(home / "task.py"), home / "data", sandbox=of_kind("namespaces", home)
-    )
-    with closing(TrainingSupervisor("bob", source)) as process:
-        process.base_buffer(SCHEMA)[:] = BASE
+        assert said["processes seen"] == 3
         with pytest.raises(TaskFailed, match="was killed by SIGKILL"):
-            process.run(Work("job", 1, "train", {}, SCHEMA))
+            process.run(Work("job", 2, "train", {}, SCHEMA))
+        until(lambda: not lives(home), "what the task started is gone with it")
+
+
+def lives(home: Path) -> bool:
+    """Whether the process that the task started is there."""
+    return any(home.name in line and "input()" in line for line in command_lines())
 
 
 def command_lines() -> list[str]:
@@ -355,11 +360,10 @@ def test_a_task_in_a_sandbox_prints_into_its_nodes_log_and_neither_reads_nor_cut
         "task = cairn.Task(model=model, data=data, train=train)\n"
     )
     sandbox = of_kind(kind, home)
-    with (home / "log").open("w+b") as log:
-        command = [sys.executable, "-c", LOGGED, str(home), kind, *sandbox.reads]
-        subprocess.run(command, check=True, cwd=ROOT, stderr=log)
-    lines = (home / "log").read_text().splitlines()
-    assert lines == [
+    (home / "node.py").write_text(LOGGED)
+    ran = run([home / "node.py", home, kind, *sandbox.reads])
+    assert ran.returncode == 0
+    assert ran.stderr.decode().splitlines() == [
         "the node's first line",
         "the task read: [False, False]",
         "the node's last line",

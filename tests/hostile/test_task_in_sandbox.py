@@ -22,6 +22,7 @@ from cairn.tasks.state_dict import payload_of, read_state
 from owner_node.sandbox.choice import Kind, Sandbox, check_hides, sandbox_for, shown
 from owner_node.training.supervisor import TaskSource, TrainingSupervisor, Work
 from tests.scenarios.processes import ROOT
+from tests.warm.start import Subprocess, general, start
 
 # Says of each attempt 1 where it succeeds and 0 where the kernel refuses it.
 TASK = """
@@ -148,17 +149,23 @@ def of_kind(kind: Kind, listening: Listening) -> Sandbox:
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
-def test_a_task_in_a_sandbox_trains_and_reaches_nothing_else(
-    listening: Listening, kind: Kind
+def test_a_task_in_a_sandbox_trains_reaches_nothing_else_and_leaves_nothing_behind(
+    listening: Listening, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     said, _ = trained(listening, of_kind(kind, listening))
     assert said.pop("read") == 7
     assert {name for name, succeeded in said.items() if succeeded} == set()
     assert (listening["home"] / "node.key").read_bytes() == b"the key"
     assert sorted(path.name for path in (listening["home"] / "state").iterdir()) == ["owner.sqlite"]
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_without_a_sandbox_the_same_task_reaches_all_of_it(listening: Listening) -> None:
+def test_without_a_sandbox_the_same_task_reaches_all_of_it(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("owner_node.training.child.subprocess", Subprocess(general))
     listening["task"].write_text(
         listening["task"]
         .read_text()
@@ -177,7 +184,7 @@ def test_without_a_sandbox_the_same_task_reaches_all_of_it(listening: Listening)
     } <= reached
 
 
-def test_workers_of_a_dataloader_can_be_forked_and_spawned_in_namespaces(
+def test_the_worker_of_a_dataloader_can_be_forked_and_spawned_in_namespaces(
     listening: Listening,
 ) -> None:
     sandbox = of_kind("namespaces", listening)
@@ -188,21 +195,12 @@ def test_workers_of_a_dataloader_can_be_forked_and_spawned_in_namespaces(
         "def train(model, data, round):\n"
         "    for parameter in model.parameters(): parameter.data *= 2\n"
         "    rows = torch.utils.data.TensorDataset(torch.arange(100000.0))\n"
-        "    return {c: sum(float(x.sum()) for (x,) in DataLoader(rows, batch_size=50000, num_workers=2,\n"
+        "    return {c: sum(float(x.sum()) for (x,) in DataLoader(rows, batch_size=50000, num_workers=1,\n"
         "        multiprocessing_context=c)) for c in ('fork', 'spawn')}\n"
         "task = cairn.Task(model=model, data=data, train=train)\n"
     )
     said, _ = trained(listening, sandbox)
     assert said["fork"] == said["spawn"] == pytest.approx(4999950000)
-
-
-def test_a_sandbox_leaves_nothing_behind(
-    listening: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    trained(listening, of_kind("landlock", listening))
-    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_machine_that_can_have_no_sandbox_is_told_why_and_what_to_do(
@@ -265,10 +263,11 @@ def test_a_task_in_a_sandbox_cannot_type_into_the_terminal_of_its_node(
     sandbox = of_kind(kind, listening)
     listening["task"].write_text(TYPES)
     controller, terminal = pty.openpty()
-    command = [sys.executable, "-c", AT_A_TERMINAL, str(terminal), str(listening["task"])]
-    process = subprocess.Popen(
-        [*command, str(listening["data"]), kind, *sandbox.reads], pass_fds=[terminal], cwd=ROOT
-    )
+    (listening["home"] / "node.py").write_text(AT_A_TERMINAL)
+    arguments = [str(terminal), listening["task"], listening["data"], kind, *sandbox.reads]
+    inherited = {0: terminal, 1: terminal, 2: terminal, terminal: terminal}
+    process = start([listening["home"] / "node.py", *arguments], os.environ, inherited)
+    assert process
     os.close(terminal)
     shown = b""
     with suppress(OSError):  # nobody has the terminal open any more

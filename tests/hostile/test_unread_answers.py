@@ -8,7 +8,6 @@ from structlog.testing import capture_logs
 
 from cairn.identity.names import Role
 from cairn.model.schema import Schema, TensorSpec
-from cairn.runtime.timeouts import IDLE_SECONDS
 from cairn.transport import call_deadline
 from cairn.transport.pools import LONG_CALLS_OF_ONE_CALLER
 from cairn.transport.server import Server
@@ -17,8 +16,9 @@ from cairn.v1.coordinator_pb2_grpc import add_InvitationServiceServicer_to_serve
 from coordinator.invitation_service import InvitationService
 from coordinator.owner_sessions import OwnerSessions
 from tests.hostile.checks import refusals, rss_bytes
+from tests.hostile.hasty import IDLE_SECONDS
 from tests.hostile.http2 import STREAMS, Connection, Crowd, trust
-from tests.hostile.owners import an_aggregator
+from tests.hostile.owners import HASTY, an_aggregator
 from tests.hostile.promptness import is_healthy, prompt
 from tests.scenarios.processes import PATIENCE, until
 from tests.service.network import FEDERATION, OWNERS, Network, OpenRound
@@ -35,7 +35,7 @@ LONG_NAMES = tuple(f"owner-{number:04d}-{'x' * 45}" for number in range(400))
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    yield from an_aggregator(tmp_path_factory)
+    yield from an_aggregator(tmp_path_factory, HASTY)
 
 
 @pytest.fixture(scope="module")

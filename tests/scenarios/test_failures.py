@@ -211,7 +211,7 @@ def test_a_task_that_hangs_is_left_out_at_the_deadline(federate: MakeFederation)
     federation.gate("carol", 2)
     federation.aggregator()
     owners = federation.owners()
-    coordinator = federation.coordinator(rounds=3, round_deadline_seconds=20)
+    coordinator = federation.coordinator(rounds=3, round_deadline_seconds=10)
     with federation.held("carol", 2):
         until(lambda: len(federation.history()) == 3, "the job goes on without it")
     assert coordinator.ends() == 0

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from cairn.identity.names import Role
+from cairn.transport import server
 from cairn.transport.access import ACCESS
 from cairn.transport.channel import dial
 from cairn.v1 import aggregator_pb2
@@ -136,7 +137,9 @@ def is_sent(send: Callable[..., Any], path: str, message: bytes) -> bool:
 def test_a_message_that_unpacks_to_too_much_is_refused(send: Callable[..., Any], path: str) -> None:
     with refused(EXHAUSTED, "larger than max"):
         until(
-            lambda: is_sent(send, path, bytes(64 << 20)), "the bomb meets no idle connection's end"
+            # Small enough to be packed before the connection has been idle for a second.
+            lambda: is_sent(send, path, bytes(8 << 20)),
+            "the bomb meets no idle connection's end",
         )
 
 
@@ -225,10 +228,12 @@ def test_a_flood_of_one_owner_does_not_keep_another_waiting(
 
 
 def test_connections_that_never_finish_their_handshake_hurt_nobody_and_are_closed(
-    door: Door, homes: dict[str, Home]
+    homes: dict[str, Home], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host, _, port = door.address.rpartition(":")
-    with ExitStack() as stack:
+    sooner = dict(server._LISTENING) | {"grpc.server_handshake_timeout_ms": 2000}
+    monkeypatch.setattr(server, "_LISTENING", list(sooner.items()))
+    with Door(homes["aggregator"]) as door, ExitStack() as stack:
+        host, _, port = door.address.rpartition(":")
         idle = [
             stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(500)
         ]

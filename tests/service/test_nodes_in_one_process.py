@@ -14,12 +14,15 @@ from cairn.model.safetensors_reader import read_model
 from cairn.provisioning.create import write_federation
 from cairn.provisioning.plan import FederationPlan
 from cairn.runtime.clock import Clock
+from coordinator import initial_model
 from coordinator.events import Event, JobFinished, JobStarted, RoundFinished
 from coordinator.node import Coordinator
 from coordinator.settings import CoordinatorSettings, JobSettings
 from owner_node.node import OwnerNode
 from owner_node.settings import OwnerSettings
+from owner_node.training import child
 from tests.scenarios.processes import until
+from tests.warm.start import Subprocess, general
 
 TASK = """
 import torch
@@ -66,6 +69,13 @@ def free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
     return port
+
+
+@pytest.fixture(autouse=True)
+def _warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that the nodes start have imported PyTorch before they are needed."""
+    for starter in (child, initial_model):
+        monkeypatch.setattr(starter, "subprocess", Subprocess(general))
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ _MESSAGE_BYTES = 1 << 18
 _ABOVE_ALL_TARGETS, _MOST_DESCRIPTORS = 500, 1 << 16
 # The modules of ours that start processes, by the script that runs them.
 _STARTERS = {
+    "node.py": "owner_node.training.child",
     "owner-node": "owner_node.training.child",
     "coordinator": "coordinator.initial_model",
     "cairn demo": "cairn.runtime.supervisor",

@@ -36,7 +36,14 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # What Python and the C library read when a process starts: where it is not as here, the process starts cold.
 _READ_AT_START = ("PYTHON", "LD_", "GLIBC_", "MALLOC_")
 _CHANGES_NOTHING_MUCH = {"PYTHONUNBUFFERED"}
-_NODES = ("owner_node.node", "owner_node.training.worker", "coordinator.node")
+_OTHERWISE = "hasty.py"  # which runs the program that it is told
+_NODES = (
+    "owner_node.node",
+    "owner_node.training.worker",
+    "coordinator.node",
+    "cairn.cli.demo",
+    "tests.warm.optimizers",
+)
 _STARTED: set[int] = set()  # by this process, whose tests wait for them
 
 
@@ -148,14 +155,8 @@ def _reap_orphans() -> None:
 
 @cache
 def general() -> Parent:
-    """That of owners' and coordinators' nodes, and of training processes."""
+    """That of owners' and coordinators' nodes, of training processes and of demos."""
     return Parent.begin(_NODES, {})
-
-
-@cache
-def _of_demos() -> Parent:
-    """Tasks of demos train with an optimizer, and what it imports would slow the forks of all the others."""
-    return Parent.begin((*_NODES, "cairn.cli.demo", "tests.warm.optimizers"), {})
 
 
 @cache
@@ -188,18 +189,20 @@ def start(
     if words[0] == sys.executable and len(words) > 1 and words[1].endswith(".py"):
         words = words[1:]
     script = Path(words[0])
+    program = Path(words[1] if script.name == _OTHERWISE else words[0]).name
     parents: dict[str, Callable[[], Parent]] = {
         "aggregator-node": _of_aggregators,
-        "cairn": _of_demos if words[1:2] == ["demo"] else _of_commands,
+        "cairn": general if words[1:2] == ["demo"] else _of_commands,
         "coordinator": general,
         "measured.py": _of_commands,
+        "node.py": general,  # what a test has an owner's node do, line by line
         "owner-node": general,
         "timed_aggregator.py": _of_aggregators,
     }
     ours = script.parent == BIN or script.suffix == ".py"
-    if not ours or script.name not in parents or not _starts_as_here(environment):
+    if not ours or program not in parents or not _starts_as_here(environment):
         return None
-    parent = parents[script.name]
+    parent = parents[program]
     if parent is _of_aggregators:
         environment = {**environment, **_erasing()}
     return Process(parent().start(words, environment, descriptors, directory), words)

@@ -1,47 +1,29 @@
 """The adapters' example learns, sends a fifth of its model, and leaves the rest as it was."""
 
-import os
 import re
-import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
 from cairn.tasks.loader import load_task
 from cairn.tasks.runner import TaskRunner, first_model, first_split
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Round, Site, Task
+from tests.scenarios.examples.scripts import run_script
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "adapters"
 JOB = tomllib.loads((EXAMPLE / "job.toml").read_text())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The matrices are so small that threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def run_script(name: str, argument: Path) -> None:
-    command = [sys.executable, str(EXAMPLE / name), str(argument)]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: Path = tmp_path_factory.mktemp("offices")
-    run_script("prepare.py", made)
+    run_script(EXAMPLE / "prepare.py", made)
     return made
 
 
@@ -107,6 +89,8 @@ def readme() -> str:
 
 
 def test_every_digit_is_in_one_office_held_out_or_not_and_none_is_public(directory: Path) -> None:
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
+
     rows = []
     for name in JOB["owners"]:
         with np.load(directory / f"{name}.npz") as file:
@@ -118,7 +102,7 @@ def test_every_digit_is_in_one_office_held_out_or_not_and_none_is_public(directo
 
 def test_the_frozen_network_can_be_made_again(tmp_path: Path) -> None:
     made = tmp_path / "made.safetensors"
-    run_script("pretrain.py", made)
+    run_script(EXAMPLE / "pretrain.py", made)
     shapes = [
         {name: value.shape for name, value in load_file(path).items()}
         for path in (made, EXAMPLE / "pretrained.safetensors")

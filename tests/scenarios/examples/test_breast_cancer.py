@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_breast_cancer  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
 from aggregator_node.aggregation.suppression import suppressed_pieces
@@ -20,20 +19,16 @@ from cairn.tasks.runner import TaskRunner, first_model
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Round, Site
 from coordinator.settings import JobSettings
+from tests.scenarios.examples.scripts import run_script
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "breast_cancer"
 JOB = tomllib.loads((EXAMPLE / "job.toml").read_text())
 
 
-def run_script(name: str, directory: Path) -> str:
-    command = [sys.executable, str(EXAMPLE / name), str(directory)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: Path = tmp_path_factory.mktemp("hospitals")
-    run_script("prepare.py", made)
+    run_script(EXAMPLE / "prepare.py", made)
     return made
 
 
@@ -76,7 +71,8 @@ def federated(directory: Path, rounds: int) -> tuple[float, dict[str, Tensor]]:
 
 def test_the_federated_model_is_better_than_a_hospital_alone(directory: Path) -> None:
     accuracy, _ = federated(directory, JOB["rounds"])
-    printed = run_script("compare.py", directory)
+    command = [sys.executable, str(EXAMPLE / "compare.py"), str(directory)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     results = {
         name: float(number)
         for name, number in re.findall(r"^(.+?): +([\d.]+)", printed, re.MULTILINE)
@@ -119,6 +115,8 @@ def test_the_statistics_are_those_of_all_patients_that_are_trained_on(directory:
 
 
 def test_every_patient_is_in_one_hospital_and_held_out_or_not(directory: Path) -> None:
+    from sklearn.datasets import load_breast_cancer  # type: ignore[import-untyped]  # it has no types
+
     rows = []
     for name in JOB["owners"]:
         with np.load(directory / f"{name}.npz") as file:

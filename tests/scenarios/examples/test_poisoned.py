@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.scenarios.examples.scripts import run_script
+
 EXAMPLE = Path(__file__).parents[3] / "examples" / "poisoned"
 JOBS = {name: tomllib.loads((EXAMPLE / name).read_text()) for name in ("job.toml", "mean.toml")}
 HELD = [
@@ -20,11 +22,6 @@ HELD = [
 ]
 
 
-def run_script(name: str, *arguments: str) -> str:
-    command = [sys.executable, str(EXAMPLE / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 def table(text: str) -> dict[str, float]:
     """The first number of each row, by the row's name."""
     rows = re.findall(r"^\| (\w+).*? \| ([\d.]+) ", text, re.MULTILINE)
@@ -33,7 +30,8 @@ def table(text: str) -> dict[str, float]:
 
 def test_the_mean_fails_where_robust_rules_hold() -> None:
     arguments = ("--seeds", "1", "--attack", "sign_flip_x10", "--rule", "mean", *HELD)
-    reached = table(run_script("compare.py", *arguments))
+    command = [sys.executable, str(EXAMPLE / "compare.py"), *arguments]
+    reached = table(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert reached.keys() == {"mean", *HELD}
     assert reached.pop("mean") < 0.8
     assert min(reached.values()) > 0.93
@@ -53,7 +51,7 @@ def test_a_poisoned_hospital_differs_in_what_the_attack_says_and_in_nothing_else
 ) -> None:
     attacks = ("none", "label_flip_x10", "sign_flip")
     for attack in attacks:
-        run_script("prepare.py", str(tmp_path / attack), "--attack", attack)
+        run_script(EXAMPLE / "prepare.py", tmp_path / attack, "--attack", attack)
     for number in range(1, 10):
         files = [np.load(tmp_path / attack / f"hospital-{number}.npz") for attack in attacks]
         honest, flipped, negated = [{key: file[key] for key in file} for file in files]

@@ -115,7 +115,7 @@ def means_in_fractions(
 
 
 @pytest.mark.parametrize("dtype", sorted(FLOATS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_a_mean_of_any_floats_is_the_exact_mean_rounded_once(
     dtype: str, data: st.DataObject
@@ -126,7 +126,7 @@ def test_a_mean_of_any_floats_is_the_exact_mean_rounded_once(
 
 
 @pytest.mark.parametrize("dtype", sorted(FLOATS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_every_order_of_the_updates_gives_the_same_bits(dtype: str, data: st.DataObject) -> None:
     updates, by = data.draw(float_updates(dtype, most_owners=4))
@@ -138,7 +138,7 @@ def test_every_order_of_the_updates_gives_the_same_bits(dtype: str, data: st.Dat
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])
 @pytest.mark.parametrize("step", [26, 53, 100])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_terms_that_cancel_across_any_spread_leave_the_exact_mean(
     dtype: str, step: int, data: st.DataObject
@@ -181,7 +181,7 @@ def test_a_mean_at_or_beside_a_tie_is_rounded_once(dtype: str, toward: int, weig
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F64"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(data=st.data())
 def test_a_mean_of_deltas_is_rounded_once_to_bfloat16_and_added_to_the_base(
     dtype: str, data: st.DataObject
@@ -371,7 +371,7 @@ def test_what_is_not_finite_is_never_released(dtype: str, by: list[int], value: 
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(data=st.data())
 def test_a_mean_of_integers_is_exact_and_rounds_ties_to_even(
     dtype: str, data: st.DataObject
