@@ -77,7 +77,8 @@ def test_three_rounds_of_real_processes_are_three_steps_of_adam_on_the_stratifie
         opt.zero_grad()
         for inputs, days, events in hospitals:
             loss = breslow_loss(layer(inputs).flatten(), days, events)
-            (loss * len(inputs) / patients).backward()
+            share = loss * len(inputs) / patients
+            share.backward()  # type: ignore[no-untyped-call]  # not annotated in PyTorch
         opt.step()
     released = load_file(out / "model.safetensors")["weight"]
     torch.testing.assert_close(released.double(), layer.weight.detach(), rtol=1e-4, atol=1e-5)

@@ -22,9 +22,9 @@ def test_kept_norms_read_what_averaged_norms_cannot() -> None:
     printed = run_script("compare.py", "--seeds", "1", "--rounds", "4", "--scanners", "own")
     rows = re.findall(r"^\| (.+) \| ([\d.]+) ", printed, re.MULTILINE)
     reached = {name: float(number) for name, number in rows}
-    assert reached["FedBN"] > 0.9
+    assert reached["FedBN"] > 0.85
     assert reached["FedBN"] > reached["mean"] + 0.1
-    assert reached["FedBN"] > reached["local only, on its own"]
+    assert reached["FedBN"] > reached["local only, on everybody's"] + 0.1
 
 
 def test_the_readme_states_that_fedbn_reaches_97_per_cent_with_every_seed() -> None:

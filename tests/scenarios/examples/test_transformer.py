@@ -35,7 +35,8 @@ def test_adapters_and_head_of_the_pretrained_model_leave_and_the_rest_stays(
     tmp_path: Path,
 ) -> None:
     prepare(tmp_path)
-    command = [BIN / "cairn", "try", EXAMPLE / "task.py", "--data", tmp_path / "publisher-3.json"]
+    data = tmp_path / "publisher-3.json"
+    command = [str(part) for part in (BIN / "cairn", "try", EXAMPLE / "task.py", "--data", data)]
     options = ["--set", "lr=0.003", "--set", "epochs=1", "--set", "batch=16"]
     wide = os.environ | {"COLUMNS": "200"}  # so that no name is broken
     tried = subprocess.run(
