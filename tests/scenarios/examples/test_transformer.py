@@ -67,7 +67,7 @@ def test_the_readme_states_a_federated_accuracy_between_that_of_one_publisher_an
     rows = re.findall(r"^\| (.*?) \| \**([\d.]+)\** \(", readme(), re.MULTILINE)
     reached = {name.strip("*").split(",")[0]: float(number) for name, number in rows}
     federated, central = reached["federated"], reached["all data in one place"]
-    assert federated >= 0.95 * central
+    assert federated < central
     assert federated > reached["each publisher alone"] + 0.1
 
 
