@@ -2,11 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EXTRAS := $(VENV)/.extras
 SECONDS ?= 300
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint types protos protos-check chaos fuzz containers images soak bench bench-peers peers-check clean
+.PHONY: help setup extras demo check test lint types protos protos-check chaos fuzz containers images soak bench bench-peers peers-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -21,13 +22,19 @@ $(READY): pyproject.toml constraints.txt
 		$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"])')
 	@touch $(READY)
 
+extras: $(EXTRAS) ## Add what single examples need: lifelines, and a pretrained transformer with its libraries
+
+$(EXTRAS): $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[trial,transformer]'
+	@touch $(EXTRAS)
+
 demo: setup ## Set up, then run the tutorial: an aggregator, bob, alice and a coordinator
 	$(BIN)/cairn demo tutorial --out runs/tutorial --force
 
 check: setup lint types ## The quick half, for all day: style, types, the unit tests and the wire
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/golden
 
-test: setup ## Set up, then run the tests (containers apart)
+test: setup extras ## Set up, then run the tests (containers apart)
 	$(BIN)/pytest -n 3 --dist worksteal
 
 lint: setup ## Check style and format

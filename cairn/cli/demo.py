@@ -124,8 +124,8 @@ def run_demo(demo: Demo) -> int:
 def _prepare(demo: Demo) -> None:
     data = demo.out.absolute() / "data"
     prepare = demo.example / "prepare.py"
-    if prepare.exists():
-        subprocess.run([sys.executable, prepare, data], check=True)
+    if prepare.exists() and subprocess.run([sys.executable, prepare, data], check=False).returncode:
+        raise UsageError(f"{prepare} failed, so there is no data; what it said stands above")
     owners = tomllib.loads(demo.job.read_text(encoding="utf-8"))["owners"]
     coordinator, intake, release = (f"localhost:{port}" for port in free_ports(3))
     plan = FederationPlan(

@@ -6,15 +6,19 @@ All in one process, with the rules' own code. A seed decides where each patient 
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 import prepare
-import rounds
 import torch
 
+sys.path.append(str(Path(__file__).parents[1]))  # where the modules are that several examples use
+import rounds
+
+EXAMPLE = rounds.Example(Path(__file__).parent)
 NUMBERS = {
     "mean": {},
     "norm_bounded_mean": {"norm": 0.3},
@@ -30,16 +34,16 @@ def dealt(directory, seed, attack="none"):
     """The hospitals, with what this seed deals to them."""
     home = directory / f"{attack}-{seed}"
     prepare.main(home, attack, seed)
-    return rounds.owners(home, prepare.HOSPITALS)
+    return EXAMPLE.owners(home)
 
 
 def federated(directory, seed, attack, rule):
     runners = dealt(directory, seed, attack)
     try:
-        model = rounds.trained(runners, rounds.aggregation(rule, NUMBERS[rule]), seed)
+        model = EXAMPLE.trained(runners, rounds.aggregation(rule, NUMBERS[rule]), seed)
     except rounds.Diverged:
         return float("nan")
-    return rounds.accuracy(runners, *model)
+    return EXAMPLE.measured(runners, *model)
 
 
 def central(directory, seed):
@@ -48,24 +52,13 @@ def central(directory, seed):
     rows = prepare.deal(seed)
     held_out, train = rows[:, : prepare.HELD_OUT].ravel(), rows[:, prepare.HELD_OUT :].ravel()
     prepare.write(directory, "everyone", np.concatenate([held_out, train]), len(held_out))
-    return rounds.accuracy(runners, *alone(rounds.owners(directory, ["everyone"])[0], seed))
+    return EXAMPLE.measured(runners, *EXAMPLE.alone(*EXAMPLE.owners(directory, ["everyone"]), seed))
 
 
 def local(directory, seed):
     """Each hospital by itself, on average."""
     runners = dealt(directory, seed)
-    return mean(rounds.accuracy(runners, *alone(runner, seed)) for runner in runners)
-
-
-def alone(runner, seed):
-    """The rounds of one owner: the mean of one update is that update."""
-    return rounds.trained([runner], rounds.aggregation(), seed)
-
-
-def cell(values):
-    if any(np.isnan(values)):
-        return "diverges"
-    return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    return mean(EXAMPLE.measured(runners, *EXAMPLE.alone(runner, seed)) for runner in runners)
 
 
 def main(directory, seeds, rules, attacks):
@@ -74,9 +67,9 @@ def main(directory, seeds, rules, attacks):
         columns = [
             [federated(directory, seed, attack, rule) for seed in seeds] for attack in attacks
         ]
-        print(f"| {rule} | {' | '.join(map(cell, columns))} |", flush=True)
-    print(f"\ncentral: {cell([central(directory, seed) for seed in seeds])}")
-    print(f"local only: {cell([local(directory, seed) for seed in seeds])}")
+        print(f"| {rule} | {' | '.join(map(rounds.cell, columns))} |", flush=True)
+    print(f"\ncentral: {rounds.cell([central(directory, seed) for seed in seeds])}")
+    print(f"local only: {rounds.cell([local(directory, seed) for seed in seeds])}")
 
 
 if __name__ == "__main__":

@@ -3,23 +3,24 @@
     python optimizers.py [--seeds N]
 
 All in one process, with the optimizers' own code. A seed decides where each patient is, and the initial model: of the
-patients of each class, the hospitals have shares that are drawn from Dirichlet(0.5) (Yurochkin et al. 2019,
-arXiv:1905.12022, section 4). Updates weigh by their examples.
+patients of each class, the hospitals have shares that are drawn from Dirichlet(0.5). Updates weigh by their examples.
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import prepare
-import rounds
 import torch
-from compare import cell
+from compare import EXAMPLE
+
+sys.path.append(str(Path(__file__).parents[1]))  # where the modules are that several examples use
+import dirichlet
+import rounds
 
 HOSPITALS = [f"hospital-{number}" for number in range(1, 6)]
-CONCENTRATION = 0.5
-FEWEST = 20  # patients of a hospital; and none has half of all, as its weight would be capped
+FEWEST = 20  # patients of a hospital
 ROUNDS = 20
 NUMBERS = {
     "none": {},
@@ -31,29 +32,17 @@ NUMBERS = {
 
 
 def deal(seed):
-    """Which patients each hospital has; drawn again until each has enough, and none too many."""
-    _, labels = prepare.patients()
-    random = np.random.default_rng(seed)
-    while True:
-        classes = [split(random, np.flatnonzero(labels == label)) for label in (0, 1)]
-        shares = [random.permutation(np.concatenate(parts)) for parts in zip(*classes, strict=True)]
-        sizes = [len(share) for share in shares]
-        if min(sizes) >= FEWEST and max(sizes) < len(labels) / 2:
-            return shares
-
-
-def split(random, rows):
-    shares = random.dirichlet([CONCENTRATION] * len(HOSPITALS))
-    return np.split(random.permutation(rows), (np.cumsum(shares)[:-1] * len(rows)).astype(int))
+    """Which patients each hospital has."""
+    return dirichlet.deal(prepare.patients()[1], len(HOSPITALS), FEWEST, seed)
 
 
 def federated(directory, seed, optimizer):
     for name, rows in zip(HOSPITALS, deal(seed), strict=True):
         prepare.write(directory, name, rows, held_out=len(rows) // 3)
-    runners = rounds.owners(directory, HOSPITALS)
+    runners = EXAMPLE.owners(directory, HOSPITALS)
     chosen = rounds.aggregation(optimizer=optimizer, optimizer_numbers=NUMBERS[optimizer])
-    return rounds.accuracy(
-        runners, *rounds.trained(runners, chosen, seed, ROUNDS, by_examples=True)
+    return EXAMPLE.measured(
+        runners, *EXAMPLE.trained(runners, chosen, seed, ROUNDS, by_examples=True)
     )
 
 
@@ -66,7 +55,7 @@ def main(directory, seeds):
     for optimizer, numbers in NUMBERS.items():
         said = "".join(f", {name} {value:g}" for name, value in numbers.items())
         values = [federated(directory, seed, optimizer) for seed in seeds]
-        print(f"| {optimizer}{said} | {cell(values)} |", flush=True)
+        print(f"| {optimizer}{said} | {rounds.cell(values)} |", flush=True)
 
 
 if __name__ == "__main__":

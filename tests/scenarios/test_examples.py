@@ -158,6 +158,23 @@ def test_the_adapters_job_releases_the_adapters_and_the_head_and_learns(tmp_path
     assert accuracies == sorted(set(accuracies))
 
 
+def test_the_digits_job_releases_no_norm_and_learns(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert demo(tmp_path, out, "digits", "--rounds", "3").ends() == 0
+    released = load_file(out / "model.safetensors")
+    assert sorted(released) == [
+        "first.conv.weight",
+        "head.bias",
+        "head.weight",
+        "second.conv.weight",
+    ]
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [line["contributors"] for line in history] == [5, 5, 5]
+    accuracies = [line["metrics"]["accuracy"] for line in history]
+    assert accuracies == sorted(set(accuracies))
+    assert accuracies[-1] > 0.8
+
+
 def test_a_demo_that_is_interrupted_stops_all_it_started_and_goes_on_where_it_was(
     tmp_path: Path,
 ) -> None:

@@ -103,6 +103,8 @@ def test_the_statistics_are_those_of_all_patients_that_are_trained_on(directory:
             rows.append(file["train_x"].astype(np.float64))
     released = b"".join(suppressed_pieces(statistics, [sums.view(np.uint8).data]))
     figures = report_of("statistics", statistics, released)["columns"]
+    from sklearn.datasets import load_breast_cancer
+
     names = map(str, load_breast_cancer().feature_names)
     expected = dict(zip(names, np.concatenate(rows).T, strict=True))
     assert figures.keys() == expected.keys()
