@@ -34,7 +34,7 @@ demo: setup ## Set up, then run the tutorial: an aggregator, bob, alice and a co
 check: setup lint types ## The quick half, for all day: style, types, the unit tests and the wire
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/golden
 
-test: setup extras ## Set up, then run the tests (containers apart)
+test: setup ## Set up, then run the tests (containers apart)
 	$(BIN)/pytest -n 3 --dist worksteal
 
 lint: setup ## Check style and format
