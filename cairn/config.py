@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -149,18 +149,29 @@ class Settings(BaseModel):
         Raises UsageError that names the file and every key that is wrong, or that it is another kind of file.
         """
         values = read_toml(path)
+        kind = kind_of(values)
         try:
-            settings = cls.model_validate(values, context={"directory": path.parent})
-        except ValidationError as error:
-            kind = kind_of(values)
+            settings = cls.of(values, str(path), path.parent)
+        except UsageError:
             if cls.kind and kind and kind != cls.kind:
                 raise UsageError(
                     f"{path}: is the file of {kind}, and that of {cls.kind} belongs here"
                 ) from None
-            lines = [_sentence(cls, detail) for detail in error.errors()]
-            raise UsageError("\n".join(f"{path}: {line}" for line in lines)) from None
+            raise
         settings._read_from = path  # noqa: SLF001 - an attribute of this very class
         return settings
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str, directory: Path = Path()) -> Self:
+        """Check values as a file has them; relative paths begin at `directory`.
+
+        Raises UsageError that names the source and every key that is wrong.
+        """
+        try:
+            return cls.model_validate(values, context={"directory": directory})
+        except ValidationError as error:
+            lines = [_sentence(cls, detail) for detail in error.errors()]
+            raise UsageError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
 class IdentityFiles(Settings):

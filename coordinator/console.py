@@ -17,11 +17,12 @@ _NO_METRICS = (
 
 def show(event: events.Event) -> None:
     """Print the event to stdout; the log goes to stderr."""
-    for line in _lines(event):
+    for line in lines_of(event):
         say(line)
 
 
-def _lines(event: events.Event) -> list[str]:
+def lines_of(event: events.Event) -> list[str]:
+    """What a person is told of it."""
     match event:
         case events.JobStarted():
             return _started(event)

@@ -46,6 +46,7 @@ _Examples = Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
 class CoordinatorSettings(Settings):
     """Everything a coordinator is told beside its job.
 
+    `owners` are those that a job from Python invites where it names none; a job's file always does.
     `patience_seconds` is how long a peer that cannot be reached is waited for.
     """
 
@@ -55,6 +56,7 @@ class CoordinatorSettings(Settings):
     listen: AddressText
     aggregator: AddressText
     aggregator_signing_key: SigningKeyText
+    owners: tuple[NodeLabel, ...] = ()
     patience_seconds: Seconds = RECONNECT_TIMEOUT_SECONDS
     identity: PinnedIdentityFiles
 

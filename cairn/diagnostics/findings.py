@@ -32,6 +32,9 @@ class Finding:
     def good(self) -> bool:
         return self.grade is Grade.OK
 
+    def __str__(self) -> str:
+        return f"{self.grade} {self.check}: {self.sentence}"
+
     def line(self, width: int) -> str:
         """The finding as a line, its grade in a column of this width."""
         return f"{self.grade:{width}}{self.check}: {self.sentence}"

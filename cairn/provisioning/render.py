@@ -66,6 +66,7 @@ def coordinator_toml(plan: FederationPlan, signing_key: str) -> str:
         listen=_value(Address.parse(plan.coordinator_address).listen),
         aggregator=_value(plan.release_address),
         signing_key=signing_key,
+        owners=_value(sorted(plan.owners)),
     )
 
 
@@ -84,6 +85,11 @@ def owner_toml(
         others=_value(sorted({*plan.owners} - {owner})),
         tasks="\n\n".join(written) or _filled_in("example_task").rstrip(),
     )
+
+
+def tasks_toml(tasks: Mapping[str, TaskSettings]) -> str:
+    """The tables of a tasks file (`cairn.provisioning.plan.read_tasks`); `{owner}` may stand in a task's data."""
+    return "\n\n".join(_task(name, task, "{owner}", None) for name, task in tasks.items()) + "\n"
 
 
 def _filled_in(name: str, **values: str) -> str:

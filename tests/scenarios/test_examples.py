@@ -1,7 +1,5 @@
 """The examples as a person runs them: `cairn demo`, real processes, and weights that can be predicted."""
 
-import copy
-import csv
 import json
 import signal
 from pathlib import Path
@@ -14,11 +12,9 @@ from torch import nn, optim
 
 from cairn.identity.signing_keys import parse_signing_key_text
 from cairn.protocol.statements import from_envelope, verified_statement
-from tests.scenarios.processes import ROOT, ColdNode, Node, descendants_of, is_alive, until
+from tests.scenarios.processes import ColdNode, Node, descendants_of, is_alive, until
+from tests.scenarios.tutorial import State, plain_loop, rows_of
 from tests.warm.start import BIN
-
-TUTORIAL = ROOT / "examples/tutorial"
-State = dict[str, torch.Tensor]
 
 
 def demo(
@@ -26,38 +22,6 @@ def demo(
 ) -> Node:
     log = directory / f"{out.name}.log"
     return kind("demo", log, BIN / "cairn", "demo", name, "--out", out, *options)
-
-
-def rows_of(owner: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """One owner's inputs and targets."""
-    rows = list(csv.reader((TUTORIAL / f"data/{owner}.csv").read_text().splitlines()))[1:]
-    table = torch.tensor([[float(value) for value in row] for row in rows])
-    return table[:, :2], table[:, 2:]
-
-
-def plain_training(model: nn.Linear, owner: str) -> None:
-    """The tutorial's loop over one owner's rows, in plain PyTorch."""
-    data, target = rows_of(owner)
-    opt = optim.SGD(params=model.parameters(), lr=0.1)
-    for _ in range(5):
-        opt.zero_grad()
-        loss = ((model(data) - target) ** 2).sum()
-        loss.backward()
-        opt.step()
-
-
-def plain_loop(initial: State, rounds: int) -> State:
-    """The whole tutorial in one process: train two copies, average them, and again."""
-    model = nn.Linear(2, 1)
-    model.load_state_dict(initial)
-    for _ in range(rounds):
-        bobs, alices = copy.deepcopy(model), copy.deepcopy(model)
-        plain_training(bobs, "bob")
-        plain_training(alices, "alice")
-        with torch.no_grad():
-            model.weight.copy_((alices.weight.data + bobs.weight.data) / 2)
-            model.bias.copy_((alices.bias.data + bobs.bias.data) / 2)
-    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
 
 def some_model(seed: int, scale: float) -> State:

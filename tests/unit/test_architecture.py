@@ -298,6 +298,7 @@ def test_a_module_is_imported_by_name_only_where_a_person_named_it() -> None:
         if "importlib" in {top(name) for name in imports_of(path) - {"importlib.resources"}}
     }
     assert importing == {
+        "cairn/__init__.py",
         "cairn/cli/main.py",
         "cairn/cli/doctor.py",
         "cairn/cli/reset.py",

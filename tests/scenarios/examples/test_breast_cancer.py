@@ -103,7 +103,7 @@ def test_the_statistics_are_those_of_all_patients_that_are_trained_on(directory:
             rows.append(file["train_x"].astype(np.float64))
     released = b"".join(suppressed_pieces(statistics, [sums.view(np.uint8).data]))
     figures = report_of("statistics", statistics, released)["columns"]
-    from sklearn.datasets import load_breast_cancer
+    from sklearn.datasets import load_breast_cancer  # type: ignore[import-untyped]  # it has no types
 
     names = map(str, load_breast_cancer().feature_names)
     expected = dict(zip(names, np.concatenate(rows).T, strict=True))
@@ -117,7 +117,7 @@ def test_the_statistics_are_those_of_all_patients_that_are_trained_on(directory:
 
 
 def test_every_patient_is_in_one_hospital_and_held_out_or_not(directory: Path) -> None:
-    from sklearn.datasets import load_breast_cancer  # type: ignore[import-untyped]  # it has no types
+    from sklearn.datasets import load_breast_cancer
 
     rows = []
     for name in JOB["owners"]:

@@ -1,0 +1,172 @@
+"""A whole federation on this machine, for developing a task in a notebook or a test: what `cairn.sandbox` starts.
+
+Certificates, an aggregator and every owner are real: processes of their own that speak mTLS on loopback. The coordinator is
+this process, as for any other federation from Python.
+"""
+
+import atexit
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from cairn.errors import CairnError, UsageError
+from cairn.provisioning.create import FederationPlan, usual_floor, write_federation
+from cairn.provisioning.render import tasks_toml
+from cairn.runtime.supervisor import begin, end, free_ports
+from cairn.runtime.timeouts import SHUTDOWN_SECONDS
+from cairn.tasks.settings import TaskSettings
+from coordinator.api.federation import Federation
+from coordinator.settings import CoordinatorSettings
+
+Ranges = Mapping[str, Sequence[float]]
+_LAST_LINES = 5
+
+
+def sandbox(
+    task: str | Path,
+    data: Mapping[str, str | Path] | Sequence[str | Path],
+    *,
+    settings: Ranges | None = None,
+    metrics: Sequence[str] = (),
+    name: str | None = None,
+    folder: str | Path | None = None,
+) -> "LocalFederation":
+    """Start an aggregator and an owner for each part of the data, all on this machine.
+
+    `task` is the owners' .py file, and the task is called as the file is, or `name`. `data` has where each owner's data
+    lies: by the owners' names, or in a list, and then they are owner-1, owner-2 and so on. `settings` says for each
+    number that a job may set the smallest and the largest, and `metrics` which metrics may leave. Everything is in
+    `folder`, and goes with the federation where that is not given.
+
+    It ends with `stop`, with its `with` block, or with this process. Raises UsageError for a mistake.
+    """
+    owners = _named(data)
+    source = Path(task).absolute()
+    if not source.exists():
+        raise UsageError(f"{source}: there is no such file")
+    called = name or re.sub("[^a-z0-9._-]", "-", source.stem.lower())
+    home = (
+        Path(folder).absolute() if folder is not None else Path(tempfile.mkdtemp(prefix="cairn-"))
+    )
+    try:
+        places = _linked(home / "data", owners)
+        values = {
+            "file": str(source),
+            "data": str(places),
+            "settings": {key: tuple(limits) for key, limits in (settings or {}).items()},
+            "metrics": tuple(metrics),
+        }
+        _write_files(home, called, TaskSettings.of(values, f"the task {called}"), tuple(owners))
+        return LocalFederation(home, tuple(owners), is_temporary=folder is None)
+    except BaseException:
+        if folder is None:
+            shutil.rmtree(home, ignore_errors=True)
+        raise
+
+
+class LocalFederation(Federation):
+    """A federation whose nodes are processes of this machine. What they print is in `folder`/logs."""
+
+    def __init__(self, folder: Path, owners: Sequence[str], *, is_temporary: bool) -> None:
+        super().__init__(
+            CoordinatorSettings.load(folder / "federation" / "coordinator.toml"), folder / "runs"
+        )
+        self.folder = folder
+        self._is_temporary = is_temporary
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        atexit.register(self.stop)
+        self._start("aggregator", "aggregator_node")
+        for owner in owners:
+            self._start(owner, "owner_node")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def log(self, node: str) -> str:
+        """What a node has printed so far: `aggregator`, or an owner's name."""
+        if node not in self.processes:
+            raise UsageError(f"there is no node {node}; there are {', '.join(self.processes)}")
+        return self._log(node).read_text(encoding="utf-8", errors="replace")
+
+    def check(self) -> None:
+        """Raise CairnError, with the last lines of its log, where a node has ended."""
+        if not self.processes:
+            raise UsageError("the federation was stopped: start another with cairn.sandbox")
+        for node, process in self.processes.items():
+            if process.poll() is not None:
+                last = "\n".join(self.log(node).splitlines()[-_LAST_LINES:])
+                raise CairnError(f"{node} has ended (exit code {process.returncode}):\n{last}")
+
+    def stop(self) -> None:
+        """End every node; a folder that was not given goes too, with its runs."""
+        atexit.unregister(self.stop)
+        end(list(self.processes.values()), SHUTDOWN_SECONDS)
+        self.processes.clear()
+        if self._is_temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _log(self, node: str) -> Path:
+        return self.folder / "logs" / f"{node}.log"
+
+    def _start(self, node: str, module: str) -> None:
+        log = self._log(node)
+        log.parent.mkdir(exist_ok=True)
+        config = self.folder / "federation" / f"{node}.toml"
+        command = [sys.executable, "-P", "-m", module, "--config", str(config)]
+        usual = {"CAIRN_LOG": "text", "CAIRN_LOG_LEVEL": "warning", "PYTHONUNBUFFERED": "1"}
+        with log.open("ab") as output:
+            self.processes[node] = begin(command, {**usual, **os.environ}, output)
+
+
+def _named(data: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Path]:
+    """Where the data of each owner lies. Raises UsageError for data that is not there."""
+    if isinstance(data, str | Path):
+        raise UsageError("data: should be a path for each owner, and is one path")
+    places = (
+        dict(data)
+        if isinstance(data, Mapping)
+        else {f"owner-{number}": place for number, place in enumerate(data, 1)}
+    )
+    found = {owner: Path(place).absolute() for owner, place in places.items()}
+    for owner, place in found.items():
+        if not place.exists():
+            raise UsageError(f"the data of {owner}: there is no {place}")
+    if len({place.suffix for place in found.values()}) > 1:
+        raise UsageError("data: all owners' files should have the same suffix, and these differ")
+    return found
+
+
+def _linked(directory: Path, owners: Mapping[str, Path]) -> Path:
+    """Link each owner's data under one name but for the owner's; returns that name, with {owner} in it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    suffix = next((place.suffix for place in owners.values()), "")
+    for owner, place in owners.items():
+        link = directory / f"{owner}{suffix}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(place)
+    return directory / f"{{owner}}{suffix}"
+
+
+def _write_files(home: Path, name: str, task: TaskSettings, owners: tuple[str, ...]) -> None:
+    tasks_file = home / "tasks.toml"
+    tasks_file.write_text(tasks_toml({name: task}), encoding="utf-8")
+    coordinator, intake, release = (f"localhost:{port}" for port in free_ports(3))
+    plan = FederationPlan(
+        name="sandbox",
+        owners=owners,
+        floor=usual_floor(len(owners)),
+        coordinator_address=coordinator,
+        intake_address=intake,
+        release_address=release,
+        tasks_file=tasks_file,
+    )
+    write_federation(home / "federation", plan)

@@ -1,0 +1,108 @@
+"""What a person is told who describes a job in Python, and what a notebook shows. No network."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import cairn
+from cairn.errors import UsageError
+from cairn.provisioning.create import FederationPlan, write_federation
+from cairn.v1 import round_pb2 as pb
+from coordinator.api.federation import Federation, connect
+from coordinator.api.given_model import GivenModel
+from coordinator.api.live_view import Progress, as_html
+from coordinator.events import JobFinished, OwnerNotCounted, RoundFinished
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    folder = tmp_path_factory.mktemp("federation") / "fed"
+    write_federation(folder, FederationPlan("clinics", ("alice", "bob", "carol", "dan"), floor=3))
+    return connect(folder / "coordinator.toml")
+
+
+def test_the_public_names_are_those_of_the_package() -> None:
+    assert cairn.connect is connect
+    with pytest.raises(AttributeError, match="conect"):
+        _ = cairn.conect  # type: ignore[attr-defined]  # misspelt
+
+
+def test_a_job_invites_the_owners_of_the_coordinators_file_and_at_least_three(
+    federation: Federation,
+) -> None:
+    assert federation.owners == ("alice", "bob", "carol", "dan")
+    job = federation.job("ward", model={"w": torch.zeros(2)}, rounds=3)
+    assert (job.settings.owners, job.settings.floor) == (["alice", "bob", "carol", "dan"], 3)
+    assert (job.settings.task, job.folder) == ("ward", Path("runs/ward"))
+    two = federation.job("ward", model={"w": torch.zeros(2)}, rounds=3, owners=["bob", "dan"])
+    assert two.settings.floor == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"evaluat": True}, "the job ward: unknown key evaluat; did you mean evaluate?"),
+        (
+            {"rule": {"name": "meen"}},
+            "the job ward: rule.name = 'meen': must be .*did you mean mean?",
+        ),
+        ({"floor": 9}, "the job ward: floor = 9 is more than the 4 owners"),
+    ],
+)
+def test_a_mistake_in_a_job_is_the_sentence_of_its_file(
+    federation: Federation, keys: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence.replace("?", r"\?")):
+        federation.job("ward", model={"w": torch.zeros(2)}, rounds=3, **keys)
+
+
+def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"should be a torch.nn.Module, .* and is int"):
+        GivenModel(3, tmp_path).write()  # type: ignore[arg-type]  # the mistake
+
+
+def test_the_released_values_go_into_a_copy_and_what_was_not_exchanged_stays(
+    tmp_path: Path,
+) -> None:
+    given = nn.Linear(2, 1)
+    model = GivenModel(given, tmp_path).with_values({"bias": torch.tensor([7.0])})
+    assert torch.equal(model.state_dict()["weight"], given.weight)
+    assert model.state_dict()["bias"].item() == 7.0
+    assert given.bias.item() != 7.0
+
+
+def test_tensors_alone_make_no_module(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"take job\.state"):
+        GivenModel({"w": torch.zeros(2)}, tmp_path).with_values({})
+
+
+def a_round(number: int, loss: float) -> RoundFinished:
+    return RoundFinished(
+        release=number,
+        releases=4,
+        round=number,
+        contributors=3,
+        group=None,
+        metrics={"<loss>": loss},
+        seconds=2.0,
+    )
+
+
+def test_the_view_shows_progress_curves_and_notes_and_escapes_every_name() -> None:
+    progress = Progress("<job>")
+    for number, loss in [(1, 0.5), (2, 0.25)]:
+        progress.note(a_round(number, loss))
+    progress.note(OwnerNotCounted(2, "bob", pb.REASON_DEADLINE))
+    shown = as_html(progress)
+    assert "round 2 of 4" in shown
+    assert "about 4 s left" in shown
+    assert "bob was not counted (DEADLINE)" in shown
+    assert "&lt;loss&gt; <strong>0.25" in shown
+    assert "<loss>" not in shown
+    assert "<job>" not in shown
+    assert "<script" not in shown
+    progress.note(JobFinished(Path("model.safetensors"), b"\0"))
+    assert "finished" in as_html(progress)
