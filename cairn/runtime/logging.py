@@ -29,11 +29,11 @@ class _Unbreakable(io.TextIOBase):
             sys.stderr.flush()
 
 
-def start_logging(**ids: str) -> None:
+def start_logging(*, least: int = logging.INFO, **ids: str) -> None:
     """Log to stderr: lines for a person at a terminal, JSON otherwise. `ids` is bound to every line.
 
     CAIRN_LOG=json or CAIRN_LOG=text overrides the choice; CAIRN_LOG_LEVEL=warning leaves out what
-    went well.
+    went well; where it says nothing, what is below `least`, a level of Python's logging, is left out.
     """
     level = logging.getLevelNamesMapping().get(os.environ.get("CAIRN_LOG_LEVEL", "").upper())
     style = os.environ.get("CAIRN_LOG") or ("text" if sys.stderr.isatty() else "json")
@@ -56,7 +56,7 @@ def start_logging(**ids: str) -> None:
         ]
     structlog.configure(
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(level or logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level or least),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Unbreakable())),
         cache_logger_on_first_use=False,
     )

@@ -1,5 +1,6 @@
 """What every node's process does the same way: signals, limits, and how it ends on an error."""
 
+import logging
 import os
 import resource
 import signal
@@ -44,7 +45,7 @@ def begin(federation: str, node: str, *, keeps_private: bool, **ids: str) -> Non
     """
     if keeps_private:
         os.umask(0o077)
-    start_logging(federation=federation, node=node, **ids)
+    start_logging(least=logging.INFO, federation=federation, node=node, **ids)
     switch_on_failpoints(federation)
 
 

@@ -10,7 +10,7 @@ The coordinator of the job works in threads of this process, and does what the c
 job's file, as arguments; the same folder for the run; the same sentences where something is wrong.
 """
 
-import os
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,8 @@ def connect(config: str | Path) -> "Federation":
     """
     settings = CoordinatorSettings.load(Path(config))
     if not structlog.is_configured():
-        os.environ.setdefault("CAIRN_LOG_LEVEL", "warning")  # what went well is in the loop
-        start_logging(federation=settings.federation, node=settings.name)
+        # What went well is in the loop.
+        start_logging(least=logging.WARNING, federation=settings.federation, node=settings.name)
     return Federation(settings)
 
 

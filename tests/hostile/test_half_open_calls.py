@@ -46,14 +46,18 @@ def coordinator(network: Network) -> Iterator[Node]:
     (folder / "job.toml").write_text(
         "\n".join(f"{key} = {json.dumps(value)}" for key, value in job.items())
     )
-    # Its certificate was an attacker's: those connections count for a second more.
-    until(lambda: is_served(network, "coordinator", network.release_at), "it may call again")
+    await_forgotten(network)
     config = network.directory / "coordinator.toml"
     command = (BIN / "coordinator", "run", folder / "job.toml", "--config", config)
     node = Node("coordinator", folder / "log", *command, "--out", folder / "out")
     until(lambda: is_healthy(network, "bob", network.coordinator_at), "the coordinator listens")
     yield node
     node.kill()
+
+
+def await_forgotten(network: Network) -> None:
+    """The coordinator's certificate was an attacker's: those connections count for a second more."""
+    until(lambda: is_served(network, "coordinator", network.release_at), "it may call again")
 
 
 def attack(crowd: Crowd, network: Network, address: str, method: str) -> int:
@@ -99,6 +103,7 @@ def test_calls_without_a_request_take_nobodys_turn_at_either_port_of_the_aggrega
         calls = attack(crowd, network, network.intake_at, JOIN)
         calls += attack(crowd, network, network.release_at, LIST_ENTRIES)
         await_ended(crowd, calls)
+    await_forgotten(network)
     opened.abort()
     assert late(network.node, JOIN)
     assert late(network.node, LIST_ENTRIES)

@@ -9,6 +9,7 @@ from contextlib import closing
 import nbclient
 import nbformat
 import pytest
+import structlog
 import torch
 from torch import nn
 
@@ -32,6 +33,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFedera
         TUTORIAL / "task.py", data, settings=ranges, metrics=["loss"], folder=folder
     ) as running:
         yield running
+    structlog.reset_defaults()
 
 
 def a_model() -> nn.Linear:

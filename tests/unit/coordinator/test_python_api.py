@@ -1,9 +1,12 @@
 """What a person is told who describes a job in Python, and what a notebook shows. No network."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import torch
 from torch import nn
 
@@ -18,10 +21,16 @@ from coordinator.events import JobFinished, OwnerNotCounted, RoundFinished
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("federation") / "fed"
     write_federation(folder, FederationPlan("clinics", ("alice", "bob", "carol", "dan"), floor=3))
-    return connect(folder / "coordinator.toml")
+    yield connect(folder / "coordinator.toml")
+    structlog.reset_defaults()
+
+
+def test_to_connect_changes_nothing_that_other_processes_inherit(federation: Federation) -> None:
+    assert federation.owners
+    assert "CAIRN_LOG_LEVEL" not in os.environ
 
 
 def test_the_public_names_are_those_of_the_package() -> None:
