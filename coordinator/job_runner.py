@@ -1,10 +1,9 @@
 """Drives a job from where its folder and the aggregator say it is to its end."""
 
-import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -16,7 +15,7 @@ from cairn.v1 import round_pb2 as pb
 from coordinator import events
 from coordinator.aggregator_client import AggregatorClient, OpenedRound
 from coordinator.backoff import Backoff
-from coordinator.best_release import BestSoFar, check_is_measured, has_waited_enough, judged
+from coordinator.best_watch import BestWatch
 from coordinator.doubtful_choices import doubts
 from coordinator.job import Base, Job
 from coordinator.ledger_mirror import LedgerMirror
@@ -25,38 +24,9 @@ from coordinator.release_download import Release
 from coordinator.round_runner import Ended, RoundRunner
 from coordinator.run_directory import Checkpoint, RunFolder
 from coordinator.schedule import Schedule, Step
+from coordinator.standing import Line, Standing
 
 log = structlog.get_logger()
-
-
-@dataclass
-class _Line:
-    """What the history will say of a round, once its evaluation is in.
-
-    `evaluation` is "released", or the word of the reason why there is none; None where nothing is evaluated. `best` is
-    the round of the best release so far, and `epsilon` what was told of an owner up to this release, as it states.
-    """
-
-    round: int
-    contributors: int
-    group: int | None
-    metrics: dict[str, float]
-    left_out: list[str]
-    seconds: float = 0.0
-    evaluation: str | None = None
-    best: int | None = None
-    epsilon: float | None = None
-
-
-@dataclass
-class _Standing:
-    """Where the job is. `measured` has the metrics of the last release's own evaluation."""
-
-    checkpoint: Checkpoint
-    base: Base
-    schedule: Schedule
-    line: _Line | None = field(default=None)
-    measured: Mapping[str, float] | None = None
 
 
 class JobRunner:
@@ -79,7 +49,7 @@ class JobRunner:
         self._tell = tell
         self._stopping = stopping
         self._trains_with_metrics = False
-        self._lacks_best_metric = False
+        self._best = BestWatch(job.best, tell)
 
     def run(self, checkpoint: Checkpoint) -> None:
         """Run the job to its end. Raises CairnError with the reason where it cannot be ended."""
@@ -111,7 +81,7 @@ class JobRunner:
         self._folder.finish(standing.checkpoint)
 
     def _carry_out_all(
-        self, standing: _Standing, status: aggregator_pb2.RegisterJobResponse
+        self, standing: Standing, status: aggregator_pb2.RegisterJobResponse
     ) -> None:
         is_open, signed = status.HasField("open_manifest"), status.open_manifest
         opened = self._aggregator.opened(signed) if is_open else None
@@ -128,7 +98,7 @@ class JobRunner:
             if standing.line is not None and not standing.schedule.awaits_evaluation:
                 self._finish_round(standing)
 
-    def _note_refusal(self, standing: _Standing, error: WrongState) -> None:
+    def _note_refusal(self, standing: Standing, error: WrongState) -> None:
         """A job whose budget is spent ends as one that has all its rounds. Raises any other refusal."""
         budget = PrivacyBudget.of(self._job.spec.aggregation)
         if error.reason != pb.REASON_BUDGET_SPENT or budget is None:
@@ -136,6 +106,7 @@ class JobRunner:
         log.info("the budget is spent", reason=str(error))
         standing.schedule.ends_early = True
         released = standing.schedule.released
+        self._aggregator.register(self._job.spec_bytes, ended=True)
         self._tell(events.BudgetSpent(released, self._job.spec.rounds, budget))
 
     def _part(self) -> None:
@@ -178,7 +149,7 @@ class JobRunner:
 
     def _take_up(
         self, status: aggregator_pb2.RegisterJobResponse, checkpoint: Checkpoint
-    ) -> _Standing:
+    ) -> Standing:
         """Reconcile the folder with what the aggregator has released."""
         if checkpoint.released > status.released:
             raise CairnError(
@@ -194,7 +165,7 @@ class JobRunner:
         schedule = Schedule(
             self._job.spec.rounds, self._job.evaluates, status.last_round, status.released
         )
-        standing = _Standing(checkpoint, base, schedule)
+        standing = Standing(checkpoint, base, schedule)
         schedule.ends_early = self._ends_early(checkpoint)
         if status.HasField("last_statement"):
             statement = self._aggregator.statement(status.last_statement)
@@ -204,13 +175,13 @@ class JobRunner:
             if statement.round > checkpoint.round:
                 cohort = self._ledger.cohort_of(statement.manifest_digest)
                 self._rounds.selection.was_trained_by(cohort)
-                standing.line = _line_of(statement, 0.0, self._job.sampling.number_of(cohort))
+                standing.line = Line.of(statement, 0.0, self._job.sampling.number_of(cohort))
                 schedule.resume_evaluation(statement.round)
                 if not schedule.awaits_evaluation:
                     self._finish_round(standing)
         return standing
 
-    def _note(self, standing: _Standing, step: Step, ended: Ended, seconds: float) -> None:
+    def _note(self, standing: Standing, step: Step, ended: Ended, seconds: float) -> None:
         """Keep what a step brought."""
         for exclusion in ended.exclusions:
             self._tell(events.OwnerNotCounted(step.round, exclusion.owner, exclusion.reason))
@@ -227,7 +198,7 @@ class JobRunner:
         if step.trains:
             self._keep(standing, ended.release)
             statement = ended.release.statement
-            standing.line = _line_of(statement, seconds, ended.group, ended.left_out)
+            standing.line = Line.of(statement, seconds, ended.group, ended.left_out)
             if self._trains_with_metrics and not statement.metrics:
                 self._tell(events.MetricsMissing(step.round))
             self._trains_with_metrics = bool(statement.metrics)  # so that it is said once in a row
@@ -235,23 +206,21 @@ class JobRunner:
             self._folder.save_evaluation(ended.release.signed)
             standing.measured = dict(ended.release.statement.metrics)
             if standing.line is not None:
-                standing.line.evaluation = "released"
-                both = standing.line.metrics | standing.measured
-                standing.line.metrics = dict(sorted(both.items()))
-                standing.line.seconds += seconds
+                standing.line.add_evaluation(standing.measured, seconds)
 
-    def _keep(self, standing: _Standing, release: Release) -> None:
+    def _keep(self, standing: Standing, release: Release) -> None:
         schema = standing.base.schema
         if release.model is not None:
             self._folder.save_release(release.signed, release.model)
         payload = self._folder.values(schema)
         standing.base = Base(schema, payload, release.statement.release_digest)
 
-    def _finish_round(self, standing: _Standing) -> None:
+    def _finish_round(self, standing: Standing) -> None:
         line = standing.line
         if line is None:
             return
-        best = self._judge(standing, line.round)
+        goes_on, measured = standing.schedule.next() is not None, standing.measured
+        best = self._best.judge(standing.checkpoint.best, line.round, measured, goes_on=goes_on)
         line.best = best.round if best is not None and self._job.best is not None else None
         is_best = line.best == line.round
         standing.checkpoint = replace(
@@ -280,34 +249,15 @@ class JobRunner:
                 budget=PrivacyBudget.of(self._job.spec.aggregation),
             )
         )
-        rule, measured = self._job.best, standing.measured
-        if rule is not None and measured is not None and standing.schedule.next() is not None:
-            check_is_measured(rule, best, line.round, measured)
+        if standing.schedule.next() is not None:
+            self._best.check(best, line.round, measured)
         standing.line = standing.measured = None
-
-    def _judge(self, standing: _Standing, number: int) -> BestSoFar | None:
-        """The best so far, now that the last release, of this round, is evaluated or goes without."""
-        rule, best, measured = self._job.best, standing.checkpoint.best, standing.measured
-        if rule is None or measured is None:
-            return best
-        value = measured.get(rule.metric, math.nan)
-        was_lacking, self._lacks_best_metric = self._lacks_best_metric, not math.isfinite(value)
-        if math.isfinite(value):
-            return judged(rule, best, number, value)
-        goes_on = standing.schedule.next() is not None
-        is_stopped = best is None and rule.metric not in measured and goes_on
-        if not was_lacking and not is_stopped:  # it is said once in a row
-            self._tell(events.BestMetricMissing(number, rule.metric, sorted(measured)))
-        return best
 
     def _ends_early(self, checkpoint: Checkpoint) -> bool:
         """Whether no round is to follow. A job that is completed stays so, whatever its file now says of patience."""
-        rule = self._job.best
-        return checkpoint.completed or (
-            rule is not None and has_waited_enough(rule, checkpoint.best)
-        )
+        return checkpoint.completed or self._best.has_waited(checkpoint.best)
 
-    def _tell_of_early_end(self, standing: _Standing) -> None:
+    def _tell_of_early_end(self, standing: Standing) -> None:
         rule, best, rounds = self._job.best, standing.checkpoint.best, self._job.spec.rounds
         released = standing.schedule.released
         if rule is not None and best is not None and released < rounds:
@@ -321,19 +271,3 @@ class JobRunner:
 
 def _step_of(opened: OpenedRound | None) -> Step | None:
     return Step(opened.manifest.round, opened.manifest.phase) if opened is not None else None
-
-
-def _line_of(
-    statement: pb.ReleaseStatement, seconds: float, group: int | None, left_out: Sequence[str] = ()
-) -> _Line:
-    metrics = dict(sorted(statement.metrics.items()))
-    epsilon = statement.privacy.epsilon if statement.HasField("privacy") else None
-    return _Line(
-        round=statement.round,
-        contributors=statement.contributors,
-        group=group,
-        metrics=metrics,
-        left_out=list(left_out),
-        seconds=seconds,
-        epsilon=epsilon,
-    )

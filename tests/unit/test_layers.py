@@ -24,8 +24,9 @@ LAYERS = {
         "schedule backoff statistics initial_model needed_owners owner_sessions release_download",
         "aggregator_client invitation_service events run_directory settings",
         *(
-            "cohort_selection ledger_mirror console diagnostics",
+            "best_watch cohort_selection ledger_mirror console diagnostics",
             "job",
+            "standing",
             "round_runner",
             "job_runner",
         ),

@@ -42,6 +42,7 @@ def test_a_job_whose_budget_is_spent_ends_as_one_that_has_all_its_rounds(tmp_pat
     bench.ends = [stating(bench.release, 1, 2.5), stating(bench.release, 2, 3.5), SPENT]
     bench.run()
     assert bench.told(BudgetSpent) == [BudgetSpent(2, 100, BUDGET)]
+    assert bench.said_to_have_ended  # or an aggregator that runs one job only would wait for more
     assert value_of(bench.path) == 2
     assert json.loads((bench.path / "checkpoint.json").read_text(encoding="utf-8"))["completed"]
     assert [line["epsilon"] for line in history(bench.path)] == [2.5, 3.5]
