@@ -46,8 +46,8 @@ def first_model(
 def _build(source: str, seed: str, target: str, content: str = "weights") -> int:
     from cairn.errors import CairnError
     from cairn.runtime.quoting import say
+    from cairn.tasks.first_model import first_model as build
     from cairn.tasks.loader import TaskFailed, load_task, own_traceback
-    from cairn.tasks.runner import first_model as build
 
     try:
         gradients = content == "gradients"

@@ -15,9 +15,10 @@ from cairn.errors import UpdateRefused
 from cairn.model.validation import SIGNIFICANT_BITS, Bounds, check_values, runs_of
 from cairn.protocol import words
 from cairn.protocol.aggregation import NUMBERS, OPTIMIZER_NUMBERS, Aggregation, numbers_of
+from cairn.tasks.first_model import first_model, first_split
 from cairn.tasks.kept import KeptValues
 from cairn.tasks.loader import load_task
-from cairn.tasks.runner import TaskRunner, first_model, first_split
+from cairn.tasks.runner import TaskRunner
 from cairn.tasks.task import Round, Site
 
 

@@ -104,8 +104,9 @@ class _Start:
 
 def _run(task: Task, site: Site, this: Round, start: _Start) -> None:
     # PyTorch takes seconds to import, and the other commands do without it.
+    from cairn.tasks.first_model import first_split
     from cairn.tasks.kept import KeptValues
-    from cairn.tasks.runner import TaskRunner, first_split
+    from cairn.tasks.runner import TaskRunner
     from cairn.tasks.state_dict import payload_of
 
     seed, gradients = start.seed, start.gradients

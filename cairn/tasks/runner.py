@@ -19,6 +19,7 @@ from cairn.protocol.statistics import Statistics
 from cairn.tasks.accounting import check_installed
 from cairn.tasks.columns import write_counts
 from cairn.tasks.counted import checked_examples, checked_metrics
+from cairn.tasks.first_model import built
 from cairn.tasks.gradients import forget_gradients, write_gradients
 from cairn.tasks.kept import KeptValues, write_kept
 from cairn.tasks.loader import TaskFailed, task_code
@@ -26,7 +27,6 @@ from cairn.tasks.partial import StateSplit, split_of, trained_part
 from cairn.tasks.private import Privacy
 from cairn.tasks.state_dict import (
     WritableBuffer,
-    payload_of,
     read_state,
     schema_of,
     write_state,
@@ -44,27 +44,6 @@ class Outcome:
 
     examples: int
     metrics: dict[str, float]
-
-
-def first_model(task: Task, seed: int, *, gradients: bool = False) -> tuple[Schema, bytearray]:
-    """Build the model a job of weights or of gradients starts from: what the task exchanges of `first_split`.
-
-    Raises TaskFailed where the task's code raises, UsageError for a model that cannot be averaged.
-    """
-    return payload_of(first_split(task, seed, gradients=gradients).shared)
-
-
-def first_split(task: Task, seed: int, *, gradients: bool = False) -> StateSplit:
-    """Build `task.model()` after `torch.manual_seed(seed)`: its shared, its kept and its private entries.
-
-    In a job of gradients, buffers and frozen parameters that are not kept are private.
-
-    Raises as `first_model` does.
-    """
-    torch.manual_seed(seed)
-    model = _built(task)
-    split = split_of(task, model)
-    return trained_part(split, model) if gradients else split
 
 
 class TaskRunner:
@@ -207,7 +186,7 @@ class TaskRunner:
 
     def _built(self) -> tuple[nn.Module, Exchanged]:
         """A new model, and which of its entries are shared, private and kept."""
-        model = _built(self._task)
+        model = built(self._task)
         try:
             split = split_of(self._task, model)
             return model, Exchanged(
@@ -279,16 +258,6 @@ def _asked_for(part: str, function: F | None) -> F:
             pb.REASON_JOB_REFUSED,
         )
     return function
-
-
-def _built(task: Task) -> nn.Module:
-    with task_code("model"):
-        model = task.model()
-    if not isinstance(model, nn.Module):
-        raise TaskFailed(
-            f"the task's model returned {type(model).__name__}, expected a torch.nn.Module"
-        )
-    return model
 
 
 def _trained(task: Task, split: StateSplit, model: nn.Module) -> frozenset[str]:

@@ -26,8 +26,9 @@ from torch import optim
 from torch.utils.data import DataLoader
 
 import cairn
+from cairn.tasks.first_model import first_model
 from cairn.tasks.private import Privacy
-from cairn.tasks.runner import TaskRunner, first_model
+from cairn.tasks.runner import TaskRunner
 from cairn.tasks.state_dict import read_state
 
 JOB = tomllib.loads((Path(__file__).parent / "job.toml").read_text(encoding="utf-8"))

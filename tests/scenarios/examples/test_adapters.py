@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cairn.tasks.first_model import first_model, first_split
 from cairn.tasks.loader import load_task
-from cairn.tasks.runner import TaskRunner, first_model, first_split
+from cairn.tasks.runner import TaskRunner
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Round, Site, Task
 from tests.scenarios.examples.scripts import run_script

@@ -14,8 +14,9 @@ from torch import Tensor
 from aggregator_node.aggregation.suppression import suppressed_pieces
 from cairn.protocol.statistics import schema_of
 from cairn.protocol.summary import report_of
+from cairn.tasks.first_model import first_model
 from cairn.tasks.loader import load_task
-from cairn.tasks.runner import TaskRunner, first_model
+from cairn.tasks.runner import TaskRunner
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Round, Site
 from coordinator.settings import JobSettings

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
+from cairn.tasks.first_model import first_model
 from cairn.tasks.loader import load_task
-from cairn.tasks.runner import TaskRunner, first_model
+from cairn.tasks.runner import TaskRunner
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Round, Site
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cairn.errors import UsageError
+from cairn.tasks.first_model import first_model, first_split
 from cairn.tasks.kept import KeptValues
 from cairn.tasks.loader import TaskFailed
-from cairn.tasks.runner import TaskRunner, first_model, first_split
+from cairn.tasks.runner import TaskRunner
 from cairn.tasks.state_dict import read_state
 from cairn.tasks.task import Data, Round, Site, Task
 from cairn.v1 import round_pb2 as pb

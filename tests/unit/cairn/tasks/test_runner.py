@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from cairn.model.schema import Schema
+from cairn.tasks.first_model import first_model, first_split
 from cairn.tasks.kept import KeptValues
 from cairn.tasks.loader import TaskFailed
-from cairn.tasks.runner import Outcome, TaskRunner, first_model, first_split
+from cairn.tasks.runner import Outcome, TaskRunner
 from cairn.tasks.state_dict import payload_of, read_state
 from cairn.tasks.task import Data, Round, Site, Task
 from cairn.v1 import round_pb2 as pb

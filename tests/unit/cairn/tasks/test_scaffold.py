@@ -12,9 +12,10 @@ from torch import nn, optim
 
 import cairn
 from cairn.errors import UsageError
+from cairn.tasks.first_model import first_model, first_split
 from cairn.tasks.kept import KeptValues
 from cairn.tasks.loader import TaskFailed
-from cairn.tasks.runner import TaskRunner, first_model, first_split
+from cairn.tasks.runner import TaskRunner
 from cairn.tasks.state_dict import read_state
 from tests.unit.cairn.tasks.test_runner import SITE
 
