@@ -124,4 +124,7 @@ def _budget(privacy: object) -> PrivacyBudget:
 def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidMessage(f"its {name} is {short(value)}, no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidMessage(f"its {name} is {short(value)}, too large a number") from None

@@ -125,11 +125,12 @@ def test_a_release_beyond_the_budget_is_found(tmp_path: Path) -> None:
         (7, COHORT, "the job's budget is no table"),
         ({**BUDGET, "noise": 0}, COHORT, "noise = 0 must be 0.01 to 10000"),
         ({**BUDGET, "delta": "x"}, COHORT, "its delta is 'x', no number"),
+        ({**BUDGET, "noise": 10**400}, COHORT, "too large a number"),
         ({"noise": 2.0}, COHORT, "its epsilon is None, no number"),
         (BUDGET, 7, "no entry says which owners the round had"),
         (BUDGET, [], "recomputed"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_ledger_that_nobody_wrote_so_is_no_error_of_ours(
     tmp_path: Path, budget: object, cohort: object, said: str
