@@ -38,6 +38,8 @@ def check_privacy(ledger: LedgerCopy) -> Iterator[Finding]:
 
 def _follow(jobs: dict[str, "_Told"], entry: Entry, ledger: LedgerCopy) -> None:
     facts, job = entry.facts, str(entry.facts.get("job"))
+    if entry.kind == "job" and job in jobs:
+        raise InvalidMessage(f"{short(job)} is registered twice, and what it told would count anew")
     if entry.kind == "job" and "privacy" in facts:
         jobs[job] = _Told(_budget(facts["privacy"]))
     elif entry.kind == "release" and job in jobs:
