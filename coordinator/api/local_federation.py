@@ -44,7 +44,8 @@ def sandbox(
     number that a job may set the smallest and the largest, and `metrics` which metrics may leave. Everything is in
     `folder`, which is new or empty, and goes with the federation where that is not given.
 
-    It ends with `stop`, with its `with` block, or with this process. Raises UsageError for a mistake.
+    It ends with `stop`, with its `with` block, or with this process; the folder of a process that is killed stays. Raises
+    UsageError for a mistake.
     """
     owners = _named(data)
     source = Path(task).absolute()
@@ -112,6 +113,8 @@ class LocalFederation(Federation):
         """End every node; a folder that was not given goes too, with its runs."""
         atexit.unregister(self.stop)
         end(list(self.processes.values()), SHUTDOWN_SECONDS)
+        for process in self.processes.values():
+            process.communicate()  # nothing: it closes the pipe that has kept the node
         self.processes.clear()
         if self._is_temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -123,10 +126,12 @@ class LocalFederation(Federation):
         log = self._log(node)
         log.parent.mkdir(exist_ok=True)
         config = self.folder / "federation" / f"{node}.toml"
-        command = [sys.executable, "-P", "-m", module, "--config", str(config)]
+        tied = [sys.executable, "-P", "-m", "coordinator.api.tied_node"]
+        command = [*tied, module, "--config", str(config)]
         usual = {"CAIRN_LOG": "text", "CAIRN_LOG_LEVEL": "warning", "PYTHONUNBUFFERED": "1"}
         with log.open("ab") as output:
-            self.processes[node] = begin(command, {**usual, **os.environ}, output)
+            environment = {**usual, **os.environ}
+            self.processes[node] = begin(command, environment, output, subprocess.PIPE)
 
 
 def _named(data: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Path]:
