@@ -12,16 +12,19 @@ from typing import Any
 
 
 def begin(
-    command: Sequence[str | Path], environment: Mapping[str, str], output: Any
+    command: Sequence[str | Path],
+    environment: Mapping[str, str],
+    output: Any,
+    stdin: int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
-    """Start a process that prints into `output`, a file or `subprocess.PIPE`, and reads nothing.
+    """Start a process that prints into `output`, a file or `subprocess.PIPE`, and reads nothing, if nothing else is said.
 
     It has a session of its own: Ctrl-C reaches this process alone, which then ends the others in order. All
     share this machine's cores, so each computes with one thread, unless the environment says otherwise.
     """
     return subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=output,
         stderr=subprocess.STDOUT,
         env={"OMP_NUM_THREADS": "1", **environment},

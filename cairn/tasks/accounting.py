@@ -31,7 +31,7 @@ LEAST_NOISE, MOST_NOISE = 0.1, 1e6
 
 @dataclass(frozen=True)
 class PrivateSteps:
-    """So many steps of DP-SGD, at one sample rate in (0, 1] and one noise multiplier."""
+    """So many steps of DP-SGD, at one sample rate and one noise multiplier."""
 
     sample_rate: float
     noise: float
@@ -39,9 +39,9 @@ class PrivateSteps:
 
     def __post_init__(self) -> None:
         """Raise ValueError for numbers that no training has."""
-        if not 0 < self.sample_rate <= 1:
+        if not 1 / MOST_STEPS <= self.sample_rate <= 1:  # an epoch has 1 / sample_rate steps
             raise ValueError(
-                f"the sample rate is {self.sample_rate}, expected one above 0, up to 1"
+                f"the sample rate is {self.sample_rate}, expected one from {1 / MOST_STEPS:g} to 1"
             )
         if not LEAST_NOISE <= self.noise <= MOST_NOISE:
             raise ValueError(
@@ -53,7 +53,10 @@ class PrivateSteps:
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "PrivateSteps":
         """Those that a ledger's entry records. Raises KeyError, TypeError or ValueError where it records none."""
-        return cls(float(facts["sample_rate"]), float(facts["noise"]), facts["steps"])
+        try:
+            return cls(float(facts["sample_rate"]), float(facts["noise"]), facts["steps"])
+        except OverflowError as error:  # of an integer
+            raise ValueError(str(error)) from None
 
 
 def epsilon_of(taken: Iterable[PrivateSteps], delta: float) -> float:

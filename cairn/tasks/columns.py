@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,6 +34,11 @@ def write_counts(
                 f"the job counts the column {column.name}, and the task's columns returned {names}"
             )
         values = _values(column.name, returned[column.name], examples)
+        if _are_bools(returned[column.name]) and (column.low, column.high) != (0, 1):
+            # Else both values may lie within one cell, and the mean tells how many of each there are, however few.
+            raise TaskFailed(
+                f"the column {column.name} of the task's columns holds bools, which are counted with low = 0 and high = 1"
+            )
         moments, histogram = counted(column, values)
         if moments[2] > MOST:
             raise TaskFailed(
@@ -73,3 +79,9 @@ def _values(name: str, returned: Any, examples: int) -> NDArray[np.float64]:
             f" of the {examples} training examples, and NaN where one is missing"
         )
     return values
+
+
+def _are_bools(returned: Any) -> bool:
+    if isinstance(returned, Tensor):
+        return returned.dtype == torch.bool
+    return bool(np.asarray(returned).dtype == np.bool_)

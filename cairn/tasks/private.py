@@ -56,7 +56,7 @@ def private(
 
     Raises UsageError where the owner's file has no `private` table for the task; for a model that has no gradient of a
     single record, such as one with BatchNorm; where something of the model was changed before; for a loader
-    without a length, or whose items are no tuples of tensors; and without the extra `cairn[dp]`.
+    without a length, with a sampler of its own, or whose items are no tuples of tensors; and without the extra `cairn[dp]`.
     """
     training = UNDER_WAY.get()
     if training is None:

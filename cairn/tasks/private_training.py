@@ -19,7 +19,13 @@ from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from cairn.errors import UsageError
 from cairn.tasks.loader import TaskFailed, task_code
@@ -214,6 +220,12 @@ def _checked_batches(loader: "DataLoader[Any]", epochs: int) -> int:
         raise UsageError(
             "cairn.private: the loader's dataset has no length or is empty; each record must be drawn with a known"
             " probability, so give it a dataset such as TensorDataset"
+        )
+    draws_all = isinstance(loader.sampler, RandomSampler | SequentialSampler)
+    if not draws_all or type(loader.batch_sampler) not in {BatchSampler, type(None)}:
+        raise UsageError(
+            "cairn.private: the loader has a sampler of its own, which may leave records out, and every record of its"
+            " dataset would be drawn; leave it away, and give it a Subset of the dataset where some are to be left out"
         )
     if not isinstance(loader.dataset[0], tuple | list):
         raise UsageError(

@@ -38,6 +38,8 @@ def check_privacy(ledger: LedgerCopy) -> Iterator[Finding]:
 
 def _follow(jobs: dict[str, "_Told"], entry: Entry, ledger: LedgerCopy) -> None:
     facts, job = entry.facts, str(entry.facts.get("job"))
+    if entry.kind == "job" and job in jobs:
+        raise InvalidMessage(f"{short(job)} is registered twice, and what it told would count anew")
     if entry.kind == "job" and "privacy" in facts:
         jobs[job] = _Told(_budget(facts["privacy"]))
     elif entry.kind == "release" and job in jobs:
@@ -124,4 +126,7 @@ def _budget(privacy: object) -> PrivacyBudget:
 def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidMessage(f"its {name} is {short(value)}, no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidMessage(f"its {name} is {short(value)}, too large a number") from None

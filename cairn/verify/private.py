@@ -38,7 +38,7 @@ class PrivateSpending:
             epsilon, allowed = float(facts["epsilon"]), float(facts["epsilon_allowed"])
             delta = float(facts["delta"])
             task = str(facts["task"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InvalidMessage(
                 "it does not say which private training of which task was allowed"
             ) from None

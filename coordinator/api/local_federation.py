@@ -42,19 +42,20 @@ def sandbox(
     `task` is the owners' .py file, and the task is called as the file is, or `name`. `data` has where each owner's data
     lies: by the owners' names, or in a list, and then they are owner-1, owner-2 and so on. `settings` says for each
     number that a job may set the smallest and the largest, and `metrics` which metrics may leave. Everything is in
-    `folder`, and goes with the federation where that is not given.
+    `folder`, which is new or empty, and goes with the federation where that is not given.
 
-    It ends with `stop`, with its `with` block, or with this process. Raises UsageError for a mistake.
+    It ends with `stop`, with its `with` block, or with this process; the folder of a process that is killed stays. Raises
+    UsageError for a mistake.
     """
     owners = _named(data)
     source = Path(task).absolute()
     if not source.exists():
         raise UsageError(f"{source}: there is no such file")
     called = name or re.sub("[^a-z0-9._-]", "-", source.stem.lower())
-    home = (
-        Path(folder).absolute() if folder is not None else Path(tempfile.mkdtemp(prefix="cairn-"))
-    )
+    home = _free(Path(folder)) if folder is not None else Path(tempfile.mkdtemp(prefix="cairn-"))
     try:
+        # First: it looks at the names, which become those of files.
+        plan = _plan(home, tuple(owners))
         places = _linked(home / "data", owners)
         values = {
             "file": str(source),
@@ -62,7 +63,9 @@ def sandbox(
             "settings": {key: tuple(limits) for key, limits in (settings or {}).items()},
             "metrics": tuple(metrics),
         }
-        _write_files(home, called, TaskSettings.of(values, f"the task {called}"), tuple(owners))
+        written = tasks_toml({called: TaskSettings.of(values, f"the task {called}")})
+        (home / "tasks.toml").write_text(written, encoding="utf-8")
+        write_federation(home / "federation", plan)
         return LocalFederation(home, tuple(owners), is_temporary=folder is None)
     except BaseException:
         if folder is None:
@@ -110,6 +113,8 @@ class LocalFederation(Federation):
         """End every node; a folder that was not given goes too, with its runs."""
         atexit.unregister(self.stop)
         end(list(self.processes.values()), SHUTDOWN_SECONDS)
+        for process in self.processes.values():
+            process.communicate()  # nothing: it closes the pipe that has kept the node
         self.processes.clear()
         if self._is_temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -121,10 +126,12 @@ class LocalFederation(Federation):
         log = self._log(node)
         log.parent.mkdir(exist_ok=True)
         config = self.folder / "federation" / f"{node}.toml"
-        command = [sys.executable, "-P", "-m", module, "--config", str(config)]
+        tied = [sys.executable, "-P", "-m", "coordinator.api.tied_node"]
+        command = [*tied, module, "--config", str(config)]
         usual = {"CAIRN_LOG": "text", "CAIRN_LOG_LEVEL": "warning", "PYTHONUNBUFFERED": "1"}
         with log.open("ab") as output:
-            self.processes[node] = begin(command, {**usual, **os.environ}, output)
+            environment = {**usual, **os.environ}
+            self.processes[node] = begin(command, environment, output, subprocess.PIPE)
 
 
 def _named(data: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Path]:
@@ -145,28 +152,30 @@ def _named(data: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, P
     return found
 
 
+def _free(folder: Path) -> Path:
+    """The folder, which has nothing that could be overwritten, such as the data itself. Raises UsageError."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not empty: choose a new or an empty folder, or none")
+    return folder.absolute()
+
+
 def _linked(directory: Path, owners: Mapping[str, Path]) -> Path:
     """Link each owner's data under one name but for the owner's; returns that name, with {owner} in it."""
     directory.mkdir(parents=True, exist_ok=True)
     suffix = next((place.suffix for place in owners.values()), "")
     for owner, place in owners.items():
-        link = directory / f"{owner}{suffix}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(place)
+        (directory / f"{owner}{suffix}").symlink_to(place)
     return directory / f"{{owner}}{suffix}"
 
 
-def _write_files(home: Path, name: str, task: TaskSettings, owners: tuple[str, ...]) -> None:
-    tasks_file = home / "tasks.toml"
-    tasks_file.write_text(tasks_toml({name: task}), encoding="utf-8")
+def _plan(home: Path, owners: tuple[str, ...]) -> FederationPlan:
     coordinator, intake, release = (f"localhost:{port}" for port in free_ports(3))
-    plan = FederationPlan(
+    return FederationPlan(
         name="sandbox",
         owners=owners,
         floor=usual_floor(len(owners)),
         coordinator_address=coordinator,
         intake_address=intake,
         release_address=release,
-        tasks_file=tasks_file,
+        tasks_file=home / "tasks.toml",
     )
-    write_federation(home / "federation", plan)

@@ -10,7 +10,7 @@ No failure is a round that others ended, a base that did not come or was refused
 which sees of values no more than their bytes.
 
     counted    an update of statistics left that counts the column, unless its round is known to have ended without a
-               release
+               release, or its release says why it does not count this owner
 """
 
 import math
@@ -92,7 +92,8 @@ class Budgets:
     def _note_end(self, kind: str, facts: Mapping[str, Any]) -> None:
         """How a round ended for this owner, as itself has it, or as a statement does."""
         digest = bytes.fromhex(facts["manifest_digest"])
-        if kind in {"released", "no release"}:
+        # Without a reason only the receipt was lost, or is left out: the release may count the update all the same.
+        if kind == "no release" or (kind == "released" and "reason" in facts):
             self._counted.pop(digest, None)
         if digest not in self._task_of or digest in self._forgiven:
             return

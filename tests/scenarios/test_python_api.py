@@ -3,8 +3,12 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import nbclient
 import nbformat
@@ -78,6 +82,34 @@ def test_a_job_says_which_node_has_ended_and_what_it_printed_last(
     federation.processes["bob"].wait()
     with pytest.raises(CairnError, match=r"bob has ended \(exit code -9\)"):
         job.run()
+
+
+KILLED = """
+import os, sys, cairn
+data = {name: f"{sys.argv[1]}/data/{name}.csv" for name in ("alice", "bob")}
+federation = cairn.sandbox(sys.argv[1] + "/task.py", data, folder=sys.argv[2])
+print(*(process.pid for process in federation.processes.values()), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_nodes_of_a_process_that_was_killed_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(TUTORIAL), str(tmp_path / "sandbox")]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True).stdout
+    nodes = [int(pid) for pid in printed.split()]
+    assert len(nodes) == 3
+    deadline = time.monotonic() + 60
+    while left := [pid for pid in nodes if _is_running(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def _is_running(pid: int) -> bool:
+    """A zombie is not: whose child it has become is not ours to say."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # of the kernel's own packages

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import cairn
-from cairn.errors import UsageError
+from cairn.errors import CairnError, UsageError
 from cairn.provisioning.create import FederationPlan, write_federation
 from cairn.v1 import round_pb2 as pb
 from coordinator.api.federation import Federation, connect
@@ -86,6 +86,24 @@ def test_the_released_values_go_into_a_copy_and_what_was_not_exchanged_stays(
 def test_tensors_alone_make_no_module(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"take job\.state"):
         GivenModel({"w": torch.zeros(2)}, tmp_path).with_values({})
+
+
+@pytest.mark.parametrize(
+    ("owner", "folder", "sentence"),
+    [("alice", ".", "is not empty"), ("../../data/alice", "new", "data/alice")],
+)
+def test_a_sandbox_overwrites_nothing(
+    tmp_path: Path, owner: str, folder: str, sentence: str
+) -> None:
+    """Its files are called as those of a task are: data/alice.csv and tasks.toml."""
+    there = {name: tmp_path / name for name in ("task.py", "tasks.toml", "data/alice.csv", "b.csv")}
+    (tmp_path / "data").mkdir()
+    for name, path in there.items():
+        path.write_text(f"mine: {name}")
+    places = {owner: there["data/alice.csv"], "bob": there["b.csv"]}
+    with pytest.raises(CairnError, match=sentence):
+        cairn.sandbox(there["task.py"], places, folder=tmp_path / folder)
+    assert all(path.read_text() == f"mine: {name}" for name, path in there.items())
 
 
 def a_round(number: int, loss: float) -> RoundFinished:

@@ -100,7 +100,7 @@ def test_what_starts_from_a_model_is_no_job_of_statistics(manifest: Any) -> None
     [
         [JOINED],
         [JOINED, SENT, ("no release", OTHER)],
-        [JOINED, SENT, ("released", OTHER | {"counted": False})],
+        [JOINED, SENT, ("released", OTHER | {"counted": False, "reason": "LEASE_EXPIRED"})],
         [("joined", OTHER | {"task": "other"}), ("sent", SENT[1] | {"task": "other"})],
         [JOINED, ("sent", SENT[1] | {"columns": ["height"]})],
         [JOINED, ("sent", SENT[1] | {"manifest_digest": DIGEST.hex()})],  # of this very round
@@ -115,6 +115,7 @@ def test_a_column_that_has_not_left_for_a_release_may_leave(entries: list[Entry]
     [
         [JOINED, SENT],  # how it ended is not known
         [JOINED, SENT, ("released", OTHER | {"counted": True})],
+        [JOINED, SENT, ("released", OTHER | {"counted": False, "why": "no receipt"})],
         [JOINED, SENT, ("not accepted", OTHER | {"reason": "ROUND_ENDED"})],
         [JOINED, SENT, ("reset", {"task": "tumours", "failures": 1})],
     ],

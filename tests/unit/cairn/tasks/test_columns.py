@@ -86,16 +86,17 @@ def _payload(moments: NDArray[np.int64], histogram: NDArray[np.int64]) -> bytear
     return payload
 
 
-def _run(columns: Any, examples: int = 4) -> Counts:
+def _run(columns: Any, examples: int = 4, column: Column = AGE) -> Counts:
+    statistics = Statistics((column,), 10)
     task = Task(
         model=lambda: torch.nn.Linear(1, 1),
         data=lambda _site: Data(train=None, examples=examples),
         columns=columns,
     )
-    update = bytearray(schema_of(STATISTICS).total_bytes)
-    outcome = TaskRunner(task, Site("alice", Path())).statistics(STATISTICS, update)
+    update = bytearray(schema_of(statistics).total_bytes)
+    outcome = TaskRunner(task, Site("alice", Path())).statistics(statistics, update)
     assert (outcome.examples, outcome.metrics) == (examples, {})
-    return counts_of(STATISTICS, update)["age"]
+    return counts_of(statistics, update)["age"]
 
 
 @pytest.mark.parametrize(
@@ -113,8 +114,25 @@ def test_a_column_may_be_a_list_an_array_or_a_tensor(values: Any) -> None:
     assert counts.histogram.tolist() == [0, 0, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0]
 
 
-def test_booleans_count_as_zeros_and_ones() -> None:
-    assert _run(lambda _: {"age": torch.tensor([True, False, True, True])}).histogram[1] == 4
+BOOLS = [torch.tensor([True, False, True, True]), np.array([True, False, True, True]), [True, False, True, True]]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", BOOLS, ids=["tensor", "array", "list"])
+def test_booleans_count_as_zeros_and_ones(values: Any) -> None:
+    counts = _run(lambda _: {"age": values}, column=Column("age", 0.0, 1.0, 2))
+    assert counts.histogram.tolist() == [0, 1, 3, 0]
+
+
+@pytest.mark.parametrize("values", BOOLS, ids=["tensor", "array", "list"])
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 2.0), (-100.0, 100.0)])
+def test_booleans_are_not_counted_within_a_range_where_their_mean_tells_of_few(
+    values: Any, low: float, high: float
+) -> None:
+    """One ill patient of 400 in -1 .. 1: all are in one large cell, and 400 times the mean is 1."""
+    with pytest.raises(
+        TaskFailed, match="holds bools, which are counted with low = 0 and high = 1"
+    ):
+        _run(lambda _: {"age": values}, column=Column("age", low, high, 1))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from opacus import PrivacyEngine
 from scipy import stats  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor, nn, optim
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import cairn
 from cairn.errors import UsageError
@@ -319,6 +319,9 @@ def test_control_variates_are_refused() -> None:
     assert "leave cairn.control_variates out" in said
 
 
+PAIRS = TensorDataset(torch.zeros(4, 3), torch.zeros(4))
+
+
 class Endless(torch.utils.data.IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         return iter(())
@@ -332,9 +335,11 @@ class Endless(torch.utils.data.IterableDataset[Tensor]):
         (batches, 1.0, "epochs is 1.0"),
         (lambda: DataLoader(Endless()), 1, "has no length"),
         (lambda: DataLoader(TensorDataset(torch.zeros(0, 3))), 1, "is empty"),
+        (lambda: DataLoader(PAIRS, sampler=SubsetRandomSampler([0, 1])), 1, "give it a Subset"),
+        (lambda: DataLoader(PAIRS, batch_sampler=[[0], [1]]), 1, "give it a Subset"),
         (lambda: DataLoader([torch.zeros(3)] * 4), 1, "no tuple of tensors"),  # type: ignore[arg-type]  # a list has what a dataset needs
     ],
-    ids=["none", "bool", "float", "endless", "empty", "bare"],
+    ids=["none", "bool", "float", "endless", "empty", "sampler", "batches", "bare"],
 )
 def test_a_loader_or_a_number_of_epochs_that_cannot_be_accounted_is_refused(
     loader: Callable[[], Batches], epochs: int, complaint: str

@@ -363,6 +363,9 @@ def test_what_private_training_spent_is_computed_anew_from_all_of_its_entries(
         ({"sample_rate": 2.0}, "does not say which private training"),
         ({"steps": None}, "does not say which private training"),
         ({"noise": 1e-9}, "does not say which private training"),
+        ({"sample_rate": 5e-324}, "does not say which private training"),
+        ({"noise": 10**400}, "does not say which private training"),
+        ({"epsilon": 10**400}, "does not say which private training"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -118,6 +118,17 @@ def test_a_release_beyond_the_budget_is_found(tmp_path: Path) -> None:
     assert "entry 5: it has epsilon 3.18897 at delta 1e-05; the job allows 3 at 1e-05" in output
 
 
+def test_a_job_that_is_registered_anew_does_not_begin_to_count_anew(tmp_path: Path) -> None:
+    chain = ledger(saying(TOLD[1]))
+    chain.add("job", job="tumours", job_digest="ab" * 32, privacy=BUDGET)
+    chain.add("open", job="tumours", round=2, manifest_digest="b" * 64, cohort=COHORT)
+    facts = {"phase": "train", "contributors": 4, "delta": 1e-5, "epsilon": TOLD[1]}
+    chain.add("release", job="tumours", manifest_digest="b" * 64, **facts)
+    code, output = checked(tmp_path, chain)
+    assert code == 1
+    assert "entry 4: 'tumours' is registered twice" in output
+
+
 @pytest.mark.parametrize(
     ("budget", "cohort", "said"),
     [
@@ -125,11 +136,12 @@ def test_a_release_beyond_the_budget_is_found(tmp_path: Path) -> None:
         (7, COHORT, "the job's budget is no table"),
         ({**BUDGET, "noise": 0}, COHORT, "noise = 0 must be 0.01 to 10000"),
         ({**BUDGET, "delta": "x"}, COHORT, "its delta is 'x', no number"),
+        ({**BUDGET, "noise": 10**400}, COHORT, "too large a number"),
         ({"noise": 2.0}, COHORT, "its epsilon is None, no number"),
         (BUDGET, 7, "no entry says which owners the round had"),
         (BUDGET, [], "recomputed"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_ledger_that_nobody_wrote_so_is_no_error_of_ours(
     tmp_path: Path, budget: object, cohort: object, said: str
