@@ -63,11 +63,11 @@ def readme() -> str:
     return (EXAMPLE / "README.md").read_text()
 
 
-def test_the_readme_states_a_federated_accuracy_between_that_of_one_publisher_and_central() -> None:
+def test_the_readme_states_a_federated_accuracy_within_three_per_cent_of_central() -> None:
     rows = re.findall(r"^\| (.*?) \| \**([\d.]+)\** \(", readme(), re.MULTILINE)
     reached = {name.strip("*").split(",")[0]: float(number) for name, number in rows}
     federated, central = reached["federated"], reached["all data in one place"]
-    assert federated < central
+    assert federated > 0.97 * central
     assert federated > reached["each publisher alone"] + 0.1
 
 
