@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from cairn.errors import UsageError
 from cairn.protocol.limits import MIN_COHORT
 from cairn.runtime.logging import start_logging
 from coordinator.api.given_model import GivenModel
@@ -44,9 +45,13 @@ def connect(config: str | Path) -> "Federation":
 class Federation:
     """Where a model owner runs jobs: an aggregator, and the owners that its coordinator invites."""
 
-    def __init__(self, settings: CoordinatorSettings, runs: Path = Path("runs")) -> None:
+    def __init__(
+        self, settings: CoordinatorSettings, runs: Path = Path("runs"), task: str | None = None
+    ) -> None:
+        """`task` is the one that the owners have, where that is known."""
         self._settings = settings
         self._runs = runs
+        self._task = task
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -73,7 +78,7 @@ class Federation:
         default the job's; `owners` are by default those of the coordinator's file, and `floor`, the fewest of them in
         a round, 3 or as many as there are. `settings` are the numbers handed to the task. `out` is the run's folder,
         by default runs/ and the job's name. All other keys are those of a job's file (docs/jobs.md), such as
-        `weighting`, `evaluate`, `rule={"name": "trimmed_mean", "trim": 0.1}` or `best`.
+        `weighting`, `evaluate`, `rule={"name": "norm_bounded_mean", "norm": 1.0}` or `best`.
 
         Raises UsageError that names the key for a mistake, as the command does.
         """
@@ -91,6 +96,10 @@ class Federation:
             **keys,
         }
         job = JobSettings.of(values, f"the job {name}")
+        if self._task not in {None, job.task}:
+            raise UsageError(
+                f'the job {name}: task = "{job.task}", which no owner here has; write task="{self._task}"'
+            )
         return FederatedJob(job, self._settings, folder, first, self.check)
 
     def check(self) -> None:

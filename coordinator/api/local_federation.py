@@ -4,6 +4,7 @@ Certificates, an aggregator and every owner are real: processes of their own tha
 this process, as for any other federation from Python.
 """
 
+import ast
 import atexit
 import os
 import re
@@ -49,8 +50,7 @@ def sandbox(
     """
     owners = _named(data)
     source = Path(task).absolute()
-    if not source.exists():
-        raise UsageError(f"{source}: there is no such file")
+    _check_syntax(source)
     called = name or re.sub("[^a-z0-9._-]", "-", source.stem.lower())
     home = _free(Path(folder)) if folder is not None else Path(tempfile.mkdtemp(prefix="cairn-"))
     try:
@@ -60,13 +60,13 @@ def sandbox(
         values = {
             "file": str(source),
             "data": str(places),
-            "settings": {key: tuple(limits) for key, limits in (settings or {}).items()},
-            "metrics": tuple(metrics),
+            "settings": dict(settings or {}),
+            "metrics": metrics,
         }
         written = tasks_toml({called: TaskSettings.of(values, f"the task {called}")})
         (home / "tasks.toml").write_text(written, encoding="utf-8")
         write_federation(home / "federation", plan)
-        return LocalFederation(home, tuple(owners), is_temporary=folder is None)
+        return LocalFederation(home, called, tuple(owners), is_temporary=folder is None)
     except BaseException:
         if folder is None:
             shutil.rmtree(home, ignore_errors=True)
@@ -76,10 +76,11 @@ def sandbox(
 class LocalFederation(Federation):
     """A federation whose nodes are processes of this machine. What they print is in `folder`/logs."""
 
-    def __init__(self, folder: Path, owners: Sequence[str], *, is_temporary: bool) -> None:
-        super().__init__(
-            CoordinatorSettings.load(folder / "federation" / "coordinator.toml"), folder / "runs"
-        )
+    def __init__(
+        self, folder: Path, task: str, owners: Sequence[str], *, is_temporary: bool
+    ) -> None:
+        settings = CoordinatorSettings.load(folder / "federation" / "coordinator.toml")
+        super().__init__(settings, folder / "runs", task)
         self.folder = folder
         self._is_temporary = is_temporary
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -132,6 +133,16 @@ class LocalFederation(Federation):
         with log.open("ab") as output:
             environment = {**usual, **os.environ}
             self.processes[node] = begin(command, environment, output, subprocess.PIPE)
+
+
+def _check_syntax(source: Path) -> None:
+    """Raise UsageError for a file that is not there or is no Python: no owner could say so to a coordinator."""
+    try:
+        ast.parse(source.read_bytes(), source.name)
+    except OSError as error:
+        raise UsageError(f"{source}: {error.strerror}") from None
+    except SyntaxError as error:
+        raise UsageError(f"{source}, line {error.lineno}: {error.msg}") from None
 
 
 def _named(data: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Path]:

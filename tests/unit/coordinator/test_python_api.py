@@ -17,6 +17,7 @@ from cairn.v1 import round_pb2 as pb
 from coordinator.api.federation import Federation, connect
 from coordinator.api.given_model import GivenModel
 from coordinator.api.live_view import Progress, as_html
+from coordinator.api.local_federation import sandbox
 from coordinator.events import JobFinished, OwnerNotCounted, RoundFinished
 
 
@@ -66,6 +67,36 @@ def test_a_mistake_in_a_job_is_the_sentence_of_its_file(
 ) -> None:
     with pytest.raises(UsageError, match=sentence.replace("?", r"\?")):
         federation.job("ward", model={"w": torch.zeros(2)}, rounds=3, **keys)
+
+
+def test_a_job_of_a_task_that_no_owner_of_the_sandbox_has_is_refused_with_the_one_they_have(
+    federation: Federation,
+) -> None:
+    local = Federation(federation._settings, task="ward")
+    assert local.job("ward", model={"w": torch.zeros(2)}, rounds=1).settings.task == "ward"
+    with pytest.raises(UsageError, match=r'job first: task = "first", .* write task="ward"'):
+        local.job("first", model={"w": torch.zeros(2)}, rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("code", "keys", "sentence"),
+    [
+        ("def train(model:\n", {}, r"task\.py, line 1: '\(' was never closed"),
+        (None, {}, r"task\.py: No such file or directory"),
+        ("", {"settings": {"lr": 0.1}}, r"the task task: settings\.lr = 0\.1: "),
+        ("", {"metrics": "loss"}, r"the task task: metrics = 'loss': "),
+    ],
+    ids=["syntax", "no file", "no range", "no list"],
+)
+def test_a_mistake_in_a_sandbox_is_one_sentence_before_anything_starts(
+    tmp_path: Path, code: str | None, keys: dict[str, Any], sentence: str
+) -> None:
+    (tmp_path / "rows.csv").touch()
+    if code is not None:
+        (tmp_path / "task.py").write_text(code, encoding="utf-8")
+    with pytest.raises(UsageError, match=sentence):
+        sandbox(tmp_path / "task.py", [tmp_path / "rows.csv"] * 2, folder=tmp_path / "fed", **keys)
+    assert not (tmp_path / "fed" / "logs").exists()
 
 
 def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
