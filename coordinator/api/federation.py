@@ -62,8 +62,8 @@ class Federation:
         self,
         name: str,
         *,
-        model: "nn.Module | Mapping[str, Tensor] | str | Path",
-        rounds: int,
+        model: "nn.Module | Mapping[str, Tensor] | str | Path | None" = None,
+        rounds: int | None = None,
         task: str | None = None,
         owners: Sequence[str] | None = None,
         floor: int | None = None,
@@ -78,21 +78,25 @@ class Federation:
         default the job's; `owners` are by default those of the coordinator's file, and `floor`, the fewest of them in
         a round, 3 or as many as there are. `settings` are the numbers handed to the task. `out` is the run's folder,
         by default runs/ and the job's name. All other keys are those of a job's file (docs/jobs.md), such as
-        `weighting`, `evaluate`, `rule={"name": "norm_bounded_mean", "norm": 1.0}` or `best`.
+        `weighting`, `evaluate`, `rule={"name": "norm_bounded_mean", "norm": 1.0}` or `best`. A job of `statistics` has
+        neither a model nor rounds.
 
         Raises UsageError that names the key for a mistake, as the command does.
         """
         invited = list(owners if owners is not None else self.owners)
         folder = Path(out) if out is not None else self._runs / name
         first = GivenModel(model, folder)
+        given = {
+            "rounds": rounds,
+            "settings": None if settings is None else dict(settings),
+            "model": None if model is None else first.path,
+        }
         values = {
             "name": name,
             "task": task or name,
-            "rounds": rounds,
             "owners": invited,
             "floor": floor or max(MIN_COHORT, min(_USUAL_FLOOR, len(invited))),
-            "settings": dict(settings or {}),
-            "model": first.path,
+            **{key: value for key, value in given.items() if value is not None},
             **keys,
         }
         job = JobSettings.of(values, f"the job {name}")

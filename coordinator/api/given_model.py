@@ -22,7 +22,7 @@ class GivenModel:
     """What a job starts from."""
 
     def __init__(
-        self, given: "nn.Module | Mapping[str, Tensor] | str | Path", folder: Path
+        self, given: "nn.Module | Mapping[str, Tensor] | str | Path | None", folder: Path
     ) -> None:
         self._given = given
         self._folder = folder
@@ -33,7 +33,9 @@ class GivenModel:
         return Path(self._given) if isinstance(self._given, str | Path) else self._folder / _FILE
 
     def write(self) -> None:
-        """Put it where the coordinator reads it. Raises UsageError for a model that cannot be averaged."""
+        """Put it where the coordinator reads it, if there is one. Raises UsageError for a model that cannot be averaged."""
+        if self._given is None:
+            return
         if isinstance(self._given, str | Path):
             return
         from cairn.tasks.state_dict import payload_of

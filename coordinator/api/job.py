@@ -101,6 +101,17 @@ class FederatedJob:
         """
         return self._first.with_values(self.state)
 
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """What a job of statistics has counted, by column (docs/statistics.md). Raises UsageError where there is nothing yet."""
+        path = self.folder / "statistics.json"
+        if not path.exists():
+            raise UsageError(
+                f"the job {self.settings.name} has counted nothing: run it, with statistics={{...}}"
+            )
+        columns: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["columns"]
+        return columns
+
     def verify(self) -> list[Finding]:
         """Check the run offline, as `cairn verify` does: that it is as the aggregator signed and recorded it."""
         key = parse_signing_key_text(self._coordinator.aggregator_signing_key)

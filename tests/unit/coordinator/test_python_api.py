@@ -164,3 +164,17 @@ def test_the_view_shows_progress_curves_and_notes_and_escapes_every_name() -> No
     assert "<script" not in shown
     progress.note(JobFinished(Path("model.safetensors"), b"\0"))
     assert "finished" in as_html(progress)
+
+
+def test_a_job_of_statistics_needs_no_model_and_no_rounds(federation: Federation) -> None:
+    age = {"low": 0, "high": 100, "bins": 10}
+    job = federation.job("ages", task="ward", statistics={"columns": {"age": age}})
+    assert job.settings.statistics is not None
+    assert (job.settings.model, job.settings.rounds) == (None, 1)
+    with pytest.raises(UsageError, match="has counted nothing"):
+        _ = job.statistics
+
+
+def test_a_training_without_a_model_is_told_what_is_missing(federation: Federation) -> None:
+    with pytest.raises(UsageError, match=r"the job ward: .*model"):
+        federation.job("ward", rounds=3)
