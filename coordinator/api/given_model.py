@@ -35,6 +35,8 @@ class GivenModel:
     def write(self) -> None:
         """Put it where the coordinator reads it. Raises UsageError for a model that cannot be averaged."""
         if isinstance(self._given, str | Path):
+            if not self.path.exists():
+                raise UsageError(f"model: there is no such file {self.path}")
             return
         from cairn.tasks.state_dict import payload_of
 
