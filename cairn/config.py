@@ -203,6 +203,8 @@ def _sentence(model: type[BaseModel], detail: Any) -> str:
     given = detail["input"]
     if detail["type"] == "model_type":
         return f"{key} is a table: write its keys below a line [{key}]"
+    if detail["type"] == "tuple_type":
+        message = "should be a list"
     if detail["type"] == "literal_error" and isinstance(given, str):
         message = f"must be {detail['ctx']['expected']}{_nearest(given, detail['ctx']['expected'])}"
     if isinstance(given, str | int | float | bool):

@@ -36,15 +36,17 @@ BECAUSE: dict["pb.Reason", str] = {
         " its operator to allow it"
     ),
     pb.REASON_RULE_REFUSED: (
-        "the owner's file does not allow this rule, optimizer or content (rules, optimizers, contents), or the rule averages over"
-        " fewer owners than its floor. Its log says which: choose another, or ask its operator to allow it"
+        "the owner's file does not allow this rule, optimizer or content (rules, optimizers, contents), or nothing without noise"
+        " (max_epsilon), or the rule averages over fewer owners than its floor. Its log says which: choose another, or ask its"
+        " operator to allow it"
     ),
     pb.REASON_BUDGET_SPENT: (
-        "with this round, all jobs together would tell more of the owner than its file allows (max_epsilon)"
+        "with this round, all jobs of the task together would tell more than the owner's file allows, of the owner (max_epsilon)"
+        " or of one record of its data (private): the last release is the job's last, unless its operator allows more"
     ),
     pb.REASON_SCHEMA_MISMATCH: (
-        "the owner's task has a model of other tensors: make the job's model by the task that its operator has approved, or ask"
-        " for the same task there"
+        "the owner's task has a model of other tensors, or could not be loaded. Its log says which: make the job's model by the"
+        " task that its operator has approved, or ask for the same task there"
     ),
 }
 

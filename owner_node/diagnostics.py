@@ -171,9 +171,19 @@ def _code(name: str, file: str) -> str:
 
 
 def _allowed(name: str, task: TaskSettings) -> str:
-    lists = {"contents": task.contents, "rules": task.rules, "optimizers": task.optimizers}
-    return f"tasks.{name} allows " + "; ".join(
-        f"{key} {', '.join(words)}" for key, words in lists.items()
+    """What the three lists allow, less what max_epsilon and private rule out."""
+    rules, contents = task.rules, task.contents
+    narrowed = ""
+    if task.max_epsilon is not None:
+        rules = ("private_mean",)
+        contents = tuple(word for word in contents if word != "statistics")
+        narrowed = " (max_epsilon)"
+    if task.private is not None:
+        contents = tuple(word for word in contents if word == "weights")
+        narrowed += " (private)"
+    lists = {"contents": contents, "rules": rules, "optimizers": task.optimizers}
+    return f"tasks.{name} allows{narrowed} " + "; ".join(
+        f"{key} {', '.join(words) or 'none'}" for key, words in lists.items()
     )
 
 

@@ -21,7 +21,7 @@ def checked_examples(field: str, value: Any) -> int:
     if not 1 <= examples <= MAX_EXAMPLES:
         raise TaskFailed(
             f"the task's data has {field} = {value!r}, expected a whole number from 1 to"
-            f" {MAX_EXAMPLES}",
+            f" {MAX_EXAMPLES}: pass it as cairn.Data(..., {field}=...)",
             pb.REASON_EXAMPLES_REFUSED,
         )
     return examples

@@ -37,6 +37,8 @@ class GivenModel:
         if self._given is None:
             return
         if isinstance(self._given, str | Path):
+            if not self.path.exists():
+                raise UsageError(f"model: there is no such file {self.path}")
             return
         from cairn.tasks.state_dict import payload_of
 

@@ -86,12 +86,7 @@ class FederatedJob:
         """The tensors of the last release, by name; before the first, those that the job starts from."""
         from safetensors.torch import load_file
 
-        path = self.folder / "model.safetensors"
-        if not path.exists():
-            raise UsageError(
-                f"the job {self.settings.name} has not begun: iterate over it, or run it"
-            )
-        return load_file(path)
+        return load_file(self._check_begun())
 
     @property
     def model(self) -> "nn.Module":
@@ -114,8 +109,18 @@ class FederatedJob:
 
     def verify(self) -> list[Finding]:
         """Check the run offline, as `cairn verify` does: that it is as the aggregator signed and recorded it."""
+        self._check_begun()
         key = parse_signing_key_text(self._coordinator.aggregator_signing_key)
         return verify(self.folder, Evidence(key))
+
+    def _check_begun(self) -> Path:
+        """Return where its model is. Raises UsageError before the job has begun."""
+        path = self.folder / "model.safetensors"
+        if not path.exists():
+            raise UsageError(
+                f"the job {self.settings.name} has not begun: iterate over it, or run it"
+            )
+        return path
 
     def _next(self, told: "queue.SimpleQueue[Event | None]") -> Event | None:
         while True:

@@ -62,7 +62,7 @@ def test_an_installed_task_is_named_as_it_is(tmp_path: Path) -> None:
         ("[identity]", "floor = 1\n[identity]", "floor = 1"),
         ("ed25519:", "rsa:", "aggregator_signing_key = 'rsa:AAAA"),
         ("[0.0, 0.5]", "[0.5, 0.0]", "the smaller comes first"),
-        ("[0.0, 0.5]", "0.5", "tasks.tumours.settings.lr = 0.5"),
+        ("[0.0, 0.5]", "0.5", "tasks.tumours.settings.lr = 0.5: should be a list"),
         ("[identity]", "[identity", "is not valid TOML"),
     ],
 )

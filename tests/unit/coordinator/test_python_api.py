@@ -83,7 +83,7 @@ def test_a_job_of_a_task_that_no_owner_of_the_sandbox_has_is_refused_with_the_on
     [
         ("def train(model:\n", {}, r"task\.py, line 1: '\(' was never closed"),
         (None, {}, r"task\.py: No such file or directory"),
-        ("", {"settings": {"lr": 0.1}}, r"the task task: settings\.lr = 0\.1: "),
+        ("", {"settings": {"lr": 0.1}}, r"the task task: settings\.lr = 0\.1: should be a list"),
         ("", {"metrics": "loss"}, r"the task task: metrics = 'loss': "),
     ],
     ids=["syntax", "no file", "no range", "no list"],
@@ -102,6 +102,17 @@ def test_a_mistake_in_a_sandbox_is_one_sentence_before_anything_starts(
 def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"should be a torch.nn.Module, .* and is int"):
         GivenModel(3, tmp_path).write()  # type: ignore[arg-type]  # the mistake
+
+
+def test_a_model_whose_file_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model: there is no such file .*task\.py"):
+        GivenModel(tmp_path / "task.py", tmp_path).write()
+
+
+def test_a_job_that_has_not_begun_has_nothing_to_verify(federation: Federation) -> None:
+    job = federation.job("never", model={"w": torch.zeros(2)}, rounds=3)
+    with pytest.raises(UsageError, match="the job never has not begun"):
+        job.verify()
 
 
 def test_the_released_values_go_into_a_copy_and_what_was_not_exchanged_stays(

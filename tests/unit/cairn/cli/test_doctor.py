@@ -389,6 +389,16 @@ def test_what_a_task_lets_become_of_its_updates_is_said(ward: Path) -> None:
     )
 
 
+def test_what_a_budget_rules_out_is_not_said_to_be_allowed(ward: Path) -> None:
+    config = ward / "alice.toml"
+    text = config.read_text().replace("[tasks.mean]\n", "[tasks.mean]\nmax_epsilon = 8.0\n")
+    config.write_text(text)
+    assert examined(config).of("task", "ok")[-1] == (
+        "tasks.mean allows (max_epsilon) contents weights, gradients; rules private_mean;"
+        " optimizers none, sgd, adagrad, adam, yogi"
+    )
+
+
 def test_a_missing_task_and_missing_data_are_named_by_their_keys(ward: Path) -> None:
     (ward.parent / "task.py").unlink()
     (ward.parent / "data.csv").unlink()

@@ -443,7 +443,9 @@ def test_a_number_of_examples_that_cannot_be_is_refused(examples: Any) -> None:
         data=lambda _: Data(train=None, examples=examples),
         train=nothing,
     )
-    assert failure(task)[0] == "REASON_EXAMPLES_REFUSED"
+    reason, sentence = failure(task)
+    assert reason == "REASON_EXAMPLES_REFUSED"
+    assert "pass it as cairn.Data(..., examples=...)" in sentence
 
 
 def test_functions_that_return_something_else_are_named() -> None:
