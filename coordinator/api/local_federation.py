@@ -27,6 +27,7 @@ from coordinator.settings import CoordinatorSettings
 
 Ranges = Mapping[str, Sequence[float]]
 _LAST_LINES = 5
+_MAX_FAILURES = 1000  # a task that is being written may fail often
 
 
 def sandbox(
@@ -62,6 +63,7 @@ def sandbox(
             "data": str(places),
             "settings": dict(settings or {}),
             "metrics": metrics,
+            "max_failures": _MAX_FAILURES,
         }
         written = tasks_toml({called: TaskSettings.of(values, f"the task {called}")})
         (home / "tasks.toml").write_text(written, encoding="utf-8")
