@@ -12,12 +12,14 @@ from typing import Any, Self
 
 import grpc
 
+from cairn.errors import WrongState
 from cairn.identity.credentials import Identity
 from cairn.identity.reload import reloading_identity, reloading_pin
 from cairn.identity.trust import PeerTrust
 from cairn.transport import framing
 from cairn.transport.keepalive import CALL_MS, IDLE_MS, KEEPALIVE
 from cairn.transport.parsing import JOB_MESSAGE_BYTES
+from cairn.v1 import round_pb2 as pb
 
 
 class _Line:
@@ -103,6 +105,16 @@ class ReloadingChannel(grpc.Channel):
             left.channel.close()
         return line
 
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Around the beginning of a call: another thread may have closed the channel. Raises WrongState where it has."""
+        try:
+            yield
+        except ValueError:  # gRPC's word for that
+            if not self._closed:
+                raise
+            raise WrongState("this node has hung up", pb.REASON_STOPPING) from None
+
     def release(self, line: _Line) -> None:
         with self._lock:
             line.calls -= 1
@@ -137,11 +149,11 @@ class _Method:
     def __call__(self, *request: Any, **options: Any) -> Any:
         if self._shape.endswith("_stream"):
             return self._begun("__call__", request, options)
-        with self._channel.line() as line:
+        with self._channel.calling(), self._channel.line() as line:
             return self._on(line)(*request, **options)
 
     def with_call(self, *request: Any, **options: Any) -> Any:
-        with self._channel.line() as line:
+        with self._channel.calling(), self._channel.line() as line:
             return self._on(line).with_call(*request, **options)
 
     def future(self, *request: Any, **options: Any) -> Any:
@@ -154,7 +166,8 @@ class _Method:
         """Begin a call that goes on after this returns: it holds its line to its end."""
         line = self._channel.take()
         try:
-            call = getattr(self._on(line), way)(*request, **options)
+            with self._channel.calling():
+                call = getattr(self._on(line), way)(*request, **options)
         except BaseException:
             self._channel.release(line)
             raise
