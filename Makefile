@@ -25,7 +25,8 @@ $(READY): pyproject.toml constraints.txt
 extras: $(EXTRAS) ## Add what single examples need: lifelines, and a pretrained transformer with its libraries
 
 $(EXTRAS): $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[trial,transformer]'
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+		$$($(BIN)/python -c 'import tomllib; of = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*(each for extra in ("trial", "transformer") for each in of[extra] if not each.startswith("cairn")))')
 	@touch $(EXTRAS)
 
 demo: setup ## Set up, then run the tutorial: an aggregator, bob, alice and a coordinator
