@@ -50,7 +50,7 @@ def coordinator(network: Network) -> Iterator[Node]:
     config = network.directory / "coordinator.toml"
     command = (BIN / "coordinator", "run", folder / "job.toml", "--config", config)
     node = Node("coordinator", folder / "log", *command, "--out", folder / "out")
-    until(lambda: is_healthy(network, "bob", network.coordinator_at), "the coordinator listens")
+    until(lambda: is_served(network, "bob", network.coordinator_at), "the coordinator listens")
     yield node
     node.kill()
 
