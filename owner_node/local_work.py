@@ -8,7 +8,7 @@ from cairn.runtime.failpoints import failpoint
 from cairn.tasks.loader import TaskFailed
 from owner_node.deadline import Deadline
 from owner_node.invitation import Invited
-from owner_node.privacy import PrivacyAccount, RoundSpending
+from owner_node.record_privacy import PrivacyAccount, RoundSpending
 from owner_node.training.kept_tensors import KeptTensors
 from owner_node.training.supervisor import PrivateWork, Trained, TrainingSupervisor, Work
 from owner_node.upload import Uploader

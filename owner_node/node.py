@@ -32,9 +32,9 @@ from owner_node.event_log import log_event
 from owner_node.events import Observer
 from owner_node.participation import Participation
 from owner_node.policy import Policy
-from owner_node.privacy import PrivacyAccount
 from owner_node.privacy_limit import privacy_limit_of
 from owner_node.receipts import Receipts
+from owner_node.record_privacy import PrivacyAccount
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import OwnerLedger
 from owner_node.records.ledger_head import LedgerHeadTracker
@@ -245,7 +245,7 @@ def _policy(settings: OwnerSettings) -> Policy:
                 work_seconds=task.work_seconds,
                 min_cell=task.min_cell,
                 max_statistics=task.max_statistics,
-                privacy=privacy_limit_of(task),
+                privacy_limit=privacy_limit_of(task),
                 private=task.private,
             )
             for name, task in settings.tasks.items()

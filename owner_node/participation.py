@@ -27,7 +27,7 @@ from owner_node.invitation import Declined, Invited
 from owner_node.lease import Lease
 from owner_node.local_work import LocalWork, Progress
 from owner_node.policy import Policy
-from owner_node.privacy import PrivacyAccount
+from owner_node.record_privacy import PrivacyAccount
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import NotRecorded
 from owner_node.settlement import Settlement

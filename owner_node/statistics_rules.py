@@ -30,7 +30,7 @@ def check_statistics(tasks: Mapping[str, TaskRules], invited: Invited, budgets: 
         left = budgets.counted(job.task, column.name, besides=invited.digest)
         if left >= of_task.max_statistics:
             raise Declined(
-                f"the column {column.name} of the task {job.task} has left this site {left} times, and this owner's"
-                f" file allows {of_task.max_statistics} (max_statistics)",
+                f"the column {column.name} of the task {job.task} has left this site as often as this owner's file allows"
+                f" ({of_task.max_statistics}, max_statistics)",
                 pb.REASON_TOO_MANY_ROUNDS,
             )

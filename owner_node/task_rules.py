@@ -23,7 +23,7 @@ class TaskRules:
     `max_rounds` holds for trainings, and as well for evaluations. `work_seconds` is the time that its work on the
     data takes in every round; None where that may show. `min_cell` is the smallest cell of statistics that may be
     released, and `max_statistics` how many times a column may leave for them (owner_node/statistics_rules.py). With
-    `privacy`, only noisy releases may tell of the data. `private` is the budget of differential privacy for each
+    `privacy_limit`, only noisy releases may tell of the data. `private` is the budget of differential privacy for each
     record; None where there is none.
     """
 
@@ -37,7 +37,7 @@ class TaskRules:
     work_seconds: float | None = None
     min_cell: int = MIN_CELL
     max_statistics: int = 1
-    privacy: PrivacyLimit | None = None
+    privacy_limit: PrivacyLimit | None = None
     private: PrivateSettings | None = None
 
 
@@ -47,7 +47,7 @@ def check_task(rules: TaskRules, invited: Invited, known: JobHistory) -> None:
         _check_settings(invited.job, rules.ranges)
     _check_encoding(invited, rules.encodings)
     _check_lists(invited, rules)
-    _check_privacy(invited, rules.privacy, known.told)
+    _check_privacy(invited, rules.privacy_limit, known.told)
     _check_budgets(invited, rules, known)
     if rules.private is not None:
         _check_private(invited, rules.private, known)

@@ -53,9 +53,8 @@ class ModelSubmission:
             return
         self._check_no_round(job)
         with ExitStack() as stack:
-            with (
-                self._beginning
-            ):  # else two that begin at once would both be promised the same room
+            # Else two that begin at once would both be promised the same room.
+            with self._beginning:
                 self._make_room(coordinator, spec)
                 new = stack.enter_context(self._store.first_models.begin(job_digest, spec.schema))
             yield IncomingModel(new)

@@ -54,9 +54,8 @@ class StatisticsOverlap:
             before = [each for each in others if each.column(column.name)]
             if len(before) >= self._most:
                 raise _refused(
-                    f"the column {column.name} of the task {context.job.task} was released {len(before)} times"
-                    " already: what has changed since would tell of single examples. The aggregator's file says how"
-                    " often it may be (max_statistics)"
+                    f"the column {column.name} of the task {context.job.task} was released as often as the aggregator's"
+                    f" file allows ({self._most}, max_statistics): what has changed since would tell of single examples"
                 )
             min_cell = new.statistics.min_cell
             if any(

@@ -1,7 +1,7 @@
 """`cairn.private`: differential privacy for each record of an owner, in one line of its loop. Imports no torch.
 
 What the line asks for is decided elsewhere: the noise, the clipping norm and the budget are those of the owner's own
-file, whatever the job says, and the owner's node keeps the account (owner_node/privacy.py).
+file, whatever the job says, and the owner's node keeps the account (owner_node/record_privacy.py).
 """
 
 from collections.abc import Callable

@@ -31,7 +31,7 @@ from cairn.protocol.statements import commitment_of, verified_receipt
 from cairn.protocol.words import reason_of_word, reason_word
 from cairn.v1 import round_pb2 as pb
 from cairn.verify.ledger import LedgerCopy, attempted, differing, short
-from cairn.verify.private import PrivateSpending
+from cairn.verify.record_privacy import PrivateSpending
 from cairn.verify.sent import SentUpdates
 from cairn.verify.statement import VerifiedStatement, check_recorded, facts_of, title
 

@@ -37,8 +37,8 @@ from owner_node.aggregator_client import AggregatorClient
 from owner_node.download import Downloader
 from owner_node.participation import Participation
 from owner_node.policy import Policy
-from owner_node.privacy import PrivacyAccount
 from owner_node.receipts import Receipts
+from owner_node.record_privacy import PrivacyAccount
 from owner_node.records.decisions import DecisionLog
 from owner_node.records.ledger import OwnerLedger
 from owner_node.settlement import Settlement

@@ -20,7 +20,7 @@ LIMITED = replace(
     tasks={
         "tumours": replace(
             RULES,
-            privacy=PrivacyLimit(epsilon=8.0, delta=1e-5),
+            privacy_limit=PrivacyLimit(epsilon=8.0, delta=1e-5),
             rules=frozenset({pb.RULE_MEAN, pb.RULE_PRIVATE_MEAN}),
         )
     },
